@@ -1,0 +1,204 @@
+"""Train a diffusion model on images: yours, the Hub's or the embedded digits and emoji.
+
+    accelerate launch examples/train_ddpm.py --dataset_name digits --output_dir outputs/digits
+
+A run that was killed goes on when the same command is started again. The folder it leaves is a pipeline:
+`latentia.DiffusionPipeline.from_pretrained("outputs/digits")`.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+from latentia import DDIMScheduler, DDPMScheduler, UnconditionalDiffusionPipeline, UNet2D
+from latentia.errors import UsageError
+from latentia.losses.diffusion import diffusion_loss
+from latentia.run import Watch, finish, load_data, plan, run_script, start
+from latentia.training.arguments import (
+    DataArguments,
+    EMAArguments,
+    EvaluationArguments,
+    HubArguments,
+    OptimizationArguments,
+    OutputArguments,
+    flat_values,
+    run_identity,
+)
+from latentia.training.ema import EMA
+from latentia.training.loop import Phase, learning_rate_schedule, train
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """The network, UNet2D."""
+
+    block_out_channels: tuple[int, ...] = (64, 128)
+    """Channels of each level from fine to coarse."""
+    patch_size: int = 1
+    """Side of the patches that become channels first; 2 quarters the work."""
+    layers_per_block: int = 1
+    """Residual blocks of each level."""
+    dropout: float = 0.0
+    """Dropout rate."""
+    class_conditional: bool = False
+    """Learn from the labels too, so that classes can be asked for."""
+
+
+@dataclass(frozen=True)
+class DiffusionArguments:
+    """The noise and the objective."""
+
+    num_train_timesteps: int = 1000
+    """Length of the noising chain."""
+    beta_schedule: str = "squaredcos_cap_v2"
+    """linear, scaled_linear or squaredcos_cap_v2 (cosine)."""
+    prediction_type: str = "v_prediction"
+    """What the network predicts: epsilon, v_prediction or sample."""
+    time_sampling: str = "logit_normal"
+    """Density of training times: uniform or logit_normal."""
+    time_loc: float = 0.0
+    """Centre of the logit-normal density; lower means less noise."""
+    time_scale: float = 1.0
+    """Width of the logit-normal density."""
+    loss_weighting: str = "none"
+    """none or min_snr."""
+    snr_gamma: float = 5.0
+    """Cap of min_snr."""
+    class_dropout: float = 0.1
+    """Share of labels that are hidden, for classifier-free guidance."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    data: DataArguments = field(default_factory=DataArguments)
+    model: ModelArguments = field(default_factory=ModelArguments)
+    diffusion: DiffusionArguments = field(default_factory=DiffusionArguments)
+    optimization: OptimizationArguments = field(default_factory=OptimizationArguments)
+    ema: EMAArguments = field(default_factory=EMAArguments)
+    evaluation: EvaluationArguments = field(default_factory=EvaluationArguments)
+    output: OutputArguments = field(default_factory=OutputArguments)
+    hub: HubArguments = field(default_factory=HubArguments)
+
+
+def main(args: Arguments) -> int:
+    accelerator = start(args)
+    data = load_data(args.data)
+    options, conditional = args.optimization, args.model.class_conditional
+    if conditional and data.label_names is None:
+        raise UsageError("--class_conditional needs labels, and this data set has none. Name them with --label_column.")
+
+    torch.manual_seed(options.seed)
+    unet = UNet2D(
+        sample_size=tuple(data.shape[1:]),
+        in_channels=data.shape[0],
+        block_out_channels=args.model.block_out_channels,
+        patch_size=args.model.patch_size,
+        layers_per_block=args.model.layers_per_block,
+        dropout=args.model.dropout,
+        num_class_embeds=len(data.label_names) if conditional else None,
+    )
+    noise = {
+        "num_train_timesteps": args.diffusion.num_train_timesteps,
+        "beta_schedule": args.diffusion.beta_schedule,
+        "prediction_type": args.diffusion.prediction_type,
+        "timestep_spacing": "trailing",
+    }
+    scheduler = DDPMScheduler(**noise).to(accelerator.device)
+    steps = plan(accelerator, args, data, unet)
+
+    ema = EMA(unet.to(accelerator.device), args.ema.ema_decay, args.ema.ema_warmup) if args.ema.use_ema else None
+    if options.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if options.compile:
+        unet.compile()
+    scale = options.train_batch_size * options.gradient_accumulation_steps * accelerator.num_processes
+    optimizer = torch.optim.AdamW(
+        unet.parameters(),
+        lr=options.learning_rate * (scale if options.scale_lr else 1),
+        betas=(options.adam_beta1, options.adam_beta2),
+        weight_decay=options.adam_weight_decay,
+        eps=options.adam_epsilon,
+    )
+    network, optimizer = accelerator.prepare(unet, optimizer)
+
+    def loss(batch, draw):
+        if not conditional:
+            batch = {"images": batch["images"]}
+        return diffusion_loss(
+            network,
+            scheduler,
+            batch,
+            draw,
+            time_sampling=args.diffusion.time_sampling,
+            time_loc=args.diffusion.time_loc,
+            time_scale=args.diffusion.time_scale,
+            weighting=args.diffusion.loss_weighting,
+            snr_gamma=args.diffusion.snr_gamma,
+            class_dropout=args.diffusion.class_dropout,
+        )
+
+    phase = Phase(
+        name="unet",
+        loss=loss,
+        trains=network,
+        optimizer=optimizer,
+        learning_rate=learning_rate_schedule(options.lr_scheduler, options.lr_warmup_steps, steps),
+        max_grad_norm=options.max_grad_norm,
+        ema=ema,
+    )
+
+    def pipeline(weights) -> UnconditionalDiffusionPipeline:
+        names = list(data.label_names) if conditional else None
+        pipe = UnconditionalDiffusionPipeline(weights, DDIMScheduler(**noise), label_names=names)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def sample(weights, batch_size: int, seed: int) -> torch.Tensor:
+        weights.eval()
+        labels = [i % len(data.label_names) for i in range(batch_size)] if conditional else None
+        images = pipeline(weights)(
+            batch_size,
+            class_labels=labels,
+            num_inference_steps=args.evaluation.num_inference_steps,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="latent",
+        ).images
+        unet.train()
+        return images.cpu()
+
+    final = ema.module if ema is not None else unet
+    samplers = (
+        {"ema": partial(sample, ema.module), "raw": partial(sample, unet)} if ema else {"ema": partial(sample, unet)}
+    )
+    watch = Watch(args, data, samplers)
+    result = train(
+        accelerator,
+        [phase],
+        data,
+        output_dir=args.output.output_dir,
+        max_steps=steps,
+        batch_size=options.train_batch_size,
+        accumulate=options.gradient_accumulation_steps,
+        seed=options.seed,
+        hooks=watch.hooks(),
+        checkpoint_every=args.output.checkpointing_steps,
+        checkpoints_limit=args.output.checkpoints_total_limit,
+        resume=args.output.resume_from_checkpoint,
+        config=run_identity(args.model, args.diffusion, args.optimization, args.ema),
+        arguments=flat_values(args),
+        log_every=args.output.logging_steps,
+    )
+    return finish(
+        accelerator,
+        args,
+        result,
+        pipeline(final),
+        watch,
+        family="diffusion",
+        pipeline_tag="unconditional-image-generation",
+    )
+
+
+if __name__ == "__main__":
+    run_script(Arguments, main, __doc__.splitlines()[0])

@@ -1,0 +1,290 @@
+"""What all pipelines share: loading, the common words, and the way from and to [0, 255]."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import diffusers
+import numpy as np
+import torch
+from diffusers.utils import logging
+from huggingface_hub import hf_hub_download, resolve_revision
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionResolutionError
+from PIL import Image
+from torch import Tensor
+
+from latentia.errors import CheckpointError, HubError, LatentiaError, NumericsError, UsageError, did_you_mean
+from latentia.hub.load import INDEX_NAME, component_class, pipeline_class, read_index
+
+logger = logging.get_logger(__name__)
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+WORDS = ("encode", "decode", "interpolate", "log_likelihood")
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+class DiffusionPipeline(diffusers.DiffusionPipeline):
+    """The base of every pipeline here, and the loader of any saved one.
+
+    `DiffusionPipeline.from_pretrained(folder_or_repo)` returns the class that was saved, whether it is latentia's or
+    diffusers' own around a network of latentia. Beside sampling, `pipe(...)`, all pipelines have the same four words
+    with the same meaning: `encode`, `decode`, `interpolate`, `log_likelihood`. A family that cannot do one says so.
+
+    Example:
+        >>> DiffusionPipeline.from_pretrained("/nowhere/at/all")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        latentia.errors.UsageError: "/nowhere/at/all" is neither a folder nor the name of a Hub repository ...
+    """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """Loads a saved pipeline from a folder or from the Hub.
+
+        Nothing that lies in the repository is run, and nothing in it is unpickled.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or "user/name" on the Hub.
+            **kwargs: as in diffusers: `revision`, `dtype`, `cache_dir`, `local_files_only`, a component to use
+                instead of the saved one, ...
+
+        Returns:
+            A pipeline of the class that was saved, or of this class if it is a particular one.
+
+        Raises:
+            CheckpointError: model_index.json or a component is missing, damaged or not allowed.
+            HubError: the repository cannot be reached.
+            UsageError: the name is no folder and no repository, or code of a repository was asked for.
+        """
+        _refuse_code(kwargs)
+        name = str(pretrained_model_name_or_path)
+        local = os.path.isdir(name)
+        folder = name if local else str(cls.download(name, **kwargs))
+        index = read_index(folder)
+        where = os.path.join(name, INDEX_NAME)
+        for component, value in index.items():
+            if isinstance(value, list) and value[0] is not None and component not in kwargs:
+                component_class(value[0], value[1], where)
+        kind = pipeline_class(index, where) if cls is DiffusionPipeline else cls
+        kwargs["use_safetensors"] = True
+        try:
+            load = diffusers.DiffusionPipeline.from_pretrained.__func__  # type: ignore[attr-defined]
+            pipe = load(kind, folder, **kwargs)  # `super()` would not do: `kind` may be diffusers' own
+        except LatentiaError:
+            raise
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{kind.__name__} cannot be loaded from {name}: {error}") from error
+        # A folder of this machine must not end up in saved files.
+        pipe.register_to_config(_name_or_path=None if local else name)
+        return pipe
+
+    @classmethod
+    def download(cls, pretrained_model_name: str, **kwargs: Any) -> str | os.PathLike:
+        """Fetches the files of a saved pipeline into the cache, all from one commit.
+
+        Args:
+            pretrained_model_name: "user/name" on the Hub.
+            **kwargs: as in diffusers.
+
+        Returns:
+            The folder that holds them.
+
+        Raises:
+            HubError: the repository, its revision or a file of it cannot be had.
+        """
+        _refuse_code(kwargs)
+        place = {key: kwargs[key] for key in ("cache_dir", "local_files_only", "token") if key in kwargs}
+        place["local_files_only"] = bool(place.get("local_files_only"))
+        kwargs["use_safetensors"] = True
+        asked = kwargs.pop("revision", None)
+        try:
+            # Resolved once, so that the index that is checked and the files that are fetched are one commit's.
+            commit = resolve_revision(pretrained_model_name, revision=asked, **place)
+            index_file = hf_hub_download(
+                pretrained_model_name,
+                INDEX_NAME,
+                revision=commit,
+                force_download=bool(kwargs.get("force_download")),
+                **place,
+            )
+            logger.info(f"{pretrained_model_name} at commit {commit.resolved}")
+            index = read_index(Path(index_file).parent)
+            where = f"{pretrained_model_name}/{INDEX_NAME}"
+            kind = pipeline_class(index, where) if cls is DiffusionPipeline else cls
+            fetch = diffusers.DiffusionPipeline.download.__func__  # type: ignore[attr-defined]
+            return fetch(kind, pretrained_model_name, revision=commit, **kwargs)
+        except LatentiaError:
+            raise
+        except HFValidationError as error:
+            raise UsageError(
+                f'"{pretrained_model_name}" is neither a folder nor the name of a Hub repository ("user/name").'
+            ) from error
+        except (HfHubHTTPError, RevisionResolutionError, OSError, ValueError) as error:
+            raise HubError(f"{pretrained_model_name} cannot be fetched from the Hub: {error}") from error
+
+    def encode(self, images: Any, **kwargs: Any) -> Tensor:
+        """The latents of `images`. Args and range: see `from_input`."""
+        self._cannot("encode")
+
+    def decode(self, latents: Tensor, **kwargs: Any) -> Any:
+        """The images of `latents`, the inverse of `encode` as far as the family has one."""
+        self._cannot("decode")
+
+    def interpolate(self, a: Any, b: Any, steps: int, **kwargs: Any) -> Any:
+        """`steps` images on the way from image `a` to image `b` through the latent space, both ends included."""
+        self._cannot("interpolate")
+
+    def log_likelihood(self, images: Any, **kwargs: Any) -> Tensor:
+        """log p(image) in nats, one number per image, summed over its pixels."""
+        self._cannot("log_likelihood")
+
+    def _cannot(self, word: str) -> NoReturn:
+        kind = type(self)
+        able = [known for known in WORDS if getattr(kind, known) is not getattr(DiffusionPipeline, known)]
+        raise UsageError(
+            f"{kind.__name__} has no {word}: its family does not define one. It can sample, pipe(...)"
+            + (f", and {', '.join(able)}." if able else ", and nothing else.")
+        )
+
+
+def _refuse_code(kwargs: dict[str, Any]) -> None:
+    if kwargs.pop("trust_remote_code", False) or kwargs.pop("custom_pipeline", None) is not None:
+        raise UsageError(
+            "trust_remote_code and custom_pipeline must be left out: latentia runs no code that lies in a repository. "
+            "If you have read that code and trust it, load it with diffusers.DiffusionPipeline."
+        )
+    if kwargs.get("use_safetensors") is False:
+        raise UsageError("use_safetensors must be True, got False: pickled weights can run code.")
+
+
+def check_output_type(output_type: str) -> None:
+    """Refuses an unknown `output_type`. Call it before sampling, so that a typo does not cost the samples.
+
+    Raises:
+        UsageError: it is none of "pil", "np", "pt", "latent".
+    """
+    if output_type not in OUTPUT_TYPES:
+        raise UsageError(
+            f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}."
+            + did_you_mean(str(output_type), OUTPUT_TYPES)
+        )
+
+
+def to_output(x: Tensor, output_type: str = "pil") -> list[Image.Image] | np.ndarray | Tensor:
+    """Turns the images of a network into what the user asked for.
+
+    A pixel is `round(255 * clamp((x + 1) / 2, 0, 1))`, halves to even, on the CPU in float32, so that equal samples
+    give equal pictures on every device.
+
+    Args:
+        x: (B, C, H, W), float, in [-1, 1]; what lies outside is clamped. "pil" needs 1, 3 or 4 channels.
+        output_type: "pil" (list of pictures), "np" ((B, H, W, C), float32 in [0, 1]), "pt" ((B, C, H, W) in [0, 1],
+            on the device of `x`), or "latent" (`x` itself).
+
+    Raises:
+        NumericsError: a value is not finite.
+        UsageError: another `output_type`, or a number of channels that pictures do not have.
+
+    Example:
+        >>> to_output(torch.zeros(2, 1, 8, 8))[0].getpixel((0, 0))
+        128
+    """
+    check_output_type(output_type)
+    if output_type == "latent":
+        return x
+    if not torch.isfinite(x).all():
+        raise NumericsError(
+            "The samples are not finite, so they are no pictures. Sample in float32 or bfloat16, or look for the step "
+            "of training at which the weights went wrong."
+        )
+    unit = (x.float() + 1).div(2).clamp(0, 1)
+    if output_type == "pt":
+        return unit
+    array = unit.cpu().permute(0, 2, 3, 1).numpy()  # (B, H, W, C)
+    if output_type == "np":
+        return array
+    if array.shape[-1] not in _MODES:
+        raise UsageError(f'output_type="pil" needs 1, 3 or 4 channels, got {array.shape[-1]}. Take "np" or "pt".')
+    pixels = (array * 255).round().astype(np.uint8)
+    return [Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one) for one in pixels]
+
+
+def from_input(
+    images: Image.Image | np.ndarray | Tensor | Sequence[Image.Image],
+    *,
+    channels: int | None = None,
+    size: int | tuple[int, int] | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Turns what a user gives as images into (B, C, H, W) in [-1, 1]. Nothing is resized or converted silently.
+
+    Args:
+        images: one picture or a list of them (modes L, RGB, RGBA); an array (H, W, C) or (B, H, W, C), uint8 or float
+            in [0, 1]; or a tensor (C, H, W) or (B, C, H, W), uint8 or, as data sets here deliver it, float in [-1, 1].
+        channels: how many the network takes; None for any.
+        size: height and width, or one number for both, that the network takes; None for any.
+        device, dtype: of the result.
+
+    Raises:
+        UsageError: type, shape, range, channels or size are not as said.
+
+    Example:
+        >>> from_input(Image.new("L", (8, 8), 255), channels=1, size=8).shape
+        torch.Size([1, 1, 8, 8])
+    """
+    if isinstance(images, Image.Image):
+        images = [images]
+    if isinstance(images, Sequence) and not isinstance(images, str) and len(images) > 0:
+        images = _stack(images)
+    if isinstance(images, np.ndarray):
+        x = torch.from_numpy(np.ascontiguousarray(images))
+        if x.ndim not in (3, 4):
+            raise UsageError(f"images must have shape (H, W, C) or (B, H, W, C), got {tuple(images.shape)}.")
+        x, low = x.movedim(-1, -3), 0.0
+    elif isinstance(images, Tensor):
+        x, low = images, -1.0
+    else:
+        raise UsageError(f"images must be pictures, an array or a tensor, got {type(images).__name__}.")
+    if x.ndim == 3:
+        x = x[None]
+    if x.ndim != 4 or 0 in x.shape:
+        raise UsageError(f"images must have shape (C, H, W) or (B, C, H, W) and not be empty, got {tuple(x.shape)}.")
+    if x.dtype == torch.uint8:
+        x, low, high = x.float() / 255, 0.0, 1.0
+    elif x.is_floating_point():
+        high = 1.0
+        if not (x.min() >= low and x.max() <= high):  # also if a value is not a number
+            raise UsageError(
+                f"images must lie in [{low:g}, {high:g}], got values from {x.min():g} to {x.max():g}. Give pixels of "
+                f"0 to 255 as uint8, and floats as {'an array in [0, 1]' if low == 0 else 'a tensor in [-1, 1]'}."
+            )
+    else:
+        raise UsageError(f"images must be uint8 or floating point, got {x.dtype}.")
+    if channels is not None and x.shape[1] != channels:
+        hint = f' Convert pictures first: image.convert("{_MODES[channels]}").' if channels in _MODES else ""
+        raise UsageError(f"images must have {channels} channels, got {x.shape[1]}.{hint}")
+    if size is not None:
+        height, width = (size, size) if isinstance(size, int) else size
+        if tuple(x.shape[-2:]) != (height, width):
+            raise UsageError(
+                f"images must be {height} high and {width} wide, got {x.shape[-2]} by {x.shape[-1]}. Resize pictures "
+                f"first: image.resize(({width}, {height}))."
+            )
+    x = x.to(device=device, dtype=dtype)
+    return x * 2 - 1 if low == 0 else x
+
+
+def _stack(images: Sequence[Any]) -> np.ndarray:
+    for image in images:
+        if not isinstance(image, Image.Image):
+            raise UsageError(f"A list of images must hold pictures only, got {type(image).__name__}.")
+        if image.mode not in _MODES.values():
+            raise UsageError(f'A picture must have mode L, RGB or RGBA, got {image.mode}. Use image.convert("RGB").')
+        if (image.size, image.mode) != (images[0].size, images[0].mode):
+            raise UsageError(
+                "Pictures of one call must be alike, got "
+                f"{images[0].mode} {images[0].size} and {image.mode} {image.size}."
+            )
+    arrays = [np.asarray(image) for image in images]
+    return np.stack([array if array.ndim == 3 else array[..., None] for array in arrays])

@@ -1,0 +1,54 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+EXTRAS = {
+    "text": ["transformers>=5.0"],
+    "track": ["tensorboard>=2.20"],
+    "dev": ["pytest>=9", "pytest-timeout>=2.4", "hypothesis>=6.100", "ruff>=0.14", "mypy>=2", "build>=1.2"],
+}
+
+setup(
+    name="latentia",
+    version="0.1.0.dev0",
+    description="Every family of generative and representation learning behind the diffusers interface",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE", "src/latentia/data/embedded/LICENSE*"],
+    author="The latentia authors",
+    keywords="diffusers generative-models diffusion vae gan normalizing-flows representation-learning",
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Education",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    python_requires=">=3.11",
+    package_dir={"": "src", "latentia.pipelines": "pipelines"},
+    packages=[*find_packages("src"), "latentia.pipelines"],
+    package_data={"latentia": ["py.typed", "data/embedded/*", "evaluation/weights/*", "evaluation/weights/*/*"]},
+    install_requires=[
+        "torch>=2.10",
+        "diffusers>=0.42,<0.43",
+        "accelerate>=1.15",
+        "safetensors>=0.8",
+        "huggingface_hub>=2",
+        "datasets>=5.2",
+        "scikit-learn>=1.7",
+        "matplotlib>=3.10",
+        "numpy>=2",
+        "pillow>=12",
+        "pyyaml>=6",
+        "tqdm>=4.66",
+        "tyro>=1.0.16",
+        "Jinja2>=3.1",
+        "psutil>=6",
+    ],
+    extras_require={**EXTRAS, "all": sorted({item for name in ("text", "track") for item in EXTRAS[name]})},
+    entry_points={"console_scripts": ["latentia = latentia.cli:main"]},
+)

@@ -1,0 +1,61 @@
+"""latentia: every family of generative and representation learning behind the interface of Hugging Face diffusers."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from latentia import registration
+
+__version__ = "0.1.0.dev0"
+
+# Public name -> the module that defines it. Nothing heavy is imported before a name is first used.
+_EXPORTS = {
+    "ModelMixin": "latentia.models.modeling",
+    "SchedulerMixin": "diffusers",
+    "UNet2D": "latentia.models.unet",
+    "DigitClassifier": "latentia.models.classifier",
+    "DDPMScheduler": "latentia.schedulers.ddpm",
+    "DDIMScheduler": "latentia.schedulers.ddim",
+    "DiffusionPipeline": "latentia.pipelines.base",
+    "UnconditionalDiffusionPipeline": "latentia.pipelines.unconditional",
+    "model_card": "latentia.hub.card",
+    "push_to_hub": "latentia.hub.push",
+}
+__all__ = [
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DiffusionPipeline",
+    "DigitClassifier",
+    "ModelMixin",
+    "SchedulerMixin",
+    "UNet2D",
+    "UnconditionalDiffusionPipeline",
+    "__version__",
+    "model_card",
+    "push_to_hub",
+]
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+
+    from latentia.hub.card import model_card
+    from latentia.hub.push import push_to_hub
+    from latentia.models.classifier import DigitClassifier
+    from latentia.models.modeling import ModelMixin
+    from latentia.models.unet import UNet2D
+    from latentia.pipelines.base import DiffusionPipeline
+    from latentia.pipelines.unconditional import UnconditionalDiffusionPipeline
+    from latentia.schedulers.ddim import DDIMScheduler
+    from latentia.schedulers.ddpm import DDPMScheduler
+
+registration.install()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'latentia' has no attribute '{name}'")
+    value = globals()[name] = getattr(import_module(_EXPORTS[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,277 @@
+"""The command `latentia`. Heavy modules are imported by the command that needs them, so that `--help` is instant."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+from latentia.errors import LatentiaError, UsageError
+
+Source = Annotated[str, arg(metavar="FOLDER|USER/NAME")]
+
+
+def generate(
+    pipeline: Positional[Source],
+    num_images: int = 8,
+    class_labels: tuple[str, ...] = (),
+    guidance_scale: float = 1.0,
+    num_inference_steps: int = 50,
+    eta: float = 0.0,
+    sampler: Literal["saved", "ddim", "ddpm", "dpm-solver++"] = "saved",
+    seed: int = 0,
+    revision: str | None = None,
+    output_dir: Path = Path("outputs/generated"),
+) -> None:
+    """Sample images from a saved pipeline, as PNG files that carry their recipe.
+
+    Args:
+        pipeline: a folder, or a repository on the Hub.
+        num_images: how many; with several class labels they are given out in turn.
+        class_labels: classes by index or name.
+        guidance_scale: how strongly to follow the class; 1 is as trained.
+        num_inference_steps: network evaluations per image.
+        eta: 0 deterministic, 1 as noisy as DDPM.
+        sampler: the saved scheduler, or another one over the same noise.
+        seed: the same seed gives the same images.
+        revision: branch, tag or commit on the Hub.
+        output_dir: where the files go.
+    """
+    import diffusers
+    import torch
+    from PIL.PngImagePlugin import PngInfo
+
+    import latentia
+
+    if num_images < 1:
+        raise UsageError(f"--num_images must be at least 1; got {num_images}.")
+    pipe = latentia.DiffusionPipeline.from_pretrained(pipeline, **({"revision": revision} if revision else {}))
+    kinds = {
+        "ddim": latentia.DDIMScheduler,
+        "ddpm": latentia.DDPMScheduler,
+        "dpm-solver++": diffusers.DPMSolverMultistepScheduler,
+    }
+    if sampler != "saved":
+        pipe.scheduler = kinds[sampler].from_config(pipe.scheduler.config)
+    labels = [int(label) if label.lstrip("-").isdigit() else label for label in class_labels]
+    options = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "eta": eta}
+    images = pipe(
+        num_images,
+        class_labels=[labels[i % len(labels)] for i in range(num_images)] if labels else None,
+        generator=torch.Generator().manual_seed(seed),
+        **options,
+    ).images
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(images):
+        recipe = {"pipeline": pipeline, "revision": revision, "sampler": type(pipe.scheduler).__name__, "seed": seed,
+                  "index": i, "class_label": labels[i % len(labels)] if labels else None, **options,
+                  "latentia": latentia.__version__}  # fmt: skip
+        info = PngInfo()
+        info.add_text("latentia", json.dumps(recipe))
+        image.save(output_dir / f"{i:05d}.png", pnginfo=info)
+    print(f"{len(images)} images in {output_dir}, each with its recipe in the PNG's text.")
+
+
+def evaluate(
+    pipeline: Positional[Source],
+    data: str = "digits",
+    split: str = "train",
+    n: int = 500,
+    extractor: str | None = None,
+    num_inference_steps: int = 50,
+    batch_size: int = 100,
+    seed: int = 0,
+    output: Path | None = None,
+) -> None:
+    """Score a saved pipeline: Frechet distance, KID and Inception score, beside what real images reach at the same n.
+
+    Args:
+        pipeline: a folder, or a repository on the Hub.
+        data: the real images: digits, emoji, a folder, parquet, or a data set on the Hub.
+        split: split of the data.
+        n: how many images to sample; the data must hold twice as many.
+        extractor: digits, mnist or the folder of a saved classifier; the one that fits the images if not given.
+        num_inference_steps: network evaluations per image.
+        batch_size: images sampled at a time.
+        seed: of the samples.
+        output: also write the numbers to this JSON file.
+    """
+    import torch
+    from tqdm.auto import tqdm
+
+    import latentia
+    from latentia.data import load_images
+    from latentia.evaluation import extractor_for, from_uint8, load_extractor, predict, score
+
+    pipe = latentia.DiffusionPipeline.from_pretrained(pipeline)
+    real = load_images(data, split=split)
+    features = load_extractor(extractor) if extractor else extractor_for(real.shape)
+    if features is None:
+        raise UsageError(f"No shipped extractor fits images of shape {real.shape}; give --extractor FOLDER.")
+    classes = getattr(pipe.unet.config, "num_class_embeds", None)
+    pipe.set_progress_bar_config(disable=True)
+    generator, images = torch.Generator().manual_seed(seed), []
+    for start in tqdm(range(0, n, batch_size), desc=f"sampling {n} images"):
+        count = min(batch_size, n - start)
+        labels = [(start + i) % classes for i in range(count)] if classes else None
+        images.append(
+            pipe(
+                count,
+                class_labels=labels,
+                num_inference_steps=num_inference_steps,
+                generator=generator,
+                output_type="latent",
+            ).images
+        )
+    report = score(torch.cat(images), predict(from_uint8(real.images), features), features)
+    if output is not None:
+        output.write_text(json.dumps(report.to_dict(), indent=1) + "\n")
+    print(report.text())
+
+
+def data(
+    source: Positional[str],
+    split: str = "train",
+    resolution: int | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    caption_column: str | None = None,
+    on_bad_image: Literal["raise", "skip"] = "raise",
+    cache_dir: str | None = None,
+) -> None:
+    """Check a data set: decode every image once, and say what was found.
+
+    Args:
+        source: digits, emoji, a folder, a parquet file or folder, or a data set on the Hub.
+        split: split of the data.
+        resolution: side of the images in pixels; their own size if not given.
+        image_column: column of the images.
+        label_column: column of the labels.
+        caption_column: column of the captions.
+        on_bad_image: stop at an image that cannot be read, or pass over at most 1 percent.
+        cache_dir: where decoded images are kept.
+    """
+    from latentia.data import load_images
+
+    found = load_images(
+        source,
+        split=split,
+        resolution=resolution,
+        image_column=image_column,
+        label_column=label_column,
+        caption_column=caption_column,
+        on_bad_image=on_bad_image,
+        cache_dir=cache_dir,
+    )
+    print(found)
+    for key, value in found.describe().items():
+        print(f"  {key}: {value}")
+
+
+def verify(folder: Positional[Path]) -> None:
+    """Check that a checkpoint or a saved pipeline is whole: hashes, and every weight where it belongs.
+
+    Args:
+        folder: a checkpoint, a saved pipeline, or the output folder of a run (then both).
+    """
+    from latentia.training.checkpoint import CheckpointError, verify_checkpoint
+
+    found = sorted(folder.glob("checkpoints/checkpoint-*"))
+    found += [folder] if (folder / "manifest.json").exists() else []
+    for path in found:
+        manifest = verify_checkpoint(path)
+        print(f"{path}: whole, step {manifest['step']}, {len(manifest['files'])} files")
+    if (folder / "model_index.json").exists():
+        import latentia
+
+        pipe = latentia.DiffusionPipeline.from_pretrained(folder)
+        print(f"{folder}: a {type(pipe).__name__} that loads, every weight in place")
+    elif not found:
+        raise CheckpointError(f"{folder} is neither a checkpoint, nor a saved pipeline, nor the folder of a run.")
+
+
+def push(
+    folder: Positional[Path],
+    repo_id: Positional[str],
+    private: bool = False,
+    create_pr: bool = False,
+    revision: str | None = None,
+) -> None:
+    """Upload a saved pipeline and its card to the Hub; never checkpoints, logs or optimizer state.
+
+    Log in first with `hf auth login`, or set HF_TOKEN.
+
+    Args:
+        folder: a saved pipeline with its card, such as the output folder of a run.
+        repo_id: user/name.
+        private: make the repository private.
+        create_pr: open a pull request.
+        revision: branch to commit to.
+    """
+    from latentia.hub.push import push_to_hub
+
+    print(push_to_hub(folder, repo_id, private=private, create_pr=create_pr, revision=revision))
+
+
+def doctor() -> None:
+    """Print what a bug report needs: versions, devices, disk, Hub login. Never a token."""
+    import importlib.util
+    import os
+    import platform
+    import shutil
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+    from huggingface_hub import get_token
+
+    from latentia.data.cache import cache_folder
+
+    names = "latentia torch diffusers accelerate datasets safetensors huggingface_hub transformers".split()
+    print(f"python          {platform.python_version()} on {platform.platform()}")
+    for name in names:
+        try:
+            print(f"{name:15} {version(name)}")
+        except PackageNotFoundError:
+            print(f"{name:15} not installed")
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    found = ", ".join(devices) or "CPU only"
+    print(f"devices         {found}; {os.cpu_count()} cores, {torch.get_num_threads()} threads")
+    if importlib.util.find_spec("torchvision"):
+        try:
+            import_ok = bool(importlib.import_module("torchvision"))
+        except (ImportError, RuntimeError, OSError) as error:
+            import_ok = False
+            print(f"torchvision     installed but broken ({error}); uninstall it: diffusers trips over it")
+        if import_ok:
+            print("torchvision     installed (latentia does not need it)")
+    folder = cache_folder(None)
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    print(f"cache           {folder}, {shutil.disk_usage(place).free / 2**30:.1f} GiB free")
+    print(f"Hub             {'logged in' if get_token() else 'not logged in (hf auth login)'}")
+
+
+COMMANDS = {
+    "generate": generate,
+    "evaluate": evaluate,
+    "data": data,
+    "verify": verify,
+    "push": push,
+    "doctor": doctor,
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the command `latentia`."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="latentia",
+            description="Every family of generative and representation learning behind the interface of diffusers.",
+            args=sys.argv[1:] if argv is None else argv,
+            use_underscores=True,
+        )
+    except LatentiaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

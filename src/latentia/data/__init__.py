@@ -1,0 +1,24 @@
+"""Data sets: folders, parquet, the Hub, streams and two that are built in, all through `load_images`."""
+
+from importlib import import_module
+
+# Public name -> module; a process that only decodes need not import torch.
+_EXPORTS = {
+    "load_images": "images",
+    "ImageData": "images",
+    "StreamedImages": "streaming",
+    "open_image": "decode",
+    "BadImage": "decode",
+}
+__all__ = [*_EXPORTS]
+
+
+def __getattr__(name: str):
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'latentia.data' has no attribute '{name}'")
+    value = globals()[name] = getattr(import_module(f"latentia.data.{_EXPORTS[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,184 @@
+"""Go through a source once and turn its rows into pixels, labels and captions."""
+
+import itertools
+import multiprocessing
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..errors import DataError
+from .columns import Labels, Table, checked_caption
+from .decode import BadImage, Fit, decode_all, open_image
+
+MAX_SKIPPED = 0.01  # of all images; more is not bad luck but another problem
+_CHUNK = 128
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `load_images` was asked to make of the rows; part of the cache key."""
+
+    size: tuple[int, int] | None
+    channels: int | None
+    crop: bool
+    on_bad_image: Literal["raise", "skip"]
+    label_names: list[str] | None
+
+
+def chosen_rows(count: int, part: Callable[[int], range], max_samples: int | None) -> Sequence[int]:
+    """The rows of a slice of the split, thinned evenly to `max_samples`."""
+    rows = part(count)
+    if max_samples is None or max_samples >= len(rows):
+        return rows
+    return [rows[i * len(rows) // max_samples] for i in range(max_samples)]
+
+
+def build(
+    table: Table,
+    picked: dict[str, str],
+    rows: Sequence[int],
+    plan: Plan,
+    write: Callable[[memoryview], Any],
+    folder: Path,
+    num_workers: int = 0,
+) -> dict[str, Any]:
+    """Decode `rows` of `table` in order, `write` the pixels, and return what the JSON beside them keeps.
+
+    Raises:
+        DataError: a bad image (or more than 1 % of them), images that differ in size or colour, a bad label or caption.
+    """
+    names = [picked[role] for role in ("image", "label", "caption") if role in picked]
+    labels = None
+    if "label" in picked:
+        labels = Labels(picked["label"], plan.label_names or table.columns[picked["label"]].names)
+    captions: list[str] | None = [] if "caption" in picked else None
+    sizes: list[tuple[int, int]] = []
+    skipped: list[str] = []
+    for where, values, pixels in _decoded(table.rows(names), rows, plan, num_workers):
+        if isinstance(pixels, BadImage) and plan.on_bad_image == "skip":
+            skipped.append(f"{where} {pixels}")
+            if len(skipped) > MAX_SKIPPED * len(rows):
+                raise DataError(
+                    f"{len(skipped)} of the first {len(sizes) + len(skipped)} images are bad, more than 1 % of "
+                    f"{len(rows)}: {'; '.join(skipped[:3])}. Mend or remove them."
+                )
+            continue
+        if isinstance(pixels, BadImage):
+            raise DataError(f'{where} {pixels}. Mend or remove it, or pass over bad images with on_bad_image="skip".')
+        if isinstance(pixels, Exception):
+            raise DataError(f"{where} {pixels}.") from pixels
+        if plan.crop and sizes and pixels.shape[1:] != sizes[0]:
+            (height, width), (first_height, first_width) = pixels.shape[1:], sizes[0]
+            raise DataError(
+                f"{where} is {width} x {height}, but the first image is {first_width} x {first_height}. "
+                "Give a resolution to bring all images to one size."
+            )
+        rest = list(values[1:])
+        if labels is not None:
+            labels.add(rest.pop(0), where)
+        if captions is not None:
+            captions.append(checked_caption(rest.pop(0), where, picked["caption"]))
+        if not sizes:
+            channels = pixels.shape[0]
+            _room(folder, pixels.nbytes * len(rows))
+        sizes.append((pixels.shape[1], pixels.shape[2]))
+        write(np.ascontiguousarray(pixels).data)
+    if not sizes:
+        raise DataError("there is no image in the rows asked for; look at split and max_samples.")
+    numbers, classes = labels.numbered() if labels is not None else (None, None)
+    return {
+        "channels": channels,
+        "sizes": [sizes[0]] if len(set(sizes)) == 1 else sizes,
+        "count": len(sizes),
+        "columns": picked,
+        "labels": numbers,
+        "label_names": classes,
+        "captions": captions,
+        "skipped": skipped,
+    }
+
+
+def _room(folder: Path, wanted: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if wanted > free:
+        raise DataError(
+            f"the decoded images take about {wanted / 2**30:.1f} GiB, but {folder} has {free / 2**30:.1f} GiB left. "
+            "Set LATENTIA_CACHE to a folder with room, or lower resolution or max_samples."
+        )
+
+
+def _decoded(
+    found: Iterator[tuple[str, tuple]], rows: Sequence[int], plan: Plan, num_workers: int
+) -> Iterator[tuple[str, tuple, np.ndarray | Exception]]:
+    """(where, values, pixels or error) of each wanted row. The first good image decides open questions."""
+    wanted = iter(rows)
+    following = next(wanted, None)
+    chosen: list[tuple[str, tuple]] = []
+    fit: Fit | None = None
+    grey_only = False
+    with _workers(num_workers) as run:
+        for number, row in enumerate(found):
+            if number != following:
+                continue
+            following = next(wanted, None)
+            chosen.append(row)
+            if fit is None:
+                try:
+                    channels = plan.channels or channels_of(row[1][0])
+                except BadImage:
+                    pass  # it is reported with its chunk
+                else:
+                    fit, grey_only = Fit(channels, plan.size, plan.crop), plan.channels is None and channels == 1
+            if following is not None and len(chosen) < _CHUNK * max(1, 2 * num_workers):
+                continue
+            used = fit or Fit(plan.channels or 3, plan.size, plan.crop)
+            pixels = run([row[1][0] for row in chosen], used, grey_only)
+            yield from ((where, values, out) for (where, values), out in zip(chosen, pixels))
+            chosen = []
+            if following is None:
+                return
+    if following is not None:
+        raise DataError(f"the source ended before row {following}; has it changed while it was read?")
+
+
+def channels_of(payload: Any) -> int:
+    """1 for a grey image, else 3."""
+    return 1 if open_image(payload).mode in ("L", "LA") else 3
+
+
+class _workers:
+    """Decodes a list of payloads, in this process or spread over `count` others (Pillow decodes under Python's lock,
+    so that threads would not help)."""
+
+    def __init__(self, count: int):
+        self.count = count
+        self.pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self):
+        if self.count:
+            self.pool = ProcessPoolExecutor(self.count, mp_context=multiprocessing.get_context("spawn"))
+        return self
+
+    def __exit__(self, *error):
+        if self.pool is not None:
+            self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def __call__(self, payloads: list[Any], fit: Fit, grey_only: bool) -> Iterator[np.ndarray | Exception]:
+        if self.pool is None:
+            yield from decode_all(payloads, fit, grey_only)
+            return
+        parts = [payloads[i : i + _CHUNK // 2] for i in range(0, len(payloads), _CHUNK // 2)]
+        try:
+            jobs = [self.pool.submit(decode_all, part, fit, grey_only) for part in parts]
+            yield from itertools.chain.from_iterable(job.result() for job in jobs)
+        except BrokenProcessPool:
+            raise DataError(
+                "a decoding process ended unexpectedly (killed, out of memory, or started by a script that lacks "
+                '`if __name__ == "__main__":`). Try fewer num_workers; 0 decodes in this process.'
+            ) from None

@@ -1,0 +1,211 @@
+"""One image file to uint8 pixels, without torchvision and without trust in the file.
+
+What a file is, is read from its content, never from its name. Only the formats of `FORMATS` are opened, an image over
+`MAX_PIXELS` is refused before its pixels are decoded, and a file that ends early is an error.
+"""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+
+from ..errors import DataError, UsageError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
+MAX_PIXELS = 89_478_485  # Pillow's own limit (a quarter GiB of RGB), where Pillow only warns
+
+# First bytes of what turns up under an image's name and is not opened here; only for the message.
+_SIGNATURES = {
+    b"%!PS": "PostScript (EPS)",
+    b"\xc5\xd0\xd3\xc6": "PostScript (EPS)",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"%PDF": "PDF",
+    b"<": "HTML or XML text",
+    b"PK\x03\x04": "a zip archive",
+    b"version https://git-lfs": "a Git LFS pointer (run `git lfs pull`)",
+}
+_PLAIN = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "RGB": "RGB", "RGBA": "RGBA", "RGBa": "RGBA", "RGBX": "RGB"}
+_PLAIN |= {"P": "RGB", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "HSV": "RGB"}
+_WITH_KEY = {"1": "LA", "L": "LA", "RGB": "RGBA", "P": "RGBA"}  # a colour or palette entry is named as transparent
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+class BadImage(DataError):
+    """This one image cannot be used; `on_bad_image="skip"` passes over it."""
+
+
+def refuse_loosened_pillow() -> None:
+    """UsageError if some library told Pillow to fill truncated files with grey, for the whole process."""
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise UsageError(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is True, so damaged files would pass as images with grey stripes. "
+            "Set it to False before load_images (some library you import has switched it on)."
+        )
+
+
+def open_image(payload: Any) -> Image.Image:
+    """The decoded image in mode L, LA, RGB or RGBA, upright, 8 bits.
+
+    Of an animation the first frame counts. EXIF orientation is applied. 16-bit grey v becomes round(v / 257), so that
+    65535 is white; float grey must lie in [0, 1]; CMYK goes through Pillow's plain conversion, without colour profile.
+
+    Args:
+        payload: a path, the bytes of a file, {"bytes": ...}, a PIL image, or a uint8 array (H, W) or (H, W, 1|3|4).
+
+    Raises:
+        BadImage: the reason, without the name of the file, which the caller knows.
+
+    Example:
+        >>> import numpy as np
+        >>> open_image(np.full((2, 3), 255, np.uint8)).size
+        (3, 2)
+    """
+    if isinstance(payload, dict):
+        payload = payload.get("bytes")
+    if isinstance(payload, np.ndarray):
+        image = _from_array(payload)
+    elif isinstance(payload, Image.Image):
+        image = payload
+    elif isinstance(payload, str | Path):
+        try:
+            image = _from_bytes(Path(payload).read_bytes())
+        except OSError as error:
+            raise BadImage(f"cannot be read ({error.strerror or error})") from None
+    elif isinstance(payload, bytes | bytearray | memoryview):
+        image = _from_bytes(bytes(payload))
+    elif payload is None:
+        raise BadImage("holds no image bytes (a null, or only a path, which is not followed)")
+    else:
+        raise BadImage(f"is a {type(payload).__name__}, not an image")
+    return _plain(image)
+
+
+def _from_bytes(data: bytes) -> Image.Image:
+    if not data:
+        raise BadImage("is empty (0 bytes)")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise BadImage(f"is {image.width} x {image.height}, more than {MAX_PIXELS} pixels")
+        if image.format == "PNG":  # load() leaves the checksums of a PNG alone, verify() needs a second open
+            image.verify()
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image.load()
+    except BadImage:
+        raise
+    except Image.DecompressionBombError:
+        raise BadImage(f"is larger than {MAX_PIXELS} pixels") from None
+    except Exception as error:  # a hostile file can make a decoder raise anything
+        for signature, name in _SIGNATURES.items():
+            if data.lstrip()[:64].startswith(signature):
+                raise BadImage(f"is {name}, not one of {', '.join(FORMATS)}") from None
+        if isinstance(error, Image.UnidentifiedImageError):
+            raise BadImage(f"is not one of {', '.join(FORMATS)}, or damaged in its first bytes") from None
+        raise BadImage(f"is damaged ({error})") from None
+    return image
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        raise BadImage(f"is a {array.dtype} array of shape {array.shape}, not uint8 (H, W) or (H, W, 1|3|4)")
+    if array.size == 0:
+        raise BadImage(f"is an empty array of shape {array.shape}")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    try:
+        if any(key in image.info for key in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")):
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I") or image.mode == "F":
+            return Image.fromarray(_to_8_bits(np.asarray(image), image.mode))
+        known = _WITH_KEY if "transparency" in image.info and image.mode in _WITH_KEY else _PLAIN
+        if image.mode not in known:
+            raise BadImage(f"has the colour mode {image.mode}, which is not supported")
+        return image if image.mode == known[image.mode] else image.convert(known[image.mode])
+    except BadImage:
+        raise
+    except Exception as error:  # such as EXIF data that is no EXIF data
+        raise BadImage(f"is damaged ({error})") from None
+
+
+def _to_8_bits(values: np.ndarray, mode: str) -> np.ndarray:
+    top = 1 if mode == "F" else 65535
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > top:
+        raise BadImage(f"has mode {mode} and values outside [0, {top}]")
+    return np.floor(values.astype(np.float64) * (255 / top) + 0.5).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a decoded image becomes pixels of the data set.
+
+    Args:
+        channels: 1, 3 or 4. Without an alpha channel (1, 3) transparent parts show white.
+        size: (H, W), or None to keep the image's own size.
+        crop: True cuts the centre (H, W); False only brings the image to where (H, W) just fits in, for a later crop.
+    """
+
+    channels: int
+    size: tuple[int, int] | None = None
+    crop: bool = True
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """A plain image (`open_image`) to uint8 (C, H, W).
+
+        Resizing is Pillow's bicubic, which widens its filter when it shrinks (antialias). It is the filter of clean-FID
+        (Parmar et al. 2022, arXiv 2104.11222), so training images and the real half of an FID meet the same one.
+
+        Example:
+            >>> import numpy as np
+            >>> Fit(channels=3, size=(4, 4))(open_image(np.zeros((8, 16), np.uint8))).shape
+            (3, 4, 4)
+        """
+        if self.channels != 4 and image.mode in ("LA", "RGBA"):
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        if image.mode != _MODES[self.channels]:
+            image = image.convert(_MODES[self.channels])
+        if self.size is not None:
+            image = self._resize(image, *self.size)
+        array = np.asarray(image)
+        return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+    def _resize(self, image: Image.Image, height: int, width: int) -> Image.Image:
+        scale = max(height / image.height, width / image.width)
+        if self.crop:  # only the part that is kept is computed
+            cut_width, cut_height = min(width / scale, image.width), min(height / scale, image.height)
+            left, top = (image.width - cut_width) / 2, (image.height - cut_height) / 2
+            box = (left, top, left + cut_width, top + cut_height)
+        else:
+            box = (0, 0, image.width, image.height)
+            width, height = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+            if width * height > MAX_PIXELS:
+                raise BadImage(f"would be {width} x {height} with its shorter side at the resolution: too long")
+        if image.size == (width, height):
+            return image
+        return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+
+
+def decode_all(payloads: list[Any], fit: Fit, grey_only: bool) -> list[np.ndarray | Exception]:
+    """Every payload as pixels, or the error it made. `grey_only`: a colour image is an error. Runs in a worker too."""
+    out: list[np.ndarray | Exception] = []
+    for payload in payloads:
+        try:
+            image = open_image(payload)
+            if grey_only and image.mode in ("RGB", "RGBA"):
+                raise DataError(
+                    "is in colour, but the first image of the data set is grey. Give channels=3 to keep the colours, "
+                    "or channels=1 to turn all images grey"
+                )
+            out.append(fit(image))
+        except DataError as error:
+            out.append(error)
+    return out

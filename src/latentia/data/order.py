@@ -1,0 +1,58 @@
+"""Which image stands at a position of the endless sample stream, and what chance does to it there.
+
+Position p is element p % n of epoch p // n. Everything here is a function of (seed, position), so a run is resumed by
+its position alone and a batch does not depend on how the stream is cut into batches.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from ..random import seed_from
+
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+@lru_cache(maxsize=4)
+def permutation(n: int, seed: int, epoch: int) -> torch.Tensor:
+    """The order of epoch `epoch`: int64 (n,), kept for the next batches of the same epoch, so not to be written to.
+
+    Example:
+        >>> sorted(permutation(5, 0, 3).tolist())
+        [0, 1, 2, 3, 4]
+    """
+    generator = torch.Generator().manual_seed(seed_from(seed, "order", epoch))
+    return torch.randperm(n, generator=generator)
+
+
+def indices(start: int, stop: int, n: int, seed: int) -> torch.Tensor:
+    """The rows at positions [start, stop): int64 (stop - start,). The range may span epochs.
+
+    Example:
+        >>> sorted(indices(3, 8, 5, seed=0)[2:].tolist() + indices(8, 10, 5, seed=0).tolist())
+        [0, 1, 2, 3, 4]
+    """
+    parts = [torch.empty(0, dtype=torch.int64)]
+    while start < stop:
+        epoch, first = divmod(start, n)
+        last = min(n, first + stop - start)
+        parts.append(permutation(n, seed, epoch)[first:last])
+        start += last - first
+    return torch.cat(parts)
+
+
+def uniform(stream: str, start: int, stop: int, seed: int) -> np.ndarray:
+    """U[0, 1) for positions [start, stop): float64 (stop - start,), one number per position and `stream` name.
+
+    The splitmix64 generator (Steele, Lea and Flood 2014) at counter values, hence without a state to carry.
+
+    Example:
+        >>> bool((uniform("flip", 0, 8, seed=1)[5:] == uniform("flip", 5, 8, seed=1)).all())
+        True
+    """
+    counter = np.arange(start + 1, stop + 1, dtype=np.uint64)
+    z = counter * np.uint64(_GOLDEN) + np.uint64(seed_from(seed, "position", stream))
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53

@@ -1,0 +1,313 @@
+"""Where images come from: a folder, parquet files, the Hub, a data set object or any rows; all opened as a `Table`."""
+
+import glob
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError, UsageError, did_you_mean
+from .builtin import BUILTIN, builtin_source
+from .columns import Column, Source, Table
+from .decode import SUFFIXES
+from .folder import folder_table, image_files
+
+_SPLIT_WORDS = {
+    "train": "train", "training": "train",
+    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+}  # fmt: skip
+
+
+def find_source(
+    source: Any,
+    split: str = "train",
+    config_name: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    streaming: bool = False,
+) -> Source:
+    """The `Source` behind what a user writes: see `load_images`."""
+    if not isinstance(source, str | Path):
+        return _object_source(source, split)
+    text = str(source)
+    if text in BUILTIN:
+        return builtin_source(text, split, _parquet_source)
+    path = Path(text).expanduser()
+    if any(sign in text for sign in "*?["):
+        files = sorted(Path(found) for found in glob.glob(str(path), recursive=True))
+        return _parquet_source(text, _of_split(files, split, text, Path(text).name), split)
+    if path.is_file():
+        if path.suffix.lower() in SUFFIXES:
+            raise UsageError(f"{text} is one image; give the folder that holds the images.")
+        if path.suffix.lower() != ".parquet":
+            raise UsageError(f"{text} is neither a folder nor a .parquet file (archives are not unpacked).")
+        return _parquet_source(text, [path], split)
+    if path.is_dir():
+        return _dir_source(text, path, split)
+    if isinstance(source, Path) or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", text) or path.suffix == ".parquet":
+        raise DataError(f"{text} does not exist, and is no name of a data set on the Hub.")
+    return _hub_source(text, split, config_name, revision, cache_dir, streaming)
+
+
+def _of_split(files: list[Path], split: str, source: str, relative_to: Path | str = "") -> list[Path]:
+    """The files whose path names `split` as a word; all of them if none names any split and "train" is asked."""
+    if not files:
+        raise DataError(f"{source} names no file.")
+    if odd := [file for file in files if file.suffix != ".parquet"]:
+        raise UsageError(f"{odd[0]} is not a .parquet file; give the folder that holds the images instead.")
+    root = relative_to if isinstance(relative_to, Path) else None
+    by_split: dict[str | None, list[Path]] = {}
+    for file in files:
+        words = re.split(r"[^a-z0-9]+", str(file.relative_to(root) if root else file.name).lower())
+        by_split.setdefault(next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), None), []).append(file)
+    names = {name for name in by_split if name}
+    wanted = _SPLIT_WORDS.get(split, split)
+    if wanted in names:
+        return by_split[wanted]
+    if names or wanted != "train":
+        raise DataError(
+            f'{source} has no split "{split}".{did_you_mean(split, names)} '
+            f"It has: {', '.join(sorted(names)) or 'train'}."
+        )
+    return files
+
+
+def _stamp(files: Iterable[Path], root: Path) -> list[list[Any]]:
+    """Name, size and time of change of each file: what a cache key sees of it."""
+    out = []
+    for file in files:
+        stat = file.stat()
+        out.append([file.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns])
+    return out
+
+
+def _dir_source(text: str, path: Path, split: str) -> Source:
+    parquet = sorted(
+        file
+        for file in path.rglob("*.parquet")
+        if not any(part.startswith(".") for part in file.relative_to(path).parts)
+    )
+    if parquet:
+        return _parquet_source(text, _of_split(parquet, split, text, path), split)
+    root = path.resolve()
+    below = {
+        _SPLIT_WORDS.get(item.name.lower(), ""): item
+        for item in sorted(root.iterdir())
+        if item.is_dir() and item.name[0] != "."
+    }
+    if below and all(below):  # every folder is named like a split
+        wanted = _SPLIT_WORDS.get(split, split)
+        if wanted not in below:
+            raise DataError(f'{text} has no split "{split}". It has: {", ".join(sorted(below))}.')
+        root = below[wanted]
+    elif split != "train":
+        raise DataError(f'{text} has no split "{split}": no folder below it is named so. It has: train.')
+    files = image_files(root, text)
+    about = {"kind": "image folder", "name": path.resolve().name, "split": split}
+    metadata = [file for file in (root / "metadata.jsonl", root / "metadata.csv") if file.is_file()]
+    key = [str(root), _stamp([*files, *metadata], root)]
+    return Source(text, about, lambda: folder_table(root, files, metadata, text), key)
+
+
+def _parquet_source(text: str, files: list[Path], split: str, about: dict | None = None, **defaults: str) -> Source:
+    about = about or {"kind": "parquet", "name": Path(text).name, "split": split}
+    key = [[str(file.resolve()), *_stamp([file], file.parent)[0]] for file in files]
+    return Source(text, about, lambda: _parquet_table(files, defaults), key)
+
+
+def _parquet_table(files: list[Path], defaults: dict[str, str]) -> Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        opened = [pq.ParquetFile(file) for file in files]
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"cannot read {', '.join(map(str, files))}: {error}") from error
+    columns = arrow_columns(opened[0].schema_arrow)
+    for file, parquet in zip(files, opened):
+        if missing := [name for name in columns if name not in parquet.schema_arrow.names]:
+            raise DataError(f"{file} lacks the column {missing[0]} that {files[0]} has; give files of one kind.")
+
+    def rows(names: Sequence[str]) -> Iterator[tuple[str, tuple]]:
+        for file in files:
+            number = 0
+            try:
+                for batch in pq.ParquetFile(file).iter_batches(256, columns=list(names)):
+                    for values in zip(*(batch.column(name).to_pylist() for name in names)):
+                        yield f"{file.name} row {number}", values
+                        number += 1
+            except (OSError, pa.ArrowException) as error:
+                raise DataError(f"{file} cannot be read after row {number}: {error}") from error
+
+    return Table(columns, rows, sum(parquet.metadata.num_rows for parquet in opened), defaults)
+
+
+def arrow_columns(schema: Any) -> dict[str, Column]:
+    """The columns of an arrow schema; class names come from what `datasets` writes into its metadata."""
+    import json
+
+    import pyarrow.types as types
+
+    declared = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    columns = {}
+    for field in schema:
+        kind, struct = field.type, types.is_struct(field.type)
+        if types.is_dictionary(kind):
+            kind = kind.value_type
+        if (
+            types.is_binary(kind)
+            or types.is_large_binary(kind)
+            or (struct and field.type.get_field_index("bytes") >= 0)
+        ):
+            columns[field.name] = Column("image")
+        elif types.is_integer(kind) or types.is_boolean(kind):
+            info = declared.get(field.name)
+            columns[field.name] = Column("integer", info.get("names") if isinstance(info, dict) else None)
+        elif types.is_string(kind) or types.is_large_string(kind):
+            columns[field.name] = Column("text")
+        else:
+            columns[field.name] = Column("other")
+    return columns
+
+
+def _hub_source(text, split, config_name, revision, cache_dir, streaming) -> Source:
+    commit = _commit(text, revision)
+
+    def open_() -> Table:
+        import datasets
+
+        try:
+            data = datasets.load_dataset(
+                text,
+                config_name,
+                split=split,
+                revision=commit,
+                streaming=streaming,
+                cache_dir=None if cache_dir is None else str(cache_dir),
+            )
+        except Exception as error:  # each of the layers below has errors of its own
+            raise DataError(f'cannot load split "{split}" of {text} at {commit[:12]} from the Hub: {error}') from error
+        return _dataset_table(data, text, own=False)
+
+    about = {"kind": "Hub", "name": text, "config": config_name, "split": split, "revision": commit}
+    return Source(text, about, open_, [text, config_name, split, commit])
+
+
+def _commit(name: str, revision: str | None) -> str:
+    """The commit that `revision` stands for now; offline, the one it stood for when the data set was last fetched."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    try:
+        commit = HfApi().dataset_info(name, revision=revision, timeout=30).sha
+        if commit:
+            return commit
+        reason: object = "the Hub named no commit"
+    except Exception as error:
+        reference = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="dataset") / "refs"
+        if (reference / (revision or "main")).is_file():
+            return (reference / (revision or "main")).read_text().strip()
+        reason = str(error).strip().partition("\n")[0]
+    raise DataError(
+        f'"{name}" is neither a path that exists nor built in ({", ".join(BUILTIN)}).{did_you_mean(name, BUILTIN)} '
+        f"As a data set on the Hub{f' at revision {revision}' if revision else ''} it cannot be found: {reason}"
+    )
+
+
+def _object_source(source: Any, split: str) -> Source:
+    name = f"the {type(source).__name__} given"
+    if isinstance(source, Mapping):  # a DatasetDict
+        if split not in source:
+            raise DataError(f'{name} has no split "{split}". It has: {", ".join(map(str, source))}.')
+        return _object_source(source[split], split)
+    if isinstance(source, Iterator):
+        raise UsageError(
+            f"{name} can be gone through once only, but training goes through its data many times. "
+            "Give an object whose __iter__ starts anew, or the function that makes the iterator."
+        )
+    if not isinstance(source, Iterable) and not callable(source):
+        raise UsageError(
+            f"source must be a name, a path, a data set or an iterable of rows, got {type(source).__name__}."
+        )
+    fingerprint = getattr(source, "_fingerprint", None) if hasattr(source, "features") else None
+    about = {"kind": type(source).__name__, "split": split, "dataset_fingerprint": fingerprint}
+    return Source(
+        name, about, lambda: _dataset_table(source, name), fingerprint if hasattr(source, "__len__") else None
+    )
+
+
+def _dataset_table(data: Any, name: str, own: bool = True) -> Table:
+    """A table over a `datasets` data set (of either kind), an iterable of dicts or a function that makes one.
+
+    `own`: the user made it, so paths in it are followed; else only those of files that `datasets` fetched.
+    """
+    features = getattr(data, "features", None)
+    if features:
+        import datasets
+
+        columns = {}
+        for key, feature in features.items():
+            if isinstance(feature, datasets.Image):
+                columns[key] = Column("image")
+                data = data.cast_column(key, datasets.Image(decode=False))
+            elif isinstance(feature, datasets.ClassLabel):
+                columns[key] = Column("integer", feature.names)
+            else:
+                dtype = str(getattr(feature, "dtype", ""))
+                kind = "integer" if "int" in dtype or dtype == "bool" else "text" if "string" in dtype else "other"
+                columns[key] = Column("image" if "binary" in dtype else kind)  # type: ignore[arg-type]
+        data = data.with_format(None)
+    else:
+        try:
+            first = next(iter(data() if callable(data) else data), None)
+        except Exception as error:
+            raise DataError(f"{name} cannot be read: {error}") from error
+        if not isinstance(first, Mapping):
+            raise DataError(
+                f"{name} {'holds no row' if first is None else f'gives {type(first).__name__}s, not dicts'}."
+            )
+        columns = {str(key): Column(_kind(value)) for key, value in first.items()}
+
+    def rows(names: Sequence[str]) -> Iterator[tuple[str, tuple]]:
+        picked = data.select_columns(list(names)) if features else data() if callable(data) else data
+        for number, row in enumerate(picked):
+            if missing := [column for column in names if column not in row]:
+                raise DataError(f'{name}: row {number} has no "{missing[0]}".')
+            yield f"row {number}", tuple(_followed(row[column], own) for column in names)
+
+    return Table(columns, rows, len(data) if hasattr(data, "__len__") else None)
+
+
+def _kind(value: Any) -> Any:
+    if (
+        hasattr(value, "getbands")
+        or isinstance(value, bytes | np.ndarray)
+        or (isinstance(value, dict) and "bytes" in value)
+    ):
+        return "image"
+    if isinstance(value, bool | int | np.integer):
+        return "integer"
+    return "text" if isinstance(value, str) else "other"
+
+
+def _followed(value: Any, own: bool) -> Any:
+    """An image that `datasets` gives as a path only: its path or bytes, if it may be read."""
+    if not (isinstance(value, dict) and value.get("bytes") is None and isinstance(value.get("path"), str)):
+        return value
+    if re.match(r"(zip://[^:]*::)?hf://", value["path"]):  # a streamed file of a Hub repository
+        import fsspec
+
+        with fsspec.open(value["path"], "rb") as file:
+            return file.read()
+    from datasets import config
+    from huggingface_hub import constants
+
+    path = Path(value["path"])
+    roots = [Path(root).resolve() for root in (config.HF_DATASETS_CACHE, constants.HF_HUB_CACHE)]
+    inside = path.is_absolute() and any(path.resolve().is_relative_to(root) for root in roots)
+    return path if own or inside else value

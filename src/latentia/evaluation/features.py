@@ -1,0 +1,256 @@
+"""Feature extractors: what turns images into vectors whose distributions can be compared.
+
+An extractor is anything called as `extractor(images) -> (features, logits)` that also says its `name`, `sha256` and
+`image_shape`. Two are shipped, "digits" (1, 8, 8) and "mnist" (1, 28, 28); `load_extractor` also takes a folder.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import nn
+
+from latentia.errors import CheckpointError, DataError, NumericsError, UsageError, did_you_mean
+
+WEIGHTS = Path(__file__).parent / "weights"
+SHIPPED = {"digits": (1, 8, 8), "mnist": (1, 28, 28)}
+_WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+
+
+class Predictions(NamedTuple):
+    """What an extractor says about N images: `features` (N, D) and `logits` (N, K), both float32."""
+
+    features: torch.Tensor
+    logits: torch.Tensor
+
+
+class FeatureExtractor(Protocol):
+    """The contract of an extractor; implement it to measure with another network.
+
+    Attributes:
+        name: what the report calls it.
+        sha256: of its weights file. Distances compare only between equal hashes.
+        image_shape: (C, H, W) that it takes.
+    """
+
+    name: str
+    sha256: str
+    image_shape: tuple[int, int, int]
+
+    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features (N, D) and logits (N, K) of images (N, C, H, W) in [-1, 1], float32."""
+        ...
+
+
+class ClassifierExtractor:
+    """A `FeatureExtractor` around a classifier whose output has `logits` and `features`, such as `DigitClassifier`.
+
+    Args:
+        model: the classifier; it is put in evaluation mode and stays on its device.
+        image_shape: (C, H, W) that it takes.
+        name: what the report calls it.
+        sha256: of its weights file.
+        batch_size: images per forward pass; it bounds memory and does not change the numbers.
+
+    Example:
+        >>> extractor = load_extractor("digits")
+        >>> features, logits = extractor(torch.rand(5, 1, 8, 8) * 2 - 1)
+        >>> tuple(features.shape), tuple(logits.shape)
+        ((5, 64), (5, 10))
+    """
+
+    def __init__(
+        self, model: nn.Module, image_shape: tuple[int, int, int], name: str, sha256: str, batch_size: int = 500
+    ):
+        self.model = model.eval().requires_grad_(False)
+        self.image_shape, self.name, self.sha256, self.batch_size = image_shape, name, sha256, batch_size
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor) -> Predictions:
+        """Features (N, D) and logits (N, K) on the CPU.
+
+        Raises:
+            UsageError: `images` is not a float tensor (N, *image_shape) in [-1, 1].
+            DataError: `images` holds NaN or infinity.
+        """
+        check_images(images, self.image_shape)
+        device = next(self.model.parameters()).device
+        features, logits = [], []
+        # A surrounding autocast would change the numbers, and with them what the distance is compared to.
+        with torch.autocast(device.type, enabled=False):
+            for batch in images.split(self.batch_size):
+                output = self.model(batch.to(device, torch.float32))
+                features.append(output.features.float().cpu())
+                logits.append(output.logits.float().cpu())
+        return Predictions(torch.cat(features), torch.cat(logits))
+
+    def __repr__(self) -> str:
+        return f"ClassifierExtractor({self.name!r}, {self.image_shape}, sha256={self.sha256[:12]}...)"
+
+
+def check_images(images: torch.Tensor, image_shape: Sequence[int] | None = None) -> None:
+    """Refuse what is not a float tensor (N, C, H, W) in [-1, 1], N >= 1, of `image_shape` (C, H, W) where given.
+
+    Eight or more images without a single negative value count as [0, 1].
+    """
+    if not isinstance(images, torch.Tensor) or images.ndim != 4 or len(images) == 0:
+        given = f"shape {tuple(images.shape)}" if isinstance(images, torch.Tensor) else type(images).__name__
+        raise UsageError(f"`images` must be a tensor (N, C, H, W) with at least one image. Got {given}.")
+    if image_shape is not None and tuple(images.shape[1:]) != tuple(image_shape):
+        raise UsageError(
+            f"`images` must have the extractor's (C, H, W) = {tuple(image_shape)}. Got {tuple(images.shape[1:])}; "
+            "generate at that size, or load an extractor that was trained on yours."
+        )
+    if not images.is_floating_point():
+        raise UsageError(
+            f"`images` must be floats in [-1, 1]. Got {images.dtype}; for bytes in [0, 255] pass "
+            "`from_uint8(images)`, or convert with x / 127.5 - 1."
+        )
+    low, high = (float(value) for value in torch.aminmax(images))
+    if not -1e30 < low <= high < 1e30:
+        bad = int((~images.isfinite()).flatten(1).any(1).sum())
+        raise DataError(
+            f"`images` must be finite. {bad} of {len(images)} hold NaN or infinity: the network that made them has "
+            "diverged, or overflowed in half precision."
+        )
+    if low < -1.001 or high > 1.001:
+        raise UsageError(
+            f"`images` must lie in [-1, 1]. Got [{low:.4g}, {high:.4g}]; for [0, 255] convert with x / 127.5 - 1, "
+            "for a sampler that overshoots clamp to [-1, 1] as pipelines do."
+        )
+    # A few images may well be bright all over, as the last batch of a data set, and constant ones are no range at all.
+    if low >= 0 and high > low and len(images) >= 8:
+        raise UsageError(
+            f"`images` must lie in [-1, 1]. Got [{low:.4g}, {high:.4g}], which looks like [0, 1]: "
+            f"none of {len(images)} images has a value below 0. Convert with x * 2 - 1."
+        )
+
+
+def from_uint8(images: torch.Tensor, batch_size: int = 1000) -> Iterator[torch.Tensor]:
+    """Batches in [-1, 1] of a byte tensor, so that a large data set is never held as floats.
+
+    Args:
+        images: (N, C, H, W), uint8 in [0, 255].
+        batch_size: images per batch.
+
+    Example:
+        >>> [tuple(batch.shape) for batch in from_uint8(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), 3)]
+        [(3, 1, 8, 8), (2, 1, 8, 8)]
+    """
+    if images.dtype != torch.uint8:
+        raise UsageError(
+            f"`images` must be uint8 in [0, 255]. Got {images.dtype}; floats in [-1, 1] need no conversion."
+        )
+    return (batch.float() / 127.5 - 1 for batch in images.split(batch_size))
+
+
+def load_extractor(name_or_path: str | Path, device: str | torch.device = "cpu") -> ClassifierExtractor:
+    """A shipped extractor by name, or the `DigitClassifier` saved in a folder.
+
+    Args:
+        name_or_path: "digits", "mnist", or a folder written by `DigitClassifier.save_pretrained`. A shipped name wins
+            over a folder of that name; write "./digits" for the folder.
+        device: where it runs.
+
+    Returns:
+        The extractor. Its `sha256` was compared with the one stated in the folder's `evaluation.json`, which every
+        shipped extractor has.
+
+    Raises:
+        UsageError: neither a shipped name nor a folder with a `config.json`.
+        CheckpointError: the folder holds another class, or its weights are missing, damaged or not the stated ones.
+
+    Example:
+        >>> load_extractor("digits").image_shape
+        (1, 8, 8)
+    """
+    from latentia import DigitClassifier
+
+    name = str(name_or_path)
+    folder = WEIGHTS / name if name in SHIPPED else Path(name_or_path)
+    if not (folder / "config.json").is_file():
+        raise UsageError(
+            f'`name_or_path` must be one of {", ".join(SHIPPED)} or a folder with a config.json. Got "{name}".'
+            + did_you_mean(name, SHIPPED)
+        )
+    saved_class = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
+    if saved_class != "DigitClassifier":
+        raise CheckpointError(f"{folder}/config.json must describe a DigitClassifier. Got {saved_class}.")
+    if not (folder / _WEIGHTS_FILE).is_file():
+        raise CheckpointError(f"{folder} holds no {_WEIGHTS_FILE}; save the classifier again with save_pretrained.")
+    sha256 = hashlib.sha256((folder / _WEIGHTS_FILE).read_bytes()).hexdigest()
+    _check_hash(folder, sha256, required=name in SHIPPED)
+    try:
+        # `low_cpu_mem_usage=False` builds every parameter, so that a missing one is seen below.
+        model, info = DigitClassifier.from_pretrained(
+            folder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+        )
+    except Exception as error:
+        raise CheckpointError(f"{folder}/{_WEIGHTS_FILE} cannot be read: {error}") from error
+    if wrong := [key for part in ("missing_keys", "mismatched_keys", "unexpected_keys") for key in info[part]]:
+        raise CheckpointError(f"{folder}: weights and config.json must agree. They differ in {wrong[:4]}.")
+    config = model.config
+    shape = (config.in_channels, config.sample_size, config.sample_size)
+    return ClassifierExtractor(model.to(device), shape, name if name in SHIPPED else folder.name, sha256)
+
+
+def extractor_for(image_shape: Sequence[int]) -> ClassifierExtractor | None:
+    """The shipped extractor for images of `image_shape` (C, H, W), or None.
+
+    Only the shape is looked at: it also fits images that show no digits, whose distances then say little.
+
+    Example:
+        >>> extractor_for((1, 8, 8)).name, extractor_for((3, 32, 32))
+        ('digits', None)
+    """
+    names = [name for name, shape in SHIPPED.items() if shape == tuple(image_shape)]
+    return load_extractor(names[0]) if names else None
+
+
+def predict(images: torch.Tensor | Iterable[torch.Tensor] | Predictions, extractor: FeatureExtractor) -> Predictions:
+    """Features and logits of images given whole or batch by batch; what is already predicted passes through.
+
+    Example:
+        >>> predict(from_uint8(torch.zeros(7, 1, 8, 8, dtype=torch.uint8), 4), load_extractor("digits")).logits.shape
+        torch.Size([7, 10])
+    """
+    if isinstance(images, Predictions):
+        predictions = images
+    else:
+        batches = [images] if isinstance(images, torch.Tensor) else images
+        parts = [extractor(batch) for batch in batches]
+        if not parts:
+            raise UsageError("`images` must hold at least one batch. Got an empty iterable.")
+        features, logits = (torch.cat(part) for part in zip(*parts))
+        predictions = Predictions(features, logits)
+    check_features(predictions.features)
+    check_features(predictions.logits)
+    return predictions
+
+
+def check_features(features: torch.Tensor) -> None:
+    """Refuse what is not a finite matrix (n, D), n >= 1."""
+    if features.ndim != 2 or len(features) == 0:
+        raise UsageError(f"Features and logits must have shape (n, D), n >= 1. Got {tuple(features.shape)}.")
+    if not features.isfinite().all():
+        bad = int((~features.isfinite()).any(1).sum())
+        raise NumericsError(
+            f"Features and logits must be finite. {bad} of {len(features)} images have NaN or infinity: the extractor "
+            "overflowed (half precision?) or its weights are not finite."
+        )
+
+
+def _check_hash(folder: Path, sha256: str, required: bool) -> None:
+    statement = folder / "evaluation.json"
+    if not statement.is_file() and not required:
+        return
+    stated = json.loads(statement.read_text(encoding="utf-8")).get("sha256") if statement.is_file() else None
+    if stated != sha256:
+        raise CheckpointError(
+            f"{folder / _WEIGHTS_FILE} must have the sha256 that {statement.name} states, {stated}. Got {sha256}: the "
+            "file was altered, and its distances would compare with no other. Install the package again, or train the "
+            "classifier again."
+        )

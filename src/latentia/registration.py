@@ -1,0 +1,44 @@
+"""Makes diffusers accept `latentia` as a library of saved components, without importing diffusers.
+
+A saved pipeline names the library and the class of each component. diffusers writes `["latentia", "UNet2D"]`, instead
+of the path of a module, and loads such a component from the Hub, only if the library is in its table
+`LOADABLE_CLASSES`. The entry has to be there whichever of the two packages is imported first.
+"""
+
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+
+_TABLE_MODULE = "diffusers.pipelines.pipeline_loading_utils"
+
+
+def register(module: ModuleType) -> None:
+    """Adds latentia's two base classes, and how they are saved and loaded, to the table in `module`."""
+    methods = ["save_pretrained", "from_pretrained"]
+    module.LOADABLE_CLASSES["latentia"] = {"ModelMixin": methods, "SchedulerMixin": methods}
+
+
+class _RegisterWhenImported(MetaPathFinder):
+    """Finds nothing itself: takes the usual spec of diffusers' module and registers once that module has run."""
+
+    def find_spec(self, fullname: str, path=None, target=None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(fullname, path, target) if fullname == _TABLE_MODULE else None
+        if spec is None or spec.loader is None:
+            return None
+        run = spec.loader.exec_module
+
+        def run_and_register(module: ModuleType) -> None:
+            run(module)
+            register(module)
+
+        spec.loader.exec_module = run_and_register  # type: ignore[method-assign]
+        return spec
+
+
+def install() -> None:
+    """Registers now if diffusers' table is already imported, else as soon as it is."""
+    if _TABLE_MODULE in sys.modules:
+        register(sys.modules[_TABLE_MODULE])
+    else:
+        sys.meta_path.insert(0, _RegisterWhenImported())

@@ -1,0 +1,326 @@
+"""What every example script shares: start a run, watch it, and leave a folder that a person can read."""
+
+import json
+import logging
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+import latentia
+from latentia.data import load_images
+from latentia.errors import LatentiaError, UsageError
+from latentia.evaluation import Report, curves, extractor_for, grid, predict, score
+from latentia.hub.card import model_card
+from latentia.hub.push import push_to_hub
+from latentia.training.arguments import DataArguments, flat_values, parse_arguments
+from latentia.training.checkpoint import replace_file
+from latentia.training.loop import Hook, Progress, Result
+
+T = TypeVar("T")
+INTERRUPTED = 75  # EX_TEMPFAIL: start the same command again
+
+
+def run_script(arguments: type[T], main: Callable[[T], int], description: str) -> None:
+    """Parse the command line, run `main`, and end the process with an exit code that schedulers understand.
+
+    0 done, 2 usage, 3 numerics, 4 data, 5 checkpoint, 6 Hub, 75 interrupted after a checkpoint.
+    """
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    try:
+        code = main(
+            parse_arguments(
+                arguments,
+                description=f"{description}\n\nAll flags can also be given in a file, "
+                "--config run.yaml; the command line overrides it.",
+            )
+        )
+    except LatentiaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    sys.exit(code)
+
+
+def start(args: Any) -> Accelerator:
+    """Prepare the output folder and what accelerate needs; nothing has been computed yet.
+
+    Args:
+        args: has the groups `output`, `optimization` and `hub`.
+
+    Raises:
+        UsageError: `output_dir` is a file or cannot be written.
+    """
+    options = args.optimization
+    if options.allow_tf32:
+        torch.set_float32_matmul_precision("high")
+    folder = Path(args.output.output_dir)
+    accelerator = Accelerator(
+        mixed_precision=options.mixed_precision,
+        log_with=args.output.report_to,
+        project_dir=str(folder / args.output.logging_dir),
+    )
+    if accelerator.is_main_process:
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"--output_dir must be a folder; {folder} is a file.")
+        if args.output.overwrite_output_dir and folder.exists():
+            _delete_run(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ".lock").touch()
+        except OSError as error:
+            raise UsageError(f"--output_dir {folder} cannot be written: {error.strerror}.") from error
+    accelerator.wait_for_everyone()
+    if args.output.report_to is not None:
+        config = {key: str(value) for key, value in flat_values(args).items()}
+        accelerator.init_trackers(args.output.tracker_project_name, config=config)
+    return accelerator
+
+
+def _delete_run(folder: Path) -> None:
+    """Delete what a run wrote, and refuse to touch a folder that no run made."""
+    if any(folder.iterdir()) and not (folder / "training_config.json").exists():
+        raise UsageError(
+            f"--overwrite_output_dir deletes only what a run left, and {folder} has no training_config.json. "
+            "Choose another --output_dir."
+        )
+    shutil.rmtree(folder)
+
+
+def load_data(args: DataArguments):
+    """The data set that the flags name.
+
+    Raises:
+        UsageError: neither or both of dataset_name and train_data_dir.
+    """
+    if (args.dataset_name is None) == (args.train_data_dir is None):
+        given = "neither" if args.dataset_name is None else "both"
+        raise UsageError(
+            f"Give --dataset_name (a Hub id, digits or emoji) or --train_data_dir (a folder or parquet); got {given}."
+        )
+    return load_images(
+        args.dataset_name or args.train_data_dir,
+        split=args.split,
+        config_name=args.dataset_config_name,
+        revision=args.dataset_revision,
+        image_column=args.image_column,
+        label_column=args.label_column,
+        caption_column=args.caption_column,
+        resolution=args.resolution,
+        channels=args.channels,
+        center_crop=args.center_crop,
+        random_flip=args.random_flip,
+        max_samples=args.max_train_samples,
+        on_bad_image=args.on_bad_image,
+        cache_dir=args.cache_dir,
+        num_workers=args.dataloader_num_workers,
+        streaming=args.streaming,
+    )
+
+
+def plan(accelerator: Accelerator, args: Any, data: Any, network: nn.Module) -> int:
+    """Check before the first step what would otherwise fail later, and say what will be done.
+
+    Returns:
+        The number of optimizer steps.
+
+    Raises:
+        DataError: fewer images than one global batch.
+        UsageError: a stream without max_train_steps, or too little disk for the checkpoints.
+    """
+    options, folder = args.optimization, Path(args.output.output_dir)
+    global_batch = options.train_batch_size * options.gradient_accumulation_steps * accelerator.num_processes
+    data.require(global_batch)
+    if options.max_train_steps is not None:
+        steps = options.max_train_steps
+    elif args.data.streaming:
+        raise UsageError("--streaming needs --max_train_steps: a stream has no length to count epochs by.")
+    else:
+        steps = max(1, options.num_train_epochs * len(data) // global_batch)
+    if steps < 1:
+        raise UsageError(f"--max_train_steps must be at least 1; got {steps}.")
+    size = sum(p.numel() * p.element_size() for p in network.parameters())
+    need = 4 * size * (max(args.output.checkpoints_total_limit or 10, 2) + 1)  # weights, average, two moments
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise UsageError(
+            f"--output_dir {folder} has {free / 2**20:.0f} MB free, but its checkpoints need {need / 2**20:.0f} MB. "
+            "Free space or lower --checkpoints_total_limit."
+        )
+    epochs = "" if args.data.streaming else f" ({steps * global_batch / len(data):.1f} epochs)"
+    accelerator.print(
+        f"{data}\n{type(network).__name__}: {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters\n"
+        f"{steps} steps of {global_batch} images{epochs} on {accelerator.num_processes} x {accelerator.device}, "
+        f"precision {accelerator.mixed_precision}"
+    )
+    return steps
+
+
+class Watch:
+    """Pictures and scores of a run, by sampling from its pipeline.
+
+    Args:
+        args: has the groups `output`, `optimization` and `evaluation`.
+        data: the training images.
+        pipelines: name -> (batch size, seed) -> images (B, C, H, W) in [-1, 1]; the first is the one that is scored.
+    """
+
+    def __init__(self, args: Any, data: Any, pipelines: Mapping[str, Callable[[int, int], Tensor]]):
+        self.args, self.data, self.pipelines = args, data, pipelines
+        self.folder = Path(args.output.output_dir)
+        self.report: Report | None = None
+        self._real = None
+
+    def hooks(self) -> list[Hook]:
+        return [
+            Hook(self.args.evaluation.validation_steps, self.draw),
+            Hook(self.args.evaluation.eval_steps, self.score),
+        ]
+
+    def draw(self, progress: Progress) -> None:
+        """Save a grid of samples from each set of weights."""
+        for name, sample in self.pipelines.items():
+            path = self.folder / "samples" / f"step-{progress.step:06d}{'' if name == 'ema' else '-' + name}.png"
+            path.parent.mkdir(exist_ok=True)
+            grid(sample(64, self.args.optimization.seed)).save(path)
+
+    def score(self, progress: Progress) -> dict[str, float]:
+        """Frechet distance and Inception score, if a feature extractor fits the images."""
+        n = min(self.args.evaluation.eval_num_samples, len(self.data) // 2 if not self.args.data.streaming else 0)
+        extractor = extractor_for(self.data.shape)
+        if extractor is None or n < 2:
+            return {}
+        sample = next(iter(self.pipelines.values()))
+        started, first = time.perf_counter(), min(n, 100)
+        images = [sample(first, 1)]
+        cost = (time.perf_counter() - started) / first * n
+        if cost > 20:
+            print(f"Sampling {n} images for the score takes about {cost:.0f} s.")
+        images += [sample(min(100, n - k), 1 + k) for k in range(first, n, 100)]
+        if self._real is None:
+            self._real = predict(_all_images(self.data), extractor)
+        self.report = score(torch.cat(images), self._real, extractor)
+        report = self.report
+        return {
+            "eval/fd": report.fd, "eval/fd_floor": report.floor, "eval/kid": report.kid,
+            "eval/inception_score": report.inception_score, "eval/inception_score_real": report.real_inception_score,
+        }  # fmt: skip
+
+
+def _all_images(data: Any):
+    """The images of a data set in order, at most 10 000 of them, spread evenly, in chunks."""
+    chosen = data.images[torch.linspace(0, len(data) - 1, min(len(data), 10_000)).long()]
+    for chunk in chosen.split(1000):
+        yield chunk.float() / 127.5 - 1
+
+
+def finish(
+    accelerator: Accelerator,
+    args: Any,
+    result: Result,
+    pipeline: Any,
+    watch: Watch,
+    *,
+    family: str,
+    pipeline_tag: str,
+) -> int:
+    """Export the pipeline with its card, draw the curves, write the summary, and push if asked to.
+
+    Returns:
+        The exit code of the process.
+    """
+    accelerator.end_training()
+    if not accelerator.is_main_process:
+        return 0 if result.status != "interrupted" else INTERRUPTED
+    folder = Path(args.output.output_dir)
+    progress, report = result.progress, watch.report
+    summary = {
+        "status": result.status, "steps": progress.step, "images": progress.images, "restarts": progress.restarts,
+        "training_seconds": round(progress.seconds, 1), "images_per_second": round(result.images_per_second, 1),
+        "peak_memory_mb": round(result.peak_memory_mb), "resumed_from": result.resumed_from,
+        "score": report.to_dict() if report else None,
+    }  # fmt: skip
+    if result.status == "interrupted":
+        replace_file(folder / "run_summary.json", json.dumps(summary, indent=1) + "\n")
+        print(f"Interrupted at step {progress.step}; the checkpoint is whole. Start the same command again to go on.")
+        return INTERRUPTED
+    if result.status == "nothing to do" and (folder / "model_index.json").exists():
+        print(f"Nothing to do: {folder} is trained to step {progress.step}. Raise --max_train_steps to go on.")
+        return 0
+    if report is None:  # the run was finished before, but killed while it was being exported
+        watch.score(progress)
+        report = watch.report
+        summary["score"] = report.to_dict() if report else None
+    samples = folder / "samples"
+    samples.mkdir(exist_ok=True)
+    grid(next(iter(watch.pipelines.values()))(64, args.optimization.seed)).save(samples / "grid.png")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    keys = sorted({key for row in rows for key in row if key.endswith("/loss")})
+    if keys:
+        curves(rows, keys, folder / "loss.png", x="images", title="Training")
+    card = model_card(
+        name=args.hub.hub_model_id or folder.resolve().name,
+        pipeline_class=type(pipeline).__name__,
+        family=family,
+        pipeline_tag=pipeline_tag,
+        dataset=args.data.dataset_name or Path(args.data.train_data_dir).name,
+        license=args.hub.hub_license,
+        recipe=flat_values(args),
+        metrics=_metrics(report),
+        hardware=_hardware(accelerator),
+        minutes=progress.seconds / 60,
+        seed=args.optimization.seed,
+        repo_id=args.hub.hub_model_id,
+    )
+    export(pipeline, folder, card)
+    replace_file(folder / "run_summary.json", json.dumps(summary, indent=1) + "\n")
+    print(f"Trained {progress.images} images in {progress.seconds:.0f} s. Pipeline, card and pictures: {folder}")
+    if report:
+        print(report.text())
+    if args.hub.push_to_hub:
+        name = args.hub.hub_model_id or folder.resolve().name
+        print(f"Pushed to {push_to_hub(folder, name, private=args.hub.hub_private_repo)}")
+    return 0
+
+
+def export(pipeline: Any, folder: Path, card: Any) -> None:
+    """Save a pipeline into a folder that holds other things, its index last, so that what loads is whole."""
+    staging = folder / ".export"
+    shutil.rmtree(staging, ignore_errors=True)
+    pipeline.save_pretrained(staging)
+    card.save(staging / "README.md")
+    (folder / "model_index.json").unlink(missing_ok=True)
+    for item in sorted(staging.iterdir(), key=lambda path: path.name == "model_index.json"):
+        if (folder / item.name).is_dir():
+            shutil.rmtree(folder / item.name)
+        os.replace(item, folder / item.name)
+    staging.rmdir()
+
+
+def _metrics(report: Report | None) -> Sequence[Mapping[str, Any]]:
+    if report is None:
+        return []
+    shared = {"n": report.n, "extractor": report.extractor, "extractor_sha256": report.extractor_sha256}
+    return [
+        {"name": "FD", "value": report.fd, "floor": report.floor, **shared},
+        {"name": "KID", "value": report.kid, "floor": report.kid_floor, **shared},
+        {"name": "Inception score", "value": report.inception_score, "floor": report.real_inception_score, **shared},
+    ]
+
+
+def _hardware(accelerator: Accelerator) -> str:
+    if accelerator.device.type == "cuda":
+        return f"{accelerator.num_processes} x {torch.cuda.get_device_name(accelerator.device)}"
+    return f"{torch.get_num_threads() * accelerator.num_processes} CPU threads ({platform.machine()})"
+
+
+def versions() -> dict[str, str]:
+    """What a measurement depends on, for the JSON beside it."""
+    return {"latentia": latentia.__version__, "torch": torch.__version__, "python": platform.python_version()}

@@ -1,0 +1,353 @@
+"""What DDPM and DDIM share: the forward process, its tables, and the conversions between x0, eps and v.
+
+Notation, with t = 0 ... T - 1 counted as in diffusers (the papers count from 1):
+
+    x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) eps           one forward step
+    alpha_bar_t = prod_{i<=t} (1 - beta_i)
+    x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps     the shortcut, `signal` x_0 + `noise` eps below
+    v_t = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0
+
+A table is a float64 tensor (K, T) whose column t holds K coefficients of time t; `coefficients` reads columns. The
+functions below "Methods" are bound in the bodies of both classes, so that each is written once without a base class.
+"""
+
+import math
+from collections.abc import Sequence
+from numbers import Integral
+
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
+from diffusers.utils.torch_utils import randn_tensor
+
+from latentia.errors import UsageError, did_you_mean
+
+COMPATIBLES = [scheduler.name for scheduler in KarrasDiffusionSchedulers]
+CHOICES = {
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "prediction_type": ("epsilon", "sample", "v_prediction"),
+    "timestep_spacing": ("leading", "trailing", "linspace"),
+    "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"),
+}
+Generators = torch.Generator | list[torch.Generator] | None
+
+# ---------------------------------------------------------------------------------------------------------- tables
+
+
+def check_config(config) -> None:
+    """Raise UsageError for the first setting that breaks its rule."""
+    for name, known in CHOICES.items():
+        given = config.get(name, known[0])
+        if given not in known:
+            raise UsageError(
+                f"{name} must be one of {', '.join(known)}. Got {given!r}.{did_you_mean(str(given), known)}"
+            )
+    if config.num_train_timesteps < 1:
+        raise UsageError(f"num_train_timesteps must be at least 1. Got {config.num_train_timesteps}; 1000 is usual.")
+    if config.trained_betas is not None and len(config.trained_betas) != config.num_train_timesteps:
+        raise UsageError(
+            f"trained_betas must hold one value for each of num_train_timesteps={config.num_train_timesteps} steps. "
+            f"Got {len(config.trained_betas)} values; set num_train_timesteps to that."
+        )
+    if config.rescale_betas_zero_snr and config.num_train_timesteps < 2:
+        raise UsageError("rescale_betas_zero_snr needs num_train_timesteps of at least 2. Got 1; switch it off.")
+    if not 0 < config.dynamic_thresholding_ratio <= 1:
+        raise UsageError(f"dynamic_thresholding_ratio must be in (0, 1]. Got {config.dynamic_thresholding_ratio}.")
+    if config.sample_max_value < 1:
+        raise UsageError(f"sample_max_value must be at least 1, the range of images. Got {config.sample_max_value}.")
+    if config.clip_sample_range <= 0:
+        raise UsageError(f"clip_sample_range must be positive. Got {config.clip_sample_range}; images are in [-1, 1].")
+
+
+def make_betas(config) -> torch.Tensor:
+    """beta_t of a configuration, float64 (T,), each in (0, 1].
+
+    linear: DDPM (Ho et al. 2020, arXiv 2006.11239) section 4. scaled_linear: linear in sqrt(beta) (latent diffusion).
+    squaredcos_cap_v2: the cosine of improved DDPM (Nichol & Dhariwal 2021, arXiv 2102.09672) Eq. 17, beta <= 0.999.
+    """
+    T, first, final = config.num_train_timesteps, config.beta_start, config.beta_end
+    if config.trained_betas is not None:
+        betas = torch.as_tensor(config.trained_betas, dtype=torch.float64)
+    elif config.beta_schedule == "linear":
+        betas = torch.linspace(first, final, T, dtype=torch.float64)
+    elif config.beta_schedule == "scaled_linear":
+        betas = torch.linspace(first**0.5, final**0.5, T, dtype=torch.float64) ** 2
+    else:
+        u = torch.arange(T + 1, dtype=torch.float64) / T
+        alpha_bar = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+        betas = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
+    if not bool((betas > 0).all() and (betas[:-1] < 1).all() and betas[-1] <= 1):
+        raise UsageError(
+            f"every beta must be in (0, 1), only the last may be 1. Got {betas.min():.3g} to {betas.max():.3g}; "
+            "mend beta_start, beta_end (0.0001 and 0.02 are usual) or trained_betas."
+        )
+    return zero_terminal_snr(betas) if config.rescale_betas_zero_snr else betas
+
+
+def zero_terminal_snr(betas: torch.Tensor) -> torch.Tensor:
+    """Shift and scale sqrt(alpha_bar) so that the last is 0 and the first is kept (Lin et al. 2023, arXiv 2305.08891,
+    Algorithm 1)."""
+    root = torch.cumprod(1 - betas, 0).sqrt()
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    alpha_bar = root**2
+    return 1 - torch.cat([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
+
+
+def make_alpha_bar(config) -> torch.Tensor:
+    """alpha_bar_t = prod_{i<=t} (1 - beta_i), float64 (T,), from the configuration, wherever the tables are."""
+    return torch.cumprod(1 - make_betas(config), 0)
+
+
+def every_timestep(config) -> torch.Tensor:
+    return torch.arange(config.num_train_timesteps - 1, -1, -1)
+
+
+def make_timesteps(config, num_inference_steps: int | None, custom: Sequence[int] | None) -> torch.Tensor:
+    """The time steps to visit, descending, int64 (arXiv 2305.08891 Table 2 compares the three spacings)."""
+    T, n = config.num_train_timesteps, num_inference_steps
+    if (n is None) == (custom is None):
+        raise UsageError("set_timesteps takes either num_inference_steps or timesteps. Give exactly one of the two.")
+    if custom is not None:
+        timesteps = np.asarray(custom, dtype=np.int64)
+        if timesteps.size == 0 or (np.diff(timesteps) >= 0).any() or timesteps[0] >= T or timesteps[-1] < 0:
+            raise UsageError(f"timesteps must descend strictly, from {T - 1} or less to 0 or more. Got {list(custom)}.")
+        return check_division(config, torch.tensor(timesteps))
+    if not isinstance(n, Integral) or not 1 <= n <= T:
+        raise UsageError(
+            f"num_inference_steps must be an integer between 1 and num_train_timesteps={T}. Got {n}; "
+            f"a network trained on {T} noise levels knows no others."
+        )
+    if config.timestep_spacing == "leading":
+        timesteps = np.arange(n)[::-1] * (T // n) + config.steps_offset
+    elif config.timestep_spacing == "trailing":
+        timesteps = np.round(np.arange(T, 0, -T / n))[:n] - 1  # rounding can make arange one longer than n
+    else:
+        timesteps = np.linspace(0, T - 1, n).round()[::-1]
+    if timesteps[0] >= T:
+        raise UsageError(
+            f"steps_offset={config.steps_offset} with num_inference_steps={n} visits t={timesteps[0]}, beyond the last "
+            f"time step {T - 1}. Take fewer steps, or steps_offset=0."
+        )
+    return check_division(config, torch.tensor(timesteps.astype(np.int64)))
+
+
+def check_division(config, timesteps: torch.Tensor) -> torch.Tensor:
+    """x_0 cannot be had from eps where x_t holds no x_0 at all (arXiv 2305.08891 section 3.2)."""
+    if config.prediction_type == "epsilon" and make_alpha_bar(config)[timesteps[0]] == 0:
+        raise UsageError(
+            f"prediction_type='epsilon' cannot start at t={timesteps[0]}, where alpha_bar is 0 "
+            "(rescale_betas_zero_snr=True): x_0 would be a division by zero. Train with "
+            "prediction_type='v_prediction', or use timestep_spacing='leading', which does not visit that step."
+        )
+    return timesteps
+
+
+def previous_visited(timesteps: torch.Tensor, num_train_timesteps: int) -> torch.Tensor:
+    """For every t in 0 ... T - 1 the largest visited time step below t, or -1: int64 (T,)."""
+    ascending = torch.cat([torch.tensor([-1]), timesteps.flip(0)])
+    return ascending[torch.searchsorted(ascending, torch.arange(num_train_timesteps)) - 1]
+
+
+def start(scheduler) -> None:
+    """Check the configuration and build what depends on it alone."""
+    check_config(scheduler.config)
+    # diffusers' from_config replaces values left at their defaults by the other class's defaults (another beta_start
+    # in some). Every value counts as given, so that a configuration means the same here as saved and loaded.
+    scheduler.register_to_config(_use_default_values=[])
+    scheduler.init_noise_sigma = 1.0
+    scheduler.num_inference_steps = None
+    scheduler.betas = make_betas(scheduler.config)
+    scheduler.alphas = 1 - scheduler.betas
+    scheduler.alphas_cumprod = make_alpha_bar(scheduler.config)
+    signal, noise = scheduler.alphas_cumprod.sqrt(), (1 - scheduler.alphas_cumprod).sqrt()
+    scheduler._forward_table = torch.stack([signal, noise, scheduler.alphas.sqrt(), scheduler.betas.sqrt()])
+
+
+# ---------------------------------------------------------------------------------------------------------- algebra
+
+
+def coefficients(table: torch.Tensor, t: int | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Columns t of a table, ready to multiply x: (K, 1 or B, 1, ..., 1) in the table's dtype.
+
+    Nothing is copied between devices when table, t and x lie on the same one, and no value is read back from it.
+    """
+    if isinstance(t, torch.Tensor):
+        if t.ndim > 1 or t.numel() not in (1, len(x)) or t.is_floating_point():
+            raise UsageError(
+                f"timestep must be an integer, or hold one for each of the {len(x)} samples. "
+                f"Got {t.dtype} of shape {tuple(t.shape)}."
+            )
+        columns = move(table, x.device).index_select(1, t.reshape(-1).to(x.device))
+    else:
+        t = int(t)
+        if not 0 <= t < table.shape[1]:
+            raise UsageError(f"timestep must be between 0 and {table.shape[1] - 1}. Got {t}.")
+        columns = move(table[:, t : t + 1], x.device)
+    return columns.reshape(len(table), -1, *(1,) * (x.ndim - 1))
+
+
+def move(table: torch.Tensor, device: str | torch.device) -> torch.Tensor:
+    """The tensor on `device`, in float32 where that has no float64."""
+    single = table.dtype == torch.float64 and torch.device(device).type == "mps"
+    return table.to(device, torch.float32 if single else table.dtype)
+
+
+def working_dtype(x: torch.Tensor) -> torch.dtype:
+    """Arithmetic is never in less than float32: in half precision 1 / sqrt(alpha_bar) would swallow the image."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def predict_x0(prediction_type: str, output, x_t, signal, noise) -> torch.Tensor:
+    """x_0 from a network's output: DDPM Eq. 15, or x_0 = signal x_t - noise v (Salimans & Ho 2022, arXiv 2202.00512,
+    section 4)."""
+    if prediction_type == "epsilon":
+        return (x_t - noise * output) / signal
+    return output if prediction_type == "sample" else signal * x_t - noise * output
+
+
+def predict_eps(prediction_type: str, output, x_t, signal, noise) -> torch.Tensor:
+    """eps from a network's output, by the same algebra."""
+    if prediction_type == "sample":
+        return (x_t - signal * output) / noise
+    return output if prediction_type == "epsilon" else signal * output + noise * x_t
+
+
+def bound_x0(config, x0: torch.Tensor) -> torch.Tensor:
+    """Clip x_0, or threshold it dynamically: s = quantile of |x_0| over an image, at least 1; clip to [-s, s], divide
+    by s (Saharia et al. 2022, arXiv 2205.11487, section 2.3)."""
+    if config.thresholding:
+        s = torch.quantile(x0.abs().flatten(1), config.dynamic_thresholding_ratio, dim=1)
+        s = s.clamp(1, config.sample_max_value).reshape(-1, *(1,) * (x0.ndim - 1))
+        return x0.clamp(-s, s) / s
+    return x0.clamp(-config.clip_sample_range, config.clip_sample_range) if config.clip_sample else x0
+
+
+def draw_noise(sample: torch.Tensor, generator: Generators, variance_noise: torch.Tensor | None) -> torch.Tensor:
+    """N(0, 1) of the sample's shape and dtype, or what the caller brought."""
+    if variance_noise is None:
+        if isinstance(generator, list) and len(generator) != len(sample):
+            raise UsageError(f"generator must be one or a list of {len(sample)}, one per image. Got {len(generator)}.")
+        return randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
+    if generator is not None:
+        raise UsageError("step takes generator or variance_noise, not both. Drop the generator.")
+    check_shape("variance_noise", variance_noise, sample.shape)
+    return variance_noise
+
+
+def check_shape(name: str, given: torch.Tensor, shape: Sequence[int], hint: str = "") -> None:
+    if tuple(given.shape) != tuple(shape):
+        raise UsageError(f"{name} must have shape {tuple(shape)}. Got {tuple(given.shape)}.{hint}")
+
+
+def check_ready(scheduler) -> None:
+    if scheduler.num_inference_steps is None:
+        raise UsageError(
+            "step needs to know which time steps are visited. Call set_timesteps(num_inference_steps) first."
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------- Methods
+
+
+def to(self, device: str | torch.device):
+    """Move all tables, once, so that no later call copies them. Returns the scheduler."""
+    for name, value in vars(self).items():
+        if isinstance(value, torch.Tensor):
+            setattr(self, name, move(value, device))
+    return self
+
+
+def num_timesteps(self) -> int:
+    """T, the number of noise levels a network was trained on."""
+    return self.config.num_train_timesteps
+
+
+def scale_model_input(self, sample: torch.Tensor, timestep: int | torch.Tensor | None = None) -> torch.Tensor:
+    """The sample as it is: networks of this process see x_t itself (other schedulers of diffusers rescale it)."""
+    return sample
+
+
+def forward_step(
+    self, previous_samples: torch.Tensor, noise: torch.Tensor, timesteps: int | torch.Tensor
+) -> torch.Tensor:
+    """One step of the forward process, q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I) (DDPM Eq. 2).
+
+    Args:
+        previous_samples: x_{t-1}, (B, ...), or x_0 where t = 0.
+        noise: eps ~ N(0, I), of the same shape.
+        timesteps: t, a number or (B,), each in 0 ... T - 1.
+
+    Returns:
+        x_t, in the dtype of `previous_samples`.
+    """
+    check_shape("noise", noise, previous_samples.shape)
+    dtype = working_dtype(previous_samples)
+    _, _, keep, add = coefficients(self._forward_table, timesteps, previous_samples).to(dtype)
+    # x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) eps
+    return (keep * previous_samples + add * noise).to(previous_samples.dtype)
+
+
+def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: int | torch.Tensor) -> torch.Tensor:
+    """The shortcut to any step, q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I) (DDPM Eq. 4).
+
+    Args:
+        original_samples: x_0, (B, ...), images in [-1, 1].
+        noise: eps ~ N(0, I), of the same shape.
+        timesteps: t, a number or (B,), each in 0 ... T - 1.
+
+    Returns:
+        x_t, in the dtype of `original_samples`.
+
+    Raises:
+        UsageError: noise of another shape, or not one time step per sample.
+
+    Example:
+        >>> import torch
+        >>> from latentia.schedulers.ddpm import DDPMScheduler
+        >>> x_t = DDPMScheduler().add_noise(torch.ones(2, 3), torch.zeros(2, 3), torch.tensor([0, 749]))
+        >>> [round(value, 5) for value in (x_t[:, 0] ** 2).tolist()]
+        [0.9999, 0.00335]
+    """
+    check_shape("noise", noise, original_samples.shape)
+    dtype = working_dtype(original_samples)
+    signal, sigma, _, _ = coefficients(self._forward_table, timesteps, original_samples).to(dtype)
+    # x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps
+    return (signal * original_samples + sigma * noise).to(original_samples.dtype)
+
+
+def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: int | torch.Tensor) -> torch.Tensor:
+    """v_t = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0 (arXiv 2202.00512 section 4). Arguments as add_noise."""
+    check_shape("noise", noise, sample.shape)
+    signal, sigma, _, _ = coefficients(self._forward_table, timesteps, sample).to(working_dtype(sample))
+    return (signal * noise - sigma * sample).to(sample.dtype)
+
+
+def target(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: int | torch.Tensor) -> torch.Tensor:
+    """What a network of this `prediction_type` is trained to give: eps, x_0 or v_t. Arguments as add_noise."""
+    check_shape("noise", noise, original_samples.shape)
+    if self.config.prediction_type == "epsilon":
+        return noise
+    if self.config.prediction_type == "sample":
+        return original_samples
+    return self.get_velocity(original_samples, noise, timesteps)
+
+
+def predict_x0_eps(
+    self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(x_0, eps) that a network's output at (x_t, t) stands for, neither clipped nor thresholded.
+
+    Args:
+        model_output: eps, x_0 or v_t by `prediction_type`, of the sample's shape (without learned variances).
+        timestep: t, a number or (B,), each in 0 ... T - 1.
+        sample: x_t, (B, ...).
+
+    Returns:
+        Both in the dtype of `sample`. They satisfy x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps.
+    """
+    check_shape("model_output", model_output, sample.shape)
+    dtype, kind = working_dtype(sample), self.config.prediction_type
+    signal, sigma, _, _ = coefficients(self._forward_table, timestep, sample).to(dtype)
+    output, x_t = model_output.to(dtype), sample.to(dtype)
+    x0, eps = predict_x0(kind, output, x_t, signal, sigma), predict_eps(kind, output, x_t, signal, sigma)
+    return x0.to(sample.dtype), eps.to(sample.dtype)

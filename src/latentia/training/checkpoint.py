@@ -1,0 +1,318 @@
+"""Checkpoints that are whole or not there: staged, hashed, committed by one rename, verified when read.
+
+A checkpoint is a folder `checkpoint-<step>`: a `.safetensors` file and a `.json` file for each stateful object, and a
+`manifest.json` that was written last and lists the size and SHA-256 of every other file. There is no pickle in it.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from latentia.errors import CheckpointError
+
+FORMAT = 1
+NAME = re.compile(r"checkpoint-(\d+)")
+_NO_RENAME = (errno.EXDEV, errno.ENOSYS, errno.EPERM, errno.ENOTSUP)
+logger = logging.getLogger(__name__)
+
+
+def fail_point(name: str) -> None:
+    """Die here as by `kill -9` if the environment asks for it, so that tests can visit every stage of a save."""
+    if os.environ.get("LATENTIA_FAILPOINT") == name:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def flatten(tree: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
+    """Replace each tensor of a state dict by a reference into `tensors`, leaving what JSON can hold."""
+    if isinstance(tree, torch.Tensor):
+        while path in tensors:  # {"a": {"b": ...}, "a.b": ...}
+            path += "'"
+        tensors[path] = tree.detach().to("cpu", copy=True).contiguous()
+        return {"__tensor__": path}
+    if isinstance(tree, Mapping) and all(isinstance(key, str | int) for key in tree):
+        return {"__items__": [[key, flatten(value, f"{path}.{key}", tensors)] for key, value in tree.items()]}
+    if isinstance(tree, list | tuple):
+        return [flatten(value, f"{path}.{i}", tensors) for i, value in enumerate(tree)]
+    if tree is None or isinstance(tree, bool | int | float | str):
+        return tree
+    raise TypeError(
+        f"A state dict holds tensors, numbers, strings, lists and dicts with str or int keys; got {tree!r} at {path}."
+    )
+
+
+def unflatten(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """The inverse of `flatten`, up to tuples, which come back as lists."""
+    if isinstance(tree, list):
+        return [unflatten(value, tensors) for value in tree]
+    if isinstance(tree, dict):
+        if "__tensor__" in tree:
+            return tensors[tree["__tensor__"]]
+        return {key: unflatten(value, tensors) for key, value in tree["__items__"]}
+    return tree
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file and wait until the disk has it."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old one or the new one, never a part."""
+    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    write_durably(staging, text.encode())
+    os.replace(staging, path)
+
+
+def _fsync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _numbered(root: Path) -> list[tuple[int, Path]]:
+    """The folders named `checkpoint-<number>`, oldest first; other entries are somebody else's and left alone."""
+    if not root.is_dir():
+        return []
+    matches = ((NAME.fullmatch(path.name), path) for path in root.iterdir() if path.is_dir())
+    return sorted((int(match[1]), path) for match, path in matches if match)
+
+
+def save_checkpoint(root: Path, step: int, state: Mapping[str, Any], info: Mapping[str, Any], run_id: str) -> Path:
+    """Write `root/checkpoint-<step>` so that it is whole or absent, whatever happens on the way.
+
+    Args:
+        root: folder of the checkpoints; made if missing.
+        step: number of the checkpoint.
+        state: name -> state dict.
+        info: what else the manifest should hold (JSON).
+        run_id: who writes; goes into the manifest.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: weights that are not finite, or a disk that refuses; what was there before stays as it was.
+    """
+    staging, final = root / f".staging-{step}-{run_id}", root / f"checkpoint-{step}"
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        staging.mkdir()
+        fail_point("after-mkdir")
+        files = {}
+        for name, tree in state.items():
+            tensors: dict[str, torch.Tensor] = {}
+            text = json.dumps(flatten(tree, name, tensors))
+            bad = [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]
+            if bad:
+                raise CheckpointError(
+                    f"Step {step} has values that are not finite in {bad[0]}; no checkpoint was written."
+                )
+            for file, data in ((f"{name}.safetensors", save(tensors)), (f"{name}.json", text.encode())):
+                write_durably(staging / file, data)
+                files[file] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            fail_point("mid-state")
+        fail_point("before-manifest")
+        manifest = {"format": FORMAT, "step": step, "run_id": run_id, **info, "files": files}
+        manifest["sha256"] = _manifest_sha256(manifest)
+        write_durably(staging / "manifest.json", json.dumps(manifest, indent=1).encode())
+        fail_point("after-manifest")
+        _fsync_folder(staging)
+        _commit(staging, final)
+        _fsync_folder(root)
+        fail_point("after-rename")
+    except OSError as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise CheckpointError(
+            f"{final} could not be written: {error}. Earlier checkpoints are intact; free space or choose another "
+            "--output_dir, then start the same command again."
+        ) from error
+    except CheckpointError:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return final
+
+
+def _commit(staging: Path, final: Path) -> None:
+    aside = final.with_name(f".aside-{final.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        if final.exists():
+            os.replace(final, aside)
+        os.replace(staging, final)
+    except OSError as error:
+        if aside.exists():
+            os.replace(aside, final)
+        if error.errno not in _NO_RENAME:
+            raise
+        # A file system without rename: copy with the manifest last, which is what makes a folder a checkpoint.
+        if final.exists():
+            _delete_checkpoint(final)
+        final.mkdir()
+        for path in sorted(staging.iterdir(), key=lambda path: path.name == "manifest.json"):
+            write_durably(final / path.name, path.read_bytes())
+        _fsync_folder(final)
+        shutil.rmtree(staging)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _delete_checkpoint(path: Path) -> None:
+    """Delete without rename, the manifest first, so that a kill in between leaves nothing that looks whole."""
+    (path / "manifest.json").unlink(missing_ok=True)
+    shutil.rmtree(path)
+
+
+def _manifest_sha256(manifest: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def verify_checkpoint(path: Path) -> dict[str, Any]:
+    """Read the manifest and check the size and SHA-256 of every file it lists.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        CheckpointError: naming the first file that is missing, cut or altered.
+    """
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
+        version = manifest["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a whole checkpoint: manifest.json cannot be read ({error}).") from error
+    if version != FORMAT:
+        raise CheckpointError(f"{path} has checkpoint format {version}; this version reads {FORMAT}.")
+    if manifest.get("sha256") != _manifest_sha256(manifest):
+        raise CheckpointError(f"{path} is damaged: manifest.json was altered after it was written.")
+    for name, expected in manifest["files"].items():
+        file = path / name
+        if Path(name).name != name or not file.is_file():
+            raise CheckpointError(f"{path} is not a whole checkpoint: {name} is missing.")
+        size = file.stat().st_size
+        if size != expected["size"]:
+            raise CheckpointError(f"{path} is damaged: {name} has {size} bytes instead of {expected['size']}.")
+        if _sha256(file) != expected["sha256"]:
+            raise CheckpointError(f"{path} is damaged: the SHA-256 of {name} differs from the manifest's.")
+    return manifest
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Verify and read a checkpoint.
+
+    Returns:
+        (state, manifest): name -> state dict with tensors on the CPU, and the manifest.
+
+    Raises:
+        CheckpointError: the folder is missing, damaged or not a checkpoint.
+    """
+    manifest = verify_checkpoint(path)
+    state = {}
+    for file in manifest["files"]:
+        if file.endswith(".json"):
+            try:
+                tensors = load_file(path / f"{file[:-5]}.safetensors")
+                state[file[:-5]] = unflatten(json.loads((path / file).read_bytes()), tensors)
+            except (OSError, ValueError, KeyError, SafetensorError) as error:
+                raise CheckpointError(f"{path} cannot be read: {file}: {error}.") from error
+    return state, manifest
+
+
+def find_checkpoint(root: Path) -> Path | None:
+    """The newest whole checkpoint below `root`; damaged ones are passed over with a warning each."""
+    for _, path in reversed(_numbered(root)):
+        try:
+            verify_checkpoint(path)
+            return path
+        except CheckpointError as error:
+            logger.warning("Passed over: %s", error)
+    return None
+
+
+def resolve_resume(value: str | None, root: Path) -> Path | None:
+    """Which checkpoint `--resume_from_checkpoint` means.
+
+    Args:
+        value: "auto" (the newest whole one, or a fresh start), "latest" (the newest whole one, or an error), "none",
+            or the path of a checkpoint, which is taken as it is or refused.
+        root: folder of the run's checkpoints.
+
+    Raises:
+        CheckpointError: nothing is there.
+    """
+    if value in (None, "none"):
+        return None
+    if value in ("auto", "latest"):
+        found = find_checkpoint(root)
+        if found is None and (value == "latest" or _numbered(root)):
+            raise CheckpointError(
+                f"--resume_from_checkpoint {value}: there is no whole checkpoint in {root}. "
+                "Use --resume_from_checkpoint none to start from the beginning."
+            )
+        return found
+    path = Path(value)
+    if not path.is_dir():
+        there = ", ".join(path.name for _, path in _numbered(root)) or "none"
+        raise CheckpointError(
+            f'--resume_from_checkpoint must be "auto", "latest", "none" or the folder of a checkpoint; got "{value}", '
+            f"which is not there. Checkpoints of this run: {there}."
+        )
+    verify_checkpoint(path)
+    return path
+
+
+def rotate(root: Path, limit: int | None, run_id: str, keep: frozenset[Path] = frozenset()) -> None:
+    """Delete this run's oldest checkpoints beyond `limit`, never fewer than two, none of `keep` or of another run."""
+    if limit is None:
+        return
+    keep = frozenset(path.resolve() for path in keep)
+    own = []
+    for _, path in _numbered(root):
+        try:
+            if json.loads((path / "manifest.json").read_bytes())["run_id"] == run_id:
+                own.append(path)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    for path in own[: -max(limit, 2)]:
+        if path.resolve() not in keep:
+            trash = path.with_name(f".aside-{path.name}-{uuid.uuid4().hex[:8]}")
+            try:
+                try:
+                    os.replace(path, trash)  # so that a kill in between leaves no half checkpoint under its name
+                except OSError as error:
+                    if error.errno not in _NO_RENAME:
+                        raise
+                    trash = path
+                fail_point("mid-rotate")
+                _delete_checkpoint(trash)
+            except OSError as error:
+                logger.warning("The old checkpoint %s could not be deleted: %s", path, error)
+
+
+def clean_staging(root: Path) -> None:
+    """Remove what saves that were killed left behind."""
+    for pattern in (".staging-*", ".aside-*"):
+        for path in root.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)

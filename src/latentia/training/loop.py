@@ -1,0 +1,379 @@
+"""One loop for every family: phases over batches until enough images were seen."""
+
+import json
+import math
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import accelerate
+import diffusers
+import torch
+from accelerate import Accelerator
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
+
+import latentia
+from latentia.errors import CheckpointError, NumericsError, UsageError
+from latentia.random import Draws, seed_from
+from latentia.training import checkpoint as ckpt
+from latentia.training.ema import EMA
+from latentia.training.progress import Log, Progress, peak_memory
+from latentia.training.signals import Signals
+
+
+class Batches(Protocol):
+    """What the loop asks of a data set: the elements at positions [start, stop) of its endless stream."""
+
+    fingerprint: str
+
+    def batch(self, start: int, stop: int, *, seed: int, device: torch.device) -> dict[str, Any]: ...
+
+
+@dataclass
+class Phase:
+    """One turn of training.
+
+    Args:
+        name: used in logs and checkpoints, such as "unet" or "discriminator".
+        loss: (batch, draw) -> {"loss": scalar to minimise, **metrics}; closes over the prepared networks.
+        trains: the only network whose parameters get gradients in this phase, as `accelerator.prepare` returned it.
+        optimizer: over its parameters, prepared; `None` for an update rule without gradients.
+        learning_rate: step -> factor of the optimizer's initial rate; a function, so there is no state to save.
+        every: run in every n-th step. Default 1.
+        max_grad_norm: clip the gradient to this Euclidean norm; `None` (default): no clipping.
+        ema: the average to update after each step of this phase.
+    """
+
+    name: str
+    loss: Callable[[dict[str, Any], Draws], dict[str, Tensor]]
+    trains: nn.Module
+    optimizer: Any = None
+    learning_rate: Callable[[int], float] = field(default=lambda step: 1.0)
+    every: int = 1
+    max_grad_norm: float | None = None
+    ema: EMA | None = None
+
+
+@dataclass
+class Hook:
+    """Something to do on the main process after every n-th step (0: never) and after the last: pictures, scores."""
+
+    every: int
+    call: Callable[[Progress], Mapping[str, float] | None]
+
+
+@dataclass
+class Result:
+    """How a call of `train` ended: `status` is "finished", "interrupted" or "nothing to do"."""
+
+    status: str
+    progress: Progress
+    resumed_from: str | None
+    images_per_second: float
+    peak_memory_mb: float
+
+
+def learning_rate_schedule(name: str, warmup_steps: int, total_steps: int) -> Callable[[int], float]:
+    """step -> factor: linear warm-up, then "constant", "linear" or "cosine" decay to zero at `total_steps`.
+
+    Example:
+        >>> rate = learning_rate_schedule("cosine", 10, 110)
+        >>> rate(0), rate(10), round(rate(60), 6), rate(110)
+        (0.1, 1.0, 0.5, 0.0)
+    """
+    decay = {
+        "constant": lambda progress: 1.0,
+        "linear": lambda progress: 1.0 - progress,
+        "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
+    }
+    if name not in decay:
+        raise UsageError(f'lr_scheduler must be one of {tuple(decay)}; got "{name}".')
+
+    def rate(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        return decay[name](min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0))
+
+    return rate
+
+
+def train(
+    accelerator: Accelerator,
+    phases: Sequence[Phase],
+    data: Batches,
+    *,
+    output_dir: str | Path,
+    max_steps: int,
+    batch_size: int,
+    accumulate: int = 1,
+    seed: int = 0,
+    hooks: Sequence[Hook] = (),
+    checkpoint_every: int | None = 500,
+    checkpoints_limit: int | None = 3,
+    resume: str | None = "auto",
+    config: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    log_every: int = 10,
+) -> Result:
+    """Run the phases until `max_steps`, and be able to go on from any moment at which the process is killed.
+
+    Randomness is a function of (seed, images seen), the order of the data too; so a checkpoint needs to hold only
+    weights, averages, optimizers and the position, and a run that was killed and started again with the same call
+    ends with the weights of one that was not, to the last bit (same versions and machine, deterministic kernels).
+
+    Args:
+        accelerator: launches, wraps, casts and synchronises.
+        phases: what one step is made of, in order.
+        data: gives the batch for a range of positions; each process asks for its own part of the global batch.
+        output_dir: gets `checkpoints/` and `metrics.jsonl`.
+        max_steps: optimizer steps at which the run is finished.
+        batch_size: images of one micro-batch on one process.
+        accumulate: micro-batches of one step on one process. Default 1.
+        seed: of everything. Default 0.
+        hooks: what else to do on the way, on the main process.
+        checkpoint_every: steps between checkpoints; `None`: only at the end.
+        checkpoints_limit: how many checkpoints of this run to keep (at least 2); `None`: all.
+        resume: "auto", "latest", "none" or a folder; see `resolve_resume`.
+        config: what must be equal for a checkpoint to be continued; it is stored in each.
+        arguments: all flags, written to `training_config.json` once it is clear that the run may start.
+        log_every: steps between lines of `metrics.jsonl`.
+
+    Returns:
+        A `Result`. SIGTERM and the first Ctrl-C end with a checkpoint and the status "interrupted".
+
+    Raises:
+        CheckpointError: nothing to resume, a damaged checkpoint, or one of another configuration.
+        NumericsError: a loss or gradient that is not finite; nothing was updated or saved with it.
+    """
+    _check_call(phases, max_steps=max_steps, batch_size=batch_size, accumulate=accumulate)
+    root = Path(output_dir) / "checkpoints"
+    world, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
+    local_batch = batch_size * accumulate
+    global_batch = local_batch * world
+    config = json.loads(
+        json.dumps({**(config or {}), "global_batch": global_batch, "seed": seed, "data": data.fingerprint})
+    )
+    stateful = _stateful(accelerator, phases)
+    parameters = {phase.name: [p for p in phase.trains.parameters() if p.requires_grad] for phase in phases}
+    plain = {phase.name: accelerator.unwrap_model(phase.trains) for phase in phases}
+    base_rates = {p.name: [g["lr"] for g in p.optimizer.param_groups] for p in phases if p.optimizer is not None}
+
+    with ExitStack() as stack:
+        if accelerator.is_main_process:
+            _lock(stack, Path(output_dir))
+            ckpt.clean_staging(root)
+        accelerator.wait_for_everyone()
+        progress, run_id = Progress(), uuid.uuid4().hex[:12]
+        found = ckpt.resolve_resume(resume, root)
+        if found is not None:
+            state, manifest = ckpt.load_checkpoint(found)
+            _check_config(found, manifest["config"], config)
+            _restore(stateful, state, found)
+            progress, run_id = Progress(**manifest["progress"]), manifest["run_id"]
+            progress.restarts += 1
+        if accelerator.is_main_process:
+            ckpt.replace_file(Path(output_dir) / "training_config.json", json.dumps(arguments or {}, indent=1) + "\n")
+        stack.callback(_put_back, phases, base_rates, parameters)
+        stop = stack.enter_context(Signals())
+        log = stack.enter_context(Log(accelerator, Path(output_dir), progress, max_steps, global_batch))
+        resumed_from = str(found) if found else None
+        if progress.step >= max_steps:
+            return Result("nothing to do", progress, resumed_from, 0.0, peak_memory(device))
+
+        def save() -> None:
+            if accelerator.is_main_process:
+                log.flush()
+                info = {"progress": asdict(progress), "config": config, "world_size": world, "versions": _versions()}
+                trees = {name: thing.state_dict() for name, thing in stateful.items()}
+                path = ckpt.save_checkpoint(root, progress.step, trees, info, run_id)
+                ckpt.rotate(root, checkpoints_limit, run_id, keep=frozenset({path, *([found] if found else [])}))
+            accelerator.wait_for_everyone()
+
+        for phase in phases:
+            phase.trains.train()
+        first_images, train_seconds, started = progress.images, 0.0, time.perf_counter()
+        while progress.step < max_steps:
+            # Fetch the step's micro-batches, then let each due phase run through all of them and step once.
+            micros = []
+            for k in range(accumulate):
+                offset = rank * local_batch + k * batch_size
+                position = progress.images + offset
+                batch = data.batch(position, position + batch_size, seed=seed, device=device)
+                micros.append((batch, Draws(seed, progress.images, global_batch, offset, batch_size, device)))
+            for phase in phases:
+                if progress.step % phase.every:
+                    continue
+                if phase.optimizer is not None:
+                    factor = phase.learning_rate(progress.step)
+                    for group, rate in zip(phase.optimizer.param_groups, base_rates[phase.name]):
+                        group["lr"] = rate * factor
+                    log.add({f"{phase.name}/lr": phase.optimizer.param_groups[0]["lr"]})
+                _only_trains(phase, phases, parameters)
+                values = _take(accelerator, phase, phases, micros, seed, progress, parameters[phase.name])
+                log.add({f"{phase.name}/{key}": value for key, value in values.items()})
+                if phase.optimizer is not None and phase.ema is not None:
+                    phase.ema.update(plain[phase.name])
+            progress.step += 1
+            progress.images += global_batch
+            now = time.perf_counter()
+            progress.seconds += now - started
+            train_seconds += now - started
+            log.step(log_every)
+            last = progress.step == max_steps
+            interrupted = stop.agreed(accelerator)
+            for hook in hooks:
+                if accelerator.is_main_process and (last or (hook.every and progress.step % hook.every == 0)):
+                    log.write(hook.call(progress) or {})
+            if last or interrupted or (checkpoint_every and progress.step % checkpoint_every == 0):
+                save()
+            if interrupted and not last:
+                return Result("interrupted", progress, resumed_from, log.rate, peak_memory(device))
+            started = time.perf_counter()  # hooks and saves are not training time
+    rate = (progress.images - first_images) / max(train_seconds, 1e-9)
+    return Result("finished", progress, resumed_from, rate, peak_memory(device))
+
+
+def _take(accelerator, phase: Phase, phases, micros, seed: int, progress: Progress, parameters) -> dict[str, Tensor]:
+    """One turn: all micro-batches and one update. On fp16 overflow the scaler lowers its factor and it is repeated."""
+    for _ in range(128):
+        values = _run(accelerator, phase, phases, micros, seed, progress)
+        if phase.optimizer is None:
+            return values
+        norm = _step(accelerator, phase, parameters, progress)
+        if not getattr(phase.optimizer, "step_was_skipped", False):
+            return {**values, "grad_norm": norm}
+    raise NumericsError(
+        f'The gradient of phase "{phase.name}" overflows at step {progress.step + 1} ({progress.images} images) at any '
+        "scale. Nothing was updated with it; the last checkpoint is good. Use --mixed_precision bf16 or no."
+    )
+
+
+def _run(accelerator, phase: Phase, phases, micros, seed: int, progress: Progress) -> dict[str, Tensor]:
+    """All micro-batches of one phase: losses averaged, gradients accumulated, synchronised with the last one."""
+    totals: dict[str, Tensor] = {}
+    for k, (batch, draw) in enumerate(micros):
+        # Whatever draws from the global generators (dropout) is a function of the position too.
+        torch.manual_seed(seed_from(seed, "global", phase.name, progress.images, accelerator.process_index, k))
+        with ExitStack() as unsynced:
+            for other in phases:
+                if other.trains is not phase.trains or k < len(micros) - 1:
+                    unsynced.enter_context(accelerator.no_sync(other.trains))
+            if phase.optimizer is None:
+                with torch.no_grad():
+                    values = phase.loss(batch, draw)
+            else:
+                values = phase.loss(batch, draw)
+                accelerator.backward(values["loss"] / len(micros))
+        for key, value in values.items():
+            value = value.detach().float() / len(micros)
+            totals[key] = totals[key] + value if key in totals else value
+    finite = torch.isfinite(totals["loss"]).float() if "loss" in totals else torch.ones((), device=accelerator.device)
+    if accelerator.num_processes > 1:
+        finite = accelerator.reduce(finite, "sum") / accelerator.num_processes
+    if finite.item() < 1:
+        raise NumericsError(
+            f'The loss of phase "{phase.name}" is not finite at step {progress.step + 1} ({progress.images} images). '
+            "Nothing was updated with it; the last checkpoint is good. Lower --learning_rate, or train without fp16."
+        )
+    return totals
+
+
+def _step(accelerator, phase: Phase, parameters, progress: Progress) -> Tensor:
+    limit = phase.max_grad_norm if phase.max_grad_norm is not None else math.inf
+    norm = accelerator.clip_grad_norm_(parameters, limit)
+    if accelerator.scaler is None and not math.isfinite(float(norm)):
+        raise NumericsError(
+            f'The gradient of phase "{phase.name}" is not finite at step {progress.step + 1} ({progress.images} '
+            "images). Nothing was updated with it; the last checkpoint is good. Lower --learning_rate."
+        )
+    phase.optimizer.step()
+    phase.optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def _only_trains(phase: Phase, phases: Sequence[Phase], parameters: Mapping[str, list[nn.Parameter]]) -> None:
+    if len(phases) > 1:
+        own = {id(p) for p in parameters[phase.name]}
+        for parameter in (p for group in parameters.values() for p in group):
+            parameter.requires_grad_(id(parameter) in own)
+
+
+def _put_back(phases: Sequence[Phase], base_rates, parameters) -> None:
+    """Leave the networks and optimizers as they were given, so that `train` can be called with them again."""
+    for phase in phases:
+        for parameter in parameters[phase.name]:
+            parameter.requires_grad_(True)
+        if phase.optimizer is not None:
+            for group, rate in zip(phase.optimizer.param_groups, base_rates[phase.name]):
+                group["lr"] = rate
+
+
+def _check_call(phases: Sequence[Phase], **at_least_one: int) -> None:
+    names = [phase.name for phase in phases]
+    if not names or len({*names}) < len(names):
+        raise UsageError(f"phases must be at least one, each with a name of its own; got {names}.")
+    for name, value in {**at_least_one, **{f"every of {p.name}": p.every for p in phases}}.items():
+        if value < 1:
+            raise UsageError(f"{name} must be at least 1; got {value}.")
+
+
+def _stateful(accelerator: Accelerator, phases: Sequence[Phase]) -> dict[str, Any]:
+    """Everything that a checkpoint holds, by name. Two phases may train the same network."""
+    things: dict[str, Any] = {}
+    seen: set[int] = set()
+    for phase in phases:
+        if id(phase.trains) not in seen:
+            seen.add(id(phase.trains))
+            things[f"{phase.name}.model"] = accelerator.unwrap_model(phase.trains)
+        if phase.ema is not None:
+            things[f"{phase.name}.ema"] = phase.ema
+        if phase.optimizer is not None:
+            things[f"{phase.name}.optimizer"] = getattr(phase.optimizer, "optimizer", phase.optimizer)
+    if accelerator.scaler is not None:
+        things["scaler"] = accelerator.scaler
+    return things
+
+
+def _restore(stateful: Mapping[str, Any], state: Mapping[str, Any], path: Path) -> None:
+    if set(stateful) != set(state):
+        raise CheckpointError(f"{path} holds {sorted(state)}, but this run needs {sorted(stateful)}.")
+    for name, thing in stateful.items():
+        try:
+            thing.load_state_dict(state[name])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{path}: {name} does not fit this run: {error}") from error
+        if isinstance(thing, torch.optim.Optimizer):  # its moments get the memory format of the parameters
+            for parameter, values in thing.state.items():
+                for key, value in values.items():
+                    if isinstance(value, Tensor) and value.shape == parameter.shape:
+                        values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _check_config(path: Path, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    keys = sorted(key for key in {*saved, *config} if saved.get(key) != config.get(key))
+    if keys:
+        rows = "\n".join(f"  {key}: {saved.get(key)} in the checkpoint, {config.get(key)} now" for key in keys)
+        raise CheckpointError(
+            f"{path} was written by a run of another configuration:\n{rows}\n"
+            "Give the same values to go on with it, or use another --output_dir or --resume_from_checkpoint none."
+        )
+
+
+def _lock(stack: ExitStack, output_dir: Path) -> None:
+    """One run per folder. The system frees the lock when its process dies, however it dies."""
+    try:
+        stack.enter_context(FileLock(output_dir / ".lock").acquire(timeout=0))
+    except Timeout:
+        raise UsageError(
+            f"--output_dir {output_dir} is in use by another run; wait for it or choose another folder."
+        ) from None
+
+
+def _versions() -> dict[str, str]:
+    modules = {"latentia": latentia, "torch": torch, "diffusers": diffusers, "accelerate": accelerate}
+    return {name: module.__version__ for name, module in modules.items()}

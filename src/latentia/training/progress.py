@@ -1,0 +1,110 @@
+"""Where a run stands, and what it tells of itself on the way."""
+
+import json
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from latentia.training.checkpoint import replace_file
+
+
+@dataclass
+class Progress:
+    """Where a run stands. All of its state but the networks, averages and optimizers."""
+
+    step: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    restarts: int = 0
+
+
+def peak_memory(device: torch.device) -> float:
+    """Peak memory in MB: of the GPU's allocator, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+class Log:
+    """The progress bar, `metrics.jsonl` and the trackers. Each line is the mean since the one before."""
+
+    def __init__(
+        self, accelerator: Accelerator, output_dir: Path, progress: Progress, max_steps: int, global_batch: int
+    ):
+        self.accelerator, self.progress, self.path = accelerator, progress, output_dir / "metrics.jsonl"
+        self.main, self.global_batch, self.max_steps = accelerator.is_main_process, global_batch, max_steps
+        self.sums: dict[str, tuple[float, int]] = {}
+        self.rate, self.mark = 0.0, (progress.images, progress.seconds)
+
+    def __enter__(self):
+        if self.main:
+            self._keep_up_to(self.progress.step)
+            self.file = open(self.path, "a", encoding="utf-8")
+            self.bar = tqdm(
+                total=self.max_steps * self.global_batch,
+                initial=self.progress.images,
+                unit="img",
+                desc="train",
+                smoothing=0.1,
+                dynamic_ncols=True,
+            )
+        return self
+
+    def __exit__(self, *_):
+        if self.main:
+            self.file.close()
+            self.bar.close()
+
+    def _keep_up_to(self, step: int) -> None:
+        """Lines of steps that will be run again are dropped, so each step stands in the file once."""
+        if self.path.exists():
+            lines = []
+            for line in self.path.read_text().splitlines():
+                try:
+                    if json.loads(line)["step"] <= step:
+                        lines.append(line)
+                except (ValueError, KeyError, TypeError):
+                    continue  # the half line of a process that was killed
+            replace_file(self.path, "".join(f"{line}\n" for line in lines))
+
+    def add(self, values: Mapping[str, Tensor | float]) -> None:
+        for key, value in values.items():
+            total, count = self.sums.get(key, (0.0, 0))
+            self.sums[key] = (total + (value.detach() if isinstance(value, Tensor) else value), count + 1)
+
+    def step(self, every: int) -> None:
+        if self.main:
+            self.bar.update(self.global_batch)
+        last = self.progress.step == self.max_steps
+        if not self.sums or not (last or (every and self.progress.step % every == 0)):
+            return
+        means = {key: torch.as_tensor(total / count, dtype=torch.float32) for key, (total, count) in self.sums.items()}
+        self.sums = {}
+        if self.accelerator.num_processes > 1:
+            stacked = torch.stack([value.to(self.accelerator.device) for value in means.values()])
+            means = dict(zip(means, self.accelerator.reduce(stacked, "mean")))
+        images, seconds = self.mark
+        self.rate = (self.progress.images - images) / max(self.progress.seconds - seconds, 1e-9)
+        self.mark = (self.progress.images, self.progress.seconds)
+        rounded = {key: float(f"{float(value):.6g}") for key, value in means.items()}
+        self.write({**rounded, "images_per_second": round(self.rate, 2), "seconds": round(self.progress.seconds, 2)})
+        if self.main:
+            losses = {key.removesuffix("/loss"): f"{v:.4f}" for key, v in rounded.items() if key.endswith("/loss")}
+            self.bar.set_postfix(**losses, MB=round(peak_memory(self.accelerator.device)), refresh=False)
+
+    def write(self, values: Mapping[str, float]) -> None:
+        if self.main and values:
+            self.file.write(json.dumps({"step": self.progress.step, "images": self.progress.images, **values}) + "\n")
+            self.file.flush()
+        if values:
+            self.accelerator.log(dict(values), step=self.progress.step)
+
+    def flush(self) -> None:
+        self.file.flush()

@@ -1,0 +1,67 @@
+"""Every network of the house, tiny: a test that holds for all of them is written once over this list."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from latentia import DigitClassifier, UNet2D
+
+
+@dataclass(frozen=True)
+class Entry:
+    """`build()` makes the network, `inputs(b)` its arguments for b samples, `shape(b)` what must come out first."""
+
+    name: str
+    build: Callable[[], torch.nn.Module]
+    inputs: Callable[[int], dict[str, Any]]
+    shape: Callable[[int], tuple[int, ...]]
+
+
+def _unet(name: str, image: tuple[int, int, int], out: int | None = None, extra: Callable = lambda b: {}, **config):
+    channels, height, width = image
+
+    def inputs(b: int) -> dict[str, Any]:
+        return {"sample": torch.randn(b, *image), "timestep": torch.randint(0, 1000, (b,)), **extra(b)}
+
+    config = {"block_out_channels": (8, 16), "attention_head_dim": 8, "layers_per_block": 1} | config
+    size = height if height == width else (height, width)
+    return Entry(
+        name,
+        lambda: UNet2D(sample_size=size, in_channels=channels, out_channels=out, **config),
+        inputs,
+        lambda b: (b, out or channels, height, width),
+    )
+
+
+def _labels(b: int) -> dict[str, Any]:
+    return {"class_labels": torch.arange(b) % 11}  # 10 is "no class"
+
+
+def _context(b: int) -> dict[str, Any]:
+    mask = torch.ones(b, 5, dtype=torch.bool)
+    mask[0, 3:] = False
+    return {"encoder_hidden_states": torch.randn(b, 5, 12), "encoder_attention_mask": mask}
+
+
+ZOO = [
+    _unet("unet-8", (1, 8, 8)),
+    _unet("unet-28-patch", (1, 28, 28), patch_size=2),
+    _unet("unet-rectangular-rgba", (4, 16, 24)),
+    _unet("unet-64-deep", (3, 64, 64), block_out_channels=(4, 8, 8, 16), layers_per_block=2),
+    _unet("unet-all-attend", (3, 16, 16), attention_levels=(True, True)),
+    _unet("unet-no-attention", (3, 16, 16), attention_levels=(False, False), dropout=0.1),
+    _unet("unet-learned-variance", (3, 16, 16), out=6),
+    _unet("unet-classes", (1, 8, 8), extra=_labels, num_class_embeds=10),
+    _unet("unet-text", (3, 16, 16), extra=_context, cross_attention_dim=12),
+    *(
+        Entry(
+            f"classifier-{size}",
+            lambda size=size: DigitClassifier(sample_size=size),
+            lambda b, size=size: {"images": torch.rand(b, 1, size, size) * 2 - 1},
+            lambda b: (b, 10),
+        )
+        for size in (8, 28)
+    ),
+]
