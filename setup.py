@@ -5,7 +5,7 @@ from setuptools import find_packages, setup
 EXTRAS = {
     "text": ["transformers>=5.0"],
     "track": ["tensorboard>=2.20"],
-    "dev": ["pytest>=9", "pytest-timeout>=2.4", "hypothesis>=6.100", "ruff>=0.14", "mypy>=2", "build>=1.2"],
+    "dev": ["setuptools>=80", "pytest>=9", "pytest-timeout>=2.4", "hypothesis>=6.100", "ruff>=0.14", "mypy>=2"],
 }
 
 setup(
@@ -39,6 +39,8 @@ setup(
         "safetensors>=0.8",
         "huggingface_hub>=2",
         "datasets>=5.2",
+        "pyarrow>=20",
+        "filelock>=3",
         "scikit-learn>=1.7",
         "matplotlib>=3.10",
         "numpy>=2",

@@ -43,6 +43,8 @@ class ModelArguments:
     """Dropout rate."""
     class_conditional: bool = False
     """Learn from the labels too, so that classes can be asked for."""
+    learned_variance: bool = False
+    """Learn the variances too, for a better likelihood; best with --time_sampling uniform."""
 
 
 @dataclass(frozen=True)
@@ -92,19 +94,21 @@ def main(args: Arguments) -> int:
     unet = UNet2D(
         sample_size=tuple(data.shape[1:]),
         in_channels=data.shape[0],
+        out_channels=data.shape[0] * (2 if args.model.learned_variance else 1),
         block_out_channels=args.model.block_out_channels,
         patch_size=args.model.patch_size,
         layers_per_block=args.model.layers_per_block,
         dropout=args.model.dropout,
         num_class_embeds=len(data.label_names) if conditional else None,
-    )
+    ).to(memory_format=torch.channels_last)
     noise = {
         "num_train_timesteps": args.diffusion.num_train_timesteps,
         "beta_schedule": args.diffusion.beta_schedule,
         "prediction_type": args.diffusion.prediction_type,
         "timestep_spacing": "trailing",
     }
-    scheduler = DDPMScheduler(**noise).to(accelerator.device)
+    variance = "learned_range" if args.model.learned_variance else "fixed_small"
+    scheduler = DDPMScheduler(**noise, variance_type=variance).to(accelerator.device)
     steps = plan(accelerator, args, data, unet)
 
     ema = EMA(unet.to(accelerator.device), args.ema.ema_decay, args.ema.ema_warmup) if args.ema.use_ema else None

@@ -1,23 +1,39 @@
-"""A Hub on the loopback: as much of its HTTP interface as huggingface_hub uses to create, fill and fetch a repository.
+"""A Hub on the loopback: as much of its HTTP interface as huggingface_hub and datasets use to create, fill and fetch.
 
-It keeps everything in memory, remembers every request, and fails on demand.
+It keeps everything in memory, remembers every request, and fails on demand. A data set is the repository
+"datasets/user/name".
 """
 
 import base64
 import hashlib
+import io
 import json
+import os
 import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_CanaryCanaryCanaryCanary"
 
 
 def git_oid(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def known(files: dict[str, bytes]) -> set[str]:
+    """The files and all folders that hold some."""
+    return set(files) | {str(parent) for name in files for parent in Path(name).parents} - {"."}
+
+
+def entry(name: str, files: dict[str, bytes]) -> dict:
+    """A file, or a folder of files, as the Hub lists it."""
+    if name not in files:
+        return {"type": "directory", "path": name, "oid": hashlib.sha1(name.encode()).hexdigest(), "size": 0}
+    return {"type": "file", "path": name, "size": len(files[name]), "oid": git_oid(files[name])}
 
 
 class Hub:
@@ -94,6 +110,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.command in ("POST", "PUT")
                 and self.headers.get("Authorization") != f"Bearer {TOKEN}"
                 and (not path.startswith(("/large/", "/api/validate-yaml")))
+                and "/paths-info/" not in path
             ):
                 self.answer(401, {"error": "Invalid credentials"})
             else:
@@ -128,15 +145,20 @@ class Handler(BaseHTTPRequestHandler):
                 action = {"actions": {"upload": {"href": f"{hub.endpoint}/large/{item['oid']}"}}}
                 objects.append(item if here else {**item, **action})
             return self.answer(200, {"transfer": "basic", "objects": objects})
-        if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/(refs/pr/\d+|[^/]+)/(.+)", path):
+        if match := re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/(refs/pr/\d+|[^/]+)/(.+)", path):
             return self.resolve(*match.groups())
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/([a-z\-]+)/(refs/pr/\d+|[^/]+)(?:/(.*))?)?", path):
-            repo, what, revision, _rest = match.groups()
+        if match := re.fullmatch(
+            r"/api/(models|datasets)/([^/]+/[^/]+)(?:/([a-z\-]+)/(refs/pr/\d+|[^/]+)(?:/(.*))?)?", path
+        ):
+            kind, repo, what, revision, rest = match.groups()
+            repo = repo if kind == "models" else f"datasets/{repo}"
             if repo not in hub.repos:
                 return self.missing("RepoNotFound")
             found = hub.find(repo, revision or "main")
             if found is None:
                 return self.missing("RevisionNotFound")
+            if what == "tree":
+                return self.tree(found[1], rest or "")
             return self.repository(repo, what or "revision", revision or "main", *found, body)
         return self.missing("EntryNotFound")
 
@@ -150,18 +172,31 @@ class Handler(BaseHTTPRequestHandler):
         if name not in tree:
             return self.answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
         content = tree[name]
-        return self.answer(200, content, {"ETag": f'"{git_oid(content)}"', "X-Repo-Commit": commit})
+        headers = {"ETag": f'"{git_oid(content)}"', "X-Repo-Commit": commit}
+        if part := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            first, last = int(part[1]), min(int(part[2] or len(content)), len(content) - 1)
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+            return self.answer(206, content[first : last + 1], headers)
+        return self.answer(200, content, headers)
+
+    def tree(self, files: dict[str, bytes], folder: str) -> None:
+        """The files and folders in `folder`, with `recursive` those below it too."""
+        names = {name for name in known(files) if not folder or name.startswith(f"{folder}/")}
+        if folder and not names:
+            return self.missing("EntryNotFound")
+        if parse_qs(urlsplit(self.path).query).get("recursive", [""])[0].lower() not in ("true", "1"):
+            names = {name for name in names if str(Path(name).parent) == (folder or ".")}
+        return self.answer(200, [entry(name, files) for name in sorted(names)])
 
     def repository(self, repo: str, what: str, revision: str, commit: str, tree: dict[str, bytes], body: bytes) -> None:
         if what == "revision":
             siblings = [{"rfilename": name} for name in sorted(tree)]
             about = {"id": repo, "modelId": repo, "sha": commit, "siblings": siblings, "tags": [], "downloads": 0}
             return self.answer(200, {**about, "private": repo in self.hub.private})
-        if what == "tree":
-            return self.answer(
-                200,
-                [{"type": "file", "path": k, "size": len(v), "oid": git_oid(v)} for k, v in sorted(tree.items())],
-            )
+        if what == "paths-info":
+            asked = {name.strip("/") for name in parse_qs(body.decode()).get("paths", [])}
+            there = asked & known(tree)
+            return self.answer(200, [entry(name, tree) for name in sorted(there)])
         if what == "preupload":
             files = []
             for item in json.loads(body)["files"]:
@@ -215,3 +250,58 @@ def point_client_at(hub: Hub, monkeypatch, cache: str) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hf_api.api, "endpoint", hub.endpoint)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+
+def point_datasets_at(hub: Hub, monkeypatch, cache: str) -> None:
+    """The same for this process's `datasets`, after `point_client_at`."""
+    from datasets import config
+
+    monkeypatch.setattr(config, "HF_ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(config, "HUB_DATASETS_URL", hub.endpoint + "/datasets/{repo_id}/resolve/{revision}/{path}")
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", Path(cache))
+    monkeypatch.setattr(config, "DOWNLOADED_DATASETS_PATH", Path(cache) / "downloads")
+
+
+def environment_at(hub: Hub, home: Path, **more: str) -> dict[str, str]:
+    """The environment of a new process that talks to `hub` and keeps its caches in `home`."""
+    left_out = ("HF_TOKEN", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "LATENTIA_CACHE", "HF_HUB_OFFLINE")
+    kept = {key: value for key, value in os.environ.items() if key not in left_out}
+    return {
+        **kept,
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "OMP_NUM_THREADS": "1",
+        **more,
+    }
+
+
+def picture_set(count: int = 32, shards: int = 1, seed: int = 0) -> dict[str, bytes]:
+    """A data set repository as `push_to_hub` of `datasets` lays it out: grey 8 x 8 pictures, dark and light ones."""
+    import datasets
+    import numpy as np
+    from PIL import Image
+
+    draw, files = np.random.default_rng(seed), {}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["dark", "light"])})
+    for split, parts in (("train", shards), ("test", 1)):
+        rows = []
+        for i in range(count):
+            pixels = draw.integers(0, 128, (8, 8), dtype=np.uint8) + np.uint8(127 * (i % 2))
+            content = io.BytesIO()
+            Image.fromarray(pixels).save(content, format="PNG")
+            rows.append({"image": {"bytes": content.getvalue(), "path": f"{i}.png"}, "label": i % 2})
+        for part in range(parts):
+            content = io.BytesIO()
+            table = datasets.Dataset.from_list(
+                rows[part * count // parts : (part + 1) * count // parts], features=features
+            )
+            table.to_parquet(content)
+            files[f"data/{split}-{part:05d}-of-{parts:05d}.parquet"] = content.getvalue()
+    configs = "configs:\n- config_name: default\n  data_files:\n" + "".join(
+        f"  - split: {split}\n    path: data/{split}-*\n" for split in ("train", "test")
+    )
+    files["README.md"] = f"---\nlicense: cc0-1.0\n{configs}---\n\n# Pictures\n".encode()
+    files[".gitattributes"] = b"*.parquet filter=lfs diff=lfs merge=lfs -text\n"
+    return files

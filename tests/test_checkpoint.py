@@ -155,7 +155,7 @@ def test_a_file_that_was_cut(two, caplog, name, cut):
     assert name in falls_back(root, caplog)
 
 
-@pytest.mark.parametrize("name", names(Path(__file__).parent)[:0] or ["net.model.safetensors", "net.ema.json"])
+@pytest.mark.parametrize("name", ["net.model.safetensors", "net.ema.json"])
 def test_a_file_that_is_gone(two, caplog, name):
     root, path = two
     (path / name).unlink()
@@ -231,7 +231,7 @@ def test_a_manifest_that_is_something_else(two, caplog, text):
 def test_what_resume_means(tmp_path):
     root = tmp_path / "checkpoints"
     assert ckpt.resolve_resume("auto", root) is None and ckpt.resolve_resume("none", root) is None
-    with pytest.raises(CheckpointError, match="latest: there is no whole checkpoint.*none to start"):
+    with pytest.raises(CheckpointError, match=r"latest: there is no whole checkpoint.*none to start"):
         ckpt.resolve_resume("latest", root)
     save(root, 9), save(root, 10)
     assert ckpt.resolve_resume("none", root) is None and ckpt.resolve_resume(None, root) is None
@@ -341,7 +341,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, n):
         real(path, data)
 
     monkeypatch.setattr(ckpt, "write_durably", write)
-    with pytest.raises(CheckpointError, match="No space left on device. Earlier checkpoints are intact"):
+    with pytest.raises(CheckpointError, match=r"No space left on device\. Earlier checkpoints are intact"):
         save(tmp_path, 2)
     assert names(tmp_path) == ["checkpoint-1"] and len(calls) == n + 1
     assert same(state(1), ckpt.load_checkpoint(tmp_path / "checkpoint-1")[0])
@@ -559,4 +559,4 @@ def test_seeds_are_the_same_on_every_machine():
     assert len({seed_from(a, b, c) for a in range(5) for b in ("x", "y") for c in range(5)}) == 50
     assert seed_from(1, 23) != seed_from(12, 3) and seed_from("1", 2) != seed_from(1, 2)
     assert all(0 <= seed_from(i) < 2**63 for i in range(100))
-    assert seed_from(0, "noise", 64) == 6148180307613951043 or True
+    assert seed_from(0, "noise", 64) == 2675971990592325964

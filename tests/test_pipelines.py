@@ -147,7 +147,8 @@ class Gaussian(torch.nn.Module):
         super().__init__()
         self.scheduler, self.mean, self.std = scheduler, mean, std
         self.dtype, self.device = torch.float64, torch.device("cpu")
-        self.config = type("Config", (), {"in_channels": 1, "out_channels": 1, "sample_size": 8, "num_class_embeds": None})()
+        config = {"in_channels": 1, "out_channels": 1, "sample_size": 8, "num_class_embeds": None}
+        self.config = type("Config", (), config)()
 
     def forward(self, x, t):
         a = self.scheduler.alphas_cumprod[t]

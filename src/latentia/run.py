@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from huggingface_hub import get_token
 from torch import Tensor, nn
 
 import latentia
 from latentia.data import load_images
-from latentia.errors import LatentiaError, UsageError
+from latentia.errors import HubError, LatentiaError, UsageError
 from latentia.evaluation import Report, curves, extractor_for, grid, predict, score
 from latentia.hub.card import model_card
 from latentia.hub.push import push_to_hub
@@ -133,11 +134,14 @@ def plan(accelerator: Accelerator, args: Any, data: Any, network: nn.Module) -> 
 
     Raises:
         DataError: fewer images than one global batch.
+        HubError: push_to_hub without a login.
         UsageError: a stream without max_train_steps, or too little disk for the checkpoints.
     """
     options, folder = args.optimization, Path(args.output.output_dir)
     global_batch = options.train_batch_size * options.gradient_accumulation_steps * accelerator.num_processes
     data.require(global_batch)
+    if args.hub.push_to_hub and get_token() is None:
+        raise HubError("--push_to_hub needs a login; run `hf auth login` or set HF_TOKEN, then start again.")
     if options.max_train_steps is not None:
         steps = options.max_train_steps
     elif args.data.streaming:

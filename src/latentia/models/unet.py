@@ -54,15 +54,22 @@ def _zero(module: nn.Module) -> nn.Module:
     return module
 
 
+class Norm(nn.GroupNorm):
+    """Group norm in the precision of its weights: its bfloat16 kernel on CPUs is many times slower than float32's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
 class ResidualBlock(nn.Module):
     """norm, SiLU, conv, twice; time and class enter as scale and shift after the second norm (2105.05233, eq. 4)."""
 
     def __init__(self, in_channels: int, out_channels: int, emb_dim: int, dropout: float):
         super().__init__()
-        self.norm1 = nn.GroupNorm(_groups(in_channels), in_channels)
+        self.norm1 = Norm(_groups(in_channels), in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.film = nn.Linear(emb_dim, 2 * out_channels)
-        self.norm2 = nn.GroupNorm(_groups(out_channels), out_channels)
+        self.norm2 = Norm(_groups(out_channels), out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = _zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
@@ -80,7 +87,7 @@ class AttentionBlock(nn.Module):
     def __init__(self, channels: int, head_dim: int, cross_attention_dim: int | None):
         super().__init__()
         self.heads = channels // head_dim
-        self.norm = nn.GroupNorm(_groups(channels), channels)
+        self.norm = Norm(_groups(channels), channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = _zero(nn.Linear(channels, channels))
         if cross_attention_dim is not None:
@@ -93,7 +100,12 @@ class AttentionBlock(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, tokens, head_dim)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        h = F.scaled_dot_product_attention(self._split(q), self._split(k), self._split(v), attn_mask=mask)
+        q, k, v = self._split(q), self._split(k), self._split(v)
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # so is this one's
+            with torch.autocast("cpu", enabled=False):
+                h = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask).to(q.dtype)
+        else:
+            h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return h.transpose(1, 2).flatten(2)  # (B, tokens, channels)
 
     def forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -119,14 +131,14 @@ class Stage(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour doubling and a convolution, which leaves no checkerboard."""
+    """Down to the channels of the finer level while the image is small, then nearest-neighbour doubling."""
 
-    def __init__(self, channels: int):
+    def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return F.interpolate(self.conv(x), scale_factor=2.0, mode="nearest")
 
 
 class UNet2D(ModelMixin, ConfigMixin):
@@ -144,7 +156,7 @@ class UNet2D(ModelMixin, ConfigMixin):
             `2 * in_channels`.
         patch_size: side of a patch in pixels. Default 1.
         block_out_channels: channels of each level from fine to coarse; its length is the number of levels.
-        layers_per_block: residual blocks of each level on the way down; the way up has one more.
+        layers_per_block: residual blocks of each level on the way down.
         attention_levels: for each level whether its blocks attend; `None` (default): the coarsest only.
         attention_head_dim: channels of one head; must divide the channels of each level that attends. Default 32.
         num_class_embeds: number of classes; `None` (default): no labels. One more row is kept for "no class", at index
@@ -206,7 +218,7 @@ class UNet2D(ModelMixin, ConfigMixin):
 
         # Down: remember the channels of everything that the way up will concatenate.
         self.conv_in = nn.Conv2d(in_channels * patch_size**2, width, 3, padding=1)
-        self.down, self.downsample, skips, channels = nn.ModuleList(), nn.ModuleList(), [width], width
+        self.down, self.downsample, skips, channels = nn.ModuleList(), nn.ModuleList(), [], width
         for level, width_out in enumerate(block_out_channels):
             stages = nn.ModuleList()
             for _ in range(layers_per_block):
@@ -216,21 +228,21 @@ class UNet2D(ModelMixin, ConfigMixin):
             self.down.append(stages)
             if level < levels - 1:
                 self.downsample.append(nn.Conv2d(channels, channels, 3, stride=2, padding=1))
-                skips.append(channels)
 
         self.middle = nn.ModuleList([stage(channels, channels, levels - 1), stage(channels, channels, levels - 1)])
 
         self.up, self.upsample = nn.ModuleList(), nn.ModuleList()
         for level in reversed(range(levels)):
             stages = nn.ModuleList()
-            for _ in range(layers_per_block + 1):
+            for _ in range(layers_per_block):
                 stages.append(stage(channels + skips.pop(), block_out_channels[level], level))
                 channels = block_out_channels[level]
             self.up.append(stages)
             if level > 0:
-                self.upsample.append(Upsample(channels))
+                self.upsample.append(Upsample(channels, block_out_channels[level - 1]))
+                channels = block_out_channels[level - 1]
 
-        self.norm_out = nn.GroupNorm(_groups(width), width)
+        self.norm_out = Norm(_groups(width), width)
         out_channels = in_channels if out_channels is None else out_channels
         self.conv_out = _zero(nn.Conv2d(width, out_channels * patch_size**2, 3, padding=1))
         self.gradient_checkpointing = False
@@ -256,8 +268,8 @@ class UNet2D(ModelMixin, ConfigMixin):
                 below, above = side // factor * factor, (side // factor + 1) * factor
                 sizes = f"{below} or {above}" if below else f"{above}"
                 raise UsageError(
-                    f"sample_size must be divisible by patch_size * 2 ** (levels - 1) = {factor}, so that each level "
-                    f"can halve it; got {side}. Use {sizes}, fewer levels in block_out_channels, or a smaller patch_size."
+                    f"sample_size must be divisible by patch_size * 2 ** (levels - 1) = {factor}, so that each "
+                    f"level can halve it; got {side}. Use {sizes}, fewer block_out_channels, or smaller patches."
                 )
 
     def _embed(self, timestep: Tensor | float, class_labels: Tensor | None, sample: Tensor) -> Tensor:
@@ -269,9 +281,7 @@ class UNet2D(ModelMixin, ConfigMixin):
                 class_labels = torch.full((1,), self.config.num_class_embeds, device=sample.device)
             emb = emb + self.class_embedding(class_labels)
         elif class_labels is not None:
-            raise UsageError(
-                "class_labels were given, but this network has none: set num_class_embeds to train with labels."
-            )
+            raise UsageError("class_labels were given, but this network has none; set num_class_embeds for them.")
         return F.silu(emb)
 
     def forward(
@@ -312,14 +322,13 @@ class UNet2D(ModelMixin, ConfigMixin):
             return stage(x, emb, encoder_hidden_states, mask)
 
         x = self.conv_in(F.pixel_unshuffle(sample, self.config.patch_size))
-        skips = [x]
+        skips = []
         for level, stages in enumerate(self.down):
             for stage in stages:
                 x = run(stage, x)
                 skips.append(x)
             if level < len(self.downsample):
                 x = self.downsample[level](x)
-                skips.append(x)
         for stage in self.middle:
             x = run(stage, x)
         for level, stages in enumerate(self.up):

@@ -76,7 +76,7 @@ class OptimizationArguments:
     """Optimizer steps; not given: num_train_epochs."""
     num_train_epochs: int = 100
     """Passes over the data if max_train_steps is not given."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Peak learning rate of AdamW."""
     scale_lr: bool = False
     """Multiply the rate by processes x accumulation x batch size."""
@@ -88,7 +88,7 @@ class OptimizationArguments:
     """Decay of the first moment."""
     adam_beta2: float = 0.99
     """Decay of the second moment."""
-    adam_weight_decay: float = 0.0
+    adam_weight_decay: float = 0.01
     """Decoupled weight decay."""
     adam_epsilon: float = 1e-8
     """Added to the denominator."""
@@ -112,7 +112,7 @@ class EMAArguments:
 
     use_ema: bool = True
     """Keep and use the average."""
-    ema_decay: float = 0.999
+    ema_decay: float = 0.998
     """Decay per step."""
     ema_warmup: bool = True
     """Average over fewer steps early on: min(decay, (1 + n) / (10 + n))."""

@@ -347,11 +347,16 @@ def _restore(stateful: Mapping[str, Any], state: Mapping[str, Any], path: Path) 
             thing.load_state_dict(state[name])
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(f"{path}: {name} does not fit this run: {error}") from error
-        if isinstance(thing, torch.optim.Optimizer):  # its moments get the memory format of the parameters
-            for parameter, values in thing.state.items():
+        if isinstance(thing, torch.optim.Optimizer):
+            # torch casts moments to the parameters' dtype: they get their own back, and the parameters' memory format.
+            parameters = [parameter for group in thing.param_groups for parameter in group["params"]]
+            for index, values in state[name]["state"].items():
+                parameter, loaded = parameters[index], thing.state[parameters[index]]
                 for key, value in values.items():
-                    if isinstance(value, Tensor) and value.shape == parameter.shape:
-                        values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+                    if isinstance(value, Tensor):
+                        like = parameter if value.shape == parameter.shape else value
+                        target = torch.empty_like(like, dtype=value.dtype, device=loaded[key].device)
+                        loaded[key] = target.copy_(value)
 
 
 def _check_config(path: Path, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:

@@ -1,0 +1,488 @@
+"""Real processes that are killed, stopped, started twice or given nonsense. After each: the same end, or a clear word.
+
+Children are forked from a server that has imported everything, so that one costs a moment and not an import. The seed
+of the random moments is LATENTIA_FAULT_SEED, default 0.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import runpy
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "train_ddpm.py"
+STEPS = 24
+SMALL = [
+    *("--dataset_name", "digits", "--max_train_samples", "60", "--block_out_channels", "4", "32"),
+    *("--max_train_steps", f"{STEPS}", "--checkpointing_steps", "4", "--checkpoints_total_limit", "2"),
+    *("--train_batch_size", "8", "--lr_warmup_steps", "4", "--logging_steps", "1", "--adam_epsilon", "1e-3"),
+    *("--eval_num_samples", "0", "--num_inference_steps", "1", "--class_conditional"),
+]
+ONE_CORE = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
+PRELOAD = [
+    *("torch", "diffusers", "accelerate", "pytest", "pyarrow.parquet", "latentia.run", "latentia.models.unet"),
+    *("latentia.schedulers.ddpm", "latentia.schedulers.ddim", "latentia.losses.diffusion", "hypothesis"),
+    *("latentia.pipelines.unconditional", "torch.distributed", "torch.nn.parallel.distributed"),
+]
+
+
+def enter(log: str, env: dict[str, str]) -> None:
+    """A child says everything into a file and has an environment of its own."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1), os.dup2(file, 2)
+    os.environ.update(env)
+    torch.set_num_threads(1)
+
+
+def example(log: str, env: dict[str, str], argv: list[str]) -> None:
+    enter(log, env)
+    sys.argv = [str(EXAMPLE), *argv]
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+
+
+def players(log: str, env: dict[str, str], folder: str, batch_size: int, accumulate: int, trouble: str) -> None:
+    """Two players of linear maps under whatever the environment says: one process or several."""
+    enter(log, env)
+    from accelerate import Accelerator
+    from test_training import Points
+    from torch import nn
+
+    from latentia.errors import NumericsError
+    from latentia.training.ema import EMA
+    from latentia.training.loop import Phase, train
+
+    accelerator = Accelerator(cpu=True)
+    rank = accelerator.process_index
+    torch.manual_seed(1)
+    g, d = nn.Linear(2, 2).double(), nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    if trouble == "batch statistics":
+        d = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.LeakyReLU(), nn.Linear(4, 1)).double()
+    average = EMA(g, 0.9)
+    g_opt, d_opt = torch.optim.Adam(g.parameters(), lr=0.01), torch.optim.Adam(d.parameters(), lr=0.01)
+    g, d, g_opt, d_opt = accelerator.prepare(g, d, g_opt, d_opt)
+
+    def critic(batch, draw):
+        if rank == 1 and trouble == "raise" and draw.position >= 24:
+            raise OSError("only here")
+        with torch.no_grad():
+            fake = g(draw.normal("z_d", (2,)).double())
+        loss = (d(fake) - d(batch["y"])).mean()
+        return {"loss": loss * (float("nan") if rank == 1 and trouble == "nan" and draw.position >= 24 else 1)}
+
+    def generator(batch, draw):
+        return {"loss": -d(g(draw.normal("z_g", (2,)).double())).mean()}
+
+    phases = [Phase("d", critic, d, d_opt), Phase("g", generator, g, g_opt, every=2, ema=average)]
+    options = {"batch_size": batch_size, "accumulate": accumulate, "log_every": 1, "checkpoint_every": 1}
+    Path(folder).mkdir(exist_ok=True)
+    try:
+        train(accelerator, phases, Points(), output_dir=folder, max_steps=6, **options)
+    except NumericsError as error:
+        print(error, flush=True)
+        sys.exit(3)
+
+
+@pytest.fixture(scope="module")
+def context():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ONE_CORE.items():
+            patch.setenv(name, value)
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
+        yield context
+
+
+@pytest.fixture
+def start(context, tmp_path):
+    """Start a child; what is still alive at the end of a test is ended."""
+    children = []
+
+    def start(target, *args, env=()):
+        log = tmp_path / f"log-{len(children)}.txt"
+        env = {"LATENTIA_CACHE": os.environ["LATENTIA_CACHE"], "LATENTIA_FAILPOINT": ""} | dict(env)
+        child = context.Process(target=target, args=(str(log), env, *args))
+        child.start()
+        child.log = log
+        children.append(child)
+        return child
+
+    yield start
+    for child in children:
+        if child.is_alive():
+            child.kill()
+        child.join()
+
+
+def ended(child, timeout: float = 120) -> tuple[int, str]:
+    child.join(timeout)
+    text = child.log.read_text(errors="replace") if child.log.exists() else ""
+    assert not child.is_alive(), f"still running after {timeout} s:\n{text}"
+    return child.exitcode, text
+
+
+def command(folder: Path, *more) -> list[str]:
+    return [*SMALL, "--output_dir", str(folder), *map(str, more)]
+
+
+@pytest.fixture
+def run(start):
+    def run(folder, *more, expect=0, env=()):
+        code, text = ended(start(example, command(folder, *more), env=env))
+        assert code == expect, text
+        return text
+
+    return run
+
+
+def end_of(folder: Path) -> dict[str, str]:
+    """The hash of all that a run is about: weights, average, moments, scale, and the network that is exported."""
+    last = folder / "checkpoints" / f"checkpoint-{STEPS}"
+    files = [path for path in last.iterdir() if path.name != "manifest.json"] + [*(folder / "unet").iterdir()]
+    assert len(files) == 8, files
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(files)}
+
+
+def steps_logged(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    last = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name.split("-")[1]))
+    return load_file(last / f"{name}.safetensors")
+
+
+def assert_close(a: Path, b: Path, names: list[str], tolerance: float) -> None:
+    for name in names:
+        one, two = weights(a, name), weights(b, name)
+        assert one.keys() == two.keys()
+        for key in one:
+            torch.testing.assert_close(one[key], two[key], rtol=tolerance, atol=tolerance, msg=f"{name}: {key}")
+
+
+def tidy(folder: Path) -> None:
+    """Nothing half is left: whole checkpoints with numbers, no staging, no leftovers of an export."""
+    assert {p.name for p in (folder / "checkpoints").iterdir()} <= {f"checkpoint-{k}" for k in range(STEPS + 1)}
+    assert not [*folder.glob(".export")] and steps_logged(folder) == list(range(1, STEPS + 1))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(context, tmp_path_factory):
+    """The run that all others must equal, and how long it took."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    env = {"LATENTIA_CACHE": os.environ["LATENTIA_CACHE"], "LATENTIA_FAILPOINT": ""}
+    for _ in range(2):  # the first also starts the server and fills the cache
+        shutil.rmtree(folder)
+        started = time.perf_counter()
+        child = context.Process(target=example, args=(str(folder) + ".txt", env, command(folder)))
+        child.start()
+        child.join(200)
+        assert child.exitcode == 0, Path(f"{folder}.txt").read_text()
+    return folder, time.perf_counter() - started
+
+
+def wait_for(path: Path, child, text: str = "", timeout: float = 60) -> None:
+    until = time.monotonic() + timeout
+    while not (path.exists() and (not text or text in path.read_text())):
+        assert child.is_alive() and time.monotonic() < until, child.log.read_text()
+        time.sleep(0.01)
+
+
+# --------------------------------------------------------------------------------------------------------------- kills
+
+
+def test_the_undisturbed_run(undisturbed):
+    tidy(undisturbed[0])
+    assert len(end_of(undisturbed[0])) == 8
+
+
+POINTS = ["after-mkdir", "mid-state", "before-manifest", "after-manifest", "after-rename", "mid-rotate"]
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_every_stage_of_a_save(run, undisturbed, tmp_path, point):
+    folder = tmp_path / "run"
+    first = {"LATENTIA_FAILPOINT": "after-rename"}
+    run(folder, expect=-signal.SIGKILL, env=first)  # leaves checkpoint-4
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["checkpoint-4"]
+    run(folder, expect=-signal.SIGKILL, env={"LATENTIA_FAILPOINT": point})
+    inside = {p.name.split("-")[0] for p in (folder / "checkpoints").iterdir()}
+    committed = point in ("after-rename", "mid-rotate")
+    assert inside == ({"checkpoint", ".aside"} if point == "mid-rotate" else {"checkpoint"} if committed else
+                      {"checkpoint", ".staging"})  # fmt: skip
+    for path in (folder / "checkpoints").glob("checkpoint-*"):
+        assert (path / "manifest.json").exists()
+    run(folder)
+    assert end_of(folder) == end_of(undisturbed[0])
+    tidy(folder)
+
+
+def test_killed_at_ten_random_moments(start, undisturbed, tmp_path):
+    seed = int(os.environ.get("LATENTIA_FAULT_SEED", "0"))
+    chance, (whole, seconds) = random.Random(seed), undisturbed
+    kills, k, moments = 0, 0, []
+    while kills < 10:
+        k += 1
+        folder = tmp_path / f"run-{k}"
+        while True:
+            child = start(example, command(folder))
+            moments.append(round(chance.uniform(0.1, 1.0) * seconds, 3) if kills < 10 else None)
+            child.join(moments[-1] if moments[-1] is not None else 120)
+            if child.is_alive():
+                child.kill()
+                child.join()
+                kills += 1
+                continue
+            code, text = ended(child)
+            assert code == 0, f"seed {seed}, moments {moments}: {text}"
+            break
+        print(f"seed {seed}, killed after {moments} s")
+        assert end_of(folder) == end_of(whole), f"seed {seed}, moments {moments}"
+        assert steps_logged(folder) == list(range(1, STEPS + 1))
+
+
+def test_killed_while_it_exports(start, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    child = start(example, command(folder))
+    wait_for(folder / "checkpoints" / f"checkpoint-{STEPS}" / "manifest.json", child)
+    child.kill()
+    child.join()
+    code, text = ended(start(example, command(folder)))
+    assert code == 0, text
+    assert end_of(folder) == end_of(undisturbed[0]) and (folder / "README.md").exists()
+
+
+def test_asked_to_stop_it_saves_says_so_and_goes_on(start, run, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    child = start(example, command(folder, "--checkpointing_steps", 1000))
+    wait_for(folder / "metrics.jsonl", child, '"step": 3')
+    os.kill(child.pid, signal.SIGTERM)
+    code, text = ended(child)
+    assert code == 75 and "the checkpoint is whole. Start the same command again" in text
+    assert json.loads((folder / "run_summary.json").read_text())["status"] == "interrupted"
+    run(folder)
+    assert end_of(folder) == end_of(undisturbed[0])
+    summary = json.loads((folder / "run_summary.json").read_text())
+    assert (summary["status"], summary["steps"], summary["restarts"]) == ("finished", STEPS, 1)
+    assert "Nothing to do" in run(folder)
+
+
+def test_two_runs_in_one_folder(start, run, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    first = start(example, command(folder))
+    wait_for(folder / "metrics.jsonl", first, "step")
+    os.kill(first.pid, signal.SIGSTOP)
+    assert "is in use by another run" in run(folder, expect=2)
+    os.kill(first.pid, signal.SIGKILL)
+    first.join()
+    run(folder)
+    assert end_of(folder) == end_of(undisturbed[0])
+
+
+def test_a_disk_that_is_full_ends_with_a_word(start, undisturbed, tmp_path):
+    """Files may not grow beyond a limit, as on a full disk."""
+    folder = tmp_path / "run"
+    child = start(limited, command(folder))
+    code, text = ended(child)
+    assert code == 5 and "could not be written" in text and "Traceback" not in text, text
+    assert not [*(folder / "checkpoints").iterdir()]
+
+
+def limited(log: str, env: dict[str, str], argv: list[str]) -> None:
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+    example(log, env, argv)
+
+
+# --------------------------------------------------------------------------------------------------- several processes
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def ranks(start, target, *args, world: int = 2):
+    """One child for each process of a group."""
+    shared = {
+        "WORLD_SIZE": f"{world}", "LOCAL_WORLD_SIZE": f"{world}", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": f"{free_port()}", **ONE_CORE,
+    }  # fmt: skip
+    return [start(target, *args, env={**shared, "RANK": f"{k}", "LOCAL_RANK": f"{k}"}) for k in range(world)]
+
+
+def launched(*argv) -> str:
+    env = {**os.environ, **ONE_CORE}
+    done = subprocess.run([sys.executable, *map(str, argv)], env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """2 processes x 4 images, started as users start them."""
+    folder = tmp_path_factory.mktemp("pair") / "run"
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    launched(*torchrun, EXAMPLE, *command(folder, "--train_batch_size", 4))
+    return folder
+
+
+def test_two_processes_equal_one(pair, undisturbed):
+    tidy(pair)
+    assert_close(pair, undisturbed[0], ["unet.model", "unet.ema"], 1e-5)
+    losses = [
+        [json.loads(line)["unet/loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (pair, undisturbed[0])
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_two_processes_with_accumulation_equal_one(start, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    argv = command(folder, "--train_batch_size", 2, "--gradient_accumulation_steps", 2)
+    for child in ranks(start, example, argv):
+        code, text = ended(child)
+        assert code == 0, text
+    assert_close(folder, undisturbed[0], ["unet.model", "unet.ema"], 1e-5)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_of_two_is_killed(start, pair, tmp_path, victim):
+    folder, argv = tmp_path / "run", None
+    argv = command(folder, "--train_batch_size", 4)
+    children = ranks(start, example, argv)
+    wait_for(folder / "metrics.jsonl", children[0], '"step": 6')
+    children[victim].kill()
+    code, text = ended(children[1 - victim], 60)
+    assert code != 0, text
+    for child in ranks(start, example, argv):
+        code, text = ended(child)
+        assert code == 0, text
+    assert end_of(folder) == end_of(pair)
+    tidy(folder)
+
+
+def test_one_process_goes_on_where_two_were(start, run, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    for child in ranks(start, example, command(folder, "--train_batch_size", 4, "--max_train_steps", 8)):
+        assert ended(child)[0] == 0
+    shutil.rmtree(folder / "unet")
+    run(folder, "--lr_scheduler", "constant", expect=5)  # another recipe: refused
+    run(folder)
+    tidy(folder)
+
+
+def test_two_players_on_two_processes_equal_one(start, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = ended(start(players, str(one), 12, 1, ""))
+    assert alone[0] == 0, alone[1]
+    for child in ranks(start, players, str(two), 3, 2, ""):
+        code, text = ended(child)
+        assert code == 0, text
+    assert_close(one, two, ["d.model", "g.model", "g.ema", "d.optimizer", "g.optimizer"], 1e-9)
+
+
+def test_two_forwards_with_batch_statistics_on_two_processes(start, tmp_path):
+    for child in ranks(start, players, str(tmp_path / "run"), 3, 2, "batch statistics"):
+        code, text = ended(child)
+        assert code == 0, text
+    assert len(steps_logged(tmp_path / "run")) == 6
+
+
+def test_a_loss_that_is_not_finite_on_one_process_stops_all(start, tmp_path):
+    folder = tmp_path / "run"
+    for child in ranks(start, players, str(folder), 3, 2, "nan"):
+        code, text = ended(child, 60)
+        assert code == 3 and 'phase "d" is not finite at step 3 ' in text, text
+    assert max(p.name for p in (folder / "checkpoints").iterdir()) == "checkpoint-2"
+
+
+def test_an_error_on_one_process_ends_all(start, tmp_path):
+    codes = [ended(child, 60)[0] for child in ranks(start, players, str(tmp_path / "run"), 3, 2, "raise")]
+    assert 0 not in codes
+
+
+def test_accelerate_launch(undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    launched("-m", "accelerate.commands.launch", "--cpu", "--num_processes", 1, EXAMPLE, *command(folder))
+    assert end_of(folder) == end_of(undisturbed[0])
+
+
+# ------------------------------------------------------------------------------------------------------------ nonsense
+
+
+def parquet(folder: Path) -> Path:
+    import io
+
+    from PIL import Image
+
+    def png(i: int) -> bytes:
+        file = io.BytesIO()
+        Image.new("L", (8, 8), i * 8).save(file, "PNG")
+        return file.getvalue()
+
+    table = {"picture": [{"bytes": png(i), "path": None} for i in range(20)], "digit": list(range(20))}
+    folder.mkdir()
+    pq.write_table(pa.table(table), folder / "data.parquet")
+    return folder / "data.parquet"
+
+
+NONSENSE = {
+    "unknown flag": (["--learning_rte", "1"], 2, ["learning_rte", "learning_rate"]),
+    "no data set": (["--dataset_name", "None"], 2, ["--train_data_dir", "neither"]),
+    "two data sets": (["--train_data_dir", "x"], 2, ["both"]),
+    "misspelt key": (["--config", "{wrong.yaml}"], 2, ['unknown key "sed". Did you mean "seed"?']),
+    "odd resolution": (["--resolution", "9"], 2, ["9", "block_out_channels"]),
+    "negative resolution": (["--resolution", "-8"], 2, ["resolution"]),
+    "label column": (["--dataset_name", "None", "--train_data_dir", "{parquet}", "--label_column", "digits"], 4,
+                     ['label_column="digits"', 'Did you mean "digit"?', "picture, digit"]),
+    "empty folder": (["--dataset_name", "None", "--train_data_dir", "{empty}"], 4, ["empty"]),
+    "missing folder": (["--dataset_name", "None", "--train_data_dir", "{empty}/none"], 4, ["none"]),
+    "too few images": (["--max_train_samples", "5"], 4, ["5 images", "global batch of 8"]),
+    "nothing to resume": (["--resume_from_checkpoint", "latest"], 5, ["no whole checkpoint"]),
+    "no such checkpoint": (["--resume_from_checkpoint", "nowhere"], 5, ["nowhere", "not there"]),
+    "output is a file": (["--output_dir", "{wrong.yaml}"], 2, ["is a file"]),
+    "output below a file": (["--output_dir", "{wrong.yaml}/x"], 2, ["cannot be written"]),
+    "output of 300 letters": (["--output_dir", "{empty}/" + "x" * 300], 2, ["cannot be written"]),
+    "no steps": (["--max_train_steps", "0"], 2, ["--max_train_steps must be at least 1"]),
+    "no batch": (["--train_batch_size", "0"], 2, ["batch_size must be at least 1"]),
+    "no accumulation": (["--gradient_accumulation_steps", "0"], 2, ["at least 1"]),
+    "unknown sampling": (["--time_sampling", "logitnormal"], 2, ['Did you mean "logit_normal"?']),
+    "explosion": (["--learning_rate", "1e30"], 3, ['phase "unet" is not finite at step', "Nothing was updated"]),
+    "another configuration": (["--output_dir", "{finished}", "--seed", "1", "--max_train_steps", "30"], 5,
+                              ["  seed: 0 in the checkpoint, 1 now", "--resume_from_checkpoint none"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_nonsense_ends_with_its_exit_code_and_a_word(start, undisturbed, tmp_path, name):
+    argv, expected, words = NONSENSE[name]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "wrong.yaml").write_text("sed: 1\n")
+    places = {"{wrong.yaml}": tmp_path / "wrong.yaml", "{empty}": tmp_path / "empty"}
+    if "{parquet}" in argv:
+        places["{parquet}"] = parquet(tmp_path / "table")
+    if "{finished}" in argv:
+        places["{finished}"] = shutil.copytree(undisturbed[0], tmp_path / "finished")
+    for place, path in places.items():
+        argv = [word.replace(place, str(path)) for word in argv]
+    code, text = ended(start(example, command(tmp_path / "run", *argv)))
+    assert code == expected, text
+    assert all(word in text for word in words), text
+    assert "Traceback" not in text
