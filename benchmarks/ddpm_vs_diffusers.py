@@ -6,11 +6,12 @@ Time to quality. The peer is what a careful user builds from diffusers: UNet2DMo
 DDPMScheduler (linear), epsilon, AdamW at 1e-3 with 100 steps of warm-up and cosine decay, batch 64, EMAModel, clip 1,
 trained for `--seconds`. Both sides read the same uint8 images from memory, use the same threads, and stop when their
 training seconds are used up, evaluation not counted. Ours is the default of examples/train_ddpm.py but for the flags in
-`FLAGS`, through our loop, once for a tenth of the time and once for all of it. Each side is sampled with 25 network
-evaluations of DDIM and of DPM-Solver++, each with three spacings of times, and given the best of the six. The score
-is the Frechet distance of n = 1000 samples on the features of the shipped MNIST classifier, beside what 1000 real ones
-get. The peer runs in float32: with bfloat16 autocast its step takes as long (part "precision").
+`FLAGS`, through our loop, once for a tenth of the peer's time and once for all of it. Each side is sampled with 25
+network evaluations of DDIM, of DPM-Solver++ and of DDPM, and given the best of the three. The score is the Frechet
+distance of n = 1000 samples on the features of the shipped MNIST classifier, beside what 1000 real images get. The peer
+runs in float32: with bfloat16 autocast its step takes as long (part "precision").
 
+A trained network is kept in `--work_dir` with its seconds, and scored again from there; delete it to train anew.
 `--parts` chooses what to run; results are merged into the JSON, each with its command.
 """
 
@@ -197,17 +198,16 @@ def sample(unet, scheduler, n: int, evaluations: int) -> torch.Tensor:
 
 
 def measure(name: str, unet, scheduler, real, extractor, pictures: Path) -> dict:
-    """The best of six ways to spend 25 evaluations: each solver with each spacing of its times."""
+    """The best of three ways to spend 25 evaluations."""
     rows = {}
-    for solver in (diffusers.DDIMScheduler, diffusers.DPMSolverMultistepScheduler):
-        for spacing in ("leading", "linspace", "trailing"):
-            chosen = solver.from_config(scheduler.config, timestep_spacing=spacing)
-            images = sample(unet, chosen, 1000, 25).clamp(-1, 1)
-            label = f"{solver.__name__.removesuffix('Scheduler')}, {spacing}"
-            report = score(images, real, extractor)
-            rows[label] = report.to_dict()
-            grid(images[:64]).save(pictures / f"{name}-{label.replace(', ', '-')}.png")
-            print(f"{name}, {label}: {report.text()}", flush=True)
+    for solver in (diffusers.DDIMScheduler, diffusers.DPMSolverMultistepScheduler, diffusers.DDPMScheduler):
+        chosen = solver.from_config(scheduler.config)
+        images = sample(unet, chosen, 1000, 25).clamp(-1, 1)
+        label = solver.__name__.removesuffix("Scheduler")
+        report = score(images, real, extractor)
+        rows[label] = report.to_dict()
+        grid(images[:64]).save(pictures / f"{name}-{label}.png")
+        print(f"{name}, {label}: {report.text()}", flush=True)
     best = min(rows, key=lambda label: rows[label]["fd"])
     keys = ("fd", "floor", "kid", "kid_floor", "inception_score", "real_inception_score", "n", "extractor_sha256")
     by_sampler = {label: row["fd"] for label, row in rows.items()}
@@ -229,7 +229,7 @@ def ablate(data, folder: Path, steps: int, real, extractor) -> dict:
     return {"rows": rows}
 
 
-def loop_overhead(data, folder: Path, steps: int = 15, rounds: int = 6) -> dict:
+def loop_overhead(data, folder: Path, steps: int = 40, rounds: int = 4) -> dict:
     """Our loop against a bare one with the same network, batch, draws and optimizer; interleaved, the best of each."""
     times: dict[str, list[float]] = {"bare": [], "latentia": []}
     for _ in range(rounds):
@@ -337,24 +337,37 @@ def main() -> None:
     training = set(args.parts) & {"peer", "peer-1e-4", "ours", "ours-tenth", "ablation"}
     real = predict(from_uint8(data.images[:20_000]), extractor) if training else None
 
-    def entry_of(name: str, trained) -> dict:
-        unet, scheduler, seconds, steps = trained
+    def trained(name: str) -> dict:
+        return json.loads((args.work_dir / name / "trained.json").read_text())
+
+    def entry_of(name: str, training) -> dict:
+        folder = args.work_dir / name
+        kind = diffusers.UNet2DModel if name.startswith("peer") else latentia.UNet2D
+        if not (folder / "trained.json").exists():
+            unet, scheduler, seconds, steps = training()
+            unet.save_pretrained(folder)
+            scheduler.save_pretrained(folder / "scheduler")
+            (folder / "trained.json").write_text(json.dumps({"seconds": round(seconds, 1), "steps": steps}))
+            print(f"{name}: {steps} steps in {seconds:.1f} s", flush=True)
+        unet, scheduler = (
+            kind.from_pretrained(folder).eval(),
+            diffusers.DDPMScheduler.from_pretrained(folder / "scheduler"),
+        )
         parameters = sum(p.numel() for p in unet.parameters())
-        unet.save_pretrained(args.work_dir / name)
-        print(f"{name}: {steps} steps in {seconds:.1f} s", flush=True)
-        numbers = measure(name, unet, scheduler, real, extractor, pictures)
-        return {"seconds": round(seconds, 1), "steps": steps, "parameters": parameters, **numbers}
+        return {**trained(name), "parameters": parameters, **measure(name, unet, scheduler, real, extractor, pictures)}
 
     with_parts = {
-        "peer": lambda: entry_of("peer", train_peer(data, args.seconds, None, 1e-3, 100)),
-        "ours-tenth": lambda: entry_of("ours-tenth", train_ours(data, results["peer"]["seconds"] / 10, args.work_dir)),
-        "ours": lambda: entry_of("ours", train_ours(data, results["peer"]["seconds"], args.work_dir)),
+        "peer": lambda: entry_of("peer", lambda: train_peer(data, args.seconds, None, 1e-3, 100)),
+        "ours-tenth": lambda: entry_of(
+            "ours-tenth", lambda: train_ours(data, trained("peer")["seconds"] / 10, args.work_dir)
+        ),
+        "ours": lambda: entry_of("ours", lambda: train_ours(data, trained("peer")["seconds"], args.work_dir)),
         # As many steps as the tuned peer made in the time, which is the same work.
-        "peer-1e-4": lambda: entry_of("peer-1e-4", train_peer(data, None, results["peer"]["steps"], 1e-4, 500)),
+        "peer-1e-4": lambda: entry_of("peer-1e-4", lambda: train_peer(data, None, trained("peer")["steps"], 1e-4, 500)),
         "overhead": lambda: loop_overhead(data, args.work_dir / "overhead"),
         "sampling": sampling_speed,
         "precision": precision,
-        "ablation": lambda: ablate(data, args.work_dir, results["ours-tenth"]["steps"], real, extractor),
+        "ablation": lambda: ablate(data, args.work_dir, trained("ours-tenth")["steps"], real, extractor),
     }
     for name in PARTS:
         if name in args.parts:

@@ -39,6 +39,8 @@ class ModelArguments:
     """Side of the patches that become channels first; 2 quarters the work."""
     layers_per_block: int = 1
     """Residual blocks of each level."""
+    attention_head_dim: int = 32
+    """Channels of an attention head; must divide the channels of the coarsest level."""
     dropout: float = 0.0
     """Dropout rate."""
     class_conditional: bool = False
@@ -98,6 +100,7 @@ def main(args: Arguments) -> int:
         block_out_channels=args.model.block_out_channels,
         patch_size=args.model.patch_size,
         layers_per_block=args.model.layers_per_block,
+        attention_head_dim=args.model.attention_head_dim,
         dropout=args.model.dropout,
         num_class_embeds=len(data.label_names) if conditional else None,
     ).to(memory_format=torch.channels_last)

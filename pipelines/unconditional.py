@@ -268,11 +268,11 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         """The network's output, in chunks of one size, the last one padded.
 
         Libraries choose their kernels by the shape of a batch and round differently with each, so only calls of one
-        shape give an image the same bytes whatever is sampled beside it. A chunk is as large as costs about as little
-        as a single image, which differs between processors.
+        shape give an image the same bytes whatever is sampled beside it. The size weighs the speed of many images
+        against the wait for one.
         """
-        height, width = x.shape[-2:]
-        size = max(2, (2**12 if x.device.type == "cpu" else 2**18) // (height * width))
+        pixels = x.shape[-2] * x.shape[-1]
+        size = max(2, min(32, 2**14 // pixels) if x.device.type == "cpu" else 2**18 // pixels)
         padding = -len(x) % size
         padded = torch.cat([x, x.new_zeros(padding, *x.shape[1:])])
         if labels is not None:

@@ -16,9 +16,7 @@ from latentia.training.arguments import flat_values, parse_arguments, run_identi
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "train_ddpm.py"
 spec = importlib.util.spec_from_file_location("train_ddpm", EXAMPLE)
-train_ddpm = sys.modules["train_ddpm"] = importlib.util.module_from_spec(
-    spec
-)  # tyro reads its source
+train_ddpm = sys.modules["train_ddpm"] = importlib.util.module_from_spec(spec)  # tyro reads its source
 spec.loader.exec_module(train_ddpm)
 Arguments = train_ddpm.Arguments
 
@@ -137,9 +135,7 @@ def test_an_unknown_flag_names_the_nearest(capsys):
     assert "learning_rte" in message and "--learning_rate" in message.replace("-\n", "-")
 
 
-@pytest.mark.parametrize(
-    "argv", [("--seed", "one"), ("--seed", "1.5"), ("--channels", "2"), ("--seed",), ("word",), ("--use_ema", "false")]
-)
+@pytest.mark.parametrize("argv", [("--seed", "one"), ("--seed", "1.5"), ("--channels", "2"), ("--seed",), ("word",)])
 def test_a_command_line_that_is_wrong(argv, capsys):
     with pytest.raises(SystemExit) as caught:
         parse(*argv)
@@ -179,7 +175,7 @@ FLAGS = """
     dataset_name dataset_config_name dataset_revision train_data_dir split image_column label_column caption_column
     resolution channels center_crop random_flip max_train_samples streaming on_bad_image dataloader_num_workers
     cache_dir
-    block_out_channels patch_size layers_per_block dropout class_conditional learned_variance
+    block_out_channels patch_size layers_per_block attention_head_dim dropout class_conditional learned_variance
     num_train_timesteps beta_schedule prediction_type time_sampling time_loc time_scale loss_weighting snr_gamma
     class_dropout
     train_batch_size gradient_accumulation_steps max_train_steps num_train_epochs learning_rate scale_lr lr_scheduler
@@ -198,8 +194,8 @@ def test_the_flags_of_train_ddpm(capsys):
     with pytest.raises(SystemExit) as caught:
         parse("--help")
     text = capsys.readouterr().out
-    assert caught.value.code == 0 and "--config" in text
-    assert {word for word in re.findall(r"--([a-z_0-9]+)", text) if not word.startswith("no_")} - {"config"} == {*FLAGS}
+    assert caught.value.code == 0
+    assert {word for word in re.findall(r"--([a-z_0-9]+)", text) if not word.startswith("no_")} == {"help", *FLAGS}
 
 
 def test_no_flag_takes_a_secret():

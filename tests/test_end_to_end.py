@@ -112,9 +112,11 @@ def test_a_fresh_interpreter_samples_from_the_hub_and_so_does_the_command(hub, t
     folder, _ = trained
     done = run(hub, tmp_path / "home", "-c", FRESH, folder, tmp_path / "generated")
     assert "2 images" in done.stdout
-    pictures = sorted((tmp_path / "generated").iterdir())
-    assert len(pictures) == 2 and all(Image.open(path).size == (8, 8) for path in pictures)
-    assert json.loads(Image.open(pictures[0]).text["latentia"])["pipeline"] == "me/ddpm"
+    paths = sorted((tmp_path / "generated").iterdir())
+    assert len(paths) == 2
+    for path in paths:
+        with Image.open(path) as picture:
+            assert picture.size == (8, 8) and json.loads(picture.text["latentia"])["pipeline"] == "me/ddpm"
 
 
 def test_a_push_that_is_refused_leaves_the_export_and_the_command(hub, tmp_path, monkeypatch, capsys):

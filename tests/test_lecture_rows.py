@@ -4,28 +4,27 @@ import diffusers
 import pytest
 import torch
 from accelerate import Accelerator
+from diffusers.configuration_utils import FrozenDict
+from torch import nn
 
 from latentia import DDPMScheduler, UnconditionalDiffusionPipeline, UNet2D
 from latentia.data import load_images
 from latentia.losses.diffusion import diffusion_loss
+from latentia.models.unet import UNet2DOutput, sinusoidal_embedding
 from latentia.random import Draws
 from latentia.training.ema import EMA
 from latentia.training.loop import Hook, Phase, learning_rate_schedule, train
 
-# a 1-D mixture of four Gaussians: mean .11145, variance 1.17186
-MU, SD = torch.tensor([1.5, -0.216, 0.45, -1.875]), torch.tensor([0.3, 0.15, 0.525, 0.075])
-EDGES = torch.tensor([0.2, 0.5, 0.85, 1.0])
-
 
 class Mixture:
-    """An endless stream of points, each as a picture of one pixel."""
+    """An endless stream of points around -1 and 1, each as a picture of one pixel."""
 
-    fingerprint = "mixture"
+    fingerprint = "two normals"
 
     def batch(self, start, stop, *, seed=0, device="cpu"):
         draw = Draws(seed, start, stop - start, 0, stop - start)
-        k = torch.searchsorted(EDGES, draw.uniform("component")).clamp(max=3)
-        return {"images": (MU[k] + SD[k] * draw.normal("spread", ())).reshape(-1, 1, 1, 1)}
+        sign = (draw.uniform("sign") < 0.5) * 2.0 - 1
+        return {"images": (sign + 0.15 * draw.normal("spread", ())).reshape(-1, 1, 1, 1)}
 
 
 def fit(unet, scheduler, data, folder, steps, batch_size, view=lambda unet: unet, look=None):
@@ -43,9 +42,21 @@ def fit(unet, scheduler, data, folder, steps, batch_size, view=lambda unet: unet
     return ema.module
 
 
-def pixel_network():
-    torch.manual_seed(0)
-    return UNet2D(sample_size=1, in_channels=1, block_out_channels=(32,), layers_per_block=1, attention_levels=(False,))
+class PointNetwork(torch.nn.Module):
+    """A multilayer perceptron that is called as UNet2D is."""
+
+    config = FrozenDict(in_channels=1, out_channels=1, sample_size=1)
+    dtype, device = torch.float32, torch.device("cpu")
+
+    def __init__(self, width=64):
+        super().__init__()
+        torch.manual_seed(0)
+        self.point, self.time, self.out = nn.Linear(1, width), nn.Linear(32, width), nn.Linear(width, 1)
+        self.hidden = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+
+    def forward(self, x, t):
+        time = self.time(sinusoidal_embedding(torch.as_tensor(t).reshape(-1), 32))
+        return UNet2DOutput(sample=self.out(self.hidden(self.point(x.flatten(1)) + time)).view_as(x))
 
 
 @torch.no_grad()
@@ -65,7 +76,7 @@ SCHEDULER = DDPMScheduler(clip_sample=False)
 
 @pytest.fixture(scope="module")
 def learnt(tmp_path_factory):
-    return fit(pixel_network(), SCHEDULER, Mixture(), tmp_path_factory.mktemp("mixture"), STEPS, 256)
+    return fit(PointNetwork(), SCHEDULER, Mixture(), tmp_path_factory.mktemp("mixture"), STEPS, 128)
 
 
 def test_a_trained_network_samples_the_mixture_under_stock_solvers(learnt):
@@ -77,19 +88,19 @@ def test_a_trained_network_samples_the_mixture_under_stock_solvers(learnt):
         return float((samples.flatten().sort().values - data).abs().mean())
 
     single = wasserstein(data.mean() + data.std() * x)
-    assert 0.15 < single < 0.25
+    assert single > 0.3
     for name in ("DPMSolverMultistep", "UniPCMultistep", "EulerDiscrete"):
         pipe = UnconditionalDiffusionPipeline(
             learnt, getattr(diffusers, f"{name}Scheduler").from_config(SCHEDULER.config)
         )
         pipe.set_progress_bar_config(disable=True)
         samples = pipe(latents=x, num_inference_steps=30, output_type="latent").images
-        assert wasserstein(samples) < 0.5 * single, name
+        assert wasserstein(samples) < 0.3 * single, name
 
 
 def test_without_the_time_the_noise_is_predicted_worse(learnt, tmp_path):
     x0 = Mixture().batch(0, 4000, seed=2)["images"]
-    timeless = fit(pixel_network(), SCHEDULER, Mixture(), tmp_path, STEPS, 256, view=blind)
+    timeless = fit(PointNetwork(), SCHEDULER, Mixture(), tmp_path, STEPS, 128, view=blind)
     with_time, without = held_out_loss(learnt, SCHEDULER, x0), held_out_loss(blind(timeless), SCHEDULER, x0)
     assert with_time < 0.95 * without < 0.95
 
@@ -99,16 +110,21 @@ def test_the_loss_falls_from_that_of_zero_and_rises_without_the_skips(tmp_path):
     x0 = load_images("digits", split="train[80%:]").images.float() / 127.5 - 1
     torch.manual_seed(0)
     unet = UNet2D(
-        sample_size=8, in_channels=1, block_out_channels=(16, 32), layers_per_block=1, attention_levels=(False, False)
-    )
+        sample_size=8, in_channels=1, patch_size=2, block_out_channels=(8, 16), layers_per_block=1,
+        attention_levels=(False, False),
+    )  # fmt: skip
     data = load_images("digits", split="train[:80%]", label_column="")
     zero = held_out_loss(unet, scheduler, x0)
     assert zero == pytest.approx(1.0, abs=0.03)
-    fit(unet, scheduler, data, tmp_path, 120, 64, look=lambda ema: looks.append((held_out_loss(ema, scheduler, x0), ema)))
-    losses, network = [loss for loss, _ in looks], looks[-1][1]
-    assert zero > losses[0] > losses[1] > losses[2] < 0.5
-    for stages, channels in zip(network.up, (32, 16)):
-        stages[0].register_forward_pre_hook(
-            lambda stage, args, channels=channels: (args[0] * (torch.arange(args[0].shape[1]) < args[0].shape[1] - channels).view(1, -1, 1, 1), *args[1:])
-        )
-    assert held_out_loss(network, scheduler, x0) > 1.5 * losses[-1]
+    network = fit(
+        unet, scheduler, data, tmp_path, 90, 32, look=lambda ema: looks.append(held_out_loss(ema, scheduler, x0))
+    )
+    assert zero > looks[0] > looks[1] > looks[2] and looks[2] < 0.5
+    for stages, channels in zip(network.up, (16, 8)):  # the last channels of what a stage gets are the skip's
+
+        def cut(stage, args, channels=channels):
+            kept = args[0].shape[1] - channels
+            return torch.cat([args[0][:, :kept], torch.zeros_like(args[0][:, kept:])], 1), *args[1:]
+
+        stages[0].register_forward_pre_hook(cut)
+    assert held_out_loss(network, scheduler, x0) > 1.5 * looks[-1]

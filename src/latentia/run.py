@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from huggingface_hub import get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from torch import Tensor, nn
 
 import latentia
@@ -140,8 +142,13 @@ def plan(accelerator: Accelerator, args: Any, data: Any, network: nn.Module) -> 
     options, folder = args.optimization, Path(args.output.output_dir)
     global_batch = options.train_batch_size * options.gradient_accumulation_steps * accelerator.num_processes
     data.require(global_batch)
-    if args.hub.push_to_hub and get_token() is None:
-        raise HubError("--push_to_hub needs a login; run `hf auth login` or set HF_TOKEN, then start again.")
+    if args.hub.push_to_hub:
+        try:
+            validate_repo_id(_hub_name(args))
+        except HFValidationError as error:
+            raise UsageError(f'--hub_model_id must be "user/name"; got "{_hub_name(args)}": {error}') from error
+        if get_token() is None:
+            raise HubError("--push_to_hub needs a login; run `hf auth login` or set HF_TOKEN, then start again.")
     if options.max_train_steps is not None:
         steps = options.max_train_steps
     elif args.data.streaming:
@@ -255,43 +262,60 @@ def finish(
         replace_file(folder / "run_summary.json", json.dumps(summary, indent=1) + "\n")
         print(f"Interrupted at step {progress.step}; the checkpoint is whole. Start the same command again to go on.")
         return INTERRUPTED
-    if result.status == "nothing to do" and (folder / "model_index.json").exists():
+    if result.status == "nothing to do" and _exported_step(folder) == progress.step:
         print(f"Nothing to do: {folder} is trained to step {progress.step}. Raise --max_train_steps to go on.")
-        return 0
-    if report is None:  # the run was finished before, but killed while it was being exported
-        watch.score(progress)
-        report = watch.report
-        summary["score"] = report.to_dict() if report else None
-    samples = folder / "samples"
-    samples.mkdir(exist_ok=True)
-    grid(next(iter(watch.pipelines.values()))(64, args.optimization.seed)).save(samples / "grid.png")
+    else:
+        if report is None:  # the run was finished before, but killed while it was being exported
+            watch.score(progress)
+            report = watch.report
+        _draw(folder, args, watch)
+        card = model_card(
+            name=_hub_name(args),
+            pipeline_class=type(pipeline).__name__,
+            family=family,
+            pipeline_tag=pipeline_tag,
+            dataset=args.data.dataset_name or Path(args.data.train_data_dir).name,
+            license=args.hub.hub_license,
+            recipe={**flat_values(args), "data": watch.data.describe()},
+            metrics=_metrics(report),
+            hardware=_hardware(accelerator),
+            minutes=progress.seconds / 60,
+            seed=args.optimization.seed,
+            repo_id=args.hub.hub_model_id,
+        )
+        export(pipeline, folder, card)
+        summary |= {"score": report.to_dict() if report else None, "data": watch.data.describe()}
+        replace_file(folder / "run_summary.json", json.dumps(summary, indent=1, default=str) + "\n")
+        print(f"Trained {progress.images} images in {progress.seconds:.0f} s. Pipeline, card and pictures: {folder}")
+        if report:
+            print(report.text())
+    if args.hub.push_to_hub:
+        print(f"Pushed to {push_to_hub(folder, _hub_name(args), private=args.hub.hub_private_repo)}")
+    return 0
+
+
+def _exported_step(folder: Path) -> int | None:
+    """The step whose weights lie in the export; the summary is written after it."""
+    try:
+        summary = json.loads((folder / "run_summary.json").read_bytes())
+        whole = summary["status"] != "interrupted" and (folder / "model_index.json").exists()
+        return summary["steps"] if whole else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _hub_name(args: Any) -> str:
+    return args.hub.hub_model_id or Path(args.output.output_dir).resolve().name
+
+
+def _draw(folder: Path, args: Any, watch: Watch) -> None:
+    """The final grid and the loss curve."""
+    (folder / "samples").mkdir(exist_ok=True)
+    grid(next(iter(watch.pipelines.values()))(64, args.optimization.seed)).save(folder / "samples" / "grid.png")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     keys = sorted({key for row in rows for key in row if key.endswith("/loss")})
     if keys:
         curves(rows, keys, folder / "loss.png", x="images", title="Training")
-    card = model_card(
-        name=args.hub.hub_model_id or folder.resolve().name,
-        pipeline_class=type(pipeline).__name__,
-        family=family,
-        pipeline_tag=pipeline_tag,
-        dataset=args.data.dataset_name or Path(args.data.train_data_dir).name,
-        license=args.hub.hub_license,
-        recipe=flat_values(args),
-        metrics=_metrics(report),
-        hardware=_hardware(accelerator),
-        minutes=progress.seconds / 60,
-        seed=args.optimization.seed,
-        repo_id=args.hub.hub_model_id,
-    )
-    export(pipeline, folder, card)
-    replace_file(folder / "run_summary.json", json.dumps(summary, indent=1) + "\n")
-    print(f"Trained {progress.images} images in {progress.seconds:.0f} s. Pipeline, card and pictures: {folder}")
-    if report:
-        print(report.text())
-    if args.hub.push_to_hub:
-        name = args.hub.hub_model_id or folder.resolve().name
-        print(f"Pushed to {push_to_hub(folder, name, private=args.hub.hub_private_repo)}")
-    return 0
 
 
 def export(pipeline: Any, folder: Path, card: Any) -> None:

@@ -1,8 +1,11 @@
 """Where images come from: a folder, parquet files, the Hub, a data set object or any rows; all opened as a `Table`."""
 
 import glob
+import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,9 @@ from .columns import Column, Source, Table
 from .decode import SUFFIXES
 from .folder import folder_table, image_files
 
+logger = logging.getLogger(__name__)
+
+_PAUSES = (1.0, 2.0, 4.0)  # seconds before the Hub is asked again
 _SPLIT_WORDS = {
     "train": "train", "training": "train",
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
@@ -180,20 +186,52 @@ def _hub_source(text, split, config_name, revision, cache_dir, streaming) -> Sou
         import datasets
 
         try:
-            data = datasets.load_dataset(
-                text,
-                config_name,
-                split=split,
-                revision=commit,
-                streaming=streaming,
-                cache_dir=None if cache_dir is None else str(cache_dir),
+            data = _patiently(
+                lambda: datasets.load_dataset(
+                    text,
+                    config_name,
+                    split=split,
+                    revision=commit,
+                    streaming=streaming,
+                    cache_dir=None if cache_dir is None else str(cache_dir),
+                )
             )
+            _check_commit(data, commit)
         except Exception as error:  # each of the layers below has errors of its own
             raise DataError(f'cannot load split "{split}" of {text} at {commit[:12]} from the Hub: {error}') from error
         return _dataset_table(data, text, own=False)
 
     about = {"kind": "Hub", "name": text, "config": config_name, "split": split, "revision": commit}
     return Source(text, about, open_, [text, config_name, split, commit])
+
+
+def _patiently(ask: Callable[[], Any]) -> Any:
+    """What `ask` returns; asked again a few times while the Hub answers that it cannot just now."""
+    for pause in (*_PAUSES, None):
+        try:
+            return ask()
+        except Exception as error:
+            cause: BaseException | None = error
+            while cause is not None and getattr(cause, "response", None) is None:
+                cause = cause.__cause__ or cause.__context__
+            status = getattr(getattr(cause, "response", None), "status_code", 0)
+            if status < 500 and status not in (408, 429):
+                raise
+            if pause is None:
+                raise ConnectionError(f"it answered with status {status} again and again; try later.") from error
+            logger.warning("the Hub answered with status %d, asking again in %g s", status, pause)
+        time.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+def _check_commit(data: Any, commit: str) -> None:
+    """`datasets` takes any commit it has in its cache, with a warning only, if the Hub does not answer."""
+    kept = [Path(file["filename"]) for file in getattr(data, "cache_files", None) or []]
+    kept += map(Path, getattr(getattr(data, "_ex_iterable", None), "kwargs", {}).get("files", ()))
+    for path in kept:
+        found = next((part for part in path.parts if re.fullmatch("[0-9a-f]{40}", part)), commit)
+        if found != commit:
+            raise DataError(f"the Hub does not answer, and only commit {found[:12]} is in the cache of datasets.")
 
 
 def _commit(name: str, revision: str | None) -> str:
@@ -203,16 +241,21 @@ def _commit(name: str, revision: str | None) -> str:
 
     if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
         return revision
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="dataset")
+    reference = folder / "refs" / (revision or "main")
     try:
-        commit = HfApi().dataset_info(name, revision=revision, timeout=30).sha
-        if commit:
-            return commit
-        reason: object = "the Hub named no commit"
+        commit = _patiently(lambda: HfApi().dataset_info(name, revision=revision, timeout=30).sha)
     except Exception as error:
-        reference = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="dataset") / "refs"
-        if (reference / (revision or "main")).is_file():
-            return (reference / (revision or "main")).read_text().strip()
-        reason = str(error).strip().partition("\n")[0]
+        if reference.is_file() and getattr(getattr(error, "response", None), "status_code", 500) >= 500:
+            return reference.read_text().strip()
+        reason = " ".join(str(error).split())
+    else:
+        if commit:
+            with suppress(OSError):  # for the next time, which may be offline
+                reference.parent.mkdir(parents=True, exist_ok=True)
+                reference.write_text(commit)
+            return commit
+        reason = "the Hub named no commit"
     raise DataError(
         f'"{name}" is neither a path that exists nor built in ({", ".join(BUILTIN)}).{did_you_mean(name, BUILTIN)} '
         f"As a data set on the Hub{f' at revision {revision}' if revision else ''} it cannot be found: {reason}"

@@ -53,13 +53,13 @@ class DataArguments:
     random_flip: bool = False
     """Mirror half of the images left to right."""
     max_train_samples: int | None = None
-    """Use only the first so many samples."""
+    """Use at most so many samples, spread evenly over the set."""
     streaming: bool = False
     """Read the data set as a stream, without storing it."""
     on_bad_image: Literal["raise", "skip"] = "raise"
     """What to do with an image that cannot be read; at most 1 percent may be skipped."""
     dataloader_num_workers: int = 0
-    """Threads that decode images when the cache is built or a stream is read."""
+    """Processes that decode images while the cache is built."""
     cache_dir: str | None = None
     """Where decoded images are kept."""
 

@@ -168,6 +168,10 @@ def train(
             _lock(stack, Path(output_dir))
             ckpt.clean_staging(root)
         accelerator.wait_for_everyone()
+        if world > 1:
+            # gloo's threads need Python's lock to drop the tensors of the last collective. A group that is destroyed
+            # before they have waits for them with that lock held, for ever; so give them a moment.
+            stack.callback(time.sleep, 0.2)
         progress, run_id = Progress(), uuid.uuid4().hex[:12]
         found = ckpt.resolve_resume(resume, root)
         if found is not None:
