@@ -36,9 +36,10 @@ def train(args: Arguments) -> None:
         *(sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"),
         *("--mixed_precision", "no", "--dynamo_backend", "no", str(HERE / "train_ddpm.py")),
         *("--dataset_name", "digits", "--class_conditional", "--output_dir", str(args.output_dir)),
-        *("--max_train_steps", str(args.max_train_steps), "--eval_num_samples", "0"),
+        *("--max_train_steps", str(args.max_train_steps), "--eval_num_samples", str(args.num_samples)),
     ]
-    print("accelerate launch " + " ".join(command[command.index(str(HERE / "train_ddpm.py")) :]), flush=True)
+    shown = command[command.index(str(HERE / "train_ddpm.py")) + 1 :]
+    print("accelerate launch examples/train_ddpm.py " + " ".join(shown), flush=True)
     code = subprocess.run(command).returncode
     if code:
         sys.exit(code)
@@ -102,7 +103,8 @@ def farewell(args: Arguments, rows: list[dict]) -> None:
         print(f"{name:16}{row['fd']:18.2f}{row['inception_score']:17.2f}{row['class_accuracy']:13.1%}{speed:16.2f}")
     print(f"{'real digits':16}{floor['floor']:18.2f}{floor['real_inception_score']:17.2f}")
     print(
-        f"(n = {floor['n']}; lower is better for the distance, higher for the score; features: {floor['extractor']})\n"
+        f"(n = {floor['n']}; lower is better for the distance, higher for the score; features: {floor['extractor']}.\n"
+        "The network has seen the digits it is compared with, so it can get below what other real ones get.)\n"
     )
     things = {
         "samples/ddpm-1000.png": "digits, one column per class (also ddim-50.png, ddim-20.png)",
