@@ -475,12 +475,7 @@ NONSENSE = {
 }  # fmt: skip
 
 
-LONG = pytest.mark.xfail(reason="run.start calls exists() outside its guard against OSError", strict=True)
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=LONG) if name == "output of 300 letters" else name for name in NONSENSE]
-)
+@pytest.mark.parametrize("name", NONSENSE)
 def test_nonsense_ends_with_its_exit_code_and_a_word(start, undisturbed, tmp_path, name):
     argv, expected, words = NONSENSE[name]
     (tmp_path / "empty").mkdir()

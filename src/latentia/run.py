@@ -71,11 +71,11 @@ def start(args: Any) -> Accelerator:
         project_dir=str(folder / args.output.logging_dir),
     )
     if accelerator.is_main_process:
-        if folder.exists() and not folder.is_dir():
-            raise UsageError(f"--output_dir must be a folder; {folder} is a file.")
-        if args.output.overwrite_output_dir and folder.exists():
-            _delete_run(folder)
         try:
+            if folder.exists() and not folder.is_dir():
+                raise UsageError(f"--output_dir must be a folder; {folder} is a file.")
+            if args.output.overwrite_output_dir and folder.exists():
+                _delete_run(folder)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / ".lock").touch()
         except OSError as error:
