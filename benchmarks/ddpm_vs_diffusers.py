@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
@@ -229,13 +230,11 @@ def ablate(data, folder: Path, steps: int, real, extractor) -> dict:
     return {"rows": rows}
 
 
-def loop_overhead(data, folder: Path, steps: int = 40, rounds: int = 4) -> dict:
-    """Our loop against a bare one with the same network, batch, draws and optimizer; interleaved, the best of each."""
-    times: dict[str, list[float]] = {"bare": [], "latentia": []}
-    for _ in range(rounds):
-        torch.manual_seed(0)
-        accelerator = Accelerator(cpu=True)
-        phase = our_phase(accelerator, our_network(), steps, with_ema=False)
+def loop_overhead(data, folder: Path, steps: int = 50, rounds: int = 5) -> dict:
+    """Our loop against a bare one with the same network, batch, draws and optimizer; in turns, medians of each."""
+
+    def bare() -> float:
+        phase = our_phase(Accelerator(cpu=True), our_network(), steps, with_ema=False)
         optimizer, parameters = phase.optimizer.optimizer, list(phase.trains.parameters())
         phase.trains.train()
         started = time.perf_counter()
@@ -246,17 +245,22 @@ def loop_overhead(data, folder: Path, steps: int = 40, rounds: int = 4) -> dict:
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad()
-        times["bare"].append((time.perf_counter() - started) / steps)
-        torch.manual_seed(0)
-        phase = our_phase(Accelerator(cpu=True), our_network(), steps, with_ema=False)
+        return (time.perf_counter() - started) / steps
+
+    def ours() -> float:
+        accelerator = Accelerator(cpu=True)
+        phase = our_phase(accelerator, our_network(), steps, with_ema=False)
         folder.mkdir(parents=True, exist_ok=True)
-        result = train(
-            accelerator, [phase], data, output_dir=folder, max_steps=steps, batch_size=BATCH, checkpoint_every=None,
-            resume="none",
-        )  # fmt: skip
-        times["latentia"].append(result.progress.seconds / steps)
-    best = {name: min(values) * 1e3 for name, values in times.items()}
-    return {"ms_per_step": best, "overhead": best["latentia"] / best["bare"] - 1, "all_ms": times}
+        options = {"output_dir": folder, "max_steps": steps, "batch_size": BATCH, "checkpoint_every": None}
+        return train(accelerator, [phase], data, resume="none", **options).progress.seconds / steps
+
+    times: dict[str, list[float]] = {"bare": [], "latentia": []}
+    for k in range(rounds):
+        for name, run in (("bare", bare), ("latentia", ours))[:: 1 if k % 2 else -1]:
+            torch.manual_seed(0)
+            times[name].append(run())
+    middle = {name: 1e3 * statistics.median(values) for name, values in times.items()}
+    return {"ms_per_step": middle, "overhead": middle["latentia"] / middle["bare"] - 1, "all_seconds": times}
 
 
 def precision(rounds: int = 4) -> dict:

@@ -155,7 +155,9 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
             latents = randn_tensor(shape, generator=generators, device=device, dtype=self.unet.dtype)
         x = latents.to(device, self.unet.dtype) * self.scheduler.init_noise_sigma
         known = inspect.signature(self.scheduler.step).parameters
-        extra = {key: value for key, value in {"generator": generators, "eta": eta}.items() if key in known}
+        # A clipped x_0 with the eps of the unclipped one drifts off the data, and under guidance far off.
+        wishes = {"generator": generators, "eta": eta, "use_clipped_model_output": True}
+        extra = {key: value for key, value in wishes.items() if key in known}
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
             prediction = self._predict(self.scheduler.scale_model_input(x, t), t, labels, guidance_scale)
             x = self.scheduler.step(prediction, t, x, **extra).prev_sample
@@ -272,7 +274,8 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         against the wait for one.
         """
         pixels = x.shape[-2] * x.shape[-1]
-        size = max(2, min(32, 2**14 // pixels) if x.device.type == "cpu" else 2**18 // pixels)
+        size = max(2, min(32, 2**15 // pixels) if x.device.type == "cpu" else 2**18 // pixels)
+        size = 2 ** (size.bit_length() - 1)  # batches are mostly powers of two, which then need no padding
         padding = -len(x) % size
         padded = torch.cat([x, x.new_zeros(padding, *x.shape[1:])])
         if labels is not None:

@@ -414,7 +414,7 @@ def test_a_loss_that_is_not_finite_on_one_process_stops_all(start, tmp_path):
     folder = tmp_path / "run"
     for child in ranks(start, players, str(folder), 3, 2, "nan"):
         code, text = ended(child, 60)
-        assert code == 3 and 'phase "d" is not finite at step 3 ' in text, text
+        assert code == 3 and 'loss of phase "d" is not finite at step 3 ' in text, text
     assert max(p.name for p in (folder / "checkpoints").iterdir()) == "checkpoint-2"
 
 

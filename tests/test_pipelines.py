@@ -129,6 +129,37 @@ def test_guidance_0_is_no_class_and_1_is_the_class(class_pipe):
     assert torch.equal(sample(class_labels="dog"), sample(class_labels=torch.tensor([1, 1])))
 
 
+class Overshooting(torch.nn.Module):
+    """Says that the clean image is far outside of [-1, 1], as strong guidance does."""
+
+    def __init__(self, scheduler):
+        super().__init__()
+        self.scheduler, self.dtype, self.device = scheduler, torch.float32, torch.device("cpu")
+        self.config = type("Config", (), {"in_channels": 1, "out_channels": 1, "sample_size": 8})()
+
+    def forward(self, x, t):
+        a = self.scheduler.alphas_cumprod[t].float()
+        eps = (x - a.sqrt() * 3) / (1 - a).sqrt()
+        return type("Output", (), {"sample": a.sqrt() * eps - (1 - a).sqrt() * 3})()
+
+
+def test_images_that_overshoot_end_at_the_bound_and_not_beyond():
+    for scheduler in (DDIMScheduler(**COSINE), diffusers.DDIMScheduler(**COSINE)):
+        pipe = quiet(UnconditionalDiffusionPipeline(unet(), scheduler))
+        pipe.unet = Overshooting(scheduler)
+        seen = []
+        pipe(
+            4,
+            num_inference_steps=20,
+            callback_on_step_end=lambda p, i, t, values, seen=seen: seen.append(values["latents"]) and None,
+        )
+        assert (seen[-1] == 1).all()
+        # On the way, x_t is the clipped image and noise that has not shifted to make up for what was clipped.
+        a = scheduler.alphas_cumprod[pipe.scheduler.timesteps[1:]].float()
+        noise = [(x - a_s.sqrt()) / (1 - a_s).sqrt() for x, a_s in zip(seen, a)]
+        assert max(abs(n.mean()) for n in noise) < 0.25 and max(n.std() for n in noise) < 1.2
+
+
 def test_the_callback_sees_every_step_and_may_change_the_latents(pipe):
     seen = []
 

@@ -384,6 +384,13 @@ def test_resumed_after_any_step_the_end_is_the_same(whole, tmp_path, step):
     assert result.progress.restarts == 1
 
 
+def test_each_epoch_shows_every_point_once_in_an_order_of_its_own(whole):
+    rows = whole[2].rows
+    epochs = [rows[k : k + 10] for k in range(0, len(rows) - 9, 10)]
+    assert len(epochs) >= 2 and all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({*map(tuple, epochs)}) == len(epochs)
+
+
 def test_resumed_three_times_in_a_row(whole, tmp_path):
     folder, make, data, batch = whole
     asked = []

@@ -109,7 +109,7 @@ def evaluate(
     real = load_images(data, split=split)
     features = load_extractor(extractor) if extractor else extractor_for(real.shape)
     if features is None:
-        raise UsageError(f"No shipped extractor fits images of shape {real.shape}; give --extractor FOLDER.")
+        raise UsageError(f"No shipped extractor fits {data}, images of shape {real.shape}; give --extractor FOLDER.")
     classes = getattr(pipe.unet.config, "num_class_embeds", None)
     pipe.set_progress_bar_config(disable=True)
     generator, images = torch.Generator().manual_seed(seed), []

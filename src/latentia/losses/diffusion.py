@@ -141,7 +141,7 @@ def diffusion_loss(
         >>> from latentia import DDPMScheduler, UNet2D
         >>> unet = UNet2D(sample_size=8, in_channels=1, block_out_channels=(32,))
         >>> batch = {"images": torch.rand(4, 1, 8, 8) * 2 - 1}
-        >>> float(diffusion_loss(unet, DDPMScheduler(), batch, Draws(0, 0, 4, 0, 4))["loss"]) > 0
+        >>> diffusion_loss(unet, DDPMScheduler(), batch, Draws(0, 0, 4, 0, 4))["loss"].item() > 0
         True
     """
     x0 = batch["images"]
