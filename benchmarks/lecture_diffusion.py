@@ -449,7 +449,8 @@ def guidance(rows: Rows, steps: int, data) -> None:
     alone = x
     with torch.no_grad():
         for t in ddim.timesteps:
-            alone = ddim.step(unet(alone, t, class_labels=labels).sample, t, alone).prev_sample
+            prediction = unet(alone, t, class_labels=labels).sample
+            alone = ddim.step(prediction, t, alone, use_clipped_model_output=True).prev_sample
     one, zero = (float((sample(ddim, w) - alone.clamp(-1, 1)).abs().max()) for w in (1.0, 0.0))
     rows.put(
         "J28c", "digits, guidance 1 against the conditional network alone, largest difference", one,
@@ -506,14 +507,11 @@ def main() -> None:
     print(f"\n{passed} of {len(rows)} rows hold; {seconds:.0f} s, of the processor {worked:.0f} s")
     for row in rows:
         print(Rows.line(row))
-    result = {
-        "what": "rows of a lecture on diffusion that need training",
-        "command": f"python benchmarks/lecture_diffusion.py --steps {args.steps} --toy_steps {args.toy_steps}",
-        **environment(),
-        "seconds": round(seconds, 1),
-        "processor_seconds": round(worked, 1),
-        "rows": list(rows),
-    }
+    options = f"--parts {' '.join(args.parts)} --steps {args.steps} --toy_steps {args.toy_steps}"
+    fresh = [{**row, "command": f"python benchmarks/lecture_diffusion.py {options}", **environment()} for row in rows]
+    old = json.loads(args.output.read_text())["rows"] if args.output.exists() else []
+    kept = [row for row in old if row["row"] not in {new["row"] for new in fresh}]
+    result = {"what": "rows of a lecture on diffusion that need training", "rows": kept + fresh}
     args.output.parent.mkdir(exist_ok=True)
     args.output.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -285,10 +285,14 @@ def test_two_runs_in_one_folder(start, run, undisturbed, tmp_path):
     first = start(example, command(folder))
     wait_for(folder / "metrics.jsonl", first, "step")
     os.kill(first.pid, signal.SIGSTOP)
-    assert "is in use by another run" in run(folder, expect=2)
+    for flags in ([], ["--overwrite_output_dir"]):
+        assert "is in use by another run" in run(folder, *flags, expect=2)
+    assert (folder / "metrics.jsonl").exists()
     os.kill(first.pid, signal.SIGKILL)
     first.join()
     run(folder)
+    assert end_of(folder) == end_of(undisturbed[0])
+    run(folder, "--overwrite_output_dir")  # from the beginning, to the same end
     assert end_of(folder) == end_of(undisturbed[0])
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 from huggingface_hub import get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -94,7 +95,11 @@ def _delete_run(folder: Path) -> None:
             f"--overwrite_output_dir deletes only what a run left, and {folder} has no training_config.json. "
             "Choose another --output_dir."
         )
-    shutil.rmtree(folder)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            shutil.rmtree(folder)
+    except Timeout:
+        raise UsageError(f"--output_dir {folder} is in use by another run; choose another.") from None
 
 
 def load_data(args: DataArguments):
