@@ -5,7 +5,10 @@ from setuptools import find_packages, setup
 EXTRAS = {
     "text": ["transformers>=5.0"],
     "track": ["tensorboard>=2.20"],
-    "dev": ["setuptools>=80", "pytest>=9", "pytest-timeout>=2.4", "hypothesis>=6.100", "ruff>=0.14", "mypy>=2"],
+    "dev": [
+        *("setuptools>=80", "pytest>=9", "pytest-timeout>=2.4", "hypothesis>=6.100", "ruff>=0.14", "mypy>=2"),
+        *("transformers>=5.0", "torchmetrics>=1.9"),  # what extractors and metrics are compared with
+    ],
 }
 
 setup(

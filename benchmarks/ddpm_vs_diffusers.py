@@ -34,7 +34,7 @@ from diffusers.training_utils import EMAModel
 
 import latentia
 from latentia.data import load_images
-from latentia.evaluation import from_uint8, grid, load_extractor, predict, score
+from latentia.evaluation import from_uint8, grid, load_extractor, measure, score
 from latentia.losses.diffusion import diffusion_loss
 from latentia.random import Draws
 from latentia.training.arguments import parse_arguments
@@ -195,21 +195,25 @@ def sample(unet, scheduler, n: int, evaluations: int) -> torch.Tensor:
     return x
 
 
-def measure(name: str, unet, scheduler, real, extractor, pictures: Path) -> dict:
+def measure_network(name: str, unet, scheduler, real, extractor, pictures: Path) -> dict:
     """The best of three ways to spend 25 evaluations."""
     rows = {}
     for solver in (diffusers.DDIMScheduler, diffusers.DPMSolverMultistepScheduler, diffusers.DDPMScheduler):
         chosen = solver.from_config(scheduler.config)
         images = sample(unet, chosen, 1000, 25).clamp(-1, 1)
         label = solver.__name__.removesuffix("Scheduler")
-        report = score(images, real, extractor)
-        rows[label] = report.to_dict()
+        report = score(images, real, extractor, metrics=["fd", "kid", "inception_score"])
+        found = report.scores
+        rows[label] = {
+            "fd": found["fd"].value, "floor": found["fd"].floor, "kid": found["kid"].value,
+            "kid_floor": found["kid"].floor, "inception_score": found["inception_score"].value,
+            "real_inception_score": found["inception_score"].floor, "n": report.n,
+            "extractor_sha256": report.extractor_sha256,
+        }  # fmt: skip
         grid(images[:64]).save(pictures / f"{name}-{label}.png")
         print(f"{name}, {label}: {report.text()}", flush=True)
     best = min(rows, key=lambda label: rows[label]["fd"])
-    keys = ("fd", "floor", "kid", "kid_floor", "inception_score", "real_inception_score", "n", "extractor_sha256")
-    by_sampler = {label: row["fd"] for label, row in rows.items()}
-    return {"sampler": best, **{key: rows[best][key] for key in keys}, "fd_by_sampler": by_sampler}
+    return {"sampler": best, **rows[best], "fd_by_sampler": {label: row["fd"] for label, row in rows.items()}}
 
 
 def ablate(data, folder: Path, steps: int, real, extractor) -> dict:
@@ -220,9 +224,9 @@ def ablate(data, folder: Path, steps: int, real, extractor) -> dict:
         RECIPE = parse_arguments(Arguments, [*FLAGS, *flags.split()], description="")
         count = steps * kept.optimization.train_batch_size // RECIPE.optimization.train_batch_size
         unet, scheduler, seconds, _ = train_ours(data, None, folder, count)
-        report = score(sample(unet, scheduler, 1000, 25).clamp(-1, 1), real, extractor)
-        rows[name] = {"flags": flags, "fd": report.fd, "seconds": round(seconds, 1), "steps": count}
-        print(f"{name}: FD {report.fd:.1f}", flush=True)
+        fd = score(sample(unet, scheduler, 1000, 25).clamp(-1, 1), real, extractor, metrics=["fd"])["fd"].value
+        rows[name] = {"flags": flags, "fd": fd, "seconds": round(seconds, 1), "steps": count}
+        print(f"{name}: FD {fd:.1f}", flush=True)
     RECIPE = kept
     return {"rows": rows}
 
@@ -336,7 +340,7 @@ def main() -> None:
     pictures.mkdir(parents=True, exist_ok=True)
     extractor = load_extractor("mnist")
     training = set(args.parts) & {"peer", "peer-1e-4", "ours", "ours-tenth", "ablation"}
-    real = predict(from_uint8(data.images[:20_000]), extractor) if training else None
+    real = measure(from_uint8(data.images[:20_000]), extractor) if training else None
 
     def trained(name: str) -> dict:
         return json.loads((args.work_dir / name / "trained.json").read_text())
@@ -355,7 +359,11 @@ def main() -> None:
             diffusers.DDPMScheduler.from_pretrained(folder / "scheduler"),
         )
         parameters = sum(p.numel() for p in unet.parameters())
-        return {**trained(name), "parameters": parameters, **measure(name, unet, scheduler, real, extractor, pictures)}
+        return {
+            **trained(name),
+            "parameters": parameters,
+            **measure_network(name, unet, scheduler, real, extractor, pictures),
+        }
 
     with_parts = {
         "peer": lambda: entry_of("peer", lambda: train_peer(data, args.seconds, None, 1e-3, 100)),

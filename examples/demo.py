@@ -52,12 +52,13 @@ def show(args: Arguments) -> None:
 
     import latentia
     from latentia.data import load_images
-    from latentia.evaluation import from_uint8, grid, load_extractor, predict, score, strip
+    from latentia.evaluation import from_uint8, grid, load_extractor, measure, score, strip
 
     pipe = latentia.DiffusionPipeline.from_pretrained(args.output_dir)
     pipe.set_progress_bar_config(disable=True)
     extractor = load_extractor("digits")
-    real = predict(from_uint8(load_images("digits").images), extractor)
+    digits = load_images("digits")
+    real = measure(from_uint8(digits.images), extractor, digits.labels)
     config, samples = pipe.scheduler.config, args.output_dir / "samples"
     ddpm, ddim = latentia.DDPMScheduler.from_config(config), latentia.DDIMScheduler.from_config(config)
     n, rows = args.num_samples, []
@@ -71,11 +72,8 @@ def show(args: Arguments) -> None:
                 output_type="latent", callback_on_step_end=lambda *_: bar.update() and None,
             ).images  # fmt: skip
             seconds = time.perf_counter() - started
-        report = score(images, real, extractor)
-        accuracy = (predict(images, extractor).logits.argmax(1) == torch.tensor(labels)).float().mean().item()
-        rows.append(
-            {"sampler": name, "steps": steps, "seconds": seconds, "class_accuracy": accuracy, **report.to_dict()}
-        )
+        report = score(images, real, extractor, labels=labels, metrics=["fd", "inception_score", "label_agreement"])
+        rows.append({"sampler": name, "steps": steps, "seconds": seconds, **report.to_dict()})
         grid(images[:100], columns=10, column_labels=[str(i) for i in range(10)]).save(
             samples / f"{name.lower()}-{steps}.png"
         )
@@ -94,16 +92,18 @@ def show(args: Arguments) -> None:
 
 def farewell(args: Arguments, rows: list[dict]) -> None:
     summary = json.loads((args.output_dir / "run_summary.json").read_text())
-    folder, floor = args.output_dir, rows[0]
+    folder, first = args.output_dir, rows[0]
     print(f"\nTrained on {summary['images']} digits in {summary['training_seconds']:.0f} s.\n")
     print(f"{'sampler':16}{'Fréchet distance':>18}{'Inception score':>17}{'right class':>13}{'s / 100 images':>16}")
     for row in rows:
         name = f"{row['sampler']}, {row['steps']} steps"
         speed = 100 * row["seconds"] / row["n"]
-        print(f"{name:16}{row['fd']:18.2f}{row['inception_score']:17.2f}{row['class_accuracy']:13.1%}{speed:16.2f}")
-    print(f"{'real digits':16}{floor['floor']:18.2f}{floor['real_inception_score']:17.2f}")
+        fd, inception, right = (row["scores"][key]["value"] for key in ("fd", "inception_score", "label_agreement"))
+        print(f"{name:16}{fd:18.2f}{inception:17.2f}{right:13.1%}{speed:16.2f}")
+    fd, inception, right = (first["scores"][key]["floor"] for key in ("fd", "inception_score", "label_agreement"))
+    print(f"{'real digits':16}{fd:18.2f}{inception:17.2f}{right:13.1%}")
     print(
-        f"(n = {floor['n']}; lower is better for the distance, higher for the score; features: {floor['extractor']}.\n"
+        f"(n = {first['n']}; lower is better for the distance, higher for the score; features: {first['extractor']}.\n"
         "The network has seen the digits it is compared with, so it can get below what other real ones get.)\n"
     )
     things = {
@@ -118,6 +118,7 @@ def farewell(args: Arguments, rows: list[dict]) -> None:
     print(
         f"""
 Next:
+  latentia compare {folder} pca kde --data digits --num_inference_steps 25
   latentia generate {folder} --class_labels 3 8 --output_dir outputs/threes
   accelerate launch examples/train_ddpm.py --dataset_name emoji --output_dir outputs/emoji
   accelerate launch examples/train_ddpm.py --train_data_dir path/to/your/images --resolution 32

@@ -37,6 +37,17 @@ class DiffusionPipeline(diffusers.DiffusionPipeline):
         latentia.errors.UsageError: "/nowhere/at/all" is neither a folder nor the name of a Hub repository ...
     """
 
+    # What `log_likelihood` gives: "exact" or "lower bound"; a density on [-1, 1] or a probability of 256 levels.
+    likelihood_kind = "exact"
+    has_density = False
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes can be asked for; None if it was trained without."""
+        configs = (getattr(component, "config", None) for component in self.components.values())
+        found = (getattr(config, "num_class_embeds", None) for config in configs)
+        return next((count for count in found if count), None)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
         """Loads a saved pipeline from a folder or from the Hub.

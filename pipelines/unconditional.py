@@ -87,6 +87,8 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "unet"
     _callback_tensor_inputs = ("latents",)
 
+    likelihood_kind = "lower bound"
+
     def __init__(self, unet, scheduler, label_names: Sequence[str] | Mapping[str, str] | None = None):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)

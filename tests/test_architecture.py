@@ -12,6 +12,7 @@ import latentia
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"models", "losses", "schedulers", "training", "data", "evaluation", "hub"}
 SHARED = {"errors", "random"}
+HOUSE = {"pipelines", "cli", "registration", "run", "scoreboard", "sources"}  # what knows several rooms
 FORBIDDEN = {"torchvision", "pickle", "cPickle", "dill", "cloudpickle", "joblib", "examples", "benchmarks", "tests"}
 
 
@@ -48,7 +49,7 @@ def may_import(module, name):
     if room in SHARED or room == "registration":
         return False
     if room in ROOMS:
-        return other not in ROOMS and other not in ("pipelines", "cli", "registration")
+        return other not in ROOMS | HOUSE
     if room == "pipelines":
         return other != "cli"
     return True  # the package's own root, the command line

@@ -182,7 +182,7 @@ FLAGS = """
     lr_warmup_steps adam_beta1 adam_beta2 adam_weight_decay adam_epsilon max_grad_norm mixed_precision allow_tf32
     gradient_checkpointing compile seed
     use_ema ema_decay ema_warmup
-    validation_steps eval_steps eval_num_samples num_inference_steps
+    validation_steps eval_steps eval_num_samples eval_metrics num_inference_steps
     output_dir overwrite_output_dir checkpointing_steps checkpoints_total_limit resume_from_checkpoint report_to
     logging_dir tracker_project_name logging_steps
     push_to_hub hub_model_id hub_private_repo hub_license

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from latentia import DigitClassifier, UNet2D
+from latentia import DigitClassifier, InceptionV3, UNet2D
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,15 @@ def _context(b: int) -> dict[str, Any]:
     return {"encoder_hidden_states": torch.randn(b, 5, 12), "encoder_attention_mask": mask}
 
 
+def _inception() -> InceptionV3:
+    """47 layers amplify a perturbation of every weight: the norms' statistics keep the numbers near 1."""
+    network = InceptionV3()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_var.fill_(1.5)
+    return network
+
+
 ZOO = [
     _unet("unet-8", (1, 8, 8)),
     _unet("unet-28-patch", (1, 28, 28), patch_size=2),
@@ -64,4 +73,5 @@ ZOO = [
         )
         for size in (8, 28)
     ),
+    Entry("inception", _inception, lambda b: {"images": torch.rand(b, 3, 75, 75) * 2 - 1}, lambda b: (b, 1008)),
 ]

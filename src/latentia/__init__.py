@@ -13,10 +13,13 @@ _EXPORTS = {
     "SchedulerMixin": "diffusers",
     "UNet2D": "latentia.models.unet",
     "DigitClassifier": "latentia.models.classifier",
+    "InceptionV3": "latentia.models.inception",
     "DDPMScheduler": "latentia.schedulers.ddpm",
     "DDIMScheduler": "latentia.schedulers.ddim",
     "DiffusionPipeline": "latentia.pipelines.base",
     "UnconditionalDiffusionPipeline": "latentia.pipelines.unconditional",
+    "evaluate": "latentia.scoreboard",
+    "compare": "latentia.scoreboard",
     "model_card": "latentia.hub.card",
     "push_to_hub": "latentia.hub.push",
 }
@@ -25,11 +28,14 @@ __all__ = [
     "DDPMScheduler",
     "DiffusionPipeline",
     "DigitClassifier",
+    "InceptionV3",
     "ModelMixin",
     "SchedulerMixin",
     "UNet2D",
     "UnconditionalDiffusionPipeline",
     "__version__",
+    "compare",
+    "evaluate",
     "model_card",
     "push_to_hub",
 ]
@@ -40,12 +46,14 @@ if TYPE_CHECKING:
     from latentia.hub.card import model_card
     from latentia.hub.push import push_to_hub
     from latentia.models.classifier import DigitClassifier
+    from latentia.models.inception import InceptionV3
     from latentia.models.modeling import ModelMixin
     from latentia.models.unet import UNet2D
     from latentia.pipelines.base import DiffusionPipeline
     from latentia.pipelines.unconditional import UnconditionalDiffusionPipeline
     from latentia.schedulers.ddim import DDIMScheduler
     from latentia.schedulers.ddpm import DDPMScheduler
+    from latentia.scoreboard import compare, evaluate
 
 registration.install()
 

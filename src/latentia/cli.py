@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 from latentia.errors import LatentiaError, UsageError
 
 Source = Annotated[str, arg(metavar="FOLDER|USER/NAME")]
+AnySource = Annotated[str, arg(metavar="FOLDER|USER/NAME|FILE|MODULE:FUNCTION|pca|kde")]
 
 
 def generate(
@@ -75,60 +76,144 @@ def generate(
 
 
 def evaluate(
-    pipeline: Positional[Source],
+    source: Positional[AnySource],
     data: str = "digits",
     split: str = "train",
     n: int = 500,
+    metrics: tuple[str, ...] = (),
     extractor: str | None = None,
-    num_inference_steps: int = 50,
+    num_inference_steps: int | None = None,
     batch_size: int = 100,
+    likelihood_images: int = 0,
     seed: int = 0,
-    output: Path | None = None,
+    revision: str | None = None,
+    output_dir: Path = Path("outputs/evaluation"),
+    update_card: bool = True,
 ) -> None:
-    """Score a saved pipeline: Frechet distance, KID and Inception score, beside what real images reach at the same n.
+    """Measure what makes images: every metric that applies, beside what real images get at the same n.
+
+    Writes metrics.json and pictures: samples, nearest real images, classes, feature map, precision and recall.
+    Under `accelerate launch -m latentia evaluate ...` the processes share the work.
 
     Args:
-        pipeline: a folder, or a repository on the Hub.
+        source: a saved pipeline (folder or Hub id), a folder of images, a .npy or .npz file, "module:function" for a
+            function (count, seed) -> images, or a baseline, "pca" or "kde".
+        data: the real images: digits, emoji, a folder, parquet, or a data set on the Hub.
+        split: split of the data; the one that was trained on, or copies go unnoticed.
+        n: how many images to sample; the data must hold twice as many.
+        metrics: which of the metrics, such as fd kid precision recall; all that apply if not given.
+        extractor: digits, mnist, emoji, the folder of a classifier, inception:PATH_OR_HUB_ID, or the name of a
+            transformers vision model; the shipped one that fits the images if not given.
+        num_inference_steps: network evaluations per image; the pipeline's own default if not given.
+        batch_size: images sampled at a time.
+        likelihood_images: take the likelihood of so many real images, of the test split where there is one.
+        seed: of the samples.
+        revision: branch, tag or commit on the Hub.
+        output_dir: where numbers and pictures go.
+        update_card: put the numbers into the card of a saved pipeline, if `source` is its folder.
+    """
+    from accelerate import PartialState
+
+    from latentia.scoreboard import evaluate, update_card_of
+
+    found = evaluate(
+        source, data, n=n, split=split, extractor=extractor, metrics=metrics or None, seed=seed, revision=revision,
+        num_inference_steps=num_inference_steps, batch_size=batch_size, likelihood_images=likelihood_images,
+    )  # fmt: skip
+    if PartialState().is_main_process:
+        found.save(output_dir)
+        print(found.text())
+        print(f"\nNumbers and pictures: {output_dir}")
+        if update_card and update_card_of(Path(source), found):
+            print(f"Card: {source}/README.md")
+
+
+def compare(
+    sources: Positional[tuple[AnySource, ...]],
+    data: str = "digits",
+    split: str = "train",
+    n: int = 500,
+    metrics: tuple[str, ...] = (),
+    extractor: str | None = None,
+    num_inference_steps: int | None = None,
+    batch_size: int = 100,
+    likelihood_images: int = 0,
+    seed: int = 0,
+    output_dir: Path = Path("outputs/comparison"),
+) -> None:
+    """Measure several sources on equal terms: one table, and one page with what each of them made.
+
+    Args:
+        sources: two or more, as for evaluate; "pca" and "kde" are baselines that any model should beat.
         data: the real images: digits, emoji, a folder, parquet, or a data set on the Hub.
         split: split of the data.
-        n: how many images to sample; the data must hold twice as many.
-        extractor: digits, mnist or the folder of a saved classifier; the one that fits the images if not given.
-        num_inference_steps: network evaluations per image.
+        n: how many images to sample of each.
+        metrics: which of the metrics; all that apply if not given.
+        extractor: as for evaluate.
+        num_inference_steps: network evaluations per image; each pipeline's own default if not given.
         batch_size: images sampled at a time.
+        likelihood_images: take the likelihood of so many real images.
         seed: of the samples.
-        output: also write the numbers to this JSON file.
+        output_dir: where the page goes.
     """
-    import torch
-    from tqdm.auto import tqdm
+    from accelerate import PartialState
 
-    import latentia
-    from latentia.data import load_images
-    from latentia.evaluation import extractor_for, from_uint8, load_extractor, predict, score
+    from latentia.evaluation import text_table
+    from latentia.scoreboard import compare, save_comparison
 
-    pipe = latentia.DiffusionPipeline.from_pretrained(pipeline)
-    real = load_images(data, split=split)
-    features = load_extractor(extractor) if extractor else extractor_for(real.shape)
-    if features is None:
-        raise UsageError(f"No shipped extractor fits {data}, images of shape {real.shape}; give --extractor FOLDER.")
-    classes = getattr(pipe.unet.config, "num_class_embeds", None)
-    pipe.set_progress_bar_config(disable=True)
-    generator, images = torch.Generator().manual_seed(seed), []
-    for start in tqdm(range(0, n, batch_size), desc=f"sampling {n} images"):
-        count = min(batch_size, n - start)
-        labels = [(start + i) % classes for i in range(count)] if classes else None
-        images.append(
-            pipe(
-                count,
-                class_labels=labels,
-                num_inference_steps=num_inference_steps,
-                generator=generator,
-                output_type="latent",
-            ).images
-        )
-    report = score(torch.cat(images), predict(from_uint8(real.images), features), features)
-    if output is not None:
-        output.write_text(json.dumps(report.to_dict(), indent=1) + "\n")
-    print(report.text())
+    found = compare(
+        sources, data, n=n, split=split, extractor=extractor, metrics=metrics or None, seed=seed,
+        num_inference_steps=num_inference_steps, batch_size=batch_size, likelihood_images=likelihood_images,
+    )  # fmt: skip
+    if PartialState().is_main_process:
+        page = save_comparison(found, output_dir)
+        print(text_table([evaluation.to_dict() for evaluation in found]))
+        print(f"\nThe page: {page}")
+
+
+def sheet(
+    source: Positional[AnySource],
+    data: str = "digits",
+    split: str = "train",
+    against: AnySource | None = None,
+    trials: int = 50,
+    num_inference_steps: int | None = None,
+    seed: int = 0,
+    output_dir: Path = Path("outputs/sheet"),
+) -> None:
+    """Write a blind comparison for people: an HTML page with pairs of images, one of them from the source.
+
+    Args:
+        source: as for evaluate.
+        data: the real images.
+        split: split of the data.
+        against: another source to compare with instead of the real images.
+        trials: pairs to judge; 50 votes give an interval of about ±0.14, 400 of ±0.05.
+        num_inference_steps: network evaluations per image; the pipeline's own default if not given.
+        seed: of the samples, their order and their sides.
+        output_dir: where the page, a template for votes on paper and the key go; give raters the page alone.
+    """
+    from latentia.scoreboard import blind_sheet
+
+    written = blind_sheet(
+        source, data, split=split, against=against, trials=trials, num_inference_steps=num_inference_steps, seed=seed,
+        output_dir=output_dir,
+    )  # fmt: skip
+    print(f"{written.page}: give this to the raters; it saves votes_NAME.csv.")
+    print(f"{written.template}: for votes on paper. {written.key}: keep it from the raters.")
+    print(f"Then: latentia votes {output_dir} votes_*.csv")
+
+
+def votes(folder: Positional[Path], files: Positional[tuple[Path, ...]]) -> None:
+    """Count the votes of a blind comparison: the fooling rate with its exact binomial interval.
+
+    Args:
+        folder: what `latentia sheet` wrote.
+        files: the CSV files of the raters.
+    """
+    from latentia.evaluation import read_votes
+
+    print(read_votes(files, folder).text())
 
 
 def data(
@@ -255,6 +340,9 @@ def doctor() -> None:
 COMMANDS = {
     "generate": generate,
     "evaluate": evaluate,
+    "compare": compare,
+    "sheet": sheet,
+    "votes": votes,
     "data": data,
     "verify": verify,
     "push": push,

@@ -7,7 +7,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import latentia
 from latentia.data import load_images
 from latentia.errors import HubError, LatentiaError, UsageError
-from latentia.evaluation import Report, curves, extractor_for, grid, predict, score
+from latentia.evaluation import Report, check_metrics, curves, extractor_for, grid, measure, score
 from latentia.hub.card import model_card
 from latentia.hub.push import push_to_hub
 from latentia.training.arguments import DataArguments, flat_values, parse_arguments
@@ -193,6 +193,9 @@ class Watch:
         self.folder = Path(args.output.output_dir)
         self.report: Report | None = None
         self._real = None
+        for key, metric in check_metrics(args.evaluation.eval_metrics).items():  # before hours of training
+            if "labels" in metric.needs:
+                raise UsageError(f"--eval_metrics {key} needs labels, which only `latentia evaluate` asks for.")
 
     def hooks(self) -> list[Hook]:
         return [
@@ -208,7 +211,7 @@ class Watch:
             grid(sample(64, self.args.optimization.seed)).save(path)
 
     def score(self, progress: Progress) -> dict[str, float]:
-        """Frechet distance and Inception score, if a feature extractor fits the images."""
+        """The metrics of `--eval_metrics`, each with its floor, if a feature extractor fits the images."""
         n = min(self.args.evaluation.eval_num_samples, len(self.data) // 2 if not self.args.data.streaming else 0)
         extractor = extractor_for(self.data.shape)
         if extractor is None or n < 2:
@@ -221,13 +224,11 @@ class Watch:
             print(f"Sampling {n} images for the score takes about {cost:.0f} s.")
         images += [sample(min(100, n - k), 1 + k) for k in range(first, n, 100)]
         if self._real is None:
-            self._real = predict(_all_images(self.data), extractor)
-        self.report = score(torch.cat(images), self._real, extractor)
-        report = self.report
-        return {
-            "eval/fd": report.fd, "eval/fd_floor": report.floor, "eval/kid": report.kid,
-            "eval/inception_score": report.inception_score, "eval/inception_score_real": report.real_inception_score,
-        }  # fmt: skip
+            self._real = measure(_all_images(self.data), extractor)
+        self.report = score(torch.cat(images), self._real, extractor, metrics=self.args.evaluation.eval_metrics)
+        scores = self.report.scores
+        values = {f"eval/{key}": found.value for key, found in scores.items()}
+        return values | {f"eval/{key}_floor": found.floor for key, found in scores.items()}
 
 
 def _all_images(data: Any):
@@ -282,7 +283,7 @@ def finish(
             dataset=args.data.dataset_name or Path(args.data.train_data_dir).name,
             license=args.hub.hub_license,
             recipe={**flat_values(args), "data": watch.data.describe()},
-            metrics=_metrics(report),
+            metrics=report.for_card() if report else [],
             hardware=_hardware(accelerator),
             minutes=progress.seconds / 60,
             seed=args.optimization.seed,
@@ -335,17 +336,6 @@ def export(pipeline: Any, folder: Path, card: Any) -> None:
             shutil.rmtree(folder / item.name)
         os.replace(item, folder / item.name)
     staging.rmdir()
-
-
-def _metrics(report: Report | None) -> Sequence[Mapping[str, Any]]:
-    if report is None:
-        return []
-    shared = {"n": report.n, "extractor": report.extractor, "extractor_sha256": report.extractor_sha256}
-    return [
-        {"name": "FD", "value": report.fd, "floor": report.floor, **shared},
-        {"name": "KID", "value": report.kid, "floor": report.kid_floor, **shared},
-        {"name": "Inception score", "value": report.inception_score, "floor": report.real_inception_score, **shared},
-    ]
 
 
 def _hardware(accelerator: Accelerator) -> str:

@@ -1,4 +1,4 @@
-"""Data sets: folders, parquet, the Hub, streams and two that are built in, all through `load_images`."""
+"""Data sets: folders, parquet, the Hub, streams and built-in ones, through `load_images`; toys of the plane."""
 
 from importlib import import_module
 
@@ -7,8 +7,14 @@ _EXPORTS = {
     "load_images": "images",
     "ImageData": "images",
     "StreamedImages": "streaming",
+    "Factors": "factors",
     "open_image": "decode",
     "BadImage": "decode",
+    "PLANES": "plane",
+    "Plane": "plane",
+    "PlaneData": "plane",
+    "gaussian_mixture": "plane",
+    "stacked_images": "stacked",
 }
 __all__ = [*_EXPORTS]
 

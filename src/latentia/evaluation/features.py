@@ -1,12 +1,13 @@
 """Feature extractors: what turns images into vectors whose distributions can be compared.
 
-An extractor is anything called as `extractor(images) -> (features, logits)` that also says its `name`, `sha256` and
-`image_shape`. Two are shipped, "digits" (1, 8, 8) and "mnist" (1, 28, 28); `load_extractor` also takes a folder.
+An extractor is anything called as `extractor(images) -> (features, logits)` that also says what it is; see
+`FeatureExtractor`. Three are shipped, "digits" (1, 8, 8), "mnist" (1, 28, 28) and "emoji" (3, 32, 32), and
+`load_extractor` finds these and all others by name.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -16,15 +17,19 @@ from torch import nn
 from latentia.errors import CheckpointError, DataError, NumericsError, UsageError, did_you_mean
 
 WEIGHTS = Path(__file__).parent / "weights"
-SHIPPED = {"digits": (1, 8, 8), "mnist": (1, 28, 28)}
-_WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+SHIPPED = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "emoji": (3, 32, 32)}
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+_INCEPTION = {"inception": "clean", "inception-legacy": "legacy"}  # prefix -> how it resizes
 
 
 class Predictions(NamedTuple):
-    """What an extractor says about N images: `features` (N, D) and `logits` (N, K), both float32."""
+    """What an extractor says about N images: `features` (N, D) and `logits` (N, K), both float32.
+
+    `logits` is None where the extractor knows no classes; metrics of classes are then not defined.
+    """
 
     features: torch.Tensor
-    logits: torch.Tensor
+    logits: torch.Tensor | None
 
 
 class FeatureExtractor(Protocol):
@@ -33,15 +38,19 @@ class FeatureExtractor(Protocol):
     Attributes:
         name: what the report calls it.
         sha256: of its weights file. Distances compare only between equal hashes.
-        image_shape: (C, H, W) that it takes.
+        image_shape: (C, H, W) that it takes, or None for any size in one or three channels.
+        preprocessing: what it does to images before the network, in words; "none" if nothing. It changes every number.
+        class_names: of the K logits, or None where they have no names or there are none.
     """
 
     name: str
     sha256: str
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, int, int] | None
+    preprocessing: str
+    class_names: list[str] | None
 
-    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features (N, D) and logits (N, K) of images (N, C, H, W) in [-1, 1], float32."""
+    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Features (N, D) and logits (N, K) or None, of images (N, C, H, W) in [-1, 1]; float32."""
         ...
 
 
@@ -54,6 +63,7 @@ class ClassifierExtractor:
         name: what the report calls it.
         sha256: of its weights file.
         batch_size: images per forward pass; it bounds memory and does not change the numbers.
+        class_names: of the logits, in their order.
 
     Example:
         >>> extractor = load_extractor("digits")
@@ -62,13 +72,21 @@ class ClassifierExtractor:
         ((5, 64), (5, 10))
     """
 
+    preprocessing = "none"
+
     def __init__(
-        self, model: nn.Module, image_shape: tuple[int, int, int], name: str, sha256: str, batch_size: int = 500
+        self,
+        model: nn.Module,
+        image_shape: tuple[int, int, int],
+        name: str,
+        sha256: str,
+        batch_size: int = 500,
+        class_names: list[str] | None = None,
     ):
         self.model = model.eval().requires_grad_(False)
-        self.image_shape, self.name, self.sha256, self.batch_size = image_shape, name, sha256, batch_size
+        self.image_shape: tuple[int, int, int] | None = image_shape
+        self.name, self.sha256, self.batch_size, self.class_names = name, sha256, batch_size, class_names
 
-    @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> Predictions:
         """Features (N, D) and logits (N, K) on the CPU.
 
@@ -77,18 +95,34 @@ class ClassifierExtractor:
             DataError: `images` holds NaN or infinity.
         """
         check_images(images, self.image_shape)
-        device = next(self.model.parameters()).device
-        features, logits = [], []
-        # A surrounding autocast would change the numbers, and with them what the distance is compared to.
-        with torch.autocast(device.type, enabled=False):
-            for batch in images.split(self.batch_size):
-                output = self.model(batch.to(device, torch.float32))
-                features.append(output.features.float().cpu())
-                logits.append(output.logits.float().cpu())
-        return Predictions(torch.cat(features), torch.cat(logits))
+
+        def forward(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            output = self.model(x)
+            return output.features, output.logits
+
+        return in_batches(forward, images, next(self.model.parameters()).device, self.batch_size)
 
     def __repr__(self) -> str:
         return f"ClassifierExtractor({self.name!r}, {self.image_shape}, sha256={self.sha256[:12]}...)"
+
+
+@torch.no_grad()
+def in_batches(
+    forward: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]],
+    images: torch.Tensor,
+    device: torch.device,
+    batch_size: int,
+) -> Predictions:
+    """`forward` of all images in float32 on `device`, `batch_size` at a time; the results on the CPU."""
+    # A surrounding autocast would change the numbers, and with them what the distance is compared to.
+    with torch.autocast(device.type, enabled=False):
+        parts = [forward(batch.to(device, torch.float32)) for batch in images.split(batch_size)]
+    return _joined((features.float().cpu(), None if k is None else k.float().cpu()) for features, k in parts)
+
+
+def _joined(parts: Iterable[tuple[torch.Tensor, torch.Tensor | None]]) -> Predictions:
+    features, logits = zip(*parts)
+    return Predictions(torch.cat(features), None if logits[0] is None else torch.cat(logits))
 
 
 def check_images(images: torch.Tensor, image_shape: Sequence[int] | None = None) -> None:
@@ -147,12 +181,16 @@ def from_uint8(images: torch.Tensor, batch_size: int = 1000) -> Iterator[torch.T
     return (batch.float() / 127.5 - 1 for batch in images.split(batch_size))
 
 
-def load_extractor(name_or_path: str | Path, device: str | torch.device = "cpu") -> ClassifierExtractor:
-    """A shipped extractor by name, or the `DigitClassifier` saved in a folder.
+def load_extractor(name_or_path: str | Path, device: str | torch.device = "cpu") -> FeatureExtractor:
+    """The extractor of that name.
 
     Args:
-        name_or_path: "digits", "mnist", or a folder written by `DigitClassifier.save_pretrained`. A shipped name wins
-            over a folder of that name; write "./digits" for the folder.
+        name_or_path: one of
+            "digits", "mnist" or "emoji", which come with the package;
+            a folder written by `DigitClassifier.save_pretrained` or `InceptionV3.save_pretrained`;
+            "inception:WEIGHTS" or "inception-legacy:WEIGHTS", see `inception_extractor`;
+            a folder or Hub repository ("user/name") of a transformers vision model, see `transformers_extractor`.
+            A shipped name wins over a folder of that name; write "./digits" for the folder.
         device: where it runs.
 
     Returns:
@@ -160,58 +198,90 @@ def load_extractor(name_or_path: str | Path, device: str | torch.device = "cpu")
         shipped extractor has.
 
     Raises:
-        UsageError: neither a shipped name nor a folder with a `config.json`.
+        UsageError: none of these.
         CheckpointError: the folder holds another class, or its weights are missing, damaged or not the stated ones.
+        HubError: the repository cannot be fetched.
 
     Example:
         >>> load_extractor("digits").image_shape
         (1, 8, 8)
     """
-    from latentia import DigitClassifier
+    from latentia.evaluation.extractors import inception_extractor, transformers_extractor
 
     name = str(name_or_path)
+    resize, _, weights = name.partition(":")
+    if resize in _INCEPTION and weights:
+        return inception_extractor(weights, resize=_INCEPTION[resize], device=device)
     folder = WEIGHTS / name if name in SHIPPED else Path(name_or_path)
     if not (folder / "config.json").is_file():
+        if not folder.exists() and name.count("/") == 1 and not name.startswith((".", "/", "~")):
+            return transformers_extractor(name, device=device)
+        known = [*SHIPPED, *_INCEPTION]
         raise UsageError(
-            f'`name_or_path` must be one of {", ".join(SHIPPED)} or a folder with a config.json. Got "{name}".'
-            + did_you_mean(name, SHIPPED)
+            f'`name_or_path` must be one of {", ".join(SHIPPED)}, a folder with a config.json, "inception:" with the '
+            f'path of its weights, or the "user/name" of a vision model on the Hub. Got "{name}".'
+            + did_you_mean(resize, known)
         )
-    saved_class = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
-    if saved_class != "DigitClassifier":
-        raise CheckpointError(f"{folder}/config.json must describe a DigitClassifier. Got {saved_class}.")
-    if not (folder / _WEIGHTS_FILE).is_file():
-        raise CheckpointError(f"{folder} holds no {_WEIGHTS_FILE}; save the classifier again with save_pretrained.")
-    sha256 = hashlib.sha256((folder / _WEIGHTS_FILE).read_bytes()).hexdigest()
-    _check_hash(folder, sha256, required=name in SHIPPED)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("_class_name") == "InceptionV3":
+        return inception_extractor(folder, device=device)
+    if "_class_name" not in config and "model_type" in config:
+        return transformers_extractor(folder, device=device)
+    return _load_classifier(folder, name if name in SHIPPED else folder.name, config, device)
+
+
+def _load_classifier(folder: Path, name: str, config: dict, device: str | torch.device) -> ClassifierExtractor:
+    from latentia import DigitClassifier
+
+    if config.get("_class_name") != "DigitClassifier":
+        raise CheckpointError(
+            f"{folder}/config.json must describe a DigitClassifier, an InceptionV3 or a vision model of transformers. "
+            f"Got {config.get('_class_name')}."
+        )
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise CheckpointError(f"{folder} holds no {WEIGHTS_FILE}; save the classifier again with save_pretrained.")
+    sha256 = hash_of(folder / WEIGHTS_FILE)
+    stated = check_statement(folder, sha256, required=folder.parent == WEIGHTS)
     try:
         # `low_cpu_mem_usage=False` builds every parameter, so that a missing one is seen below.
         model, info = DigitClassifier.from_pretrained(
             folder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
         )
     except Exception as error:
-        raise CheckpointError(f"{folder}/{_WEIGHTS_FILE} cannot be read: {error}") from error
+        raise CheckpointError(f"{folder}/{WEIGHTS_FILE} cannot be read: {error}") from error
     if wrong := [key for part in ("missing_keys", "mismatched_keys", "unexpected_keys") for key in info[part]]:
         raise CheckpointError(f"{folder}: weights and config.json must agree. They differ in {wrong[:4]}.")
-    config = model.config
-    shape = (config.in_channels, config.sample_size, config.sample_size)
-    return ClassifierExtractor(model.to(device), shape, name if name in SHIPPED else folder.name, sha256)
+    shape = (model.config.in_channels, model.config.sample_size, model.config.sample_size)
+    return ClassifierExtractor(model.to(device), shape, name, sha256, class_names=stated.get("class_names"))
 
 
-def extractor_for(image_shape: Sequence[int]) -> ClassifierExtractor | None:
+def extractor_for(image_shape: Sequence[int], device: str | torch.device = "cpu") -> FeatureExtractor | None:
     """The shipped extractor for images of `image_shape` (C, H, W), or None.
 
-    Only the shape is looked at: it also fits images that show no digits, whose distances then say little.
+    Only the shape is looked at: it also fits images that show no digits or emoji, whose distances then say little.
 
     Example:
-        >>> extractor_for((1, 8, 8)).name, extractor_for((3, 32, 32))
-        ('digits', None)
+        >>> extractor_for((1, 8, 8)).name, extractor_for((3, 32, 32)).name, extractor_for((3, 64, 64))
+        ('digits', 'emoji', None)
     """
     names = [name for name, shape in SHIPPED.items() if shape == tuple(image_shape)]
-    return load_extractor(names[0]) if names else None
+    return load_extractor(names[0], device) if names else None
 
 
 def predict(images: torch.Tensor | Iterable[torch.Tensor] | Predictions, extractor: FeatureExtractor) -> Predictions:
     """Features and logits of images given whole or batch by batch; what is already predicted passes through.
+
+    Args:
+        images: (N, C, H, W) in [-1, 1], an iterable of such batches, or `Predictions`.
+        extractor: from `load_extractor` or your own.
+
+    Returns:
+        `Predictions`, on the CPU. `logits` is None if the extractor knows no classes.
+
+    Raises:
+        UsageError: images of a wrong shape, type or range, or none at all.
+        DataError: images hold NaN.
+        NumericsError: features or logits hold NaN.
 
     Example:
         >>> predict(from_uint8(torch.zeros(7, 1, 8, 8, dtype=torch.uint8), 4), load_extractor("digits")).logits.shape
@@ -224,10 +294,10 @@ def predict(images: torch.Tensor | Iterable[torch.Tensor] | Predictions, extract
         parts = [extractor(batch) for batch in batches]
         if not parts:
             raise UsageError("`images` must hold at least one batch. Got an empty iterable.")
-        features, logits = (torch.cat(part) for part in zip(*parts))
-        predictions = Predictions(features, logits)
+        predictions = _joined(parts)
     check_features(predictions.features)
-    check_features(predictions.logits)
+    if predictions.logits is not None:
+        check_features(predictions.logits)
     return predictions
 
 
@@ -243,14 +313,22 @@ def check_features(features: torch.Tensor) -> None:
         )
 
 
-def _check_hash(folder: Path, sha256: str, required: bool) -> None:
+def hash_of(file: Path) -> str:
+    """sha256 of a file, in hexadecimal digits."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def check_statement(folder: Path, sha256: str, required: bool = False) -> dict:
+    """`folder/evaluation.json`, after its `sha256` was compared with the weights'; empty if there is none."""
     statement = folder / "evaluation.json"
     if not statement.is_file() and not required:
-        return
-    stated = json.loads(statement.read_text(encoding="utf-8")).get("sha256") if statement.is_file() else None
-    if stated != sha256:
+        return {}
+    stated = json.loads(statement.read_text(encoding="utf-8")) if statement.is_file() else {}
+    if stated.get("sha256") != sha256:
         raise CheckpointError(
-            f"{folder / _WEIGHTS_FILE} must have the sha256 that {statement.name} states, {stated}. Got {sha256}: the "
-            "file was altered, and its distances would compare with no other. Install the package again, or train the "
-            "classifier again."
+            f"{folder / WEIGHTS_FILE} must have the sha256 that {statement.name} states, {stated.get('sha256')}. Got "
+            f"{sha256}: the file was altered, and its distances would compare with no other. Install the package "
+            "again, or train the classifier again."
         )
+    return stated

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import PurePath, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -49,7 +49,8 @@ def model_card(
         license: the Hub's identifier, as in "apache-2.0".
         recipe: the resolved training arguments; nested mappings become dotted keys.
         metrics: one mapping each, with "name" and "value"; "floor" (the same metric between two sets of real images),
-            "n" (samples), "extractor", "extractor_sha256" and whatever else is worth knowing are optional.
+            "type" (its short name on leaderboards), "n" (samples), "extractor", "extractor_sha256" and whatever else is
+            worth knowing are optional.
         hardware: what it was trained on, as in "2 CPU cores".
         minutes: how long it took.
         seed: of the run.
@@ -89,7 +90,7 @@ def model_card(
         pipeline_tag=pipeline_tag,
         license=license,
         datasets=[dataset] if _HUB_ID.fullmatch(dataset) else None,
-        metrics=list(dict.fromkeys(_slug(metric["name"]) for metric in metrics)) or None,
+        metrics=list(dict.fromkeys(_type(metric) for metric in metrics)) or None,
         model_name=name,
         eval_results=_results(metrics, pipeline_tag, dataset, seed) or None,
     )
@@ -100,9 +101,7 @@ def model_card(
         "",
     ]
     if metrics:
-        columns = ("metric", "value", "floor (real against real)", "samples", "extractor")
-        rows = [[_number(m.get(key)) for key in ("name", "value", "floor", "n", "extractor")] for m in metrics]
-        body += ["## Evaluation", "", *_table(columns, rows), ""]
+        body += _evaluation(metrics)
     said = [*limits]
     if metrics:
         said.append(
@@ -112,6 +111,51 @@ def model_card(
     said.append(f"It makes images like those of {dataset} and knows nothing else.")
     body += ["## Limits", "", *(f"- {_escape(sentence)}" for sentence in said), ""]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(body))
+
+
+def add_results(
+    path: Path, metrics: Sequence[Mapping[str, Any]], *, dataset: str, seed: int, picture: str | None = None
+) -> None:
+    """Put the numbers of an evaluation into a saved card: its `model-index` and its section "Evaluation".
+
+    Numbers of the same metric on the same data set are replaced, others stay. Everything else is left as it is.
+
+    Args:
+        path: the README.md.
+        metrics: as for `model_card`.
+        dataset: Hub id or name of the real images.
+        seed: of the samples.
+        picture: a picture to show below the table, relative to the card.
+
+    Raises:
+        UsageError: the file has no metadata of a model, or a metric lacks its name or value.
+    """
+    try:
+        card = ModelCard.load(path)
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{path} is not a model card: {error}") from error
+    data, dataset = card.data, _plain(dataset)
+    fresh = _results(metrics, data.pipeline_tag or "unconditional-image-generation", dataset, seed)
+    replaced = {(result.dataset_name, result.metric_type) for result in fresh}
+    kept = [r for r in data.eval_results or [] if (r.dataset_name, r.metric_type) not in replaced]
+    data.eval_results, data.model_name = [*kept, *fresh], data.model_name or path.resolve().parent.name
+    data.metrics = list(dict.fromkeys([*(data.metrics or []), *(_type(metric) for metric in metrics)]))
+    section = "\n".join([*_evaluation(metrics), *([f"![Evaluation]({picture})", ""] if picture else [])])
+    parts = re.split(r"(?m)^(?=## )", card.text)
+    at = next((i for i, part in enumerate(parts) if part.startswith("## Evaluation")), None)
+    if at is None:
+        at = next((i for i, part in enumerate(parts) if part.startswith("## Limits")), len(parts))
+        parts.insert(at, "")
+    parts[at] = section + "\n"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(f"---\n{data.to_yaml()}\n---\n{''.join(parts)}", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _evaluation(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    columns = ("metric", "value", "floor (real against real)", "samples", "extractor")
+    rows = [[_number(m.get(key)) for key in ("name", "value", "floor", "n", "extractor")] for m in metrics]
+    return ["## Evaluation", "", *_table(columns, rows), ""]
 
 
 def _body(name, pipeline_class, family, pipeline_tag, dataset, grid, repo_id) -> list[str]:
@@ -139,7 +183,8 @@ def _results(metrics, task: str, dataset: str, seed: int) -> list[EvalResult]:
     for metric in metrics:
         if isinstance(metric["value"], (int, float)) and not math.isfinite(metric["value"]):
             continue  # the table in the text shows it; a leaderboard cannot
-        rest = {key: _plain(value) for key, value in metric.items() if key not in ("name", "value", "n", "split")}
+        named = ("type", "name", "value", "n", "split")
+        rest = {key: _plain(value) for key, value in metric.items() if key not in named}
         arguments = {"n_samples": metric.get("n"), **rest, "seed": seed, "latentia_version": latentia.__version__}
         results.append(
             EvalResult(
@@ -147,13 +192,17 @@ def _results(metrics, task: str, dataset: str, seed: int) -> list[EvalResult]:
                 dataset_type=dataset,
                 dataset_name=dataset,
                 dataset_split=metric.get("split"),
-                metric_type=_slug(metric["name"]),
+                metric_type=_type(metric),
                 metric_name=str(metric["name"]),
                 metric_value=_plain(metric["value"]),
                 metric_args={key: value for key, value in arguments.items() if value is not None},
             )
         )
     return results
+
+
+def _type(metric: Mapping[str, Any]) -> str:
+    return str(metric.get("type") or re.sub(r"[^a-z0-9]+", "_", str(metric["name"]).lower()).strip("_"))
 
 
 def _recipe_rows(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -177,10 +226,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, PurePath) or (isinstance(value, str) and PurePath(value).is_absolute()):
         return PurePath(value).name
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
-
-
-def _slug(name: Any) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", str(name).lower()).strip("_")
 
 
 def _number(value: Any) -> str:

@@ -152,6 +152,8 @@ class EvaluationArguments:
     """Steps between scores; 0: only at the end."""
     eval_num_samples: int = 500
     """Images to sample for a score; 0: no score."""
+    eval_metrics: tuple[str, ...] = ("fd", "kid", "inception_score")
+    """What a score holds: fd, kid, precision, recall, ... as `latentia evaluate` lists them."""
     num_inference_steps: int = 25
     """Network evaluations per sample."""
 
