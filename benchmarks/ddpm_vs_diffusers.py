@@ -231,7 +231,7 @@ def ablate(data, folder: Path, steps: int, real, extractor) -> dict:
     return {"rows": rows}
 
 
-def loop_overhead(data, folder: Path, steps: int = 50, rounds: int = 5) -> dict:
+def loop_overhead(data, folder: Path, steps: int = 50, rounds: int = 15) -> dict:
     """Our loop against a bare one with the same network, batch, draws and optimizer; in turns, medians of each."""
 
     def bare() -> float:

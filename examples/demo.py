@@ -22,8 +22,8 @@ class Arguments:
 
     output_dir: Path = Path("outputs/demo")
     """Where everything goes."""
-    max_train_steps: int = 1200
-    """Optimizer steps; 1200 take about two minutes on two cores."""
+    max_train_steps: int = 1000
+    """Optimizer steps; 1000 take about three minutes on two cores."""
     num_samples: int = 200
     """Images per score."""
     stage: Literal["all", "show"] = "all"

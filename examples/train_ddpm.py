@@ -14,7 +14,7 @@ import torch
 from latentia import DDIMScheduler, DDPMScheduler, UnconditionalDiffusionPipeline, UNet2D
 from latentia.errors import UsageError
 from latentia.losses.diffusion import diffusion_loss
-from latentia.run import Watch, finish, load_data, plan, run_script, start
+from latentia.run import Watch, adamw, finish, fit, load_data, plan, run_script, start
 from latentia.training.arguments import (
     DataArguments,
     EMAArguments,
@@ -22,11 +22,9 @@ from latentia.training.arguments import (
     HubArguments,
     OptimizationArguments,
     OutputArguments,
-    flat_values,
-    run_identity,
 )
 from latentia.training.ema import EMA
-from latentia.training.loop import Phase, learning_rate_schedule, train
+from latentia.training.loop import Phase, learning_rate_schedule
 
 
 @dataclass(frozen=True)
@@ -119,15 +117,7 @@ def main(args: Arguments) -> int:
         unet.enable_gradient_checkpointing()
     if options.compile:
         unet.compile()
-    scale = options.train_batch_size * options.gradient_accumulation_steps * accelerator.num_processes
-    optimizer = torch.optim.AdamW(
-        unet.parameters(),
-        lr=options.learning_rate * (scale if options.scale_lr else 1),
-        betas=(options.adam_beta1, options.adam_beta2),
-        weight_decay=options.adam_weight_decay,
-        eps=options.adam_epsilon,
-    )
-    network, optimizer = accelerator.prepare(unet, optimizer)
+    network, optimizer = accelerator.prepare(unet, adamw(accelerator, args, unet.parameters()))
 
     def loss(batch, draw):
         if not conditional:
@@ -179,23 +169,8 @@ def main(args: Arguments) -> int:
         {"ema": partial(sample, ema.module), "raw": partial(sample, unet)} if ema else {"ema": partial(sample, unet)}
     )
     watch = Watch(args, data, samplers)
-    result = train(
-        accelerator,
-        [phase],
-        data,
-        output_dir=args.output.output_dir,
-        max_steps=steps,
-        batch_size=options.train_batch_size,
-        accumulate=options.gradient_accumulation_steps,
-        seed=options.seed,
-        hooks=watch.hooks(),
-        checkpoint_every=args.output.checkpointing_steps,
-        checkpoints_limit=args.output.checkpoints_total_limit,
-        resume=args.output.resume_from_checkpoint,
-        config=run_identity(args.model, args.diffusion, args.optimization, args.ema),
-        arguments=flat_values(args),
-        log_every=args.output.logging_steps,
-    )
+    identity = (args.model, args.diffusion, args.optimization, args.ema)
+    result = fit(accelerator, args, [phase], data, steps, identity=identity, hooks=watch.hooks())
     return finish(
         accelerator,
         args,

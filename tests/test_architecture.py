@@ -12,7 +12,16 @@ import latentia
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"models", "losses", "schedulers", "training", "data", "evaluation", "hub"}
 SHARED = {"errors", "random"}
-HOUSE = {"pipelines", "cli", "registration", "run", "scoreboard", "sources"}  # what knows several rooms
+HOUSE = {
+    "pipelines",
+    "cli",
+    "registration",
+    "run",
+    "scoreboard",
+    "sources",
+    "embedding",
+    "doctor",
+}  # what knows several rooms
 FORBIDDEN = {"torchvision", "pickle", "cPickle", "dill", "cloudpickle", "joblib", "examples", "benchmarks", "tests"}
 
 

@@ -214,18 +214,17 @@ def test_annealing_is_repeatable_and_takes_any_shape_of_images_and_latents():
 
 
 def test_step_sizes_are_adapted_to_each_image_apart():
-    """A posterior that is fourteen times narrower than another needs shorter steps."""
-    x = torch.tensor([[0.05], [1.0], [0.05], [1.0], [1.0]]).double()
+    """A posterior that is twenty times narrower than another needs shorter steps; with its own, no chain is lost."""
+    x = torch.tensor([[0.03], [1.0]]).double()
     found = anneal(
-        sigmoid_temperatures(80),
+        sigmoid_temperatures(100),
         x=x,
         latent=1,
         likelihood=lambda x, z: Normal(0.0, x).log_prob(z).sum(1),
         target_acceptance=0.8,
     )
-    exact = Normal(0.0, (1 + x[:, 0].square()).sqrt()).log_prob(torch.zeros(5).double())
-    assert (log_mean_exp(found.log_weights, 1) - exact).abs().max() < 0.6
-    assert found.acceptance == pytest.approx(0.8, abs=0.1)
+    assert found.log_weights.std(1).max() < 3  # over chains; with the other image's steps it is 4 to 18
+    assert found.acceptance == pytest.approx(0.8, abs=0.045)
 
 
 def test_a_proposal_that_diverges_is_refused():

@@ -7,7 +7,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,15 +19,14 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from torch import Tensor, nn
 
-import latentia
 from latentia.data import load_images
 from latentia.errors import HubError, LatentiaError, UsageError
 from latentia.evaluation import Report, check_metrics, curves, extractor_for, grid, measure, score
 from latentia.hub.card import model_card
 from latentia.hub.push import push_to_hub
-from latentia.training.arguments import DataArguments, flat_values, parse_arguments
+from latentia.training.arguments import DataArguments, flat_values, parse_arguments, run_identity
 from latentia.training.checkpoint import replace_file
-from latentia.training.loop import Hook, Progress, Result
+from latentia.training.loop import Hook, Phase, Progress, Result, train
 
 T = TypeVar("T")
 INTERRUPTED = 75  # EX_TEMPFAIL: start the same command again
@@ -177,6 +176,60 @@ def plan(accelerator: Accelerator, args: Any, data: Any, network: nn.Module) -> 
         f"precision {accelerator.mixed_precision}"
     )
     return steps
+
+
+def adamw(accelerator: Accelerator, args: Any, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
+    """The optimizer that the flags describe; with --scale_lr its rate is multiplied by the global batch."""
+    options = args.optimization
+    scale = options.train_batch_size * options.gradient_accumulation_steps * accelerator.num_processes
+    return torch.optim.AdamW(
+        parameters,
+        lr=options.learning_rate * (scale if options.scale_lr else 1),
+        betas=(options.adam_beta1, options.adam_beta2),
+        weight_decay=options.adam_weight_decay,
+        eps=options.adam_epsilon,
+    )
+
+
+def fit(
+    accelerator: Accelerator,
+    args: Any,
+    phases: Sequence[Phase],
+    data: Any,
+    steps: int,
+    *,
+    identity: Sequence[Any],
+    hooks: Sequence[Hook] = (),
+    folder: str | Path | None = None,
+) -> Result:
+    """`train` as the flags say.
+
+    Args:
+        accelerator, args, data: of the run; `args` has the groups `output` and `optimization`.
+        phases: see `Phase`.
+        steps: optimizer steps in all.
+        identity: the groups of flags that must be equal for a checkpoint to be continued.
+        hooks: what to do on the way.
+        folder: of checkpoints and metrics; None for `--output_dir`.
+    """
+    options, output = args.optimization, args.output
+    return train(
+        accelerator,
+        phases,
+        data,
+        output_dir=output.output_dir if folder is None else folder,
+        max_steps=steps,
+        batch_size=options.train_batch_size,
+        accumulate=options.gradient_accumulation_steps,
+        seed=options.seed,
+        hooks=hooks,
+        checkpoint_every=output.checkpointing_steps,
+        checkpoints_limit=output.checkpoints_total_limit,
+        resume=output.resume_from_checkpoint,
+        config=run_identity(*identity),
+        arguments=flat_values(args),
+        log_every=output.logging_steps,
+    )
 
 
 class Watch:
@@ -342,8 +395,3 @@ def _hardware(accelerator: Accelerator) -> str:
     if accelerator.device.type == "cuda":
         return f"{accelerator.num_processes} x {torch.cuda.get_device_name(accelerator.device)}"
     return f"{torch.get_num_threads() * accelerator.num_processes} CPU threads ({platform.machine()})"
-
-
-def versions() -> dict[str, str]:
-    """What a measurement depends on, for the JSON beside it."""
-    return {"latentia": latentia.__version__, "torch": torch.__version__, "python": platform.python_version()}

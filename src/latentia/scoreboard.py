@@ -278,7 +278,9 @@ def blind_sheet(
 
     name, images = first(source)
     rival = ("real", real.images.float() / _HALF - 1) if against is None else first(against)
-    return write_sheet(rival[1], images, output_dir, names=(rival[0], name), trials=trials, seed=seed)
+    question = {} if against is None else {"question": "Which of the two images looks better?"}
+    names = (rival[0], name)
+    return write_sheet(rival[1], images, output_dir, names=names, trials=trials, seed=seed, **question)
 
 
 def update_card_of(folder: Path, evaluation: Evaluation) -> bool:

@@ -95,14 +95,15 @@ def _interval(low: float | None, high: float | None) -> str:
 
 
 def _best(scores: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
-    """The best of several scores of one metric; None if there is nothing to compare."""
+    """The best of several scores of one metric; None if there is nothing to compare, or two are equally good."""
     having = [s for s in scores if s]
     rank = {
         "lower": lambda s: s["value"],
         "higher": lambda s: -s["value"],
         "real": lambda s: abs(s["value"] - s["floor"]),
     }
-    return min(having, key=rank[having[0]["better"]]) if len(having) > 1 else None
+    first, *rest = sorted(having, key=rank[having[0]["better"]])
+    return first if rest and rest[0]["value"] != first["value"] else None
 
 
 def _bits(likelihood: dict[str, Any] | None) -> Cell:
