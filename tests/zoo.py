@@ -6,7 +6,17 @@ from typing import Any
 
 import torch
 
-from latentia import DigitClassifier, InceptionV3, UNet2D
+from latentia import (
+    VAE,
+    VQVAE,
+    Autoencoder,
+    DigitClassifier,
+    InceptionV3,
+    LatentMixture,
+    PositionPrior,
+    RecurrentAutoencoder,
+    UNet2D,
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,51 @@ def _inception() -> InceptionV3:
     return network
 
 
+def _autoencoder(name: str, image: tuple[int, int, int], **config):
+    channels, *size = image
+    return Entry(
+        f"autoencoder-{name}",
+        lambda: Autoencoder(sample_size=tuple(size), in_channels=channels, **config),
+        lambda b: {"images": torch.rand(b, *image) * 2 - 1},
+        lambda b: (b, *image),
+    )
+
+
+def _sequences(b: int) -> dict[str, Any]:
+    mask = torch.arange(6) < 1 + torch.arange(b)[:, None] % 6  # lengths 1 to 6
+    return {"sequences": torch.randn(b, 6, 3), "mask": mask}
+
+
+def _vqvae(name: str, image: tuple[int, int, int], **config):
+    channels, *size = image
+    config = {"codebook_size": 12, "latent_channels": 6} | config
+    return Entry(
+        f"vqvae-{name}",
+        lambda: VQVAE(sample_size=tuple(size), in_channels=channels, **config),
+        lambda b: {"images": torch.rand(b, *image) * 2 - 1},
+        lambda b: (b, *image),
+    )
+
+
+def _mixture() -> LatentMixture:
+    return LatentMixture.fit(torch.randn(40, 5), num_components=3)
+
+
+def _vae(name: str, image: tuple[int, int, int], samples=(), extra: Callable = lambda b: {}, **config):
+    channels, *size = image
+    config = {"latent_dim": 3, "hidden_sizes": (8,)} | config
+
+    def inputs(b: int) -> dict[str, Any]:
+        return {"x": torch.rand(b, *image) * 2 - 1, "noise": torch.randn(b, *samples, 3), **extra(b)}
+
+    return Entry(
+        f"vae-{name}",
+        lambda: VAE(sample_size=tuple(size), in_channels=channels, **config),
+        inputs,
+        lambda b: (b, *samples, *image),
+    )
+
+
 ZOO = [
     _unet("unet-8", (1, 8, 8)),
     _unet("unet-28-patch", (1, 28, 28), patch_size=2),
@@ -74,4 +129,22 @@ ZOO = [
         for size in (8, 28)
     ),
     Entry("inception", _inception, lambda b: {"images": torch.rand(b, 3, 75, 75) * 2 - 1}, lambda b: (b, 1008)),
+    _autoencoder("linear", (1, 8, 8), latent_dim=5),
+    _autoencoder("tied", (1, 8, 8), latent_dim=5, hidden_sizes=(16, 8), tie_weights=True, code_activation="sigmoid"),
+    _autoencoder("pyramid", (3, 32, 16), latent_dim=7, hidden_sizes=(12,), block_out_channels=(4, 8)),
+    _autoencoder("resize", (1, 28, 28), latent_dim=7, block_out_channels=(8, 8), layers_per_block=2, upsample="resize"),
+    Entry("autoencoder-recurrent", lambda: RecurrentAutoencoder(3, 4, 8), _sequences, lambda b: (b, 6, 3)),
+    _vqvae("ema", (1, 8, 8), block_out_channels=(8,), layers_per_block=1),
+    _vqvae("fsq", (3, 16, 24), block_out_channels=(4, 8), quantizer="fsq", levels=(5, 4, 3)),
+    Entry("mixture", _mixture, lambda b: {"latents": torch.randn(b, 5, requires_grad=True)}, lambda b: (b,)),
+    Entry(
+        "position-prior",
+        lambda: PositionPrior(6, (2, 3)),
+        lambda b: {"codes": torch.randint(6, (b, 2, 3))},
+        lambda b: (b,),
+    ),
+    _vae("dense", (1, 8, 8)),
+    _vae("convolutional", (3, 16, 24), block_out_channels=(4, 8), decoder="gaussian", observation_std=0.5),
+    _vae("samples", (1, 8, 8), (2,), hidden_sizes=(), decoder="discretized_logistic", observation_std=0.1),
+    _vae("classes", (1, 8, 8), extra=lambda b: {"class_labels": torch.arange(b) % 10}, num_class_embeds=10),
 ]

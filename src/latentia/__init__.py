@@ -12,27 +12,45 @@ _EXPORTS = {
     "ModelMixin": "latentia.models.modeling",
     "SchedulerMixin": "diffusers",
     "UNet2D": "latentia.models.unet",
+    "VAE": "latentia.models.vae",
+    "Autoencoder": "latentia.models.autoencoder",
+    "RecurrentAutoencoder": "latentia.models.autoencoder",
+    "VQVAE": "latentia.models.vqvae",
+    "PositionPrior": "latentia.models.vqvae",
+    "LatentMixture": "latentia.models.mixture",
     "DigitClassifier": "latentia.models.classifier",
     "InceptionV3": "latentia.models.inception",
     "DDPMScheduler": "latentia.schedulers.ddpm",
     "DDIMScheduler": "latentia.schedulers.ddim",
     "DiffusionPipeline": "latentia.pipelines.base",
     "UnconditionalDiffusionPipeline": "latentia.pipelines.unconditional",
+    "AutoencoderPipeline": "latentia.pipelines.autoencoder",
+    "VAEPipeline": "latentia.pipelines.vae",
+    "VQVAEPipeline": "latentia.pipelines.vqvae",
     "evaluate": "latentia.scoreboard",
     "compare": "latentia.scoreboard",
     "model_card": "latentia.hub.card",
     "push_to_hub": "latentia.hub.push",
 }
 __all__ = [
+    "VAE",
+    "VQVAE",
+    "Autoencoder",
+    "AutoencoderPipeline",
     "DDIMScheduler",
     "DDPMScheduler",
     "DiffusionPipeline",
     "DigitClassifier",
     "InceptionV3",
+    "LatentMixture",
     "ModelMixin",
+    "PositionPrior",
+    "RecurrentAutoencoder",
     "SchedulerMixin",
     "UNet2D",
     "UnconditionalDiffusionPipeline",
+    "VAEPipeline",
+    "VQVAEPipeline",
     "__version__",
     "compare",
     "evaluate",
@@ -45,12 +63,19 @@ if TYPE_CHECKING:
 
     from latentia.hub.card import model_card
     from latentia.hub.push import push_to_hub
+    from latentia.models.autoencoder import Autoencoder, RecurrentAutoencoder
     from latentia.models.classifier import DigitClassifier
     from latentia.models.inception import InceptionV3
+    from latentia.models.mixture import LatentMixture
     from latentia.models.modeling import ModelMixin
     from latentia.models.unet import UNet2D
+    from latentia.models.vae import VAE
+    from latentia.models.vqvae import VQVAE, PositionPrior
+    from latentia.pipelines.autoencoder import AutoencoderPipeline
     from latentia.pipelines.base import DiffusionPipeline
     from latentia.pipelines.unconditional import UnconditionalDiffusionPipeline
+    from latentia.pipelines.vae import VAEPipeline
+    from latentia.pipelines.vqvae import VQVAEPipeline
     from latentia.schedulers.ddim import DDIMScheduler
     from latentia.schedulers.ddpm import DDPMScheduler
     from latentia.scoreboard import compare, evaluate

@@ -98,7 +98,7 @@ def evaluate(
     Args:
         source: a saved pipeline (folder or Hub id), a folder of images, a .npy or .npz file, "module:function" for a
             function (count, seed) -> images, or a baseline, "pca" or "kde".
-        data: the real images: digits, emoji, a folder, parquet, or a data set on the Hub.
+        data: the real images: digits, emoji, factors, a folder, parquet, or a data set on the Hub.
         split: split of the data; the one that was trained on, or copies go unnoticed.
         n: how many images to sample; the data must hold twice as many.
         metrics: which of the metrics, such as fd kid precision recall; all that apply if not given.
@@ -145,7 +145,7 @@ def compare(
 
     Args:
         sources: two or more, as for evaluate; "pca" and "kde" are baselines that any model should beat.
-        data: the real images: digits, emoji, a folder, parquet, or a data set on the Hub.
+        data: the real images: digits, emoji, factors, a folder, parquet, or a data set on the Hub.
         split: split of the data.
         n: how many images to sample of each.
         metrics: which of the metrics; all that apply if not given.
@@ -199,8 +199,8 @@ def sheet(
         source, data, split=split, against=against, trials=trials, num_inference_steps=num_inference_steps, seed=seed,
         output_dir=output_dir,
     )  # fmt: skip
-    print(f"{written.page}: give this to the raters; it saves votes_NAME.csv.")
-    print(f"{written.template}: for votes on paper. {written.key}: keep it from the raters.")
+    print(f"{written.page}: send this file alone to the raters; it saves votes_NAME.csv.")
+    print(f"{written.template}: for votes on paper. {written.key}: which side is which; keep it from the raters.")
     print(f"Then: latentia votes {output_dir} votes_*.csv")
 
 
@@ -229,7 +229,7 @@ def data(
     """Check a data set: decode every image once, and say what was found.
 
     Args:
-        source: digits, emoji, a folder, a parquet file or folder, or a data set on the Hub.
+        source: digits, emoji, factors, a folder, a parquet file or folder, or a data set on the Hub.
         split: split of the data.
         resolution: side of the images in pixels; their own size if not given.
         image_column: column of the images.
@@ -300,41 +300,50 @@ def push(
     print(push_to_hub(folder, repo_id, private=private, create_pr=create_pr, revision=revision))
 
 
+def embed(
+    source: Positional[Annotated[str, arg(metavar="FOLDER|USER/NAME|pixels|pca")]],
+    data: str = "digits",
+    split: str = "train",
+    components: int = 32,
+    label_column: str | None = None,
+    max_samples: int | None = None,
+    points: int = 2000,
+    batch_size: int = 256,
+    seed: int = 0,
+    revision: str | None = None,
+    output_dir: Path = Path("outputs/embedding"),
+) -> None:
+    """Write the latents of images or of a table as parquet, with PCA and t-SNE maps of them.
+
+    Args:
+        source: a saved pipeline that can encode, or a baseline: "pixels" or "pca".
+        data: digits, emoji, factors, a folder, parquet, a data set on the Hub, or a table of numbers (.csv, .tsv,
+            .parquet).
+        split: split of the images.
+        components: of "pca".
+        label_column: column of the labels; found by itself if not given.
+        max_samples: use at most so many, spread evenly.
+        points: at most so many are in the maps.
+        batch_size: images encoded at a time.
+        seed: of the choice of points and of t-SNE.
+        revision: branch, tag or commit on the Hub.
+        output_dir: where latents.parquet and the maps go.
+    """
+    from latentia.embedding import embed
+
+    found = embed(
+        source, data, split=split, components=components, label_column=label_column, max_samples=max_samples,
+        points=points, batch_size=batch_size, seed=seed, revision=revision,
+    )  # fmt: skip
+    found.save(output_dir)
+    print(f"{found.text()}\nLatents and maps: {output_dir}")
+
+
 def doctor() -> None:
     """Print what a bug report needs: versions, devices, disk, Hub login. Never a token."""
-    import importlib.util
-    import os
-    import platform
-    import shutil
-    from importlib.metadata import PackageNotFoundError, version
+    from latentia.doctor import report
 
-    import torch
-    from huggingface_hub import get_token
-
-    from latentia.data.cache import cache_folder
-
-    names = "latentia torch diffusers accelerate datasets safetensors huggingface_hub transformers".split()
-    print(f"python          {platform.python_version()} on {platform.platform()}")
-    for name in names:
-        try:
-            print(f"{name:15} {version(name)}")
-        except PackageNotFoundError:
-            print(f"{name:15} not installed")
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    found = ", ".join(devices) or "CPU only"
-    print(f"devices         {found}; {os.cpu_count()} cores, {torch.get_num_threads()} threads")
-    if importlib.util.find_spec("torchvision"):
-        try:
-            import_ok = bool(importlib.import_module("torchvision"))
-        except (ImportError, RuntimeError, OSError) as error:
-            import_ok = False
-            print(f"torchvision     installed but broken ({error}); uninstall it: diffusers trips over it")
-        if import_ok:
-            print("torchvision     installed (latentia does not need it)")
-    folder = cache_folder(None)
-    place = next(path for path in (folder, *folder.parents) if path.exists())
-    print(f"cache           {folder}, {shutil.disk_usage(place).free / 2**30:.1f} GiB free")
-    print(f"Hub             {'logged in' if get_token() else 'not logged in (hf auth login)'}")
+    print(report())
 
 
 COMMANDS = {
@@ -346,6 +355,7 @@ COMMANDS = {
     "data": data,
     "verify": verify,
     "push": push,
+    "embed": embed,
     "doctor": doctor,
 }
 

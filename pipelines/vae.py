@@ -1,0 +1,388 @@
+"""Pictures from a variational autoencoder, and its codes: walks, directions, maps, likelihoods."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from latentia.errors import UsageError, did_you_mean
+from latentia.evaluation.likelihood import importance_weights, log_mean_exp
+from latentia.losses.variational import log_likelihood, log_normal
+from latentia.models.convolution import image_size
+from latentia.models.vae import reparameterised
+from latentia.pipelines.autoencoder import between
+from latentia.pipelines.base import DiffusionPipeline, check_output_type, from_input, to_output
+from latentia.pipelines.unconditional import Generators, Labels, image_generators
+
+_CHUNK = 64  # codes decoded at once: one shape of a batch, so that a picture does not depend on its neighbours
+
+
+class VAEPipeline(DiffusionPipeline):
+    """Sampling and everything that a code is good for.
+
+    Pictures are the mean of p(x|z), as is usual: its pixels are independent given z, so that their noise would only be
+    grain.
+
+    Args:
+        vae: `VAE`.
+        prior: what codes are drawn from instead of N(0, I), such as a `LatentMixture` fitted to the codes of the
+            training images: has `sample(n, generators) -> (n, latent_dim)` and, for likelihoods, `log_prob(z)`.
+        label_names: names of the classes, in the order of their indices; `None` (default): none.
+
+    Example:
+        >>> from latentia import VAE
+        >>> pipe = VAEPipeline(VAE(sample_size=8, latent_dim=4))
+        >>> picture = pipe(batch_size=2, generator=torch.Generator().manual_seed(0)).images[0]
+        >>> pipe.encode(picture).shape, pipe.reconstruct(picture)[0].size
+        (torch.Size([1, 4]), (8, 8))
+    """
+
+    model_cpu_offload_seq = "vae"
+    _optional_components = ["prior"]  # noqa: RUF012 (diffusers reads a list)
+
+    def __init__(self, vae, prior=None, label_names: Sequence[str] | Mapping[str, str] | None = None):
+        super().__init__()
+        self.register_modules(vae=vae, prior=prior)
+        # model_index.json holds components as lists, so the names are saved as {"0": name, ...}.
+        names = label_names.values() if isinstance(label_names, Mapping) else label_names
+        self.register_to_config(label_names=names and {str(i): name for i, name in enumerate(names)})
+
+    @property
+    def likelihood_kind(self) -> str:  # type: ignore[override]
+        """What `log_likelihood` is: a lower bound, of a Bernoulli decoder that of binarised pixels."""
+        return "lower bound, dynamic binarisation" if self._binary else "lower bound"
+
+    @property
+    def has_density(self) -> bool:  # type: ignore[override]
+        """Whether it is a density on [-1, 1] (a Gaussian decoder's), and no probability."""
+        return self.vae.config.decoder == "gaussian"
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int | None = None,
+        *,
+        class_labels: Labels = None,
+        temperature: float = 1.0,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple:
+        r"""Sample pictures: z from the prior, then the decoder.
+
+        Args:
+            batch_size: number of pictures; `None` (default): as many as `class_labels` or `latents`, else 1.
+            class_labels: an index or a name, or one for each picture. A network that was told labels needs them.
+            temperature: factor of z ~ N(0, I). 1 (default) is the model; less makes pictures more typical and alike.
+            generator: one `torch.Generator` or one per picture. The same seed gives the same pictures whatever the
+                batch.
+            latents: codes to decode, (B, latent_dim), instead of drawn ones.
+            output_type: "pil", "np" ((B, H, W, C) in [0, 1]), "pt" ((B, C, H, W) in [0, 1]) or "latent" (raw).
+            return_dict: `False` returns the tuple `(images,)`.
+
+        Returns:
+            `.images`.
+
+        Raises:
+            UsageError: an argument out of its range, or labels that are missing or not known.
+        """
+        check_output_type(output_type)
+        if not 0 <= temperature < math.inf or (temperature != 1 and self.prior is not None):
+            raise UsageError(
+                f"temperature must be at least 0 and finite, and 1 beside a fitted prior; got {temperature}."
+            )
+        count = len(class_labels) if isinstance(class_labels, Sequence | Tensor) and _several(class_labels) else None
+        count = len(latents) if latents is not None else count
+        batch_size = (count or 1) if batch_size is None else batch_size
+        if batch_size < 1 or (latents is not None and batch_size != len(latents)):
+            raise UsageError(
+                f"batch_size must be at least 1, and the number of latents if they are given; got {batch_size}."
+            )
+        if latents is None:
+            generators = image_generators(generator, batch_size)
+            if self.prior is None:
+                latents = self._noise((self.vae.config.latent_dim,), generators)
+            else:
+                latents = self.prior.sample(batch_size, generators)
+        images = self.decode(temperature * latents, class_labels=class_labels, output_type=output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    @torch.no_grad()
+    def encode(
+        self,
+        images: Any,
+        *,
+        class_labels: Labels = None,
+        sample_posterior: bool = False,
+        generator: Generators = None,
+    ) -> Tensor:
+        """The codes of pictures: means of q(z|x), or samples of it.
+
+        Args:
+            images: pictures, or what `from_input` takes.
+            class_labels: as for sampling.
+            sample_posterior: `False` (default): the means; `True`: a sample each.
+            generator: of the samples, one or one per picture.
+
+        Returns:
+            (B, latent_dim).
+        """
+        x = self._input(images)
+        mean, log_variance = self._posterior(x, self._labels(class_labels, len(x)))
+        if not sample_posterior:
+            return mean
+        return reparameterised(mean, log_variance, self._noise(mean.shape[1:], image_generators(generator, len(x))))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, *, class_labels: Labels = None, output_type: str = "pil") -> Any:
+        """The pictures of codes (B, latent_dim)."""
+        check_output_type(output_type)
+        return to_output(self.vae.mean_of(self._locations(latents, class_labels)), output_type)
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        images: Any,
+        *,
+        class_labels: Labels = None,
+        sample_posterior: bool = False,
+        generator: Generators = None,
+        output_type: str = "pil",
+    ) -> Any:
+        """The pictures of the pictures' codes; arguments as for `encode` and `decode`."""
+        z = self.encode(images, class_labels=class_labels, sample_posterior=sample_posterior, generator=generator)
+        return self.decode(z, class_labels=class_labels, output_type=output_type)
+
+    @torch.no_grad()
+    def interpolate(
+        self, a: Any, b: Any, steps: int, *, mode: str = "lerp", class_labels: Labels = None, output_type: str = "pil"
+    ) -> Any:
+        """`steps` pictures on the way from picture `a` to picture `b`: mixed codes, decoded.
+
+        Args:
+            a, b: a picture each.
+            steps: at least 2, both ends included.
+            mode: "lerp" (default): the straight line; "slerp": the great circle, which keeps the codes' length.
+            class_labels: one for all, for a network that was told labels.
+            output_type: as for sampling.
+        """
+        start, end = (self.encode(image, class_labels=class_labels) for image in (a, b))
+        if len(start) != 1 or len(end) != 1:
+            raise UsageError(f"a and b must be one picture each; got {len(start)} and {len(end)}.")
+        return self.decode(between(start, end, steps, mode), class_labels=class_labels, output_type=output_type)
+
+    @torch.no_grad()
+    def log_likelihood(
+        self, images: Any, *, class_labels: Labels = None, samples: int = 1, generator: Generators = None
+    ) -> Tensor:
+        r"""A lower bound on log p(x), in nats per picture, summed over pixels: \(\log \frac1k \sum_i w_i\).
+
+        With one sample it is an unbiased estimate of the ELBO, with more a tighter bound, and with thousands nearly
+        log p(x). A Bernoulli decoder's pixels are binarised first, each white with probability (v + 1) / 2. Without
+        labels, a network that was told them gives the mean over its classes, \(p(x) = \frac1K \sum_c p(x|c)\).
+
+        Args:
+            images: pictures, or what `from_input` takes.
+            class_labels: as for sampling, or `None`.
+            samples: k, at least 1. Default 1; papers take 5000.
+            generator: one, or one per picture.
+
+        Returns:
+            float64, (B,). Divide by \(-\ln 2\) and the number of values of a picture for bits per dimension; of the
+            density of a Gaussian decoder see `latentia.evaluation.bits_per_dimension`.
+
+        Importance Weighted Autoencoders (Burda et al., 2015, 1509.00519), eq. 8.
+        """
+        x = self._input(images)
+        generators = image_generators(generator, len(x))
+        if self._binary:
+            uniform = torch.stack([torch.rand(x.shape[1:], generator=g, device=g.device) for g in generators])
+            x = torch.where(uniform.to(x.device) < (x + 1) / 2, 1.0, -1.0).to(x.dtype)
+        if class_labels is None and self.num_classes is not None:
+            every = [self._bound(x, self._labels(c, len(x)), samples, generators) for c in range(self.num_classes)]
+            return log_mean_exp(torch.stack(every, 1), 1)
+        return self._bound(x, self._labels(class_labels, len(x)), samples, generators)
+
+    def anomaly_score(self, images: Any, **options: Any) -> Tensor:
+        """How unlikely pictures are: the negative `log_likelihood`, in nats, with its arguments. Larger is stranger.
+
+        Simple pictures may score as typical although none like them was seen (Nalisnick et al., 2018, 1810.09136).
+        """
+        return -self.log_likelihood(images, **options)
+
+    @torch.no_grad()
+    def traversals(
+        self,
+        image: Any,
+        *,
+        dimensions: Sequence[int] | None = None,
+        steps: int = 9,
+        span: float = 3.0,
+        class_labels: Labels = None,
+        output_type: str = "pil",
+    ) -> Any:
+        """One row for each dimension of the code of a picture, moved from -span to span while the others stay.
+
+        Args:
+            image: one picture.
+            dimensions: which; `None` (default): all.
+            steps: pictures in a row, at least 2. Default 9.
+            span: default 3, in standard deviations of N(0, 1).
+            class_labels: one, for a network that was told labels.
+            output_type: "latent": (rows, steps, C, H, W); else one picture of them all, "pil", "np" or "pt".
+        """
+        z, size = self.encode(image, class_labels=class_labels), self.vae.config.latent_dim
+        dimensions = list(range(size)) if dimensions is None else list(dimensions)
+        if len(z) != 1 or steps < 2 or not dimensions or not all(0 <= j < size for j in dimensions):
+            raise UsageError(
+                f"traversals take one picture, at least 2 steps and dimensions from 0 to {size - 1}; got {len(z)}, "
+                f"{steps} and {dimensions}."
+            )
+        codes = z.repeat(len(dimensions), steps, 1)
+        for row, j in enumerate(dimensions):
+            codes[row, :, j] = torch.linspace(-span, span, steps)
+        return self._sheet(codes, class_labels, output_type)
+
+    @torch.no_grad()
+    def manifold(self, size: int = 20, *, class_labels: Labels = None, output_type: str = "pil") -> Any:
+        """The picture of a latent plane: size x size codes at the quantiles (i + 1/2) / size of N(0, 1), decoded.
+
+        Args:
+            size: rows and columns, at least 2. Default 20.
+            class_labels: one, for a network that was told labels.
+            output_type: as for `traversals`.
+
+        Raises:
+            UsageError: the latent has not two dimensions.
+        """
+        if self.vae.config.latent_dim != 2 or size < 2:
+            raise UsageError(
+                f"manifold needs latent_dim=2 and at least 2 rows; got latent_dim={self.vae.config.latent_dim} and "
+                f"{size}. For more dimensions see traversals."
+            )
+        at = torch.special.ndtri((torch.arange(size, dtype=torch.float64) + 0.5) / size)
+        codes = torch.stack(torch.meshgrid(at.flip(0), at, indexing="ij")[::-1], 2)  # x to the right, y upwards
+        return self._sheet(codes.to(self.vae.dtype), class_labels, output_type)
+
+    def attribute_vector(self, images_with: Any, images_without: Any, *, class_labels: Labels = None) -> Tensor:
+        """The direction of an attribute, (latent_dim,): mean code of pictures that have it minus that of those without.
+
+        Sampling Generative Networks (White, 2016, 1609.04468), section 3.
+        """
+        having, lacking = (self.encode(images, class_labels=class_labels) for images in (images_with, images_without))
+        return having.mean(0) - lacking.mean(0)
+
+    def add_attribute(
+        self, images: Any, vector: Tensor, *, strength: float = 1.0, class_labels: Labels = None, output_type="pil"
+    ) -> Any:
+        """The pictures with `strength` times an attribute's vector added to their codes; negative takes it away."""
+        z = self.encode(images, class_labels=class_labels) + strength * vector.to(self._execution_device)
+        return self.decode(z, class_labels=class_labels, output_type=output_type)
+
+    # ------------------------------------------------------------ parts
+
+    @property
+    def _binary(self) -> bool:
+        return self.vae.config.decoder == "bernoulli"
+
+    def _input(self, images: Any) -> Tensor:
+        config = self.vae.config
+        place = {"device": self._execution_device, "dtype": self.vae.dtype}
+        return from_input(images, channels=config.in_channels, size=image_size(config.sample_size), **place)
+
+    def _noise(self, shape: Sequence[int], generators: list[torch.Generator]) -> Tensor:
+        shape = (len(generators), *shape)
+        return randn_tensor(shape, generator=generators, device=self._execution_device, dtype=self.vae.dtype)
+
+    def _posterior(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        mean, log_variance = _in_chunks(self.vae.encode, x, labels)
+        return mean, log_variance
+
+    def _locations(self, latents: Tensor, class_labels: Labels | Tensor) -> Tensor:
+        z = latents.to(self._execution_device, self.vae.dtype)
+        if z.ndim != 2 or z.shape[1] != self.vae.config.latent_dim or not len(z):
+            raise UsageError(f"latents must have shape (B, {self.vae.config.latent_dim}); got {tuple(z.shape)}.")
+        labels = self._labels(class_labels, len(z))
+        return _in_chunks(lambda part, label: (self.vae.decode(part, label),), z, labels)[0]
+
+    def _bound(self, x: Tensor, labels: Tensor | None, samples: int, generators: list[torch.Generator]) -> Tensor:
+        mean, log_variance = self._posterior(x, labels)
+        scale = self.vae.observation_log_scale(mean)
+
+        def log_joint(x: Tensor, z: Tensor) -> Tensor:
+            given = log_likelihood(self.vae.config.decoder, x, self._locations(z, labels), scale)
+            return given + (log_normal(z) if self.prior is None else self.prior.log_prob(z))
+
+        posterior = _Posterior(mean, log_variance, lambda: self._noise(mean.shape[1:], generators))
+        return log_mean_exp(importance_weights(lambda _: posterior, log_joint, x, samples), 1)
+
+    def _sheet(self, codes: Tensor, class_labels: Labels, output_type: str) -> Any:
+        rows, columns = codes.shape[:2]
+        images = self.decode(codes.flatten(0, 1), class_labels=class_labels, output_type="latent")
+        images = images.unflatten(0, (rows, columns))
+        if output_type == "latent":
+            return images
+        height, width = images.shape[-2:]
+        tiled = images.permute(2, 0, 3, 1, 4).reshape(1, -1, rows * height, columns * width)
+        return to_output(tiled, output_type)[0]
+
+    def _labels(self, class_labels: Labels | Tensor, count: int) -> Tensor | None:
+        """Indices of classes, one for each of `count` pictures."""
+        classes = self.vae.config.num_class_embeds
+        if class_labels is None:
+            if classes is not None:
+                raise UsageError(f"class_labels are missing: this pipeline was trained with {classes} classes.")
+            return None
+        if classes is None:
+            raise UsageError("class_labels were given, but this pipeline was trained without classes; leave them out.")
+        if isinstance(class_labels, Tensor):
+            class_labels = class_labels.flatten().tolist()
+        asked = [class_labels] if isinstance(class_labels, int | str) else list(class_labels)
+        names = list((self.config.label_names or {}).values())
+        for label in asked:
+            if isinstance(label, str) and label not in names:
+                known = f"one of {names}" if names else "an index: this pipeline has no names for its classes"
+                raise UsageError(f'class_labels must be {known}; got "{label}".{did_you_mean(label, names)}')
+        indices = [names.index(label) if isinstance(label, str) else int(label) for label in asked]
+        for index in indices:
+            if not 0 <= index < classes:
+                raise UsageError(f"class_labels must be from 0 to {classes - 1}; got {index}.")
+        if len(indices) not in (1, count):
+            raise UsageError(f"class_labels must be one, or one for each of {count} pictures; got {len(indices)}.")
+        return torch.tensor(indices, device=self._execution_device).expand(count)
+
+
+class _Posterior:
+    """q(z|x) as `importance_weights` wants it, with each picture's own generator."""
+
+    def __init__(self, mean: Tensor, log_variance: Tensor, noise):
+        self.mean, self.log_variance, self.noise = mean, log_variance, noise
+
+    def sample(self) -> Tensor:
+        return reparameterised(self.mean, self.log_variance, self.noise())
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        return log_normal(z, self.mean, self.log_variance)
+
+
+def _several(labels: Any) -> bool:
+    return not isinstance(labels, str) and (not isinstance(labels, Tensor) or labels.ndim > 0)
+
+
+def _in_chunks(function, x: Tensor, labels: Tensor | None) -> tuple[Tensor, ...]:
+    """`function(x, labels)` of chunks of one size, the last one padded, so that rounding is the same in every batch."""
+    padding = -len(x) % _CHUNK
+    x = torch.cat([x, x.new_zeros(padding, *x.shape[1:])])
+    if labels is not None:
+        labels = torch.cat([labels, labels.new_zeros(padding)])
+    parts = [
+        function(x[i : i + _CHUNK], None if labels is None else labels[i : i + _CHUNK])
+        for i in range(0, len(x), _CHUNK)
+    ]
+    return tuple(torch.cat(column)[: len(x) - padding] for column in zip(*parts))

@@ -1,0 +1,167 @@
+"""The objective of autoencoders with a discrete code, and the update of a codebook that learns without gradients."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from latentia.errors import UsageError
+from latentia.random import Draws, seed_from
+
+
+def perplexity(codes: Tensor, codebook_size: int) -> Tensor:
+    r"""\(\exp(-\sum_k p_k \log p_k)\), how many rows of the codebook are in use: from 1 to K.
+
+    Args:
+        codes: integers in [0, K), any shape.
+        codebook_size: K.
+
+    Returns:
+        A scalar, float32.
+
+    Example:
+        >>> perplexity(torch.tensor([0, 0, 1, 1]), 512)
+        tensor(2.)
+    """
+    return perplexity_of_counts(torch.bincount(codes.flatten(), minlength=codebook_size))
+
+
+def perplexity_of_counts(counts: Tensor) -> Tensor:
+    """`perplexity` from how often each row was used, (K,)."""
+    p = counts.double() / counts.sum().clamp(min=1)
+    return torch.special.entr(p).sum().exp().float()
+
+
+def vqvae_loss(
+    vqvae,
+    batch: dict[str, Any],
+    draw: Draws,
+    *,
+    beta: float = 0.25,
+    collect: Callable[[Any, Draws], None] | None = None,
+) -> dict[str, Tensor]:
+    r"""\(\lVert x - \hat x \rVert^2 + \beta \lVert z_e - \mathrm{sg}(z_q) \rVert^2\), \(\hat x\) from \(z_q\).
+
+    Each norm is a mean over what it compares, pixels or latents. If the codebook is a parameter,
+    \(\lVert \mathrm{sg}(z_e) - z_q \rVert^2\) is added; finite scalar quantisation has the first term alone.
+
+    Args:
+        vqvae: a `VQVAE`, may be wrapped for several processes.
+        batch: "images" in [-1, 1], (B, C, H, W).
+        draw: the randomness of this micro-batch.
+        beta: weight of the commitment, at least 0. Default 0.25.
+        collect: `CodebookUpdate.collect`, which is shown the output in training; a codebook moved without gradients
+            needs it.
+
+    Returns:
+        "loss", "reconstruction" (mean squared error of values in [-1, 1]), "commitment", and "perplexity" of this
+        micro-batch, which its number of latents limits.
+
+    Raises:
+        UsageError: a negative beta.
+
+    Neural Discrete Representation Learning (van den Oord et al., 2017, 1711.00937), eq. 3.
+
+    Example:
+        >>> from latentia import VQVAE
+        >>> vqvae = VQVAE(sample_size=8, in_channels=1, block_out_channels=(8,), codebook_size=16)
+        >>> batch = {"images": torch.rand(4, 1, 8, 8) * 2 - 1}
+        >>> sorted(vqvae_loss(vqvae, batch, Draws(0, 0, 4, 0, 4)))
+        ['commitment', 'loss', 'perplexity', 'reconstruction']
+    """
+    if not beta >= 0:
+        raise UsageError(f"beta must be at least 0; got {beta}.")
+    images, plain = batch["images"], getattr(vqvae, "module", vqvae)
+    out = vqvae(images)
+    if collect is not None and plain.training:
+        collect(out, draw)
+    reconstruction = (out.reconstruction.float() - images).square().flatten(1).mean(1).mean()
+    values = {"reconstruction": reconstruction, "perplexity": perplexity(out.codes, plain.bottleneck.size)}
+    if plain.config.quantizer == "fsq":
+        return {"loss": reconstruction, **values}
+    z_e, z_q = out.latents.float(), out.quantised.float()
+    commitment = (z_e - z_q.detach()).square().flatten(1).mean(1).mean()
+    loss = reconstruction + beta * commitment
+    if z_q.requires_grad:
+        loss = loss + (z_e.detach() - z_q).square().flatten(1).mean(1).mean()
+    return {"loss": loss, **values, "commitment": commitment}
+
+
+class CodebookUpdate:
+    """Moves the codebook once in each step of training, after all of the step's micro-batches on all processes.
+
+    While the gradients are computed, `collect` notes which latents took which row. Then the object itself, called as
+    the loss of a second phase without an optimizer, sums this over processes and updates the buffers of the codebook.
+    Rows that are no longer used are put on latents chosen from the whole global batch by the randomness of the step.
+    So neither processes nor micro-batches nor a restart of the run change what happens, and nothing is kept between
+    steps but the buffers.
+
+    Args:
+        vqvae: with `codebook_update="ema"`; may be wrapped for several processes.
+        decay: of the running counts and sums, in [0, 1). Default 0.99.
+        restart_below: rows used less than this share of the mean are restarted, in [0, 1); 0: never. Default 0.1.
+
+    Raises:
+        UsageError: numbers out of range, or a network without such a codebook.
+
+    The running means are those of van den Oord et al., 2017, 1711.00937, appendix A.1; restarts: Jukebox (Dhariwal et
+    al., 2020, 2005.00341), section 3.1.
+
+    Example:
+        >>> from latentia import VQVAE
+        >>> vqvae = VQVAE(sample_size=8, in_channels=1, block_out_channels=(8,), codebook_size=16)
+        >>> update, draw = CodebookUpdate(vqvae), Draws(0, 0, 4, 0, 4)
+        >>> batch = {"images": torch.rand(4, 1, 8, 8) * 2 - 1}
+        >>> _ = vqvae_loss(vqvae, batch, draw, collect=update.collect)
+        >>> sorted(update(batch, draw))
+        ['perplexity', 'restarts']
+    """
+
+    def __init__(self, vqvae, decay: float = 0.99, restart_below: float = 0.1):
+        for name, value in (("decay", decay), ("restart_below", restart_below)):
+            if not 0 <= value < 1:
+                raise UsageError(f"{name} must be in [0, 1); got {value}.")
+        self.bottleneck = getattr(vqvae, "module", vqvae).bottleneck
+        if not hasattr(self.bottleneck, "counts"):
+            raise UsageError(
+                'CodebookUpdate needs a network with quantizer="vq" and codebook_update="ema"; this one has no such '
+                "codebook. Leave the phase out."
+            )
+        self.decay, self.restart_below = decay, restart_below
+        self._parts: dict[int, list[Tensor]] = {}  # first image of the micro-batch -> counts, sums, candidates
+        self._values: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def collect(self, output: Any, draw: Draws) -> None:
+        """Note what a micro-batch says. Shown the same one again, as after an fp16 overflow, it counts the last."""
+        size = self.bottleneck.size
+        z = output.latents.detach().movedim(1, -1).flatten(0, 2).to(self.bottleneck.sums.dtype)  # (n, D)
+        codes = output.codes.flatten()
+        counts = torch.bincount(codes, minlength=size)
+        # Sorted and summed row by row: adding in place has no fixed order on a GPU.
+        sums = torch.segment_reduce(z[codes.argsort(stable=True)], "sum", lengths=counts, axis=0, unsafe=True)
+        area = output.codes[0].numel()
+        generator = torch.Generator().manual_seed(seed_from(draw.seed, "codebook restarts", draw.position))
+        chosen = torch.randperm(draw.global_batch * area, generator=generator)  # of the latents of all processes
+        chosen = chosen[torch.arange(size) % len(chosen)].to(z.device) - draw.slice.start * area
+        here = (chosen >= 0) & (chosen < len(z))
+        candidates = torch.where(here[:, None], z[chosen.clamp(0, len(z) - 1)], 0)
+        self._parts[draw.slice.start] = [counts.to(z.dtype), sums, candidates]
+
+    def __call__(self, batch: dict[str, Any], draw: Draws) -> dict[str, Tensor]:
+        """Update with what was collected; the first call of a step does it, and all report it.
+
+        Returns:
+            "perplexity" of the step's codes over all processes, and "restarts", the number of rows that were moved.
+        """
+        if self._parts:
+            counts, sums, candidates = (torch.stack(part).sum(0) for part in zip(*self._parts.values()))
+            self._parts = {}
+            if dist.is_available() and dist.is_initialized():
+                for part in (counts, sums, candidates):
+                    dist.all_reduce(part)
+            moved = self.bottleneck.update(counts, sums, candidates, self.decay, self.restart_below)
+            self._values = {"perplexity": perplexity_of_counts(counts), "restarts": moved.sum().float()}
+        return self._values

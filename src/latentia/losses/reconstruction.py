@@ -1,0 +1,155 @@
+"""Objectives of autoencoders: reconstruct a clean or a corrupted input, through a code that may have to be sparse."""
+
+import torch
+from torch import Tensor
+
+from latentia.errors import UsageError, did_you_mean
+from latentia.random import Draws
+
+CORRUPTIONS = ("none", "gaussian", "masking")
+SPARSITIES = ("none", "l1", "l2", "kl")
+RECONSTRUCTIONS = ("mse", "l1")
+
+
+def corrupt(x: Tensor, draw: Draws, corruption: str = "none", level: float = 0.0, masked_value: float = -1.0) -> Tensor:
+    r"""What a denoising autoencoder is given to see: \(\tilde x = x + \sigma \epsilon\), or x with pixels switched off.
+
+    Args:
+        x: images (B, C, H, W) in [-1, 1], or sequences (B, T, D).
+        draw: the randomness of this micro-batch.
+        corruption: "none", "gaussian" or "masking".
+        level: of "gaussian" the standard deviation sigma in units of x, so that 1 is half of the range [-1, 1] (0.5 of
+            images in [0, 1]); of "masking" the share of pixels, or of elements of a sequence, in [0, 1). A masked pixel
+            is off in all its channels.
+        masked_value: what is put in their place; -1 (default) is black.
+
+    Returns:
+        Shaped as `x`, not clamped. The same `draw` gives the same corruption.
+
+    Raises:
+        UsageError: unknown `corruption`, or a level out of its range.
+
+    Extracting and Composing Robust Features with Denoising Autoencoders (Vincent et al., 2008), section 2.3.
+
+    Example:
+        >>> x = corrupt(torch.ones(4, 3, 8, 8), Draws(0, 0, 4, 0, 4), "masking", 0.5)
+        >>> sorted(x.unique().tolist())
+        [-1.0, 1.0]
+    """
+    _check("corruption", corruption, CORRUPTIONS)
+    if corruption == "none":
+        return x
+    if not level >= 0 or (corruption == "masking" and not level < 1):
+        rule = "at least 0" if corruption == "gaussian" else "in [0, 1), a share"
+        raise UsageError(f'corruption_level of "{corruption}" must be {rule}; got {level}.')
+    if corruption == "gaussian":
+        return x + level * draw.normal("corruption", tuple(x.shape[1:])).to(x.dtype)
+    place = (1, *x.shape[2:]) if x.ndim == 4 else (x.shape[1], 1)
+    return torch.where(draw.uniform("corruption", place) < level, masked_value, x)
+
+
+def bernoulli_kl(rho: float, mean_activation: Tensor) -> Tensor:
+    r"""\(\mathrm{KL}(\rho \,\|\, \hat\rho) = \rho \ln\frac\rho{\hat\rho} + (1-\rho) \ln\frac{1-\rho}{1-\hat\rho}\).
+
+    Args:
+        rho: the wanted mean activation, in (0, 1).
+        mean_activation: the measured ones, in [0, 1], any shape. They are kept 1e-6 away from 0 and 1.
+
+    Returns:
+        Nats, shaped as `mean_activation`.
+
+    Sparse autoencoder (Ng, 2011, CS294A lecture notes), section 3.
+
+    Example:
+        >>> bernoulli_kl(0.1, torch.tensor([0.1, 0.2, 0.5])).round(decimals=5).tolist()
+        [0.0, 0.03669000044465065, 0.36805999279022217]
+    """
+    if not 0 < rho < 1:
+        raise UsageError(f"sparsity_target must lie between 0 and 1, as a mean activation does; got {rho}.")
+    p = mean_activation.clamp(1e-6, 1 - 1e-6)
+    return torch.xlogy(torch.full_like(p, rho), rho / p) + torch.xlogy(torch.full_like(p, 1 - rho), (1 - rho) / (1 - p))
+
+
+def autoencoder_loss(
+    network,
+    batch: dict,
+    draw: Draws,
+    *,
+    corruption: str = "none",
+    corruption_level: float = 0.0,
+    masked_value: float = -1.0,
+    sparsity: str = "none",
+    sparsity_weight: float = 0.0,
+    sparsity_target: float = 0.1,
+    reconstruction: str = "mse",
+) -> dict[str, Tensor]:
+    r"""\(\mathbb{E}_x \lVert g(f(\tilde x)) - x \rVert^2 + \lambda\, \Omega(z)\), \(\tilde x\) corrupted, \(x\) clean.
+
+    \(\Omega\) is \(\sum_j |z_j|\) ("l1") or \(\sum_j z_j^2\) ("l2") of an image's code, averaged over the batch; or
+    \(\sum_j \mathrm{KL}(\rho \,\|\, \hat\rho_j)\) ("kl"), where \(\hat\rho_j\) is the mean of unit j over the images
+    of the micro-batch, which should therefore be large.
+
+    Args:
+        network: `Autoencoder` or `RecurrentAutoencoder`, plain or prepared; called through `forward` alone.
+        batch: "images" (B, C, H, W) in [-1, 1]; or "sequences" (B, T, D) and, if they differ in length, "mask" (B, T),
+            True where an element counts.
+        draw: the randomness of this micro-batch.
+        corruption, corruption_level, masked_value: of the input, see `corrupt`. The target is clean.
+        sparsity: "none", "l1", "l2" or "kl"; "kl" needs codes in (0, 1): `code_activation="sigmoid"`.
+        sparsity_weight: lambda, in units of squared error per image; at least 0.
+        sparsity_target: rho of "kl", in (0, 1). Default 0.1.
+        reconstruction: "mse", squares of the differences, or "l1", their absolute values.
+
+    Returns:
+        "loss"; "reconstruction", the error of an image summed over its values (a unit is half of the range [-1, 1],
+        squared for "mse"); "per_value", the same per value; and "sparsity", Omega before its weight, if there is one.
+
+    Raises:
+        UsageError: unknown names, a negative weight, a target or level out of its range, "kl" without a sigmoid.
+
+    Denoising: Vincent et al., 2010, JMLR 11, eq. 9. Sparsity: Ng, 2011, CS294A lecture notes, section 3.
+
+    Example:
+        >>> from latentia import Autoencoder
+        >>> network = Autoencoder(sample_size=8, latent_dim=16, code_activation="sigmoid")
+        >>> batch = {"images": torch.rand(4, 1, 8, 8) * 2 - 1}
+        >>> values = autoencoder_loss(network, batch, Draws(0, 0, 4, 0, 4), sparsity="kl", sparsity_weight=0.5)
+        >>> bool(values["loss"] == values["reconstruction"] + 0.5 * values["sparsity"])
+        True
+    """
+    _check("sparsity", sparsity, SPARSITIES)
+    _check("reconstruction", reconstruction, RECONSTRUCTIONS)
+    if not sparsity_weight >= 0:
+        raise UsageError(f"sparsity_weight must be at least 0; got {sparsity_weight}.")
+    if sparsity == "kl" and getattr(network, "module", network).config.code_activation != "sigmoid":
+        raise UsageError(
+            'sparsity="kl" compares mean activations with a target in (0, 1), and this network has '
+            f'code_activation="{getattr(network, "module", network).config.code_activation}". Build it with "sigmoid", '
+            'or take "l1".'
+        )
+    x = batch["images"] if "images" in batch else batch["sequences"]
+    mask = {"mask": batch["mask"]} if "mask" in batch else {}
+    out = network(corrupt(x, draw, corruption, corruption_level, masked_value), **mask)
+
+    gap = out.reconstruction.float() - x
+    error = gap.square() if reconstruction == "mse" else gap.abs()
+    count = torch.tensor(float(x[0].numel()), device=x.device)
+    if mask:
+        counts = batch["mask"].bool()[..., None]
+        error = torch.where(counts, error, 0.0)
+        count = counts.expand_as(x).flatten(1).sum(1).float().mean()
+    per_image = error.flatten(1).sum(1).mean()
+    values = {"loss": per_image, "reconstruction": per_image, "per_value": per_image / count}
+    if sparsity != "none":
+        z = out.latents.float()
+        if sparsity == "kl":
+            omega = bernoulli_kl(sparsity_target, z.mean(0)).sum()
+        else:
+            omega = (z.abs() if sparsity == "l1" else z.square()).sum(1).mean()
+        values |= {"loss": per_image + sparsity_weight * omega, "sparsity": omega}
+    return values
+
+
+def _check(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(f'{name} must be one of {known}; got "{value}".{did_you_mean(str(value), known)}')
