@@ -1,7 +1,7 @@
 """What all pipelines share: loading, the common words, and the way from and to [0, 255]."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +22,7 @@ logger = logging.get_logger(__name__)
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 WORDS = ("encode", "decode", "interpolate", "log_likelihood")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+Labels = int | str | Sequence[int | str] | Tensor | None
 
 
 class DiffusionPipeline(diffusers.DiffusionPipeline):
@@ -148,6 +149,55 @@ class DiffusionPipeline(diffusers.DiffusionPipeline):
     def log_likelihood(self, images: Any, **kwargs: Any) -> Tensor:
         """log p(image) in nats, one number per image, summed over its pixels."""
         self._cannot("log_likelihood")
+
+    def _register_label_names(self, label_names: Sequence[str] | Mapping[str, str] | None) -> None:
+        """Keep the names of the classes, in the order of their indices, in what is saved; None: they have none.
+
+        model_index.json holds components as lists, so the names are saved as {"0": name, ...}.
+        """
+        names = label_names.values() if isinstance(label_names, Mapping) else label_names
+        self.register_to_config(label_names=names and {str(i): name for i, name in enumerate(names)})
+
+    def _class_indices(
+        self, class_labels: Labels, count: int | None = None, *, required: bool = False
+    ) -> Tensor | None:
+        """The classes that a user asks for, as the network wants them.
+
+        Args:
+            class_labels: an index in [0, num_classes) or a name of `label_names`, or several; `None`: no class.
+            count: of pictures: there must be one label for all of them or one for each; `None` (default): any number.
+            required: whether a pipeline that was trained with classes refuses `None`. Default False.
+
+        Returns:
+            int64, (count,), or as many as were given without `count`; None for no class.
+
+        Raises:
+            UsageError: labels that are missing, not expected, not known or too few.
+        """
+        classes = self.num_classes
+        if class_labels is None:
+            if required and classes is not None:
+                raise UsageError(f"class_labels are missing: this pipeline was trained with {classes} classes.")
+            return None
+        if classes is None:
+            raise UsageError("class_labels were given, but this pipeline was trained without classes; leave them out.")
+        if isinstance(class_labels, Tensor):
+            class_labels = class_labels.flatten().tolist()
+        names = list((self.config.label_names or {}).values())
+        indices = []
+        for label in [class_labels] if isinstance(class_labels, int | str) else class_labels:
+            if isinstance(label, str):
+                if label not in names:
+                    known = f"one of {names}" if names else "an index: this pipeline has no names for its classes"
+                    raise UsageError(f'class_labels must be {known}; got "{label}".{did_you_mean(label, names)}')
+                label = names.index(label)
+            if not 0 <= label < classes:
+                raise UsageError(f"class_labels must be from 0 to {classes - 1}; got {label}.")
+            indices.append(int(label))
+        if count is not None and len(indices) not in (1, count):
+            raise UsageError(f"class_labels must be one, or one for each of {count} pictures; got {len(indices)}.")
+        labels = torch.tensor(indices, device=self._execution_device)
+        return labels if count is None else labels.expand(count)
 
     def _cannot(self, word: str) -> NoReturn:
         kind = type(self)

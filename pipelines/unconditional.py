@@ -9,14 +9,13 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from latentia.errors import UsageError, did_you_mean
+from latentia.errors import UsageError
 from latentia.losses.diffusion import bound_term
-from latentia.pipelines.base import DiffusionPipeline, check_output_type, from_input, to_output
+from latentia.pipelines.base import DiffusionPipeline, Labels, check_output_type, from_input, to_output
 from latentia.schedulers.ddim import DDIMScheduler
 from latentia.schedulers.ddpm import DDPMScheduler
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
-Labels = int | str | Sequence[int | str] | Tensor | None
 
 
 def image_generators(generator: Generators, batch_size: int) -> list[torch.Generator]:
@@ -92,9 +91,7 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
     def __init__(self, unet, scheduler, label_names: Sequence[str] | Mapping[str, str] | None = None):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
-        # model_index.json holds components as lists, so the names are saved as {"0": name, ...}.
-        names = label_names.values() if isinstance(label_names, Mapping) else label_names
-        self.register_to_config(label_names=names and {str(i): name for i, name in enumerate(names)})
+        self._register_label_names(label_names)
 
     @torch.no_grad()
     def __call__(
@@ -135,7 +132,7 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         """
         check_output_type(output_type)
         self._check_steps(num_inference_steps)
-        labels = self._labels(class_labels)
+        labels = self._class_indices(class_labels)
         given = {"latents": latents, "class_labels": labels if labels is not None and len(labels) > 1 else None}
         for name, values in given.items():
             if values is not None:
@@ -190,7 +187,7 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         device = self._execution_device
         channels = self.unet.config.in_channels
         x = from_input(images, channels=channels, size=self._size, device=device, dtype=self.unet.dtype)
-        labels = self._labels(class_labels)
+        labels = self._class_indices(class_labels, len(x))
         scheduler = self._deterministic(num_inference_steps, device)
         for t in scheduler.inverse_timesteps:
             start = at = x
@@ -205,7 +202,7 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
     ):
         """The images that deterministic DDIM makes of this noise, (B, C, H, W); the inverse of `encode`."""
         check_output_type(output_type)
-        device, labels = self._execution_device, self._labels(class_labels)
+        device, labels = self._execution_device, self._class_indices(class_labels, len(latents))
         scheduler = self._deterministic(num_inference_steps, device)
         x = latents.to(device, self.unet.dtype)
         for t in scheduler.timesteps:
@@ -250,7 +247,7 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         steps = scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
         self._check_steps(steps)
         scheduler.set_timesteps(steps, device=device)
-        labels, generators = self._labels(class_labels), image_generators(generator, len(x0))
+        labels, generators = self._class_indices(class_labels, len(x0)), image_generators(generator, len(x0))
         first, last = scheduler.timesteps[0], scheduler.timesteps[-1]
         alpha_bar = scheduler.alphas_cumprod[first].float()
         # L_T = KL(q(x_T | x_0) || N(0, 1))
@@ -319,26 +316,3 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
                 f"num_inference_steps must be from 1 to {trained}, the length of the trained chain; "
                 f"got {num_inference_steps}."
             )
-
-    def _labels(self, class_labels: Labels) -> Tensor | None:
-        if class_labels is None:
-            return None
-        classes = getattr(self.unet.config, "num_class_embeds", None)
-        if classes is None:
-            raise UsageError("class_labels were given, but this pipeline was trained without classes; leave them out.")
-        if isinstance(class_labels, Tensor):
-            class_labels = class_labels.flatten().tolist()
-        if isinstance(class_labels, int | str):
-            class_labels = [class_labels]
-        names = list((self.config.label_names or {}).values())
-        indices = []
-        for label in class_labels:
-            if isinstance(label, str):
-                if label not in names:
-                    known = f"one of {names}" if names else "an index: this pipeline has no names for its classes"
-                    raise UsageError(f'class_labels must be {known}; got "{label}".{did_you_mean(label, names)}')
-                label = names.index(label)
-            if not 0 <= label < classes:
-                raise UsageError(f"class_labels must be from 0 to {classes - 1}; got {label}.")
-            indices.append(label)
-        return torch.tensor(indices, device=self._execution_device)

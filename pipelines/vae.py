@@ -9,14 +9,14 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from latentia.errors import UsageError, did_you_mean
+from latentia.errors import UsageError
 from latentia.evaluation.likelihood import importance_weights, log_mean_exp
 from latentia.losses.variational import log_likelihood, log_normal
 from latentia.models.convolution import image_size
 from latentia.models.vae import reparameterised
 from latentia.pipelines.autoencoder import between
-from latentia.pipelines.base import DiffusionPipeline, check_output_type, from_input, to_output
-from latentia.pipelines.unconditional import Generators, Labels, image_generators
+from latentia.pipelines.base import DiffusionPipeline, Labels, check_output_type, from_input, to_output
+from latentia.pipelines.unconditional import Generators, image_generators
 
 _CHUNK = 64  # codes decoded at once: one shape of a batch, so that a picture does not depend on its neighbours
 
@@ -47,9 +47,7 @@ class VAEPipeline(DiffusionPipeline):
     def __init__(self, vae, prior=None, label_names: Sequence[str] | Mapping[str, str] | None = None):
         super().__init__()
         self.register_modules(vae=vae, prior=prior)
-        # model_index.json holds components as lists, so the names are saved as {"0": name, ...}.
-        names = label_names.values() if isinstance(label_names, Mapping) else label_names
-        self.register_to_config(label_names=names and {str(i): name for i, name in enumerate(names)})
+        self._register_label_names(label_names)
 
     @property
     def likelihood_kind(self) -> str:  # type: ignore[override]
@@ -134,7 +132,7 @@ class VAEPipeline(DiffusionPipeline):
             (B, latent_dim).
         """
         x = self._input(images)
-        mean, log_variance = self._posterior(x, self._labels(class_labels, len(x)))
+        mean, log_variance = self._posterior(x, class_labels)
         if not sample_posterior:
             return mean
         return reparameterised(mean, log_variance, self._noise(mean.shape[1:], image_generators(generator, len(x))))
@@ -205,9 +203,9 @@ class VAEPipeline(DiffusionPipeline):
             uniform = torch.stack([torch.rand(x.shape[1:], generator=g, device=g.device) for g in generators])
             x = torch.where(uniform.to(x.device) < (x + 1) / 2, 1.0, -1.0).to(x.dtype)
         if class_labels is None and self.num_classes is not None:
-            every = [self._bound(x, self._labels(c, len(x)), samples, generators) for c in range(self.num_classes)]
+            every = [self._bound(x, c, samples, generators) for c in range(self.num_classes)]
             return log_mean_exp(torch.stack(every, 1), 1)
-        return self._bound(x, self._labels(class_labels, len(x)), samples, generators)
+        return self._bound(x, class_labels, samples, generators)
 
     def anomaly_score(self, images: Any, **options: Any) -> Tensor:
         """How unlikely pictures are: the negative `log_likelihood`, in nats, with its arguments. Larger is stranger.
@@ -300,23 +298,24 @@ class VAEPipeline(DiffusionPipeline):
         shape = (len(generators), *shape)
         return randn_tensor(shape, generator=generators, device=self._execution_device, dtype=self.vae.dtype)
 
-    def _posterior(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _posterior(self, x: Tensor, class_labels: Labels) -> tuple[Tensor, Tensor]:
+        labels = self._class_indices(class_labels, len(x), required=True)
         mean, log_variance = _in_chunks(self.vae.encode, x, labels)
         return mean, log_variance
 
-    def _locations(self, latents: Tensor, class_labels: Labels | Tensor) -> Tensor:
+    def _locations(self, latents: Tensor, class_labels: Labels) -> Tensor:
         z = latents.to(self._execution_device, self.vae.dtype)
         if z.ndim != 2 or z.shape[1] != self.vae.config.latent_dim or not len(z):
             raise UsageError(f"latents must have shape (B, {self.vae.config.latent_dim}); got {tuple(z.shape)}.")
-        labels = self._labels(class_labels, len(z))
+        labels = self._class_indices(class_labels, len(z), required=True)
         return _in_chunks(lambda part, label: (self.vae.decode(part, label),), z, labels)[0]
 
-    def _bound(self, x: Tensor, labels: Tensor | None, samples: int, generators: list[torch.Generator]) -> Tensor:
-        mean, log_variance = self._posterior(x, labels)
+    def _bound(self, x: Tensor, class_labels: Labels, samples: int, generators: list[torch.Generator]) -> Tensor:
+        mean, log_variance = self._posterior(x, class_labels)
         scale = self.vae.observation_log_scale(mean)
 
         def log_joint(x: Tensor, z: Tensor) -> Tensor:
-            given = log_likelihood(self.vae.config.decoder, x, self._locations(z, labels), scale)
+            given = log_likelihood(self.vae.config.decoder, x, self._locations(z, class_labels), scale)
             return given + (log_normal(z) if self.prior is None else self.prior.log_prob(z))
 
         posterior = _Posterior(mean, log_variance, lambda: self._noise(mean.shape[1:], generators))
@@ -331,31 +330,6 @@ class VAEPipeline(DiffusionPipeline):
         height, width = images.shape[-2:]
         tiled = images.permute(2, 0, 3, 1, 4).reshape(1, -1, rows * height, columns * width)
         return to_output(tiled, output_type)[0]
-
-    def _labels(self, class_labels: Labels | Tensor, count: int) -> Tensor | None:
-        """Indices of classes, one for each of `count` pictures."""
-        classes = self.vae.config.num_class_embeds
-        if class_labels is None:
-            if classes is not None:
-                raise UsageError(f"class_labels are missing: this pipeline was trained with {classes} classes.")
-            return None
-        if classes is None:
-            raise UsageError("class_labels were given, but this pipeline was trained without classes; leave them out.")
-        if isinstance(class_labels, Tensor):
-            class_labels = class_labels.flatten().tolist()
-        asked = [class_labels] if isinstance(class_labels, int | str) else list(class_labels)
-        names = list((self.config.label_names or {}).values())
-        for label in asked:
-            if isinstance(label, str) and label not in names:
-                known = f"one of {names}" if names else "an index: this pipeline has no names for its classes"
-                raise UsageError(f'class_labels must be {known}; got "{label}".{did_you_mean(label, names)}')
-        indices = [names.index(label) if isinstance(label, str) else int(label) for label in asked]
-        for index in indices:
-            if not 0 <= index < classes:
-                raise UsageError(f"class_labels must be from 0 to {classes - 1}; got {index}.")
-        if len(indices) not in (1, count):
-            raise UsageError(f"class_labels must be one, or one for each of {count} pictures; got {len(indices)}.")
-        return torch.tensor(indices, device=self._execution_device).expand(count)
 
 
 class _Posterior:

@@ -286,6 +286,13 @@ def test_bad_arguments_say_what_and_why(class_pipe, kwargs, words):
     assert all(word in str(error.value) for word in words), error.value
 
 
+def test_every_word_wants_one_label_or_one_for_each_picture(class_pipe):
+    x = torch.zeros(3, 1, 8, 8)
+    for word in (class_pipe.encode, class_pipe.decode, class_pipe.log_likelihood):
+        with pytest.raises(UsageError, match="one for each of 3 pictures; got 2"):
+            word(x, class_labels=["cat", "owl"], num_inference_steps=2)
+
+
 def test_what_the_family_cannot_do_says_so(pipe):
     with pytest.raises(UsageError, match="trained without classes"):
         pipe(class_labels=1)
