@@ -8,7 +8,6 @@ is started again.
 """
 
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from latentia import Autoencoder, AutoencoderPipeline, LatentMixture
 from latentia.losses.reconstruction import autoencoder_loss
 from latentia.models.autoencoder import outer_layers
 from latentia.pipelines.autoencoder import in_chunks
-from latentia.run import Watch, adamw, finish, fit, load_data, plan, run_script, start
+from latentia.run import adamw, finish, fit, load_data, plan, run_script, start
 from latentia.training.arguments import (
     DataArguments,
     EMAArguments,
@@ -28,6 +27,7 @@ from latentia.training.arguments import (
 )
 from latentia.training.ema import EMA
 from latentia.training.loop import Phase, learning_rate_schedule
+from latentia.watch import Watch, reconstructor, sampler
 
 FAMILY = {"family": "autoencoder", "pipeline_tag": "unconditional-image-generation"}
 
@@ -145,27 +145,8 @@ def main(args: Arguments) -> int:
         images = data.batch(0, objective.prior_samples, seed=0, device=accelerator.device)["images"]
         with torch.no_grad():
             latents = in_chunks(weights.encode, images)
-        pipe = AutoencoderPipeline(
-            weights, prior=LatentMixture.fit(latents, objective.prior_components).to(weights.device)
-        )
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
-
-    def sample(weights, batch_size: int, seed: int) -> torch.Tensor:
-        weights.eval()
-        generator = torch.Generator().manual_seed(seed)
-        images = pipeline(weights)(batch_size, generator=generator, output_type="latent").images
-        autoencoder.train()
-        return images.clamp(-1, 1).cpu()
-
-    def reconstruct(weights, batch_size: int, seed: int) -> torch.Tensor:
-        """Training images, each followed by its reconstruction."""
-        weights.eval()
-        images = data.batch(0, batch_size // 2, seed=seed, device=accelerator.device)["images"]
-        with torch.no_grad():
-            pairs = torch.stack([images, weights(images).reconstruction], dim=1).flatten(0, 1)
-        autoencoder.train()
-        return pairs.clamp(-1, 1).cpu()
+        prior = LatentMixture.fit(latents, objective.prior_components).to(weights.device)
+        return AutoencoderPipeline(weights, prior=prior)
 
     # Greedy layer-wise training, if asked for: each layer and its mirror alone, those outside it fixed.
     folder = Path(args.output.output_dir)
@@ -179,14 +160,15 @@ def main(args: Arguments) -> int:
         result = run(alone, folder / f"layer-{depth}", objective.layerwise_steps)
         autoencoder.requires_grad_(True)
         if result.status == "interrupted":
-            watch = Watch(args, data, {"ema": partial(sample, autoencoder)})
+            watch = Watch(args, data, {"ema": sampler(pipeline, autoencoder)})
             return finish(accelerator, args, result, pipeline(autoencoder), watch, **FAMILY)
 
     ema = EMA(autoencoder, args.ema.ema_decay, args.ema.ema_warmup) if args.ema.use_ema else None
     final = ema.module if ema is not None else autoencoder
     if options.compile:
         autoencoder.compile()
-    watch = Watch(args, data, {"ema": partial(sample, final), "reconstruction": partial(reconstruct, final)})
+    pairs = reconstructor(AutoencoderPipeline, final, data)
+    watch = Watch(args, data, {"ema": sampler(pipeline, final), "reconstruction": pairs})
     joint = phase("autoencoder", autoencoder, autoencoder.parameters(), steps, ema, objective.sparsity)
     result = run(joint, folder, steps, watch.hooks())
     return finish(accelerator, args, result, pipeline(final), watch, **FAMILY)

@@ -14,7 +14,7 @@ import torch
 from latentia import DDIMScheduler, DDPMScheduler, UnconditionalDiffusionPipeline, UNet2D
 from latentia.errors import UsageError
 from latentia.losses.diffusion import diffusion_loss
-from latentia.run import Watch, adamw, finish, fit, load_data, plan, run_script, start
+from latentia.run import adamw, finish, fit, load_data, plan, run_script, start
 from latentia.training.arguments import (
     DataArguments,
     EMAArguments,
@@ -25,6 +25,7 @@ from latentia.training.arguments import (
 )
 from latentia.training.ema import EMA
 from latentia.training.loop import Phase, learning_rate_schedule
+from latentia.watch import Watch, sampler
 
 
 @dataclass(frozen=True)
@@ -147,27 +148,11 @@ def main(args: Arguments) -> int:
 
     def pipeline(weights) -> UnconditionalDiffusionPipeline:
         names = list(data.label_names) if conditional else None
-        pipe = UnconditionalDiffusionPipeline(weights, DDIMScheduler(**noise), label_names=names)
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
+        return UnconditionalDiffusionPipeline(weights, DDIMScheduler(**noise), label_names=names)
 
-    def sample(weights, batch_size: int, seed: int) -> torch.Tensor:
-        weights.eval()
-        labels = [i % len(data.label_names) for i in range(batch_size)] if conditional else None
-        images = pipeline(weights)(
-            batch_size,
-            class_labels=labels,
-            num_inference_steps=args.evaluation.num_inference_steps,
-            generator=torch.Generator().manual_seed(seed),
-            output_type="latent",
-        ).images
-        unet.train()
-        return images.cpu()
-
+    made_by = partial(sampler, pipeline, num_inference_steps=args.evaluation.num_inference_steps)
     final = ema.module if ema is not None else unet
-    samplers = (
-        {"ema": partial(sample, ema.module), "raw": partial(sample, unet)} if ema else {"ema": partial(sample, unet)}
-    )
+    samplers = {"ema": made_by(final)} | ({"raw": made_by(unet)} if ema is not None else {})
     watch = Watch(args, data, samplers)
     identity = (args.model, args.diffusion, args.optimization, args.ema)
     result = fit(accelerator, args, [phase], data, steps, identity=identity, hooks=watch.hooks())

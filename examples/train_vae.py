@@ -7,7 +7,6 @@ A run that was killed goes on when the same command is started again. The folder
 """
 
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal
 
 import torch
@@ -15,7 +14,7 @@ import torch
 from latentia import VAE, VAEPipeline
 from latentia.errors import UsageError
 from latentia.losses.variational import elbo_loss, iwae_loss
-from latentia.run import Watch, adamw, finish, fit, load_data, plan, run_script, start
+from latentia.run import adamw, finish, fit, load_data, plan, run_script, start
 from latentia.training.arguments import (
     DataArguments,
     EMAArguments,
@@ -26,6 +25,7 @@ from latentia.training.arguments import (
 )
 from latentia.training.ema import EMA
 from latentia.training.loop import Phase, learning_rate_schedule
+from latentia.watch import Watch, sampler
 
 
 @dataclass(frozen=True)
@@ -151,22 +151,10 @@ def main(args: Arguments) -> int:
     )
 
     def pipeline(weights) -> VAEPipeline:
-        pipe = VAEPipeline(weights, label_names=list(data.label_names) if conditional else None)
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
-
-    def sample(weights, batch_size: int, seed: int) -> torch.Tensor:
-        weights.eval()
-        labels = [i % len(data.label_names) for i in range(batch_size)] if conditional else None
-        generator = torch.Generator().manual_seed(seed)
-        images = pipeline(weights)(batch_size, class_labels=labels, generator=generator, output_type="latent").images
-        vae.train()
-        return images.clamp(-1, 1).cpu()
+        return VAEPipeline(weights, label_names=list(data.label_names) if conditional else None)
 
     final = ema.module if ema is not None else vae
-    samplers = (
-        {"ema": partial(sample, ema.module), "raw": partial(sample, vae)} if ema else {"ema": partial(sample, vae)}
-    )
+    samplers = {"ema": sampler(pipeline, final)} | ({"raw": sampler(pipeline, vae)} if ema is not None else {})
     watch = Watch(args, data, samplers)
     identity = (args.model, args.variational, args.optimization, args.ema)
     result = fit(accelerator, args, [phase], data, steps, identity=identity, hooks=watch.hooks())

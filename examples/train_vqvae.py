@@ -8,7 +8,6 @@ independent, which is a baseline; for good samples put an autoregressive network
 """
 
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal
 
 import torch
@@ -16,7 +15,7 @@ import torch
 from latentia import VQVAE, VQVAEPipeline
 from latentia.errors import UsageError
 from latentia.losses.quantisation import CodebookUpdate, vqvae_loss
-from latentia.run import Watch, adamw, finish, fit, load_data, plan, run_script, start
+from latentia.run import adamw, finish, fit, load_data, plan, run_script, start
 from latentia.training.arguments import (
     DataArguments,
     EMAArguments,
@@ -27,6 +26,7 @@ from latentia.training.arguments import (
 )
 from latentia.training.ema import EMA
 from latentia.training.loop import Phase, learning_rate_schedule
+from latentia.watch import Watch, reconstructor, sampler
 
 
 @dataclass(frozen=True)
@@ -134,21 +134,9 @@ def main(args: Arguments) -> int:
         pipe.register_modules(prior=pipe.fit_prior(images))
         return pipe
 
-    def sample(weights, batch_size: int, seed: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        images = pipeline(weights)(batch_size, generator=generator, output_type="latent").images
-        vqvae.train()
-        return images.clamp(-1, 1).cpu()
-
-    def reconstruct(weights, batch_size: int, seed: int) -> torch.Tensor:
-        """Training images, each followed by its reconstruction."""
-        images = data.batch(0, batch_size // 2, seed=seed, device=accelerator.device)["images"]
-        again = VQVAEPipeline(weights.eval()).reconstruct(images, output_type="latent")
-        vqvae.train()
-        return torch.stack([images, again], dim=1).flatten(0, 1).clamp(-1, 1).cpu()
-
     final = ema.module if ema is not None else vqvae
-    watch = Watch(args, data, {"ema": partial(sample, final), "reconstruction": partial(reconstruct, final)})
+    pairs = reconstructor(VQVAEPipeline, final, data)
+    watch = Watch(args, data, {"ema": sampler(pipeline, final), "reconstruction": pairs})
     identity = (args.model, args.codebook, args.optimization, args.ema)
     result = fit(accelerator, args, phases, data, steps, identity=identity, hooks=watch.hooks())
     return finish(

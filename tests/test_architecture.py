@@ -17,6 +17,7 @@ HOUSE = {
     "cli",
     "registration",
     "run",
+    "watch",
     "scoreboard",
     "sources",
     "embedding",

@@ -6,8 +6,7 @@ import os
 import platform
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,16 +16,17 @@ from filelock import FileLock, Timeout
 from huggingface_hub import get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from torch import Tensor, nn
+from torch import nn
 
 from latentia.data import load_images
 from latentia.errors import HubError, LatentiaError, UsageError
-from latentia.evaluation import Report, check_metrics, curves, extractor_for, grid, measure, score
+from latentia.evaluation import curves, grid
 from latentia.hub.card import model_card
 from latentia.hub.push import push_to_hub
 from latentia.training.arguments import DataArguments, flat_values, parse_arguments, run_identity
 from latentia.training.checkpoint import replace_file
-from latentia.training.loop import Hook, Phase, Progress, Result, train
+from latentia.training.loop import Hook, Phase, Result, train
+from latentia.watch import Watch
 
 T = TypeVar("T")
 INTERRUPTED = 75  # EX_TEMPFAIL: start the same command again
@@ -230,65 +230,6 @@ def fit(
         arguments=flat_values(args),
         log_every=output.logging_steps,
     )
-
-
-class Watch:
-    """Pictures and scores of a run, by sampling from its pipeline.
-
-    Args:
-        args: has the groups `output`, `optimization` and `evaluation`.
-        data: the training images.
-        pipelines: name -> (batch size, seed) -> images (B, C, H, W) in [-1, 1]; the first is the one that is scored.
-    """
-
-    def __init__(self, args: Any, data: Any, pipelines: Mapping[str, Callable[[int, int], Tensor]]):
-        self.args, self.data, self.pipelines = args, data, pipelines
-        self.folder = Path(args.output.output_dir)
-        self.report: Report | None = None
-        self._real = None
-        for key, metric in check_metrics(args.evaluation.eval_metrics).items():  # before hours of training
-            if "labels" in metric.needs:
-                raise UsageError(f"--eval_metrics {key} needs labels, which only `latentia evaluate` asks for.")
-
-    def hooks(self) -> list[Hook]:
-        return [
-            Hook(self.args.evaluation.validation_steps, self.draw),
-            Hook(self.args.evaluation.eval_steps, self.score),
-        ]
-
-    def draw(self, progress: Progress) -> None:
-        """Save a grid of samples from each set of weights."""
-        for name, sample in self.pipelines.items():
-            path = self.folder / "samples" / f"step-{progress.step:06d}{'' if name == 'ema' else '-' + name}.png"
-            path.parent.mkdir(exist_ok=True)
-            grid(sample(64, self.args.optimization.seed)).save(path)
-
-    def score(self, progress: Progress) -> dict[str, float]:
-        """The metrics of `--eval_metrics`, each with its floor, if a feature extractor fits the images."""
-        n = min(self.args.evaluation.eval_num_samples, len(self.data) // 2 if not self.args.data.streaming else 0)
-        extractor = extractor_for(self.data.shape)
-        if extractor is None or n < 2:
-            return {}
-        sample = next(iter(self.pipelines.values()))
-        started, first = time.perf_counter(), min(n, 100)
-        images = [sample(first, 1)]
-        cost = (time.perf_counter() - started) / first * n
-        if cost > 20:
-            print(f"Sampling {n} images for the score takes about {cost:.0f} s.")
-        images += [sample(min(100, n - k), 1 + k) for k in range(first, n, 100)]
-        if self._real is None:
-            self._real = measure(_all_images(self.data), extractor)
-        self.report = score(torch.cat(images), self._real, extractor, metrics=self.args.evaluation.eval_metrics)
-        scores = self.report.scores
-        values = {f"eval/{key}": found.value for key, found in scores.items()}
-        return values | {f"eval/{key}_floor": found.floor for key, found in scores.items()}
-
-
-def _all_images(data: Any):
-    """The images of a data set in order, at most 10 000 of them, spread evenly, in chunks."""
-    chosen = data.images[torch.linspace(0, len(data) - 1, min(len(data), 10_000)).long()]
-    for chunk in chosen.split(1000):
-        yield chunk.float() / 127.5 - 1
 
 
 def finish(
