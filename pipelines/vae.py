@@ -1,7 +1,7 @@
 """Pictures from a variational autoencoder, and its codes: walks, directions, maps, likelihoods."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from latentia.errors import UsageError
 from latentia.evaluation.likelihood import importance_weights, log_mean_exp
 from latentia.losses.variational import log_likelihood, log_normal
 from latentia.models.convolution import image_size
-from latentia.models.vae import reparameterised
 from latentia.pipelines.autoencoder import between
 from latentia.pipelines.base import DiffusionPipeline, Labels, check_output_type, from_input, to_output
 from latentia.pipelines.unconditional import Generators, image_generators
@@ -104,7 +103,7 @@ class VAEPipeline(DiffusionPipeline):
         if latents is None:
             generators = image_generators(generator, batch_size)
             if self.prior is None:
-                latents = self._noise((self.vae.config.latent_dim,), generators)
+                latents = self._noise(generators)
             else:
                 latents = self.prior.sample(batch_size, generators)
         images = self.decode(temperature * latents, class_labels=class_labels, output_type=output_type)
@@ -132,10 +131,9 @@ class VAEPipeline(DiffusionPipeline):
             (B, latent_dim).
         """
         x = self._input(images)
-        mean, log_variance = self._posterior(x, class_labels)
-        if not sample_posterior:
-            return mean
-        return reparameterised(mean, log_variance, self._noise(mean.shape[1:], image_generators(generator, len(x))))
+        first = self._first(x, class_labels)
+        noise = self._noise(image_generators(generator, len(x))) if sample_posterior else None
+        return self._codes(first, noise)[-1]
 
     @torch.no_grad()
     def decode(self, latents: Tensor, *, class_labels: Labels = None, output_type: str = "pil") -> Any:
@@ -235,7 +233,7 @@ class VAEPipeline(DiffusionPipeline):
             class_labels: one, for a network that was told labels.
             output_type: "latent": (rows, steps, C, H, W); else one picture of them all, "pil", "np" or "pt".
         """
-        z, size = self.encode(image, class_labels=class_labels), self.vae.config.latent_dim
+        z, size = self.encode(image, class_labels=class_labels), self._size
         dimensions = list(range(size)) if dimensions is None else list(dimensions)
         if len(z) != 1 or steps < 2 or not dimensions or not all(0 <= j < size for j in dimensions):
             raise UsageError(
@@ -259,9 +257,9 @@ class VAEPipeline(DiffusionPipeline):
         Raises:
             UsageError: the latent has not two dimensions.
         """
-        if self.vae.config.latent_dim != 2 or size < 2:
+        if self._size != 2 or size < 2:
             raise UsageError(
-                f"manifold needs latent_dim=2 and at least 2 rows; got latent_dim={self.vae.config.latent_dim} and "
+                f"manifold needs latent_dim=2 and at least 2 rows; got latent_dim={self._size} and "
                 f"{size}. For more dimensions see traversals."
             )
         at = torch.special.ndtri((torch.arange(size, dtype=torch.float64) + 0.5) / size)
@@ -294,31 +292,40 @@ class VAEPipeline(DiffusionPipeline):
         place = {"device": self._execution_device, "dtype": self.vae.dtype}
         return from_input(images, channels=config.in_channels, size=image_size(config.sample_size), **place)
 
-    def _noise(self, shape: Sequence[int], generators: list[torch.Generator]) -> Tensor:
-        shape = (len(generators), *shape)
+    @property
+    def _size(self) -> int:
+        """Values of a code."""
+        return sum(self.vae.levels.sizes)
+
+    def _noise(self, generators: list[torch.Generator]) -> Tensor:
+        shape = (len(generators), self._size)
         return randn_tensor(shape, generator=generators, device=self._execution_device, dtype=self.vae.dtype)
 
-    def _posterior(self, x: Tensor, class_labels: Labels) -> tuple[Tensor, Tensor]:
-        labels = self._class_indices(class_labels, len(x), required=True)
-        mean, log_variance = _in_chunks(self.vae.encode, x, labels)
-        return mean, log_variance
+    def _first(self, x: Tensor, class_labels: Labels) -> tuple[Tensor, ...]:
+        """Mean and log-variance of q(z_1|x)."""
+        return _in_chunks(self.vae.first, x, self._class_indices(class_labels, len(x), required=True))
+
+    def _codes(self, first: tuple[Tensor, ...], noise: Tensor | None) -> tuple[Tensor, ...]:
+        """Mean, log-variance and sample of q(z|x), all levels side by side."""
+        levels = self.vae.levels
+        return _in_chunks(lambda *parts: levels.standardised(levels.climb(*parts)), *first, noise)
 
     def _locations(self, latents: Tensor, class_labels: Labels) -> Tensor:
         z = latents.to(self._execution_device, self.vae.dtype)
-        if z.ndim != 2 or z.shape[1] != self.vae.config.latent_dim or not len(z):
-            raise UsageError(f"latents must have shape (B, {self.vae.config.latent_dim}); got {tuple(z.shape)}.")
+        if z.ndim != 2 or z.shape[1] != self._size or not len(z):
+            raise UsageError(f"latents must have shape (B, {self._size}); got {tuple(z.shape)}.")
         labels = self._class_indices(class_labels, len(z), required=True)
         return _in_chunks(lambda part, label: (self.vae.decode(part, label),), z, labels)[0]
 
     def _bound(self, x: Tensor, class_labels: Labels, samples: int, generators: list[torch.Generator]) -> Tensor:
-        mean, log_variance = self._posterior(x, class_labels)
-        scale = self.vae.observation_log_scale(mean)
+        first = self._first(x, class_labels)
+        scale = self.vae.observation_log_scale(first[0])
 
         def log_joint(x: Tensor, z: Tensor) -> Tensor:
             given = log_likelihood(self.vae.config.decoder, x, self._locations(z, class_labels), scale)
             return given + (log_normal(z) if self.prior is None else self.prior.log_prob(z))
 
-        posterior = _Posterior(mean, log_variance, lambda: self._noise(mean.shape[1:], generators))
+        posterior = _Posterior(lambda: self._codes(first, self._noise(generators)))
         return log_mean_exp(importance_weights(lambda _: posterior, log_joint, x, samples), 1)
 
     def _sheet(self, codes: Tensor, class_labels: Labels, output_type: str) -> Any:
@@ -333,13 +340,14 @@ class VAEPipeline(DiffusionPipeline):
 
 
 class _Posterior:
-    """q(z|x) as `importance_weights` wants it, with each picture's own generator."""
+    """q(z|x) as `importance_weights` wants it, with each picture's own generator: the density of the last sample."""
 
-    def __init__(self, mean: Tensor, log_variance: Tensor, noise):
-        self.mean, self.log_variance, self.noise = mean, log_variance, noise
+    def __init__(self, draw: Callable[[], tuple[Tensor, ...]]):
+        self.draw = draw
 
     def sample(self) -> Tensor:
-        return reparameterised(self.mean, self.log_variance, self.noise())
+        self.mean, self.log_variance, z = self.draw()
+        return z
 
     def log_prob(self, z: Tensor) -> Tensor:
         return log_normal(z, self.mean, self.log_variance)
@@ -349,14 +357,15 @@ def _several(labels: Any) -> bool:
     return not isinstance(labels, str) and (not isinstance(labels, Tensor) or labels.ndim > 0)
 
 
-def _in_chunks(function, x: Tensor, labels: Tensor | None) -> tuple[Tensor, ...]:
-    """`function(x, labels)` of chunks of one size, the last one padded, so that rounding is the same in every batch."""
-    padding = -len(x) % _CHUNK
-    x = torch.cat([x, x.new_zeros(padding, *x.shape[1:])])
-    if labels is not None:
-        labels = torch.cat([labels, labels.new_zeros(padding)])
-    parts = [
-        function(x[i : i + _CHUNK], None if labels is None else labels[i : i + _CHUNK])
-        for i in range(0, len(x), _CHUNK)
-    ]
-    return tuple(torch.cat(column)[: len(x) - padding] for column in zip(*parts))
+def _in_chunks(function: Callable, *columns: Tensor | None) -> tuple[Tensor, ...]:
+    """`function(*columns)` in chunks of one size, the last one padded, so that rounding is the same in every batch."""
+    size = len(columns[0])
+    padding = -size % _CHUNK
+
+    def chunks(column: Tensor | None) -> Sequence[Tensor | None]:
+        if column is None:
+            return [None] * ((size + padding) // _CHUNK)
+        return torch.cat([column, column.new_zeros(padding, *column.shape[1:])]).split(_CHUNK)
+
+    parts = [function(*part) for part in zip(*map(chunks, columns))]
+    return tuple(torch.cat(column)[:size] for column in zip(*parts))

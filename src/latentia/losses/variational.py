@@ -5,6 +5,7 @@ How a weight on the KL beside a mean squared error relates to beta and to the va
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,37 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
         tensor([0.5000, 0.0000])
     """
     return 0.5 * (mean.square() + torch.expm1(log_variance) - log_variance)
+
+
+def level_kl(out, sizes: Sequence[int]) -> Tensor:
+    r"""KL(q(z|x) || p(z)) of each dimension, in nats: exact of the topmost level, a sample's of those below it.
+
+    q of the topmost level depends on nothing above, so given the levels below its KL has a closed form. A lower
+    level's prior is given by the level above, which was inferred from that very sample: in
+    \(E_q[\log q(z_l|z_{l-1}) - \log p(z_l|z_{l+1})]\) the two do not separate, and the difference of the two at the
+    sample takes its place. It may be negative; its mean over samples is the KL.
+
+    Args:
+        out: a `VAEOutput`, of one sample or of K, over which the mean is taken.
+        sizes: dimensions of each level, from the picture upwards.
+
+    Returns:
+        (B, D); never negative of one level.
+
+    Importance Weighted Autoencoders (Burda et al., 2015, 1509.00519), eq. 5.
+
+    Example:
+        >>> from latentia import VAE
+        >>> vae = VAE(sample_size=8, latent_dim=(4, 2), hidden_sizes=((8,), (8,)))
+        >>> level_kl(vae(torch.zeros(3, 1, 8, 8), torch.randn(3, 6)), (4, 2)).shape
+        torch.Size([3, 6])
+    """
+    mean, log_variance = _beside(out)
+    below = sum(sizes[:-1])
+    z, m, lv = (part[..., :below] for part in (out.z, mean, log_variance))
+    sampled = 0.5 * (z.square() - (z - m).square() * (-lv).exp() - lv)
+    exact = gaussian_kl(mean[..., below:], log_variance[..., below:])
+    return torch.cat([kl if kl.ndim == 2 else kl.mean(1) for kl in (sampled, exact)], 1)
 
 
 def log_normal(z: Tensor, mean: Tensor | float = 0.0, log_variance: Tensor | float = 0.0) -> Tensor:
@@ -166,16 +198,16 @@ def elbo_loss(
             f"capacity has a weight of its own, capacity_weight; leave beta at 1 and free_bits at 0. Got beta={beta} "
             f"and free_bits={free_bits}."
         )
-    x, out, config = _forward(vae, batch, draw, ())
+    x, out, config, sizes = _forward(vae, batch, draw, ())
     reconstruction = -log_likelihood(config.decoder, x, out.location, out.log_scale)  # (B,)
-    by_dimension = gaussian_kl(out.mean, out.log_variance)  # (B, D)
+    by_dimension = level_kl(out, sizes)  # (B, D)
     kl = by_dimension.sum(1)
     if capacity is not None:
         regulariser = capacity_weight * (kl - capacity).abs()
     else:
         regulariser = beta * (by_dimension.clamp(min=free_bits).sum(1) if free_bits else kl)
     loss, error = (reconstruction + regulariser).mean(), reconstruction.mean()
-    return {"loss": loss, **_metrics(out, x, config, error + kl.mean(), kl, reconstruction=error)}
+    return {"loss": loss, **_metrics(out, x, config, sizes, error + kl.mean(), by_dimension, reconstruction=error)}
 
 
 def iwae_loss(vae, batch: dict, draw: Draws, *, samples: int = 5, gradient: str = "standard") -> dict[str, Tensor]:
@@ -209,27 +241,27 @@ def iwae_loss(vae, batch: dict, draw: Draws, *, samples: int = 5, gradient: str 
         raise UsageError(f"samples must be at least 1; got {samples}.")
     if gradient not in GRADIENTS:
         raise UsageError(f'gradient must be one of {GRADIENTS}; got "{gradient}".{did_you_mean(gradient, GRADIENTS)}')
-    x, out, config = _forward(vae, batch, draw, (samples,))
-    double, mean, log_variance = gradient == "doubly_reparameterised", out.mean[:, None], out.log_variance[:, None]
-    if double:  # z depends on the encoder still, the density's parameters do not
-        mean, log_variance = mean.detach(), log_variance.detach()
+    double = gradient == "doubly_reparameterised"  # z depends on the encoder still, q's density on z alone
+    x, out, config, sizes = _forward(vae, batch, draw, (samples,), **({"constant_posterior": True} if double else {}))
+    mean, log_variance = _beside(out)
     likelihood = log_likelihood(config.decoder, x, out.location, out.log_scale)  # (B, K)
     log_w = likelihood + log_normal(out.z) - log_normal(out.z, mean, log_variance)
     w = log_w.detach().softmax(1)
     bound = log_w.detach().logsumexp(1) - math.log(samples)
     # The decoder's gradient is sum_i w_i dlog w_i; at z it is scaled once more, on its way to the encoder.
     surrogate = -(w * log_w).sum(1)
-    if double and out.z.requires_grad:
-        out.z.register_hook(lambda g: w[..., None] * g)
+    for level in out.levels if double else ():
+        if level.z.requires_grad:
+            level.z.register_hook(lambda g: w[..., None] * g)
     loss = (surrogate - surrogate.detach() - bound).mean()
-    kl = gaussian_kl(out.mean, out.log_variance).sum(1)
-    values = _metrics(out, x, config, -bound.mean(), kl)
+    values = _metrics(out, x, config, sizes, -bound.mean(), level_kl(out, sizes))
     ess = 1 / w.square().sum(1)
     return {"loss": loss, **values, "elbo_nats": -log_w.detach().mean(), "effective_samples": ess.mean()}
 
 
-def _forward(vae, batch: dict, draw: Draws, samples: tuple[int, ...]):
+def _forward(vae, batch: dict, draw: Draws, samples: tuple[int, ...], **options: bool):
     config, x = unet_config(vae), batch["images"]
+    sizes = (config.latent_dim,) if isinstance(config.latent_dim, int) else tuple(config.latent_dim)
     if not bool((x.amin() >= -1) & (x.amax() <= 1)):
         raise UsageError(
             f"images must lie in [-1, 1] (a Bernoulli decoder's (x + 1) / 2 in [0, 1]); got {float(x.amin()):g} to "
@@ -242,15 +274,25 @@ def _forward(vae, batch: dict, draw: Draws, samples: tuple[int, ...]):
         )
     if config.decoder == "bernoulli":
         x = torch.where(draw.uniform("binarise", x.shape[1:]) < (x + 1) / 2, 1.0, -1.0).to(x.dtype)
-    noise = draw.normal("posterior", (*samples, config.latent_dim)).to(x.dtype)
-    return x, vae(x, noise, class_labels=labels), config
+    noise = draw.normal("posterior", (*samples, sum(sizes))).to(x.dtype)
+    return x, vae(x, noise, class_labels=labels, **options), config, sizes
 
 
-def _metrics(out, x: Tensor, config, nats: Tensor, kl: Tensor, **parts: Tensor) -> dict[str, Tensor]:
-    kl = kl.mean()
+def _beside(out) -> tuple[Tensor, Tensor]:
+    """Mean and log-variance of q that broadcast over the samples."""
+    return tuple(p if p.ndim == out.z.ndim else p[:, None] for p in (out.mean, out.log_variance))
+
+
+def _metrics(
+    out, x: Tensor, config, sizes: Sequence[int], nats: Tensor, kl: Tensor, **parts: Tensor
+) -> dict[str, Tensor]:
     width = math.log(256 / 2) if config.decoder == "gaussian" else 0.0  # a density per unit of [-1, 1], of 256 levels
+    means = [level.mean if level.mean.ndim == 2 else level.mean.mean(1) for level in out.levels]
+    active = [(mean.var(0, correction=0) > ACTIVE).sum() for mean in means]
     values = {
-        "nats": nats, **parts, "kl": kl, "bits_per_dim": (nats / x[0].numel() + width) / math.log(2),
-        "active_units": (out.mean.var(0, correction=0) > ACTIVE).sum(),
+        "nats": nats, **parts, "kl": kl.sum(1).mean(), "bits_per_dim": (nats / x[0].numel() + width) / math.log(2),
+        "active_units": sum(active),
     }  # fmt: skip
+    for level, (part, units) in enumerate(zip(kl.split(sizes, 1), active), 1) if len(sizes) > 1 else ():
+        values |= {f"kl_{level}": part.sum(1).mean(), f"active_units_{level}": units}
     return {key: value.detach() for key, value in values.items()}
