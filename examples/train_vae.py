@@ -32,10 +32,12 @@ from latentia.watch import Watch, sampler
 class ModelArguments:
     """The network, VAE."""
 
-    latent_dim: int = 16
-    """Dimensions of the code."""
+    latent_dim: tuple[int, ...] = (16,)
+    """Dimensions of the code; several numbers: of each level, from the image upwards."""
     hidden_sizes: tuple[int, ...] = (400,)
     """Width of each dense layer on the way in; the way back mirrors it."""
+    upper_hidden_sizes: tuple[int, ...] = (100,)
+    """Width of each dense layer between a level of the code and the next, if there are several."""
     block_out_channels: tuple[int, ...] = ()
     """Channels of convolutional levels before them, each of which halves the image; none: a dense network."""
     activation: str = "silu"
@@ -101,6 +103,8 @@ def check(args: Arguments, data) -> None:
             f"--gradient {chosen.gradient} needs --importance_samples of at least 2, and the gradient at the code "
             "itself, which --compile hides."
         )
+    if not args.model.latent_dim:
+        raise UsageError("--latent_dim must be one number, or one for each level; got none.")
     if not 0 <= chosen.capacity_ramp <= 1:
         raise UsageError(f"--capacity_ramp must be from 0 to 1; got {chosen.capacity_ramp}.")
 
@@ -110,13 +114,17 @@ def main(args: Arguments) -> int:
     data = load_data(args.data)
     check(args, data)
     options, chosen, conditional = args.optimization, args.variational, args.model.class_conditional
+    latent_dim, hidden_sizes = args.model.latent_dim, args.model.hidden_sizes
+    several = len(latent_dim) > 1
 
     torch.manual_seed(options.seed)
     vae = VAE(
         sample_size=tuple(data.shape[1:]),
         in_channels=data.shape[0],
-        latent_dim=args.model.latent_dim,
-        hidden_sizes=args.model.hidden_sizes,
+        latent_dim=latent_dim if several else latent_dim[0],
+        hidden_sizes=(hidden_sizes, *[args.model.upper_hidden_sizes] * len(latent_dim[1:]))
+        if several
+        else hidden_sizes,
         block_out_channels=args.model.block_out_channels,
         activation=args.model.activation,
         decoder=args.model.decoder,

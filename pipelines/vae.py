@@ -26,10 +26,14 @@ class VAEPipeline(DiffusionPipeline):
     Pictures are the mean of p(x|z), as is usual: its pixels are independent given z, so that their noise would only be
     grain.
 
+    A code has D values, all levels of the network side by side from the picture upwards, in units in which the prior
+    is N(0, I); see `latentia.models.levels.Levels`. So every word means for several levels what it means for one: the
+    last values are the topmost level, and a walk along one of them moves all that hangs on it.
+
     Args:
         vae: `VAE`.
         prior: what codes are drawn from instead of N(0, I), such as a `LatentMixture` fitted to the codes of the
-            training images: has `sample(n, generators) -> (n, latent_dim)` and, for likelihoods, `log_prob(z)`.
+            training images: has `sample(n, generators) -> (n, D)` and, for likelihoods, `log_prob(z)`.
         label_names: names of the classes, in the order of their indices; `None` (default): none.
 
     Example:
@@ -78,7 +82,7 @@ class VAEPipeline(DiffusionPipeline):
             temperature: factor of z ~ N(0, I). 1 (default) is the model; less makes pictures more typical and alike.
             generator: one `torch.Generator` or one per picture. The same seed gives the same pictures whatever the
                 batch.
-            latents: codes to decode, (B, latent_dim), instead of drawn ones.
+            latents: codes to decode, (B, D), instead of drawn ones.
             output_type: "pil", "np" ((B, H, W, C) in [0, 1]), "pt" ((B, C, H, W) in [0, 1]) or "latent" (raw).
             return_dict: `False` returns the tuple `(images,)`.
 
@@ -119,7 +123,7 @@ class VAEPipeline(DiffusionPipeline):
         sample_posterior: bool = False,
         generator: Generators = None,
     ) -> Tensor:
-        """The codes of pictures: means of q(z|x), or samples of it.
+        """The codes of pictures: means of q(z|x), each level's at the mean of the one below, or samples of it.
 
         Args:
             images: pictures, or what `from_input` takes.
@@ -128,7 +132,7 @@ class VAEPipeline(DiffusionPipeline):
             generator: of the samples, one or one per picture.
 
         Returns:
-            (B, latent_dim).
+            (B, D).
         """
         x = self._input(images)
         first = self._first(x, class_labels)
@@ -137,7 +141,7 @@ class VAEPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def decode(self, latents: Tensor, *, class_labels: Labels = None, output_type: str = "pil") -> Any:
-        """The pictures of codes (B, latent_dim)."""
+        """The pictures of codes (B, D)."""
         check_output_type(output_type)
         return to_output(self.vae.mean_of(self._locations(latents, class_labels)), output_type)
 
@@ -267,7 +271,7 @@ class VAEPipeline(DiffusionPipeline):
         return self._sheet(codes.to(self.vae.dtype), class_labels, output_type)
 
     def attribute_vector(self, images_with: Any, images_without: Any, *, class_labels: Labels = None) -> Tensor:
-        """The direction of an attribute, (latent_dim,): mean code of pictures that have it minus that of those without.
+        """The direction of an attribute, (D,): mean code of pictures that have it minus that of those without.
 
         Sampling Generative Networks (White, 2016, 1609.04468), section 3.
         """

@@ -35,7 +35,7 @@ def test_output_has_the_shape_and_is_an_output_dataclass(entry):
 
 def test_every_parameter_gets_a_gradient(entry):
     network = perturbed(entry.build())
-    out = network(**entry.inputs(11))[0]
+    out = entry.through(network(**entry.inputs(11)))
     (out * torch.randn_like(out)).sum().backward()
     without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert without == []

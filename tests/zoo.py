@@ -21,12 +21,16 @@ from latentia import (
 
 @dataclass(frozen=True)
 class Entry:
-    """`build()` makes the network, `inputs(b)` its arguments for b samples, `shape(b)` what must come out first."""
+    """`build()` makes the network, `inputs(b)` its arguments for b samples, `shape(b)` what must come out first.
+
+    `through(output)`: what all parameters must reach.
+    """
 
     name: str
     build: Callable[[], torch.nn.Module]
     inputs: Callable[[int], dict[str, Any]]
     shape: Callable[[int], tuple[int, ...]]
+    through: Callable[[Any], torch.Tensor] = lambda out: out[0]
 
 
 def _unet(name: str, image: tuple[int, int, int], out: int | None = None, extra: Callable = lambda b: {}, **config):
@@ -94,18 +98,22 @@ def _mixture() -> LatentMixture:
     return LatentMixture.fit(torch.randn(40, 5), num_components=3)
 
 
-def _vae(name: str, image: tuple[int, int, int], samples=(), extra: Callable = lambda b: {}, **config):
+def _vae(
+    name: str, image, samples=(), extra: Callable = lambda b: {}, through: Callable = lambda out: out[0], **config
+):
     channels, *size = image
     config = {"latent_dim": 3, "hidden_sizes": (8,)} | config
 
     def inputs(b: int) -> dict[str, Any]:
-        return {"x": torch.rand(b, *image) * 2 - 1, "noise": torch.randn(b, *samples, 3), **extra(b)}
+        size = torch.tensor(config["latent_dim"]).sum()
+        return {"x": torch.rand(b, *image) * 2 - 1, "noise": torch.randn(b, *samples, size), **extra(b)}
 
     return Entry(
         f"vae-{name}",
         lambda: VAE(sample_size=tuple(size), in_channels=channels, **config),
         inputs,
         lambda b: (b, *samples, *image),
+        through,
     )
 
 
@@ -145,6 +153,14 @@ ZOO = [
     ),
     _vae("dense", (1, 8, 8)),
     _vae("convolutional", (3, 16, 24), block_out_channels=(4, 8), decoder="gaussian", observation_std=0.5),
+    _vae(
+        "levels",
+        (1, 8, 8),
+        (2,),
+        latent_dim=(4, 3, 2),
+        hidden_sizes=((8,), (), (6, 5)),
+        through=lambda out: torch.cat([out.reconstruction.flatten(), out.z.flatten()]),
+    ),
     _vae("samples", (1, 8, 8), (2,), hidden_sizes=(), decoder="discretized_logistic", observation_std=0.1),
     _vae("classes", (1, 8, 8), extra=lambda b: {"class_labels": torch.arange(b) % 10}, num_class_embeds=10),
 ]

@@ -159,6 +159,9 @@ def elbo_loss(
       into micro-batches changes nothing);
     - \(\gamma |\mathrm{KL} - C|\), with capacity C (Burgess et al., 2018, 1804.03599, eq. 8).
 
+    Of several levels the KL of those below the topmost is that of one sample, see `level_kl`: unbiased for the ELBO,
+    while free bits and capacity, which bend it, then bend its noise too.
+
     For a Bernoulli decoder grey pixels are binarised anew at each step: a value v is white with probability
     (v + 1) / 2 (dynamic binarisation). Pixels that are black or white already stay as they are.
 
@@ -168,13 +171,15 @@ def elbo_loss(
         draw: the randomness of this micro-batch.
         beta: weight of the KL; 1 (default) is the ELBO, more disentangles (Higgins et al., 2017), 0 gives an
             autoencoder with noise.
-        free_bits: lambda, nats for each dimension of z, default 0.
+        free_bits: lambda, nats for each dimension of z, of whatever level, default 0.
         capacity: C, nats; `None` (default): no capacity. A growing C is a function of `draw.position`.
         capacity_weight: gamma, default 10.
 
     Returns:
         "loss"; "nats", the negative ELBO itself whatever beta is, with its two parts "reconstruction" and "kl";
-        "bits_per_dim"; "active_units" of this batch.
+        "bits_per_dim"; "active_units" of this batch. Of several levels also "kl_1", "active_units_1", ... of each, from
+        the picture upwards; the posterior mean of a level above the first is taken at the samples below it, so that
+        with few samples its variance contains their noise.
 
     Raises:
         UsageError: a negative weight, a capacity beside beta or free bits, pictures outside [-1, 1], labels out of
@@ -216,7 +221,9 @@ def iwae_loss(vae, batch: dict, draw: Draws, *, samples: int = 5, gradient: str 
     One sample gives the ELBO. The gradient of "standard" is the bound's own; for the encoder its signal vanishes
     against its noise as k grows. "doubly_reparameterised" replaces the encoder's part by
     \(\sum_i \tilde w_i^2 \frac{\partial \log w_i}{\partial z_i} \frac{\partial z_i}{\partial \phi}\), which has the
-    same expectation and less variance. It needs the gradient at z alone, so the network must not be compiled.
+    same expectation and less variance. It needs the gradient at z alone, so the network must not be compiled. Of
+    several levels z_i is all of them: the first factor holds their samples apart, with log q(z_2|z_1) a function of
+    both, and only the second runs from level to level; see `latentia.models.levels.Levels.with_constant_posterior`.
 
     Args:
         vae, batch, draw: as for `elbo_loss`; a Bernoulli decoder's pixels are binarised likewise.
@@ -225,10 +232,12 @@ def iwae_loss(vae, batch: dict, draw: Draws, *, samples: int = 5, gradient: str 
 
     Returns:
         "loss" = "nats", the negative bound; "elbo_nats", the negative ELBO from the same samples; "kl";
-        "bits_per_dim"; "active_units"; "effective_samples", \(1 / \sum_i \tilde w_i^2\).
+        "bits_per_dim"; "active_units", their posterior means being means over the k samples; both of each level as for
+        `elbo_loss`; "effective_samples", \(1 / \sum_i \tilde w_i^2\).
 
     Importance Weighted Autoencoders (Burda et al., 2015, 1509.00519), eq. 8 and 14; Doubly Reparameterized Gradient
-    Estimators (Tucker et al., 2018, 1810.04152), eq. 7.
+    Estimators (Tucker et al., 2018, 1810.04152), eq. 7; of several levels: Generalized Doubly Reparameterized Gradient
+    Estimators (Bauer and Mnih, 2021, 2101.11046).
 
     Example:
         >>> from latentia import VAE
