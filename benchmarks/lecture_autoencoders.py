@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from latentia import Autoencoder, AutoencoderPipeline, LatentMixture, RecurrentAutoencoder
 from latentia.data import load_images
-from latentia.evaluation import extractor_for, frechet_distance, knn_probe, psnr
+from latentia.evaluation import extractor_for, frechet_distance, grid, knn_probe, psnr
 from latentia.losses.reconstruction import autoencoder_loss, corrupt
 from latentia.models.autoencoder import length_mask, outer_layers
 from latentia.pipelines.autoencoder import between
@@ -47,6 +47,7 @@ class Data:
         self.shape = tuple(self.x.shape[1:])
         self.size, self.values = self.shape[1:], self.x[0].numel()
         self.extractor = extractor_for(self.shape)
+        self.pictures: Path | None = None
 
 
 # ------------------------------------------------------------ training and baselines
@@ -261,6 +262,7 @@ def denoising(rows: Rows, data: Data, steps: int) -> None:
             return float(psnr(images.clamp(-1, 1), data.new).mean())
 
         clean = AutoencoderPipeline(network).denoise(noisy, output_type="latent")
+        shown = [data.new[:12], noisy[:12].clamp(-1, 1), clean[:12]]
         array = noisy.numpy()
         others = {
             "Gaussian filter": max(
@@ -291,7 +293,12 @@ def denoising(rows: Rows, data: Data, steps: int) -> None:
         return float(((images - data.new).square() * hole).sum() / hole.sum())
 
     with torch.no_grad():
-        ours = missed(network(holed).reconstruction)
+        whole = network(holed).reconstruction
+    ours = missed(whole)
+    if data.pictures:
+        rows_of = ["data", "noise", "denoised", "holes", "filled"]
+        shown = torch.cat([*shown, holed[:12], whole[:12].clamp(-1, 1)])
+        grid(shown, 12, row_labels=rows_of).save(data.pictures / f"autoencoder-denoising-{data.size[0]}.png")
     others = {f"{k} nearest neighbours": missed(images) for k, images in filled.items()}
     others["mean image"] = missed(data.x.mean(0).expand_as(data.new))
     rows.put(
@@ -477,6 +484,7 @@ def main() -> None:
     parser.add_argument("--test_data_dir", help="held-out pictures; without it the last fifth is held out")
     parser.add_argument("--steps", type=int, default=3000, help="training steps of most networks")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--pictures", type=Path, default=HERE.parent / "docs" / "images")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "lecture_autoencoders.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -485,6 +493,8 @@ def main() -> None:
         data = Data(load_images(source), load_images(args.test_data_dir))
     else:
         data = Data(load_images(source, split="train[:80%]"), load_images(source, split="train[80%:]"))
+    data.pictures = args.pictures
+    args.pictures.mkdir(parents=True, exist_ok=True)
     name = Path(source).parent.name if args.train_data_dir else "digits"
     given = {"train_data_dir": args.train_data_dir, "test_data_dir": args.test_data_dir}
     where = "".join(f" --{flag} {name}/{Path(path).name}" for flag, path in given.items() if path)

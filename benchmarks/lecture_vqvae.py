@@ -26,6 +26,7 @@ from torch import nn
 import latentia
 from latentia.data import load_images
 from latentia.embedding import embed
+from latentia.evaluation import grid
 from latentia.losses.quantisation import CodebookUpdate, perplexity, vqvae_loss
 from latentia.losses.reconstruction import autoencoder_loss
 from latentia.training.loop import Phase, learning_rate_schedule, train
@@ -65,6 +66,7 @@ def fit(network: nn.Module, loss, data, steps: int, seed: int, others=(), batch_
 
 def codebook(rows: Rows, args, data, held_out: torch.Tensor, name: str) -> None:
     found: dict[str, dict[str, list[float]]] = {}
+    shown = {"data": held_out[:12]}
     for seed in range(args.seeds):
         for way, options in WAYS.items():
             options = dict(options)
@@ -90,7 +92,9 @@ def codebook(rows: Rows, args, data, held_out: torch.Tensor, name: str) -> None:
             seconds = time.process_time() - started
             pipe = latentia.VQVAEPipeline(vqvae)
             codes = pipe.encode(held_out)
-            error = float((pipe.decode(codes, output_type="latent").clamp(-1, 1) - held_out).square().mean())
+            again = pipe.decode(codes, output_type="latent").clamp(-1, 1)
+            shown |= {way: again[:12]}
+            error = float((again - held_out).square().mean())
             prior = pipe.fit_prior(data.images[:10_000])
             with torch.no_grad():
                 bits = float(-prior.log_prob(codes).mean()) / math.log(2)
@@ -101,6 +105,8 @@ def codebook(rows: Rows, args, data, held_out: torch.Tensor, name: str) -> None:
             print(seed, way, {key: round(value, 4) for key, value in values.items()}, flush=True)
             for key, value in values.items():
                 found.setdefault(key, {}).setdefault(way, []).append(value)
+    pictures = torch.cat([*shown.values()])
+    grid(pictures, 12, row_labels=[*shown]).save(args.pictures / f"vqvae-{name}.png")
     mean = {key: {way: sum(v) / len(v) for way, v in ways.items()} for key, ways in found.items()}
     ours = "running means, restarts"
     for plain in ("plain", "running means"):
@@ -173,6 +179,7 @@ def main() -> None:
     parser.add_argument("--block_out_channels", type=int, nargs="+", default=[32])
     parser.add_argument("--latent_channels", type=int, default=16)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--pictures", type=Path, default=HERE.parent / "docs" / "images")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "lecture_vqvae.json")
     args = parser.parse_args()
     source = args.train_data_dir or args.dataset_name
