@@ -52,7 +52,7 @@ def level_kl(out, sizes: Sequence[int]) -> Tensor:
     Returns:
         (B, D); never negative of one level.
 
-    Importance Weighted Autoencoders (Burda et al., 2015, 1509.00519), eq. 5.
+    Importance Weighted Autoencoders (Burda et al., 2015, 1509.00519), section 2.
 
     Example:
         >>> from latentia import VAE
