@@ -134,7 +134,7 @@ def run(kind: str, k: int, seed: int, data, test: Test, args) -> dict:
         print(f"{kind}, k = {k}, seed {seed}: {epochs:.1f} epochs, {progress.seconds:.0f} s, {nats:.2f}", flush=True)
         return {}
 
-    hooks = [Hook(max(1, steps // args.looks), look)]
+    hooks = [Hook(-(-steps // args.looks), look)]
     result, vae, worked = fit(new_network(kind, data, seed, args.device), loss, data, steps, args, seed, hooks)
     each, active, kl = test.elbo(vae)
     exact = test.elbo(vae, 20)[0]
@@ -154,7 +154,11 @@ def run(kind: str, k: int, seed: int, data, test: Test, args) -> dict:
         row |= {"published -log p": PUBLISHED.get(k), "published active units": ACTIVE_UNITS.get(k)}
     else:
         below = [point["minutes"] for point in curve if point["-elbo"] <= 105]
-        row |= {"threshold": 105, "passed": row["-elbo"] <= 105, "minutes at the first look below it": min(below, default=None)}
+        row |= {
+            "threshold": 105,
+            "passed": row["-elbo"] <= 105,
+            "minutes at the first look below": min(below, default=None),
+        }
     return rounded(row)
 
 
