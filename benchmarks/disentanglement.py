@@ -80,7 +80,7 @@ def scored(factors: Grey, data: ImageData, beta: float, seed: int, args) -> tupl
     seconds = time.perf_counter() - started
     with torch.no_grad():
         scores = disentanglement_scores(lambda x: vae.encode(x)[0], factors, n=args.n, groups=args.groups).to_dict()
-    row = {"beta": beta, "seed": seed, "seconds of training": round(seconds, 1), **scores}
+    row = {**scores, "beta": beta, "seed": seed, "seconds of training": round(seconds, 1)}
     row = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in row.items()}
     print(row, flush=True)
     return row, vae
@@ -93,7 +93,7 @@ def gains(rows: list[dict], beta: float) -> dict:
     found = {}
     for name in SCORES:
         each = [by[beta, seed][name] - by[1.0, seed][name] for seed in seeds]
-        error = statistics.stdev(each) / len(each) ** 0.5 if len(each) > 1 else math.inf
+        error = statistics.stdev(each) / len(each) ** 0.5 if len(each) > 1 else None
         gain = statistics.mean(each)
         found[name] = {
             "beta = 1": statistics.mean(by[1.0, seed][name] for seed in seeds),
@@ -101,7 +101,7 @@ def gains(rows: list[dict], beta: float) -> dict:
             "its standard error": error,
         }  # fmt: skip
         if name in ("mig", "dci_disentanglement"):
-            found[name]["holds"] = gain > 2 * error
+            found[name]["holds"] = error is not None and gain > 2 * error
     return {"seeds": len(seeds), **found}
 
 
