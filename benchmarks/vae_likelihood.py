@@ -114,6 +114,8 @@ def fit(vae: VAE, loss, data, steps: int, args, seed: int, hooks=()):
             accelerator, [phase], data, output_dir=folder, max_steps=steps, batch_size=args.batch_size, seed=seed,
             hooks=hooks, checkpoint_every=None, resume="none", log_every=100,
         )  # fmt: skip
+    if result.status == "interrupted":
+        raise SystemExit("interrupted")
     return result, ema.module.eval(), time.process_time() - worked
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import latentia
 from latentia.errors import CheckpointError, NumericsError, UsageError
-from latentia.random import Draws, seed_from
+from latentia.random import Draws, seed_from, seed_global
 from latentia.training import checkpoint as ckpt
 from latentia.training.ema import EMA
 from latentia.training.progress import Log, Progress, peak_memory
@@ -262,7 +262,8 @@ def _run(accelerator, phase: Phase, phases, micros, seed: int, progress: Progres
     totals: dict[str, Tensor] = {}
     for k, (batch, draw) in enumerate(micros):
         # Whatever draws from the global generators (dropout) is a function of the position too.
-        torch.manual_seed(seed_from(seed, "global", phase.name, progress.images, accelerator.process_index, k))
+        turn = seed_from(seed, "global", phase.name, progress.images, accelerator.process_index, k)
+        seed_global(turn, accelerator.device)
         with ExitStack() as unsynced:
             for other in phases:
                 if other.trains is not phase.trains or k < len(micros) - 1:
@@ -288,16 +289,25 @@ def _run(accelerator, phase: Phase, phases, micros, seed: int, progress: Progres
 
 
 def _step(accelerator, phase: Phase, parameters, progress: Progress) -> Tensor:
-    limit = phase.max_grad_norm if phase.max_grad_norm is not None else math.inf
-    norm = accelerator.clip_grad_norm_(parameters, limit)
+    if phase.max_grad_norm is not None:
+        norm = accelerator.clip_grad_norm_(parameters, phase.max_grad_norm)
+    else:
+        accelerator.unscale_gradients()
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if accelerator.scaler is None and not math.isfinite(float(norm)):
         raise NumericsError(
             f'The gradient of phase "{phase.name}" is not finite at step {progress.step + 1} ({progress.images} '
             "images). Nothing was updated with it; the last checkpoint is good. Lower --learning_rate."
         )
-    phase.optimizer.step()
-    phase.optimizer.zero_grad(set_to_none=True)
+    # The wrapper is for the scaler; without one it only looks for a package on the disk at every step.
+    optimizer = phase.optimizer if accelerator.scaler is not None else _plain(phase.optimizer)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def _plain(optimizer):
+    return getattr(optimizer, "optimizer", optimizer)
 
 
 def _only_trains(phase: Phase, phases: Sequence[Phase], parameters: Mapping[str, list[nn.Parameter]]) -> None:
@@ -337,7 +347,7 @@ def _stateful(accelerator: Accelerator, phases: Sequence[Phase]) -> dict[str, An
         if phase.ema is not None:
             things[f"{phase.name}.ema"] = phase.ema
         if phase.optimizer is not None:
-            things[f"{phase.name}.optimizer"] = getattr(phase.optimizer, "optimizer", phase.optimizer)
+            things[f"{phase.name}.optimizer"] = _plain(phase.optimizer)
     if accelerator.scaler is not None:
         things["scaler"] = accelerator.scaler
     return things
