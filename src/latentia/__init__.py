@@ -17,6 +17,7 @@ _EXPORTS = {
     "RecurrentAutoencoder": "latentia.models.autoencoder",
     "VQVAE": "latentia.models.vqvae",
     "PositionPrior": "latentia.models.vqvae",
+    "PatchDiscriminator": "latentia.models.patchgan",
     "LatentMixture": "latentia.models.mixture",
     "DigitClassifier": "latentia.models.classifier",
     "InceptionV3": "latentia.models.inception",
@@ -25,6 +26,7 @@ _EXPORTS = {
     "DiffusionPipeline": "latentia.pipelines.base",
     "UnconditionalDiffusionPipeline": "latentia.pipelines.unconditional",
     "AutoencoderPipeline": "latentia.pipelines.autoencoder",
+    "AutoencoderKLPipeline": "latentia.pipelines.autoencoder_kl",
     "VAEPipeline": "latentia.pipelines.vae",
     "VQVAEPipeline": "latentia.pipelines.vqvae",
     "evaluate": "latentia.scoreboard",
@@ -36,6 +38,7 @@ __all__ = [
     "VAE",
     "VQVAE",
     "Autoencoder",
+    "AutoencoderKLPipeline",
     "AutoencoderPipeline",
     "DDIMScheduler",
     "DDPMScheduler",
@@ -44,6 +47,7 @@ __all__ = [
     "InceptionV3",
     "LatentMixture",
     "ModelMixin",
+    "PatchDiscriminator",
     "PositionPrior",
     "RecurrentAutoencoder",
     "SchedulerMixin",
@@ -68,10 +72,12 @@ if TYPE_CHECKING:
     from latentia.models.inception import InceptionV3
     from latentia.models.mixture import LatentMixture
     from latentia.models.modeling import ModelMixin
+    from latentia.models.patchgan import PatchDiscriminator
     from latentia.models.unet import UNet2D
     from latentia.models.vae import VAE
     from latentia.models.vqvae import VQVAE, PositionPrior
     from latentia.pipelines.autoencoder import AutoencoderPipeline
+    from latentia.pipelines.autoencoder_kl import AutoencoderKLPipeline
     from latentia.pipelines.base import DiffusionPipeline
     from latentia.pipelines.unconditional import UnconditionalDiffusionPipeline
     from latentia.pipelines.vae import VAEPipeline

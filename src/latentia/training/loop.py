@@ -45,6 +45,7 @@ class Phase:
         optimizer: over its parameters, prepared; `None` for an update rule without gradients.
         learning_rate: step -> factor of the optimizer's initial rate; a function, so there is no state to save.
         every: run in every n-th step. Default 1.
+        after: steps before the first in which it runs. Default 0.
         max_grad_norm: clip the gradient to this Euclidean norm; `None` (default): no clipping.
         ema: the average to update after each step of this phase.
     """
@@ -55,6 +56,7 @@ class Phase:
     optimizer: Any = None
     learning_rate: Callable[[int], float] = field(default=lambda step: 1.0)
     every: int = 1
+    after: int = 0
     max_grad_norm: float | None = None
     ema: EMA | None = None
 
@@ -210,7 +212,7 @@ def train(
                 batch = data.batch(position, position + batch_size, seed=seed, device=device)
                 micros.append((batch, Draws(seed, progress.images, global_batch, offset, batch_size, device)))
             for phase in phases:
-                if progress.step % phase.every:
+                if progress.step % phase.every or progress.step < phase.after:
                     continue
                 if phase.optimizer is not None:
                     factor = phase.learning_rate(progress.step)

@@ -1,0 +1,171 @@
+"""Pictures as small pictures of real numbers and back: the autoencoder that latent diffusion works in."""
+
+from typing import Any
+
+import torch
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from torch import Tensor
+
+from latentia.errors import UsageError
+from latentia.models.autoencoder_kl import latent_statistics
+from latentia.models.levels import reparameterised
+from latentia.pipelines.autoencoder import between, in_chunks
+from latentia.pipelines.base import DiffusionPipeline, check_output_type, from_input, to_output
+from latentia.pipelines.unconditional import Generators, image_generators
+
+_CHUNK = 16  # pictures at once: large ones fill the memory
+
+
+class AutoencoderKLPipeline(DiffusionPipeline):
+    r"""Encode, decode, reconstruct, interpolate with diffusers' AutoencoderKL; and sample, once a density is fitted.
+
+    Latents are scaled as every latent diffusion pipeline expects: \(\tilde z = (z - \text{shift}) \cdot
+    \text{scaling}\), with mean 0 and standard deviation 1 over the data once `calibrate` has measured both.
+
+    Args:
+        vae: an `AutoencoderKL`, trained here or any other.
+        prior: a density of its scaled latents, flattened, such as `LatentMixture.fit(pipe.encode(images))`; `None`
+            (default): none, and then there is nothing to sample from.
+
+    Example:
+        >>> from latentia.models.autoencoder_kl import autoencoder_kl
+        >>> pipe = AutoencoderKLPipeline(autoencoder_kl(16, 1, block_out_channels=(8, 8)))
+        >>> images = torch.rand(3, 1, 16, 16) * 2 - 1
+        >>> pipe.calibrate(images)
+        >>> pipe.encode(images).shape, len(pipe.reconstruct(images))
+        (torch.Size([3, 4, 8, 8]), 3)
+    """
+
+    model_cpu_offload_seq = "vae"
+    _optional_components = ["prior"]  # noqa: RUF012 (diffusers reads a list)
+
+    def __init__(self, vae, prior=None):
+        super().__init__()
+        self.register_modules(vae=vae, prior=prior)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int | None = None,
+        *,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple:
+        """Sample images: latents from the prior, decoded.
+
+        Args:
+            batch_size: number of images; `None` (default): as many as `latents`, else 1.
+            generator: one `torch.Generator` or one per image. The same seed gives the same images whatever the batch.
+            latents: decode these, (B, D, h, w), instead of drawing some.
+            output_type: "pil", "np" ((B, H, W, C) in [0, 1]), "pt" ((B, C, H, W) in [0, 1]) or "latent" (raw).
+            return_dict: `False` returns the tuple `(images,)`.
+
+        Returns:
+            `.images`.
+
+        Raises:
+            UsageError: there is no prior, or the number of images is below 1 or not that of `latents`.
+        """
+        check_output_type(output_type)
+        if latents is not None and batch_size not in (None, len(latents)):
+            raise UsageError(f"batch_size is {batch_size}, but latents are given for {len(latents)} images.")
+        if latents is None:
+            batch_size = 1 if batch_size is None else batch_size
+            if batch_size < 1:
+                raise UsageError(f"batch_size must be at least 1; got {batch_size}.")
+            if self.prior is None:
+                raise UsageError(
+                    "An AutoencoderKL alone is no generative model: its KL is too weak for latents from N(0, I) to be "
+                    "pictures, so `prior` must not be None. Train a diffusion model on pipe.encode(images), or fit the "
+                    "simplest density, latentia.LatentMixture.fit(pipe.encode(images))."
+                )
+            flat = self.prior.sample(batch_size, image_generators(generator, batch_size))
+            latents = flat.unflatten(1, self._latent_shape)
+        images = self.decode(latents, output_type=output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    @torch.no_grad()
+    def encode(self, images: Any, *, sample_posterior: bool = False, generator: Generators = None) -> Tensor:
+        """The scaled latents of pictures, (B, D, h, w): means of q(z|x), or samples of it.
+
+        Args:
+            images: pictures, or what `from_input` takes, of any size that the levels can halve.
+            sample_posterior: `False` (default): the means; `True`: a sample each.
+            generator: of the samples, one or one per picture.
+
+        Raises:
+            UsageError: other channels, or sides that cannot be halved so often.
+        """
+        x = self._input(images)
+        moments = in_chunks(lambda part: self.vae.encode(part).latent_dist.parameters, x, _CHUNK)
+        mean, log_variance = moments.chunk(2, 1)
+        if sample_posterior:
+            shape, device = mean.shape[1:], self._execution_device
+            draws = [torch.randn(shape, generator=g, device=g.device) for g in image_generators(generator, len(x))]
+            noise = torch.stack(draws).to(device, mean.dtype)
+            mean = reparameterised(mean, log_variance.clamp(-30.0, 20.0), noise)
+        shift, scaling = self._scale
+        return (mean - shift) * scaling
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, *, output_type: str = "pil") -> Any:
+        """The pictures of scaled latents (B, D, h, w)."""
+        check_output_type(output_type)
+        channels = self.vae.config.latent_channels
+        if latents.ndim != 4 or latents.shape[1] != channels or not len(latents):
+            raise UsageError(f"latents must have shape (B, {channels}, h, w), B >= 1; got {tuple(latents.shape)}.")
+        shift, scaling = self._scale
+        z = latents.to(self._execution_device, self.vae.dtype) / scaling + shift
+        return to_output(in_chunks(lambda part: self.vae.decode(part).sample, z, _CHUNK), output_type)
+
+    def reconstruct(self, images: Any, *, output_type: str = "pil") -> Any:
+        """The pictures of the pictures' latents."""
+        return self.decode(self.encode(images), output_type=output_type)
+
+    def interpolate(self, a: Any, b: Any, steps: int = 8, *, mode: str = "lerp", output_type: str = "pil") -> Any:
+        """`steps` pictures on the way from picture `a` to picture `b` through the latents; see `between`."""
+        check_output_type(output_type)
+        ends = [self.encode(image) for image in (a, b)]
+        for name, latents in zip("ab", ends):
+            if len(latents) != 1:
+                raise UsageError(f"{name} must be one image; got {len(latents)}. Interpolate pair by pair.")
+        return self.decode(between(*ends, steps, mode), output_type=output_type)
+
+    def calibrate(self, images: Any) -> None:
+        """Measure mean and standard deviation of the latents of pictures and keep them in the configuration of `vae`.
+
+        They become `shift_factor` and 1 / `scaling_factor`, which diffusers' latent pipelines read.
+
+        Raises:
+            UsageError: all latents are equal.
+        """
+        mean, std = latent_statistics(self.vae, self._input(images), _CHUNK)
+        if not std > 0:
+            raise UsageError("images must have latents that differ; all are equal. Has the encoder collapsed?")
+        self.vae.register_to_config(shift_factor=mean, scaling_factor=1 / std)
+
+    @property
+    def _scale(self) -> tuple[float, float]:
+        return self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
+
+    @property
+    def _factor(self) -> int:
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def _latent_shape(self) -> tuple[int, int, int]:
+        side = self.vae.config.sample_size // self._factor
+        return self.vae.config.latent_channels, side, side
+
+    def _input(self, images: Any) -> Tensor:
+        place = {"device": self._execution_device, "dtype": self.vae.dtype}
+        x = from_input(images, channels=self.vae.config.in_channels, **place)
+        if any(side % self._factor for side in x.shape[2:]):
+            raise UsageError(
+                f"images must have sides divisible by {self._factor}, by which the latents are smaller; got "
+                f"{x.shape[2]} by {x.shape[3]}. Resize or pad them first."
+            )
+        return x

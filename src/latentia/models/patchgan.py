@@ -1,0 +1,95 @@
+"""PatchDiscriminator: judges every patch of a picture by itself, so that it sees texture and not composition."""
+
+from dataclasses import dataclass
+
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.utils import BaseOutput
+from torch import Tensor, nn
+
+from latentia.errors import UsageError
+from latentia.models.convolution import check_choice
+from latentia.models.modeling import ModelMixin
+from latentia.models.unet import Norm, _groups
+
+NORMS = ("group", "spectral", "none")
+_KERNEL = 4
+_SLOPE = 0.2
+
+
+@dataclass
+class PatchDiscriminatorOutput(BaseOutput):
+    """`logits`: one for each patch, (B, 1, h, w); above 0 it is taken for real."""
+
+    logits: Tensor
+
+
+class PatchDiscriminator(ModelMixin, ConfigMixin):
+    """Convolutions of kernel 4: L of stride 2, then two of stride 1, the last to one channel. No padding of patches.
+
+    Each logit sees `receptive_field` pixels: 16, 34, 70 and 142 for 1 to 4 levels. Pictures of a batch never see each
+    other, so any split over processes or micro-batches gives the same.
+
+    Args:
+        in_channels: channels of the picture. Default 3.
+        block_out_channels: channels after each convolution of stride 2, and, as a last entry, after the first of
+            stride 1: at least two numbers. Default (32, 64, 128), that is patches of 34 pixels, for pictures of 32 to
+            64; (64, 128, 256, 512) is the paper's, of 70.
+        norm: "group" (default), "spectral" (of the weights) or "none". None is at the input.
+
+    Raises:
+        UsageError: fewer than two numbers or one below 1, an unknown norm; a picture of other channels, or of fewer
+            pixels than give one logit.
+
+    Image-to-Image Translation with Conditional Adversarial Networks (Isola et al., 2016, 1611.07004), section 3.2.2.
+
+    Example:
+        >>> import torch
+        >>> discriminator = PatchDiscriminator(in_channels=1, block_out_channels=(8, 16, 16))
+        >>> discriminator(torch.zeros(2, 1, 64, 64)).logits.shape, discriminator.receptive_field
+        (torch.Size([2, 1, 14, 14]), 34)
+    """
+
+    @register_to_config
+    def __init__(self, in_channels: int = 3, block_out_channels: tuple[int, ...] = (32, 64, 128), norm: str = "group"):
+        super().__init__()
+        check_choice("norm", norm, NORMS)
+        widths = tuple(block_out_channels)
+        if len(widths) < 2 or min(in_channels, *widths) < 1:
+            raise UsageError(
+                "in_channels and block_out_channels must be at least 1, and the latter at least two numbers; got "
+                f"{in_channels} and {widths}."
+            )
+        layers: list[nn.Module] = []
+        channels = in_channels
+        for i, out in enumerate(widths):
+            stride = 2 if i < len(widths) - 1 else 1
+            layers.append(nn.Conv2d(channels, out, _KERNEL, stride, padding=1))
+            if norm == "group" and i:
+                layers.append(Norm(_groups(out), out))
+            layers.append(nn.LeakyReLU(_SLOPE))
+            channels = out
+        layers.append(nn.Conv2d(channels, 1, _KERNEL, 1, padding=1))
+        if norm == "spectral":
+            layers = [nn.utils.parametrizations.spectral_norm(x) if isinstance(x, nn.Conv2d) else x for x in layers]
+        self.layers = nn.Sequential(*layers)
+
+    @property
+    def receptive_field(self) -> int:
+        """Height and width in pixels of what a logit depends on."""
+        field, jump = 1, 1
+        for layer in self.layers:
+            if isinstance(layer, nn.Conv2d):
+                field += (_KERNEL - 1) * jump
+                jump *= layer.stride[0]
+        return field
+
+    def forward(self, sample: Tensor, return_dict: bool = True) -> PatchDiscriminatorOutput | tuple[Tensor]:
+        """Judge pictures (B, in_channels, H, W) in [-1, 1]."""
+        least = 2 ** (len(self.config.block_out_channels) - 1) * 3
+        if sample.ndim != 4 or sample.shape[1] != self.config.in_channels or min(sample.shape[2:]) < least:
+            raise UsageError(
+                f"sample must be of shape (B, {self.config.in_channels}, H, W) with at least {least} pixels each way; "
+                f"got {tuple(sample.shape)}. Smaller pictures need fewer block_out_channels."
+            )
+        logits = self.layers(sample)
+        return PatchDiscriminatorOutput(logits) if return_dict else (logits,)
