@@ -136,6 +136,86 @@ def test_copies_and_repeated_images_lie_in_their_balls():
     assert precision_recall(real=single, fake=single) == (1, 1, 50 / 5, 1)
 
 
+# ---------------------------------------------------------------- what a float32 first pass must not change
+
+
+def shell(n, d, seed, spread=1e-9):
+    """n points at distances 1 + spread * (0, 1, ...) from the origin, shuffled: in float32 all are equally far."""
+    direction = randn(n, d, seed=seed)
+    direction /= direction.norm(dim=1, keepdim=True)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).double()
+    return direction * (1 + spread * order)[:, None]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-140, 1.0, 1e140])
+@pytest.mark.parametrize("case", ["near", "apart", "outlier", "duplicates", "many dimensions"])
+def test_the_bounds_hold(case, scale, dtype):
+    d = 3000 if case == "many dimensions" else 20
+    x, y = randn(60, d, seed=1), randn(50, d, seed=2)
+    if case == "apart":
+        y += 1e4
+    elif case == "outlier":
+        x[7] *= 1e6
+    elif case == "duplicates":
+        y[:30] = x[:30]
+    for a, b in ((x * scale, y * scale), (x * scale,) * 2):
+        bounds = latentia.evaluation.neighbours._Bounds(a, b, dtype)
+        # float64 is too coarse to judge its own roundings, so the truth is taken in numpy's 80 bits
+        u, v = (z.numpy().astype(np.longdouble) * bounds.unit for z in (a, b))
+        exact = np.square(u[:, None] - v[None]).sum(2)
+        slack = bounds.e * (bounds.norm_x[:, None] + bounds.norm_y).numpy()
+        for rows, columns, low in bounds.blocks(25, 25):
+            low, true = low.numpy().astype(np.longdouble), exact[rows, columns]
+            assert (low <= true).all() and (true <= low + 2 * slack[rows, columns]).all()
+        assert bounds.e < (3 + d) * 2e-7
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_neighbours_that_float32_cannot_tell_apart_are_told_apart(offset):
+    points = torch.cat([shell(3000, 24, seed) + offset + 50 * seed for seed in (0, 1)])
+    queries = torch.stack([torch.full((24,), offset + 50 * seed, dtype=torch.float64) for seed in (0, 1)])
+    distances, indices = nearest(queries, points, 4)
+    whole = cdist(queries.numpy(), points.numpy())
+    assert np.array_equal(indices.numpy(), np.argsort(whole, axis=1)[:, :4])
+    assert np.allclose(distances.numpy(), np.sort(whole, axis=1)[:, :4], rtol=1e-13)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_images_just_within_and_just_without_a_ball_are_told_apart(small_blocks, offset):
+    """Fake images on the very rims of real balls, and 1e-10 of the radius to either side of them."""
+    real = 10 * randn(90, 12, seed=1)
+    radius = np.sort(cdist(real, real))[:, 3]  # of the third neighbour, after the point itself
+    away = randn(90, 12, seed=2)
+    away /= away.norm(dim=1, keepdim=True)
+    shift = torch.tensor([-1e-10, 1e-10, 0.1]).double().repeat(30)
+    fake = real + away * (torch.from_numpy(radius) * (1 + shift))[:, None]
+    real, fake = real + offset, fake + offset
+    found = precision_recall(real=real, fake=fake, k=3, density_k=3)
+    assert found == pytest.approx(brute_force(real.numpy(), fake.numpy(), 3, 3), abs=1e-12)
+    swapped = precision_recall(real=fake, fake=real, k=3, density_k=2)
+    assert swapped == pytest.approx(brute_force(fake.numpy(), real.numpy(), 3, 2), abs=1e-12)
+
+
+def test_sets_of_very_different_place_and_size_are_those_of_brute_force(small_blocks):
+    real = torch.cat([randn(60, 5, seed=1), 1e5 * randn(3, 5, seed=2), randn(40, 5, seed=3) + 1e4])
+    for fake in (real[30:90] + 1e-7 * randn(60, 5, seed=4), real.flip(0)[:50] * 1.001, real[:1].repeat(20, 1)):
+        found = precision_recall(real=real, fake=fake, k=3, density_k=5)
+        assert found == pytest.approx(brute_force(real.numpy(), fake.numpy(), 3, 5), abs=1e-12)
+
+
+def test_a_product_with_fewer_digits_than_float32_is_not_trusted():
+    first_pass = latentia.evaluation.neighbours._first_pass
+    assert first_pass() == torch.float32
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert first_pass() == torch.float64
+        points = shell(200, 4, 1)
+        assert np.allclose(nearest(points[:5], points, 3)[0], np.sort(cdist(points[:5], points))[:, :3], atol=1e-15)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_balls_refuse_what_they_cannot_measure():
     good = randn(8, 3)
     for k, density_k, name in ((0, 5, "k"), (8, 5, "k"), (3, 0, "density_k"), (3, 8, "density_k")):

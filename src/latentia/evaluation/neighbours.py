@@ -1,20 +1,24 @@
-"""Nearest neighbours: precision and recall, density and coverage, and whether samples are copies. In float64.
+"""Nearest neighbours: precision and recall, density and coverage, and whether samples are copies. As in float64.
 
-Distances are Euclidean, worked out block by block: memory grows with n, not with n^2.
+Distances are Euclidean, worked out block by block: memory grows with n, not with n^2. A first pass in float32 bounds
+each from below and above, rigorously; what the bounds leave open is worked out in float64, which thus decides all.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from latentia.errors import DataError, UsageError
 from latentia.evaluation.features import check_features
 
-_ROWS, _COLUMNS, _SQUARE = 512, 2048, 2048  # of a block of distances
+_ROWS, _COLUMNS, _SQUARE = 512, 2048, 2560  # of a block of distances
 _GROUP = 32  # neighbouring columns of which only the least matters at first
-# Two roundings of one distance agree to about this, relative to the largest square. So a ball of radius 0 has copies.
-_SLACK = 1e-13
+_NUMBERS = 2**16  # of which differences are taken at once
+_SPARE = 2  # candidates beyond the k nearest, so that the bounds seldom leave open which these are
+_SLACK = 1e-13  # two roundings of one squared distance agree to about this, relatively
 
 
 class PrecisionRecall(NamedTuple):
@@ -81,7 +85,7 @@ def nearest(
             f"`k` must be between 1 and the number of other images, {available}. Got {k}; lower it, or give more "
             "images."
         )
-    return _nearest(*_centred(queries, points), k, exclude_self)
+    return _nearest(queries.double(), points.double(), k, exclude_self)
 
 
 def precision_recall(*, real: torch.Tensor, fake: torch.Tensor, k: int = 3, density_k: int = 5) -> PrecisionRecall:
@@ -125,22 +129,20 @@ def precision_recall(*, real: torch.Tensor, fake: torch.Tensor, k: int = 3, dens
                 f"`{name}` must be between 1 and the number of other images, {largest}. Got {value}; lower it, or give "
                 "more images."
             )
-    real, fake = _centred(real, fake)
-    scale = max(float(real.square().sum(1).max()), float(fake.square().sum(1).max()))
-    own = _nearest(real, real, max(k, density_k), True)[0].square() + _SLACK * scale  # (n, K), squared radii
+    real, fake = real.double(), fake.double()
+    own = _nearest(real, real, max(k, density_k), True)[0].square() * (1 + _SLACK)  # (n, K), squared radii
     radius, density_radius = own[:, k - 1], own[:, density_k - 1]
-    fake_radius = _nearest(fake, fake, k, True)[0][:, k - 1].square() + _SLACK * scale
+    fake_radius = _nearest(fake, fake, k, True)[0][:, k - 1].square() * (1 + _SLACK)
 
     precise = torch.zeros(len(fake), dtype=torch.bool)
     recalled, covered = (torch.zeros(len(real), dtype=torch.bool) for _ in range(2))
     inside = 0
-    for rows, columns, squares in _blocks(real, fake):
-        # Bytes are reduced many times faster than booleans.
-        precise[columns] |= (squares <= radius[rows, None]).view(torch.uint8).amax(0).bool()
-        recalled[rows] |= (squares <= fake_radius[columns]).view(torch.uint8).amax(1).bool()
-        within = squares <= density_radius[rows, None]
-        covered[rows] |= within.view(torch.uint8).amax(1).bool()
-        inside += int(within.count_nonzero())
+    for i, j, squares in _near(real, fake, [radius, density_radius], fake_radius):
+        precise[j[squares <= radius[i]]] = True
+        recalled[i[squares <= fake_radius[j]]] = True
+        within = i[squares <= density_radius[i]]
+        covered[within] = True
+        inside += len(within)
     return PrecisionRecall(
         *(float(share.double().mean()) for share in (precise, recalled)),
         inside / (density_k * len(fake)),
@@ -222,62 +224,154 @@ def _check_same_width(**sets: torch.Tensor) -> None:
         )
 
 
-def _centred(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both in float64 about a common origin: |x|^2 + |y|^2 - 2 x.y loses digits far from it."""
-    origin = b.double().mean(0)
-    return a.double() - origin, b.double() - origin
+class _Bounds:
+    """Lower bounds of squared distances, in one product: true ones lie in [low, low + 2 e (|x|^2 + |y|^2 + tiny)].
 
+    `(x, (1 - e) |x|^2, 1) . (-2 y, 1, (1 - e) |y|^2)` has D + 2 terms whose absolute values add up to at most
+    2 (|x|^2 + |y|^2). Rounded to unit roundoff u, in whatever order, it is off by at most that times (D + 2) u /
+    (1 - (D + 2) u) (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1); a few u more are for
+    rounding x and y themselves. Both sets are moved to a common origin, which changes no distance but makes |x| and |y|
+    small, and scaled by a power of two, which changes no digit but keeps float32 from overflowing. What underflows is
+    less than `tiny`.
 
-def _blocks(x: torch.Tensor, y: torch.Tensor, within: bool = False) -> Iterator[tuple[slice, slice, torch.Tensor]]:
-    """Rows, columns and squared distances (rows, columns) of the blocks; good to about 1e-15 of the largest square.
-
-    `within` one set, x, each pair comes once: the blocks are square, and those below the diagonal are left out.
+    Args:
+        x, y: (n, D) and (m, D), float64; the same object if distances are within one set.
+        dtype: of the product.
     """
-    height, width = (_SQUARE, _SQUARE) if within else (_ROWS, _COLUMNS)
-    # |x|^2 + |y|^2 - 2 x.y as one product: (x, |x|^2, 1) . (-2 y, 1, |y|^2)
-    one = torch.ones(1, dtype=torch.float64)
-    left = torch.cat([x, x.square().sum(1, keepdim=True), one.expand(len(x), 1)], 1)
-    right = torch.cat([-2 * y, one.expand(len(y), 1), y.square().sum(1, keepdim=True)], 1)
-    for i in range(0, len(x), height):
-        for j in range(i if within else 0, len(y), width):
-            rows, columns = slice(i, i + height), slice(j, j + width)
-            yield rows, columns, left[rows] @ right[columns].T
+
+    def __init__(self, x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype):
+        self.within = x is y
+        origin = y.mean(0) if self.within else (x.mean(0) + y.mean(0)) / 2
+        moved = [z - origin for z in ((x,) if self.within else (x, y))]
+        lengths = [z.norm(dim=1) for z in moved]
+        self.unit = 2.0 ** -math.frexp(max(float(length.max()) for length in lengths))[1]
+        width = x.shape[1]
+        share = (width + 10) * torch.finfo(dtype).eps / 2
+        self.e = 2 * share / (1 - share)
+        tiny = 4 * width * torch.finfo(dtype).tiny / self.e
+        norms = [(length * self.unit).square() + tiny for length in lengths]
+        parts = []
+        for z, norm in zip(moved, norms):
+            part = torch.ones(len(z), width + 2, dtype=dtype)
+            part[:, :width] = z.mul_(self.unit)
+            part[:, width] = (1 - self.e) * norm - 2 * self.e * tiny
+            parts.append(part)
+        self.norm_x, self.norm_y, self.left = norms[0], norms[-1], parts[0]
+        self.right = torch.cat([-2 * parts[-1][:, :width], parts[-1][:, [width + 1, width]]], 1)
+
+    def blocks(self, height: int, width: int) -> Iterator[tuple[slice, slice, torch.Tensor]]:
+        """Rows, columns and bounds. Within one set each pair comes once: no blocks below the diagonal."""
+        for i in range(0, len(self.left), height):
+            for j in range(i if self.within else 0, len(self.right), width):
+                rows, columns = slice(i, i + height), slice(j, j + width)
+                yield rows, columns, self.left[rows] @ self.right[columns].T
+
+
+def _first_pass() -> torch.dtype:
+    """float32, unless torch was allowed to multiply it in fewer digits than it has."""
+    return torch.float32 if torch.get_float32_matmul_precision() == "highest" else torch.float64
+
+
+def _distances(x: torch.Tensor, y: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+    """Of the pairs (i, j), from differences, in which nothing cancels: a copy is at distance 0."""
+    size = max(1, _NUMBERS // x.shape[1])
+    return torch.cat([y[b].sub_(x[a]).norm(dim=1) for a, b in zip(i.split(size), j.split(size))])
+
+
+def _near(
+    x: torch.Tensor, y: torch.Tensor, radii: list[torch.Tensor], other_radius: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Pairs i, j that may lie within a ball, and squared distances on the right side of every radius.
+
+    Args:
+        x, y: (n, D) and (m, D), float64.
+        radii: squared, of balls around x, (n,) each.
+        other_radius: squared, of balls around y, (m,).
+    """
+    bounds = _Bounds(x, y, _first_pass())
+    radii, other_radius = [r * bounds.unit**2 for r in radii], other_radius * bounds.unit**2
+    above = 1 + 2 * torch.finfo(bounds.left.dtype).eps  # so that no rounding of a radius loses a pair
+    largest = (torch.stack(radii).amax(0) * above).to(bounds.left.dtype)
+    other_largest = (other_radius * above).to(bounds.left.dtype)
+    for rows, columns, low in bounds.blocks(_ROWS, _COLUMNS):
+        near = (low <= largest[rows, None]) | (low <= other_largest[columns])
+        place = torch.from_numpy(np.flatnonzero(near.numpy()))
+        if not len(place):
+            continue
+        i, j = place // low.shape[1] + rows.start, place % low.shape[1] + columns.start
+        margin = bounds.e * (bounds.norm_x[i] + bounds.norm_y[j])
+        squares = low.flatten()[place].double() + margin
+        open_ = (squares - other_radius[j]).abs() <= margin
+        for radius in radii:
+            open_ |= (squares - radius[i]).abs() <= margin
+        squares[open_] = (_distances(x, y, i[open_], j[open_]) * bounds.unit).square()
+        yield i, j, squares / bounds.unit**2
 
 
 def _nearest(x: torch.Tensor, y: torch.Tensor, k: int, exclude_self: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """`nearest` of centred float64 features."""
-    best = torch.full((len(x), k), torch.inf, dtype=torch.float64)
-    index = torch.zeros(len(x), k, dtype=torch.int64)
+    """`nearest` of float64 features."""
+    y, own = (x, torch.arange(len(x))) if exclude_self else (y, None)
+    others = len(y) - exclude_self
+    wide = min(k + _SPARE, others)
+    bounds = _Bounds(x, y, _first_pass())
+    last, index = _candidates(bounds, wide, own)
+    distances, index = _sorted(x, y, index)
+    if wide < others and bounds.left.dtype == torch.float32:
+        # No other point is nearer than the last candidate's bound. Rows whose k-th is not either are searched again.
+        kth = (distances[:, k - 1] * bounds.unit).square()
+        unsure = ((kth >= last) & (kth > 0)).nonzero().flatten()
+        for rows in unsure.split(_ROWS) if len(unsure) else ():
+            again = _candidates(_Bounds(x[rows], y, torch.float64), wide, None if own is None else own[rows])[1]
+            distances[rows], index[rows] = _sorted(x[rows], y, again)
+    return distances[:, :k], index[:, :k]
 
-    def improve(rows: slice, start: int, squares: torch.Tensor) -> None:
-        values, found = _least(squares, k)
+
+def _candidates(bounds: _Bounds, k: int, own: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The greatest of the k least bounds of each row, float64 (n,), and where these stand, (n, k).
+
+    Args:
+        bounds: of n rows.
+        k: how many.
+        own: the column of each row that is itself, which does not count; None if there is none.
+    """
+    n = len(bounds.left)
+    best = torch.full((n, k), torch.inf, dtype=bounds.left.dtype)
+    index = torch.zeros(n, k, dtype=torch.int64)
+
+    def improve(rows: slice, start: int, values: torch.Tensor, found: torch.Tensor) -> None:
         values, found = torch.cat([best[rows], values], 1), torch.cat([index[rows], found + start], 1)
         best[rows], chosen = values.topk(k, 1, largest=False)
         index[rows] = found.gather(1, chosen)
 
-    for rows, columns, squares in _blocks(x, y, within=exclude_self):
-        if exclude_self and rows == columns:
-            squares.fill_diagonal_(torch.inf)
-        elif exclude_self:
-            improve(columns, rows.start, squares.T)
-        improve(rows, columns.start, squares)
-    # Once more from differences, in which nothing cancels: a copy is at distance 0.
-    size = max(1, _ROWS * _COLUMNS // (k * x.shape[1]))
-    exact = torch.cat([(a[:, None] - y[i]).square().sum(2).sqrt() for a, i in zip(x.split(size), index.split(size))])
-    exact, order = exact.sort(1)
-    return exact, index.gather(1, order)
+    for rows, columns, low in bounds.blocks(*(_SQUARE, _SQUARE) if bounds.within else (_ROWS, _COLUMNS)):
+        if own is not None:
+            place = own[rows] - columns.start
+            here = ((place >= 0) & (place < low.shape[1])).nonzero().flatten()
+            low[here, place[here]] = torch.inf
+        improve(rows, columns.start, *_least(low, k))
+        if bounds.within and rows != columns:
+            improve(columns, rows.start, *_least(low.T, k))
+    return best[:, -1].double(), index
 
 
-def _least(squares: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _sorted(x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distances of each row to its candidates (n, k), ascending, and the candidates in that order."""
+    size = max(1, _NUMBERS // (index.shape[1] * x.shape[1]))
+    parts = [y[i].sub_(a[:, None]).norm(dim=2) for a, i in zip(x.split(size), index.split(size))]
+    distances, order = torch.cat(parts).sort(dim=1, stable=True)
+    return distances, index.gather(1, order)
+
+
+def _least(low: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The k least entries of each row (all, if there are fewer) and where they stand."""
-    width = squares.shape[1]
+    width = low.shape[1]
     if width <= 4 * k * _GROUP:
-        return squares.topk(min(k, width), 1, largest=False)
+        return low.topk(min(k, width), 1, largest=False)
     # The k least entries lie within the k groups with the least minima, or among what is left over at the end.
-    groups = squares[:, : width - width % _GROUP].unflatten(1, (-1, _GROUP))
-    chosen = groups.amin(2).topk(k, 1, largest=False).indices  # (rows, k)
+    groups = low[:, : width - width % _GROUP].unflatten(1, (-1, _GROUP)).amin(2)
+    chosen = groups.topk(k, 1, largest=False).indices  # (rows, k)
     within = (chosen[:, :, None] * _GROUP + torch.arange(_GROUP)).flatten(1)  # (rows, k * 32)
-    rest = torch.arange(width - width % _GROUP, width).expand(len(squares), -1)
+    rest = torch.arange(width - width % _GROUP, width).expand(len(low), -1)
     columns = torch.cat([within, rest], 1)
-    values, place = squares.gather(1, columns).topk(k, 1, largest=False)
+    values, place = low.gather(1, columns).topk(k, 1, largest=False)
     return values, columns.gather(1, place)
