@@ -181,7 +181,7 @@ def environment() -> dict:
     cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), "")
     git = ["git", "-C", str(HERE)]
     return {
-        "command": "python " + shlex.join(["benchmarks/representation.py", *sys.argv[1:]]),
+        "command": "python " + shlex.join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "commit": subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
         "machine": f"{os.cpu_count()} cores, {cpu}, {platform.machine()}",
         "threads": torch.get_num_threads(),

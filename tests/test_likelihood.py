@@ -164,6 +164,30 @@ def test_annealing_meets_the_exact_likelihood_within_its_error(annealed):
     assert result.effective_samples > 20
 
 
+def test_annealing_meets_the_exact_likelihood_with_many_latents():
+    """32 latents behind 64 values: log p(x) spreads over tens of nats, and plain sampling from the prior is lost."""
+    d, latent, n, noise = 64, 32, 3, 0.7
+    w = randn(d, latent, seed=21) / latent**0.5
+    x = randn(n, latent, seed=22) @ w.T + noise * randn(n, d, seed=23)
+    exact = MultivariateNormal(torch.zeros(d).double(), w @ w.T + noise**2 * torch.eye(d)).log_prob(x)
+
+    def likelihood(x, z):
+        return Normal(z @ w.T, noise).log_prob(x).sum(1)
+
+    z = randn(64, n, latent, seed=24)
+    found = annealed_importance_sampling(log_prior, likelihood, x, z, sigmoid_temperatures(200))
+    result = importance_bound(found.log_weights, Pixels(x.view(n, 1, 8, 8), "none", 256, 2.0), found.kind)
+    assert result.sampling_error < 0.25
+    assert result.nats == pytest.approx(float(exact.mean()), abs=4 * result.sampling_error)
+    assert (log_mean_exp(found.log_weights, 1) - exact).abs().max() < 1
+    plain = log_mean_exp(torch.stack([likelihood(x, part) for part in z], 1), 1)
+    assert (exact - plain).min() > 5  # so the transitions are what brings it there
+    precision = torch.eye(latent) + w.T @ w / noise**2
+    mean = torch.linalg.solve(precision, (x @ w / noise**2).T).T
+    offset = (found.z - mean) @ torch.linalg.cholesky(precision)  # N(0, I) in the posterior
+    assert float(offset.square().mean()) == pytest.approx(1, abs=0.12)
+
+
 def test_annealing_ends_in_the_posterior(annealed):
     assert annealed.z.shape == (64, 8, LATENT)
     offset = torch.linalg.solve_triangular(
