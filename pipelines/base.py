@@ -41,6 +41,8 @@ class DiffusionPipeline(diffusers.DiffusionPipeline):
     # What `log_likelihood` gives: "exact" or "lower bound"; a density on [-1, 1] or a probability of 256 levels.
     likelihood_kind = "exact"
     has_density = False
+    # The way between two latents: "lerp", straight, or "slerp", the great circle, for latents that are noise.
+    latent_path = "lerp"
 
     @property
     def num_classes(self) -> int | None:

@@ -87,6 +87,7 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
     _callback_tensor_inputs = ("latents",)
 
     likelihood_kind = "lower bound"
+    latent_path = "slerp"
 
     def __init__(self, unet, scheduler, label_names: Sequence[str] | Mapping[str, str] | None = None):
         super().__init__()

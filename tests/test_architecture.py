@@ -19,6 +19,7 @@ HOUSE = {
     "run",
     "watch",
     "scoreboard",
+    "comparison",
     "sources",
     "embedding",
     "doctor",

@@ -15,9 +15,10 @@ from test_models import perturbed
 import latentia
 from latentia import DDIMScheduler, UnconditionalDiffusionPipeline, UNet2D, compare, evaluate, model_card
 from latentia.cli import main
+from latentia.comparison import failed, save_comparison
 from latentia.data import load_images
 from latentia.errors import DataError, UsageError
-from latentia.scoreboard import KEPT, save_comparison
+from latentia.scoreboard import KEPT
 from latentia.sources import open_source
 
 FAST = ["fd", "kid", "inception_score"]
@@ -275,6 +276,79 @@ def test_a_page_escapes_what_a_name_may_hold(digits, tmp_path):
 def test_compare_needs_two(capsys):
     with pytest.raises(UsageError, match="at least two"):
         compare(["pca"], "digits", n=10)
+
+
+# ------------------------------------------------------------------------------------------- latents, several runs
+
+
+@pytest.fixture(scope="module")
+def autoencoders(digits, tmp_path_factory):
+    """Two linear autoencoders that are PCA, and one that makes grey images alone."""
+    folder, x = tmp_path_factory.mktemp("runs"), digits.images.float().flatten(1) / 127.5 - 1
+    _, _, components = torch.linalg.svd(x - x.mean(0), full_matrices=False)
+    for name, k, size in (("ae-0", 16, 1.0), ("ae-1", 12, 1.0), ("grey", 16, 0.0)):
+        network = latentia.Autoencoder(sample_size=8, latent_dim=k)
+        with torch.no_grad():
+            (inwards,) = [m for m in network.encoder.modules() if isinstance(m, torch.nn.Linear)]
+            (outwards,) = [m for m in network.decoder.modules() if isinstance(m, torch.nn.Linear)]
+            inwards.weight.copy_(components[:k])
+            inwards.bias.copy_(-components[:k] @ x.mean(0))
+            outwards.weight.copy_(size * components[:k].T)
+            outwards.bias.copy_(size * x.mean(0))
+        prior = latentia.LatentMixture.fit((x - x.mean(0)) @ components[:k].T, 10)
+        latentia.AutoencoderPipeline(network, prior=prior).save_pretrained(folder / name)
+    return folder
+
+
+def test_latents_are_measured_by_the_common_words(autoencoders, pipe, digits):
+    options = {"n": 20, "metrics": ["kid"], "latent_images": 300}
+    found = evaluate(str(autoencoders / "ae-0"), digits, **options).latents
+    assert (found.dimensions, found.n, found.path_length.n, found.images) == (16, 300, 150, "training images")
+    assert 0.85 < found.probe.mean < found.pixels_probe.mean + 0.05
+    # the way between codes of PCA is the cross-fade, without what the left out components hold
+    assert found.path_length.mean == pytest.approx(found.fade_length.mean, rel=0.5) and "path length" in found.text()
+    grey = evaluate(str(autoencoders / "grey"), digits, **options).latents
+    assert grey.path_length.mean < 1e-6 and grey.fade_length == found.fade_length and grey.probe == found.probe
+    noise = evaluate(pipe, digits, n=20, metrics=["kid"], latent_images=12, num_inference_steps=2).latents
+    assert noise.dimensions == 64 and noise.path_length.mean > 0 and noise.probe is None  # too few of a class
+    assert evaluate("pca", digits, **options).latents is None
+    assert evaluate(str(autoencoders / "ae-0"), digits, n=20, metrics=["kid"]).latents is None
+
+
+def test_noise_goes_along_the_circle(pipe, digits):
+    assert open_source(pipe, digits).latent_path == "slerp" and open_source("pca", digits).latent_path == "lerp"
+
+
+def test_several_runs_are_one_column_with_their_spread_and_failures(autoencoders, tmp_path, capsys):
+    argv = ["compare", f"ae={autoencoders}/ae-*,{autoencoders}/grey", "kde", "--n", "60", "--latent_images", "200"]
+    main([*argv, "--output_dir", str(tmp_path), "--metrics", "fd", "missing_classes", "sharpness"])
+    out = capsys.readouterr().out
+    head, *lines = out.splitlines()
+    assert head.split()[:2] == ["ae", "kde"] and "1 of 3" in out and "0 of 1" in out
+    written = json.loads((tmp_path / "comparison.json").read_text())
+    assert [entry["source"] for entry in written] == ["ae-0", "ae-1", "grey", "kde"]
+    assert [entry["failed"] for entry in written] == [False, False, True, False]
+    values = [entry["scores"]["fd"]["value"] for entry in written[:3]]
+    row = next(line for line in lines if line.startswith("Frechet distance"))
+    assert f"{np.mean(values):.4g} ± {np.std(values, ddof=1):.0f}" in row
+    for text in ("A run failed if", "Path length of the latents", "Linear probe of the latents", "training images"):
+        assert text in out and text in (tmp_path / "index.html").read_text(), text
+    assert "ae<small>AutoencoderPipeline, 3 runs" in (tmp_path / "index.html").read_text()
+
+
+def test_a_run_fails_by_the_stated_rule(digits):
+    found = evaluate("kde", digits, n=60, metrics=["fd", "missing_classes"])
+    distance = found.report["fd"].value
+    assert failed(found, distance - 1) and not failed(found, distance + 1)
+    assert failed(evaluate("kde", digits, n=60, metrics=["kid"]), 0.0) is None
+    one = evaluate(digits.images[digits.labels < 5][:60], digits, n=60, metrics=["missing_classes"])
+    assert failed(one, 1e9)
+
+
+@pytest.mark.parametrize("source", ["vae=", "=pca", "vae=no-such-folder-*"])
+def test_runs_that_do_not_exist_are_refused(source, digits):
+    with pytest.raises(UsageError, match=r'given as "name=folder,folder"'):
+        compare([source, "pca"], digits, n=20)
 
 
 # ------------------------------------------------------------------------------------------------- several processes

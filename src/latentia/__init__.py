@@ -30,7 +30,7 @@ _EXPORTS = {
     "VAEPipeline": "latentia.pipelines.vae",
     "VQVAEPipeline": "latentia.pipelines.vqvae",
     "evaluate": "latentia.scoreboard",
-    "compare": "latentia.scoreboard",
+    "compare": "latentia.comparison",
     "model_card": "latentia.hub.card",
     "push_to_hub": "latentia.hub.push",
 }
@@ -65,6 +65,7 @@ __all__ = [
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
+    from latentia.comparison import compare
     from latentia.hub.card import model_card
     from latentia.hub.push import push_to_hub
     from latentia.models.autoencoder import Autoencoder, RecurrentAutoencoder
@@ -84,7 +85,7 @@ if TYPE_CHECKING:
     from latentia.pipelines.vqvae import VQVAEPipeline
     from latentia.schedulers.ddim import DDIMScheduler
     from latentia.schedulers.ddpm import DDPMScheduler
-    from latentia.scoreboard import compare, evaluate
+    from latentia.scoreboard import evaluate
 
 registration.install()
 

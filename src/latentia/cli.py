@@ -85,6 +85,7 @@ def evaluate(
     num_inference_steps: int | None = None,
     batch_size: int = 100,
     likelihood_images: int = 0,
+    latent_images: int = 0,
     seed: int = 0,
     revision: str | None = None,
     output_dir: Path = Path("outputs/evaluation"),
@@ -107,6 +108,7 @@ def evaluate(
         num_inference_steps: network evaluations per image; the pipeline's own default if not given.
         batch_size: images sampled at a time.
         likelihood_images: take the likelihood of so many real images, of the test split where there is one.
+        latent_images: take path length and linear probe of the latents of so many real images, likewise.
         seed: of the samples.
         revision: branch, tag or commit on the Hub.
         output_dir: where numbers and pictures go.
@@ -119,6 +121,7 @@ def evaluate(
     found = evaluate(
         source, data, n=n, split=split, extractor=extractor, metrics=metrics or None, seed=seed, revision=revision,
         num_inference_steps=num_inference_steps, batch_size=batch_size, likelihood_images=likelihood_images,
+        latent_images=latent_images,
     )  # fmt: skip
     if PartialState().is_main_process:
         found.save(output_dir)
@@ -138,13 +141,16 @@ def compare(
     num_inference_steps: int | None = None,
     batch_size: int = 100,
     likelihood_images: int = 0,
+    latent_images: int = 0,
     seed: int = 0,
     output_dir: Path = Path("outputs/comparison"),
 ) -> None:
     """Measure several sources on equal terms: one table, and one page with what each of them made.
 
     Args:
-        sources: two or more, as for evaluate; "pca" and "kde" are baselines that any model should beat.
+        sources: two or more, as for evaluate; "pca" and "kde" are baselines that any model should beat. Several runs
+            of one model are given as name=folder,folder or "name=folder-*": the table shows their mean, their
+            standard deviation and how many failed.
         data: the real images: digits, emoji, factors, a folder, parquet, or a data set on the Hub.
         split: split of the data.
         n: how many images to sample of each.
@@ -153,17 +159,19 @@ def compare(
         num_inference_steps: network evaluations per image; each pipeline's own default if not given.
         batch_size: images sampled at a time.
         likelihood_images: take the likelihood of so many real images.
+        latent_images: take path length and linear probe of the latents of so many real images.
         seed: of the samples.
         output_dir: where the page goes.
     """
     from accelerate import PartialState
 
+    from latentia.comparison import compare, save_comparison
     from latentia.evaluation import text_table
-    from latentia.scoreboard import compare, save_comparison
 
     found = compare(
         sources, data, n=n, split=split, extractor=extractor, metrics=metrics or None, seed=seed,
         num_inference_steps=num_inference_steps, batch_size=batch_size, likelihood_images=likelihood_images,
+        latent_images=latent_images,
     )  # fmt: skip
     if PartialState().is_main_process:
         page = save_comparison(found, output_dir)

@@ -27,6 +27,7 @@ import latentia
 from latentia.data import ImageData, load_images
 from latentia.errors import DataError, UsageError
 from latentia.evaluation import (
+    LatentStructure,
     Likelihood,
     Report,
     Sample,
@@ -37,6 +38,7 @@ from latentia.evaluation import (
     exact_likelihood,
     extractor_for,
     from_uint8,
+    latent_structure,
     load_extractor,
     measure,
     score,
@@ -65,6 +67,9 @@ class Evaluation:
         milliseconds: to sample one image, in batches of `batch_size`, over all processes.
         memory_mb: how far memory rose while sampling: of the GPU if there is one, else of the process.
         likelihood: of held-out images; None where the family defines none or none was asked for.
+        latents: how they are structured, likewise.
+        runs_of: what several runs are compared as, together; None for a source of its own.
+        failed: whether this run failed, see `latentia.comparison.failed`; None if nobody asked.
     """
 
     source: str
@@ -78,6 +83,9 @@ class Evaluation:
     milliseconds: float
     memory_mb: float
     likelihood: Likelihood | None
+    latents: LatentStructure | None = None
+    runs_of: str | None = None
+    failed: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists."""
@@ -85,6 +93,8 @@ class Evaluation:
             "source": self.source, **self.about, **self.report.to_dict(),
             "milliseconds_per_image": self.milliseconds, "memory_mb": self.memory_mb,
             "likelihood": asdict(self.likelihood) if self.likelihood else None,
+            "latents": self.latents.to_dict() if self.latents else None,
+            "runs_of": self.runs_of, "failed": self.failed,
             "data": self.data, "latentia": latentia.__version__,
         }  # fmt: skip
 
@@ -96,7 +106,7 @@ class Evaluation:
         if self.about.get("training_seconds") is not None:
             facts.append(f"trained for {self.about['training_seconds']:.0f} s")
         lines = [self.report.table(), f"{self.source}: {', '.join(facts)}"]
-        return "\n".join([*lines, self.likelihood.text()] if self.likelihood else lines)
+        return "\n".join([*lines, *(part.text() for part in (self.likelihood, self.latents) if part)])
 
     def save(self, folder: str | Path) -> Path:
         """Write metrics.json and the pictures: samples, nearest real images, classes, feature map, precision/recall."""
@@ -130,6 +140,7 @@ def evaluate(
     batch_size: int = 100,
     seed: int = 0,
     likelihood_images: int = 0,
+    latent_images: int = 0,
     revision: str | None = None,
     device: str | torch.device | None = None,
     reference: Sample | None = None,
@@ -150,6 +161,8 @@ def evaluate(
         seed: of the samples and of the metrics' random splits.
         likelihood_images: of how many real images the likelihood is taken, from the "test" split where there is one;
             0 for none. Diffusion needs all steps of the chain for each.
+        latent_images: of how many such images path length and linear probe of the latents are taken; 0 for none.
+            Diffusion inverts its chain for each, twice as slow as to sample it, and runs it once more for the path.
         revision: branch, tag or commit on the Hub.
         device: where a pipeline runs; None is the process's own.
         reference: what `measure_data` found of the real images, to save measuring them again.
@@ -198,6 +211,7 @@ def evaluate(
         milliseconds=1e3 * seconds / n,
         memory_mb=memory[0],
         likelihood=_likelihood(opened, data, real, likelihood_images, seed),
+        latents=_latents(opened, data, real, features, latent_images, seed),
     )
 
 
@@ -207,47 +221,6 @@ def measure_data(real: ImageData, extractor: FeatureExtractor, cache_dir: str | 
     batches = (real.images[start : start + 1000].float() / _HALF - 1 for start in starts)
     features = cached_predict(batches, extractor, real.fingerprint, cache_dir, count=len(real))
     return measure(from_uint8(real.images), extractor, real.labels, predictions=features)
-
-
-def compare(sources: Sequence[Any], data: str | ImageData = "digits", **options: Any) -> list[Evaluation]:
-    """Evaluate several sources against the same real images, with the same n, seed and extractor.
-
-    Args:
-        sources: two or more; see `open_source`. Equal names get a number.
-        data: as for `evaluate`.
-        **options: as for `evaluate`, the same for all.
-
-    Example:
-        >>> [evaluation.source for evaluation in compare(["pca", "kde"], "digits", n=50, metrics=["kid"])]
-        ['pca', 'kde']
-    """
-    if len(sources) < 2:
-        raise UsageError(f"compare needs at least two sources; got {len(sources)}. To measure one, use evaluate.")
-    check_metrics(options.get("metrics"))
-    split = options.pop("split", "train")
-    real = load_images(data, split=split) if isinstance(data, str) else data
-    extractor = find_extractor(options.pop("extractor", None), real)
-    reference = measure_data(real, extractor)
-    found = [
-        evaluate(source, real, split=split, extractor=extractor, reference=reference, **options) for source in sources
-    ]
-    names = [evaluation.source for evaluation in found]
-    for i, evaluation in enumerate(found):
-        if names.count(names[i]) > 1:
-            evaluation.source = f"{names[i]} ({names[: i + 1].count(names[i])})"
-    return found
-
-
-def save_comparison(evaluations: Sequence[Evaluation], folder: str | Path, title: str = "Comparison") -> Path:
-    """Write the page: index.html, comparison.json, and a folder of pictures for each model."""
-    from latentia.evaluation import page, plots
-
-    folder = Path(folder)
-    for i, evaluation in enumerate(evaluations):
-        evaluation.save(folder / str(i))
-    reports = {evaluation.source: evaluation.report for evaluation in evaluations}
-    plots.precision_recall_plot(reports, folder / "precision_recall.png")
-    return page.write_page([evaluation.to_dict() for evaluation in evaluations], folder, title)
 
 
 def blind_sheet(
@@ -380,19 +353,46 @@ def _memory() -> Iterator[list[float]]:
         thread.join()
 
 
+def _held_out(data: Any, real: ImageData, count: int) -> tuple[Tensor, Tensor | None, str]:
+    """`count` images as bytes and their labels, of the test split if there is one; and what they are."""
+    chosen, seen = real, "training images"
+    if isinstance(data, str):
+        try:
+            chosen, seen = load_images(data, split="test"), "test images"
+        except DataError:  # it has no such split
+            pass
+    rows = torch.linspace(0, len(chosen) - 1, min(count, len(chosen))).long()
+    return chosen.images[rows], None if chosen.labels is None else chosen.labels[rows], seen
+
+
 def _likelihood(opened: Source, data: Any, real: ImageData, count: int, seed: int) -> Likelihood | None:
     if count < 1 or opened.log_likelihood is None:
         return None
-    images, seen = real.images, "training images"
-    if isinstance(data, str):
-        try:
-            images, seen = load_images(data, split="test").images, "test images"
-        except DataError:  # it has no such split
-            pass
-    chosen = images[torch.linspace(0, len(images) - 1, min(count, len(images))).long()]
+    chosen, _, seen = _held_out(data, real, count)
     if opened.has_density:
         pixels = dequantise(chosen, seed)
     else:
         pixels = Pixels(chosen.float() / _HALF - 1, "256 levels", 256, None)
     nats = torch.cat([opened.log_likelihood(part).double().cpu() for part in pixels.values.split(100)])
     return exact_likelihood(nats, pixels, kind=f"{opened.likelihood_kind}, {seen}")
+
+
+def _latents(
+    opened: Source, data: Any, real: ImageData, extractor: FeatureExtractor, count: int, seed: int
+) -> LatentStructure | None:
+    if count < 1 or opened.encode is None or opened.decode is None:
+        return None
+    chosen, labels, seen = _held_out(data, real, count)
+    images = chosen.float() / _HALF - 1
+    try:
+        began = time.perf_counter()
+        opened.encode(images[:8])
+        seconds = (time.perf_counter() - began) / 8 * len(images)
+    except UsageError as error:
+        tqdm.write(f"{opened.name}: no latents. {error}")
+        return None
+    if 1.5 * seconds > 20:  # the way back takes half as long
+        tqdm.write(f"{opened.name}: latents of {len(images)} images take about {1.5 * seconds:.0f} s.")
+
+    options = {"mode": opened.latent_path, "about": seen, "seed": seed}
+    return latent_structure(opened.encode, opened.decode, images, labels, extractor, **options)

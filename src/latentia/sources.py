@@ -1,12 +1,13 @@
 """What makes images, behind one contract: saved pipelines, folders and files of images, functions, baselines."""
 
+import inspect
 import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,6 +38,10 @@ class Source:
         log_likelihood: images (B, C, H, W) in [-1, 1] -> nats per image (B,); None if the family has none.
         likelihood_kind: what that number is: "exact" or "lower bound".
         has_density: it is a density on [-1, 1], taken of dequantised pixels, and no probability of 256 levels.
+        encode: images (B, C, H, W) in [-1, 1] -> latents (B, ...), floats; None if the family has none. A
+            network that must be told the class of an image raises a UsageError.
+        decode: latents -> images in [-1, 1]; None as for `encode`.
+        latent_path: "lerp" or "slerp", the way between two latents.
     """
 
     name: str
@@ -47,6 +52,9 @@ class Source:
     log_likelihood: Callable[[Tensor], Tensor] | None = None
     likelihood_kind: str = "exact"
     has_density: bool = False
+    encode: Callable[[Tensor], Tensor] | None = None
+    decode: Callable[[Tensor], Tensor] | None = None
+    latent_path: Literal["lerp", "slerp"] = "lerp"
 
 
 def open_source(
@@ -137,7 +145,33 @@ def _pipeline(pipe: Any, text: str, real: ImageData, seed: int, steps: int | Non
         log_likelihood=pipe.log_likelihood if able else None,
         likelihood_kind=getattr(pipe, "likelihood_kind", "exact"),
         has_density=getattr(pipe, "has_density", False),
+        **_latents(pipe, steps),
     )
+
+
+def _latents(pipe: Any, steps: int | None) -> dict[str, Any]:
+    """`encode`, `decode` and `latent_path` of a `Source`; nothing for a pipeline that has not both words."""
+    words = ("encode", "decode")
+    able = isinstance(pipe, DiffusionPipeline) and all(
+        getattr(type(pipe), word) is not getattr(DiffusionPipeline, word) for word in words
+    )
+    if not able:
+        return {}
+    encoding, decoding = ({*inspect.signature(getattr(pipe, word)).parameters} for word in words)
+    options = {} if steps is None else {"num_inference_steps": steps}
+    encode_options = {key: value for key, value in options.items() if key in encoding}
+    decode_options = {key: value for key, value in options.items() if key in decoding}
+    if "continuous" in encoding:  # between codes that are integers there is no path
+        encode_options["continuous"] = True
+
+    def encode(images: Tensor) -> Tensor:
+        return torch.cat([pipe.encode(part, **encode_options).cpu().float() for part in images.split(100)])
+
+    def decode(z: Tensor) -> Tensor:
+        found = [pipe.decode(part, **decode_options, output_type="latent").cpu().float() for part in z.split(100)]
+        return torch.cat(found).clamp(-1, 1)
+
+    return {"encode": encode, "decode": decode, "latent_path": pipe.latent_path}
 
 
 def _function(function: Callable[[int, int], Any], name: str, real: ImageData, seed: int) -> Source:

@@ -2,8 +2,9 @@
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import stdev
 from typing import Any, NamedTuple
 
 _STYLE = """
@@ -35,6 +36,16 @@ FACTS = {  # what the table shows of each model beside the metrics
 _BETTER = {"lower": "lower", "higher": "higher", "real": "as real", "": ""}
 
 
+_LATENTS = (
+    "Latents: of {n} {images}; paths lead from the latent of one to that of another, and the last column has plain "
+    "cross-fades of them and a probe of raw pixels."
+)
+_RUNS = (
+    "Several runs: mean ± standard deviation over them. A run failed if its Frechet distance is above that of a "
+    "Gaussian in the principal components (pca), or if half of the classes or more are missing."
+)
+
+
 class Cell(NamedTuple):
     """One number of the table: `value` and below it `interval`, as text."""
 
@@ -52,28 +63,78 @@ class Row(NamedTuple):
     better: str
 
 
+def columns(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """What the table has a column for: name to its results, several where they are runs of one model."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        found.setdefault(result.get("runs_of") or result["source"], []).append(result)
+    return found
+
+
 def table(results: Sequence[dict[str, Any]]) -> list[Row]:
-    """The lines of a comparison.
+    """The lines of a comparison: a cell for each of its `columns`, of several runs their mean and standard deviation.
 
     Args:
-        results: `Evaluation.to_dict()` of each model, of equal n, data and extractor.
+        results: `Evaluation.to_dict()` of each run, of equal n, data and extractor.
     """
-    rows = []
+    rows, shown = [], list(columns(results).values())
     for key in dict.fromkeys(key for result in results for key in result["scores"]):
-        scores = [result["scores"].get(key) for result in results]
-        one, best = next(filter(None, scores)), _best(scores)
+        scores = [[run["scores"][key] for run in runs if key in run["scores"]] for runs in shown]
+        one = next(found[0] for found in scores if found)
+        means = [sum(s["value"] for s in found) / len(found) if found else None for found in scores]
+        best = _best(means, one["better"], one["floor"])
         floor = Cell(number(one["floor"]), _interval(one["floor_low"], one["floor_high"]))
         cells = [
-            Cell(number(s["value"]), _interval(s["low"], s["high"]), s is best) if s else Cell("–") for s in scores
+            Cell(number(mean), _interval(s[0]["low"], s[0]["high"]) if len(s) == 1 else "", i == best)._replace(
+                **_spread([x["value"] for x in s])
+            )
+            for i, (s, mean) in enumerate(zip(scores, means))
         ]
         rows.append(Row(one["title"], cells, floor, _BETTER[one["better"]]))
     if any(result["likelihood"] for result in results):
-        bits = [_bits(result["likelihood"]) for result in results]
+        bits = [_bits([run["likelihood"] for run in runs if run["likelihood"]]) for runs in shown]
         rows.append(Row("Bits per dimension", bits, Cell(""), "lower"))
+    rows += _latent_rows(shown)
     for key, title in FACTS.items():
-        if any(result.get(key) is not None for result in results):
-            rows.append(Row(title, [Cell(number(result.get(key))) for result in results], Cell(""), ""))
+        values = [[run[key] for run in runs if run.get(key) is not None] for runs in shown]
+        if any(values):
+            rows.append(Row(title, [_mean(found) for found in values], Cell(""), ""))
+    if any(len(runs) > 1 for runs in shown):
+        told = [[run["failed"] for run in runs if run["failed"] is not None] for runs in shown]
+        rows.append(Row("Runs that failed", [_share(found) for found in told], Cell(""), "lower"))
     return rows
+
+
+def _latent_rows(shown: Sequence[list[dict[str, Any]]]) -> list[Row]:
+    """Path length and probe of the latents, if any run has them; in the last column cross-fades and raw pixels."""
+    latents = [[run["latents"] for run in runs if run.get("latents")] for runs in shown]
+    one = next((found[0] for found in latents if found), None)
+    if one is None:
+        return []
+    lengths = [_mean([x["path_length"]["mean"] for x in found]) for found in latents]
+    rows = [Row("Path length of the latents", lengths, Cell(number(one["fade_length"]["mean"])), "")]
+    if one["probe"]:
+        probes = [_mean([x["probe"]["mean"] for x in found]) for found in latents]
+        rows.append(Row("Linear probe of the latents", probes, Cell(number(one["pixels_probe"]["mean"])), "higher"))
+    widths = [_mean([x["dimensions"] for x in found]) for found in latents]
+    return [*rows, Row("Dimensions of a latent", widths, Cell(""), "")]
+
+
+def _mean(values: Sequence[float]) -> Cell:
+    """Mean and standard deviation; of one value itself, of none a dash."""
+    if not values:
+        return Cell("–")
+    mean = values[0] if len({*values}) == 1 else sum(values) / len(values)
+    return Cell(number(mean))._replace(**_spread(values))
+
+
+def _spread(values: Sequence[float]) -> dict[str, str]:
+    """The standard deviation over runs, as the `interval` of a cell; nothing of fewer than two."""
+    return {"interval": f"± {number(stdev(values), 2)}"} if len(values) > 1 and len({*values}) > 1 else {}
+
+
+def _share(told: Sequence[bool]) -> Cell:
+    return Cell(f"{sum(told)} of {len(told)}" if told else "–")
 
 
 def number(value: float | int | None, digits: int = 4) -> str:
@@ -94,22 +155,22 @@ def _interval(low: float | None, high: float | None) -> str:
     return "" if low is None else f"{number(low, 3)} to {number(high, 3)}"
 
 
-def _best(scores: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
-    """The best of several scores of one metric; None if there is nothing to compare, or two are equally good."""
-    having = [s for s in scores if s]
-    rank = {
-        "lower": lambda s: s["value"],
-        "higher": lambda s: -s["value"],
-        "real": lambda s: abs(s["value"] - s["floor"]),
+def _best(values: Sequence[float | None], better: str, floor: float) -> int | None:
+    """Which of several values is the best; None if there is nothing to compare, or two are equally good."""
+    rank: dict[str, Callable[[float], float]] = {
+        "lower": lambda value: value,
+        "higher": lambda value: -value,
+        "real": lambda value: abs(value - floor),
     }
-    first, *rest = sorted(having, key=rank[having[0]["better"]])
-    return first if rest and rest[0]["value"] != first["value"] else None
+    first, *rest = sorted((rank[better](value), value, i) for i, value in enumerate(values) if value is not None)
+    return first[2] if rest and rest[0][1] != first[1] else None
 
 
-def _bits(likelihood: dict[str, Any] | None) -> Cell:
-    if not likelihood:
+def _bits(likelihoods: Sequence[dict[str, Any]]) -> Cell:
+    if not likelihoods:
         return Cell("–")
-    return Cell(("≤ " if "bound" in likelihood["kind"] else "") + number(likelihood["bits_per_dimension"]))
+    cell = _mean([likelihood["bits_per_dimension"] for likelihood in likelihoods])
+    return cell._replace(value=("≤ " if "bound" in likelihoods[0]["kind"] else "") + cell.value)
 
 
 def conditions(results: Sequence[dict[str, Any]]) -> list[str]:
@@ -122,14 +183,19 @@ def conditions(results: Sequence[dict[str, Any]]) -> list[str]:
         f"features: {one['extractor']} {one['extractor_sha256'][:8]}; seed {one['seed']}.",
         *dict.fromkeys(f"{result['source']}: {note}" for result in results for note in result["notes"]),
         *(f"{r['source']}: likelihood {r['likelihood']['kind']}." for r in results if r["likelihood"]),
+        *dict.fromkeys(_LATENTS.format(**r["latents"]) for r in results if r.get("latents")),
+        *([_RUNS] if any(len(runs) > 1 for runs in columns(results).values()) else []),
     ]
 
 
 def text_table(results: Sequence[dict[str, Any]]) -> str:
     """The comparison for the terminal: a row for each metric, a column for each model and for the real images."""
-    lines = [["", *(result["source"] for result in results), "real images", "better"]]
+    lines = [["", *columns(results), "real images", "better"]]
     for row in table(results):
-        cells = [f"{cell.value}{'*' if cell.best else ' '}" for cell in row.cells]
+        cells = [
+            f"{cell.value}{f' {cell.interval}' if cell.interval.startswith('±') else ''}{'*' if cell.best else ' '}"
+            for cell in row.cells
+        ]
         lines.append([row.title, *cells, row.floor.value, row.better])
     widths = [max(map(len, column)) for column in zip(*lines)]
     text = [f"{line[0]:{widths[0]}}" + "".join(f"  {c:>{w}}" for c, w in zip(line[1:], widths[1:])) for line in lines]
@@ -157,8 +223,11 @@ def write_page(results: Sequence[dict[str, Any]], folder: str | Path, title: str
         return f"<td{f' class={kind}' if kind else ''}>{escape(cell.value)}{below}</td>"
 
     names = [escape(result["source"]) for result in results]
-    kinds = [escape(str(result.get("class") or result.get("kind", ""))) for result in results]
-    heads = [f"<th>{name}<small>{kind}</small></th>" for name, kind in zip(names, kinds)]
+    heads = []
+    for name, runs in columns(results).items():
+        kind = escape(str(runs[0].get("class") or runs[0].get("kind", "")))
+        count = f", {len(runs)} runs" if len(runs) > 1 else ""
+        heads.append(f"<th>{escape(name)}<small>{kind}{count}</small></th>")
     body = [
         f"<tr><td>{escape(row.title)}</td>{''.join(map(td, row.cells))}"
         f"{td(row.floor, 'floor')}<td>{row.better}</td></tr>"
