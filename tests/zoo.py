@@ -10,9 +10,13 @@ from latentia import (
     VAE,
     VQVAE,
     Autoencoder,
+    DCGANDiscriminator,
+    DCGANGenerator,
     DigitClassifier,
     InceptionV3,
     LatentMixture,
+    MLPDiscriminator,
+    MLPGenerator,
     PositionPrior,
     RecurrentAutoencoder,
     UNet2D,
@@ -117,6 +121,28 @@ def _vae(
     )
 
 
+def _dcgan(name: str, extra: Callable = lambda b: {}, **config):
+    return Entry(
+        f"generator-{name}",
+        lambda: DCGANGenerator(sample_size=(8, 16), out_channels=3, latent_dim=5, **config),
+        lambda b: {"latents": torch.randn(b, 5), **extra(b)},
+        lambda b: (b, 3, 8, 16),
+    )
+
+
+def _judge(name: str, extra: Callable = lambda b: {}, **config):
+    return Entry(
+        f"discriminator-{name}",
+        lambda: DCGANDiscriminator(sample_size=(8, 16), in_channels=3, block_out_channels=(4, 8), **config),
+        lambda b: {"sample": torch.rand(b, 3, 8, 16) * 2 - 1, **extra(b)},
+        lambda b: (b,),
+    )
+
+
+def _told(b: int) -> dict[str, Any]:
+    return {"class_labels": torch.arange(b) % 10, "text_embeds": torch.randn(b, 6)}
+
+
 ZOO = [
     _unet("unet-8", (1, 8, 8)),
     _unet("unet-28-patch", (1, 28, 28), patch_size=2),
@@ -163,4 +189,13 @@ ZOO = [
     ),
     _vae("samples", (1, 8, 8), (2,), hidden_sizes=(), decoder="discretized_logistic", observation_std=0.1),
     _vae("classes", (1, 8, 8), extra=lambda b: {"class_labels": torch.arange(b) % 10}, num_class_embeds=10),
+    _dcgan("batch", block_out_channels=(4, 8)),
+    _dcgan(
+        "resize", _told, block_out_channels=(4,), norm="none", upsample="resize", num_class_embeds=10, text_embed_dim=6
+    ),
+    _judge("batch"),
+    _judge("spectral", _told, norm="spectral", num_class_embeds=10, text_embed_dim=6),
+    _judge("instance", norm="instance"),
+    Entry("generator-mlp", MLPGenerator, lambda b: {"latents": torch.randn(b, 2)}, lambda b: (b, 2)),
+    Entry("discriminator-mlp", MLPDiscriminator, lambda b: {"sample": torch.randn(b, 2)}, lambda b: (b,)),
 ]

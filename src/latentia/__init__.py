@@ -18,6 +18,11 @@ _EXPORTS = {
     "VQVAE": "latentia.models.vqvae",
     "PositionPrior": "latentia.models.vqvae",
     "PatchDiscriminator": "latentia.models.patchgan",
+    "DCGANGenerator": "latentia.models.dcgan",
+    "DCGANDiscriminator": "latentia.models.dcgan",
+    "MLPGenerator": "latentia.models.dcgan",
+    "MLPDiscriminator": "latentia.models.dcgan",
+    "HashedWords": "latentia.models.text",
     "LatentMixture": "latentia.models.mixture",
     "DigitClassifier": "latentia.models.classifier",
     "InceptionV3": "latentia.models.inception",
@@ -40,12 +45,17 @@ __all__ = [
     "Autoencoder",
     "AutoencoderKLPipeline",
     "AutoencoderPipeline",
+    "DCGANDiscriminator",
+    "DCGANGenerator",
     "DDIMScheduler",
     "DDPMScheduler",
     "DiffusionPipeline",
     "DigitClassifier",
+    "HashedWords",
     "InceptionV3",
     "LatentMixture",
+    "MLPDiscriminator",
+    "MLPGenerator",
     "ModelMixin",
     "PatchDiscriminator",
     "PositionPrior",
@@ -70,10 +80,12 @@ if TYPE_CHECKING:
     from latentia.hub.push import push_to_hub
     from latentia.models.autoencoder import Autoencoder, RecurrentAutoencoder
     from latentia.models.classifier import DigitClassifier
+    from latentia.models.dcgan import DCGANDiscriminator, DCGANGenerator, MLPDiscriminator, MLPGenerator
     from latentia.models.inception import InceptionV3
     from latentia.models.mixture import LatentMixture
     from latentia.models.modeling import ModelMixin
     from latentia.models.patchgan import PatchDiscriminator
+    from latentia.models.text import HashedWords
     from latentia.models.unet import UNet2D
     from latentia.models.vae import VAE
     from latentia.models.vqvae import VQVAE, PositionPrior
