@@ -15,6 +15,7 @@ from latentia.losses.turns import (
     fakes,
     judge,
     labels_of,
+    margins,
     others,
     penalties,
     players_ready,
@@ -200,7 +201,8 @@ def gan_discriminator_loss(
         aux_weight: weight of the auxiliary classifier's cross-entropy, if there is one. Default 1.
         instance_noise: sigma of the noise added to whatever is judged; see `annealed`. Default 0.
         augment: (images, draw, stream) -> images, shown to the discriminator in their place; its gradient passes.
-        collect: is shown the logits of real pictures, as `AdaptiveAugmentation.collect`.
+        collect: is shown how far logits of real pictures are above the game's threshold or, where only differences
+            count, above those of fakes: `AdaptiveAugmentation.collect`.
         replay: `ReplayPool`, which gives old fakes back for some of the new.
         text_encoder: captions -> (B, text_embed_dim), for networks that are told captions.
 
@@ -252,7 +254,7 @@ def gan_discriminator_loss(
         values["mismatched"] = judged[2].logits.mean()
     total = loss.mean()
     if collect is not None:
-        collect(real_out.logits.detach(), draw)
+        collect(margins(objective, real_out.logits, fake_out.logits), draw)
     if real_out.class_logits is not None:
         classes = labels_of(batch, config.num_aux_classes)
         total = total + aux_weight * sum(F.cross_entropy(out.class_logits, classes) for out in judged[:2])

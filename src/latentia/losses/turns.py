@@ -145,3 +145,8 @@ def verdict(objective: str, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
     threshold = _THRESHOLDS.get(objective, (means[0] + means[1]) / 2)
     accuracy = {"accuracy_real": (real > threshold).float().mean(), "accuracy_fake": (fake <= threshold).float().mean()}
     return {"real": means[0], "fake": means[1], **accuracy}
+
+
+def margins(objective: str, real: Tensor, fake: Tensor) -> Tensor:
+    """How far real logits are above the game's threshold or, where only differences count, above those of fakes."""
+    return (real - _THRESHOLDS.get(objective, fake)).detach()
