@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor
 
@@ -44,8 +45,7 @@ class HashedWords(ModelMixin, ConfigMixin):
         super().__init__()
         if places < 1 or dim < places or dim % places:
             raise UsageError(f"dim must be a multiple of places, both at least 1; got dim={dim}, places={places}.")
-        # What moves with the network and says where it is.
-        self.register_buffer("zero", torch.zeros(dim), persistent=False)
+        self.register_buffer("length", torch.ones(()))  # of the vectors; says their type and device too
 
     @torch.no_grad()
     def forward(self, captions: Sequence[str]) -> Tensor:
@@ -60,7 +60,7 @@ class HashedWords(ModelMixin, ConfigMixin):
                 rows.append(row)
         counts = torch.zeros(len(captions), self.config.dim, dtype=torch.float64)
         counts.index_put_((torch.tensor(rows).long(), torch.tensor(indices).long()), torch.tensor(signs).double(), True)
-        return torch.nn.functional.normalize(counts, dim=1).to(self.zero)
+        return (F.normalize(counts, dim=1) * self.length.double().cpu()).to(self.length)
 
     def _places(self, caption: str) -> Iterator[tuple[int, int]]:
         if not isinstance(caption, str):
