@@ -11,7 +11,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.utils.parametrize import register_parametrization
 
 from latentia.errors import UsageError
@@ -43,6 +42,20 @@ class DCGANDiscriminatorOutput(BaseOutput):
     class_logits: Tensor | None = None
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; so is its gradient, and that one's."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return _Sum.apply(gradient)
+
+
 class BatchNorm2d(nn.BatchNorm2d):
     """torch's `BatchNorm2d` with the statistics of the batches of all processes, on CPUs too, for equal parts of it.
 
@@ -72,9 +85,9 @@ class BatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         dtype = x.dtype if x.dtype.itemsize >= 4 else torch.float32  # sums of halves would round
         wide, count = x.to(dtype), world * x.numel() / x.shape[1]
-        mean = all_reduce(wide.sum((0, 2, 3))) / count
+        mean = _Sum.apply(wide.sum((0, 2, 3))) / count
         centred = wide - mean[:, None, None]
-        variance = all_reduce(centred.square().sum((0, 2, 3))) / count
+        variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
