@@ -165,6 +165,8 @@ def test_labels_are_smoothed_on_the_real_side_alone_and_flipped():
         assert discriminator_loss(r, f, objective, 0.9).item() == pytest.approx(hand)
         hand = -0.9 * math.log(s(1.5)) - 0.1 * math.log(s(-1.5)) - 0.2 * math.log(s(-0.5)) - 0.8 * math.log(s(0.5))
         assert discriminator_loss(r, f, objective, 0.9, 0.2).item() == pytest.approx(hand)
+        hand = -0.9 * math.log(s(-2)) - 0.1 * math.log(s(2)) - 0.2 * math.log(s(0.5)) - 0.8 * math.log(s(-0.5))
+        assert discriminator_loss(t(-2), -f, objective, 0.9, 0.2).item() == pytest.approx(hand)
         swapped = discriminator_loss(r, f, objective, t(0.0), t(1.0))
         assert swapped.item() == pytest.approx(-math.log(1 - s(1.5)) - math.log(s(-0.5)))
     assert discriminator_loss(r, f, "least_squares", 0.9, 0.1).item() == pytest.approx(0.6**2 + 0.6**2)

@@ -1,13 +1,18 @@
 """Augmentation, fixed and adaptive, and the pool of old fakes."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from accelerate import Accelerator
+from test_training import fresh_accelerate, held, part_of  # noqa: F401 (fixture)
 
 from latentia import DCGANDiscriminator, DCGANGenerator
 from latentia.errors import UsageError
 from latentia.losses.adversarial import gan_discriminator_loss, gan_generator_loss
 from latentia.losses.augmentation import POLICIES, AdaptiveAugmentation, ReplayPool, augmented
 from latentia.random import Draws
+from latentia.training.loop import Phase, train
 
 
 def draws(n: int, position: int = 0, start: int = 0, count: int | None = None) -> Draws:
@@ -209,6 +214,52 @@ def test_old_fakes_reach_the_discriminator():
         losses.append(bool(values["loss"] == gan_discriminator_loss(d, g, batch, draws(4, 4 * step))["loss"]))
         assert pool.update({}, draws(4, 4 * step))["filled"] == 1
     assert losses == [True, False]
+
+
+class Pictures:
+    fingerprint = "pictures"
+
+    def batch(self, start, stop, *, seed, device):
+        generators = [torch.Generator().manual_seed(position) for position in range(start, stop)]
+        return {"images": torch.stack([torch.rand(1, 8, 8, generator=g) * 2 - 1 for g in generators])}
+
+
+def run(folder: Path, accumulate: int = 1) -> tuple[AdaptiveAugmentation, ReplayPool]:
+    """Four phases: two players, and two updates without an optimizer."""
+    torch.manual_seed(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    accelerator = Accelerator(cpu=True)
+    d = DCGANDiscriminator(sample_size=8, block_out_channels=(4,), norm="none")
+    g = DCGANGenerator(sample_size=8, latent_dim=4, block_out_channels=(4,), norm="instance")
+    ada, pool = AdaptiveAugmentation(images=100, window=12, target=-0.9), ReplayPool(8, (1, 8, 8))
+    d, g, *optimizers = accelerator.prepare(d, g, *(torch.optim.Adam(n.parameters(), lr=1e-3) for n in (d, g)))
+
+    def judge(batch, draw):
+        return gan_discriminator_loss(d, g, batch, draw, augment=ada, collect=ada.collect, replay=pool)
+
+    def make(batch, draw):
+        return gan_generator_loss(d, g, batch, draw, augment=ada)
+
+    phases = [
+        Phase("discriminator", judge, d, optimizers[0]),
+        Phase("generator", make, g, optimizers[1]),
+        Phase("augmentation", ada.update, ada),
+        Phase("pool", pool.update, pool),
+    ]
+    options = {"batch_size": 8 // accumulate, "accumulate": accumulate, "checkpoint_every": 3, "log_every": 1}
+    train(accelerator, phases, Pictures(), output_dir=folder, max_steps=6, **options)
+    return ada, pool
+
+
+def test_a_run_that_goes_on_is_bit_equal_and_micro_batches_change_nothing(tmp_path):
+    ada, pool = run(tmp_path / "whole")
+    assert pool.filled == 8 and ada.p > 0 and ada.count == 0
+    folder = part_of(tmp_path / "whole", 3, tmp_path / "again")
+    run(folder)
+    assert held(folder, 6) == held(tmp_path / "whole", 6)
+    other, others = run(tmp_path / "parts", accumulate=2)
+    torch.testing.assert_close(other.p, ada.p)
+    torch.testing.assert_close(others.images, pool.images, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

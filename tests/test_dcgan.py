@@ -172,6 +172,8 @@ def test_conditions_reach_both_players():
 
 def test_the_projection_is_linear_in_the_features():
     d, x = discriminator(num_class_embeds=3).double().eval(), torch.randn(2, 1, 8, 8).double()
+    for parameter in d.parameters():
+        torch.nn.init.normal_(parameter)
     out = d(x, torch.tensor([0, 2]))
     code = d.head.condition.of_class.weight[[0, 2]]
     projected = (code * (out.features @ d.head.project.weight.T)).sum(1)
