@@ -308,7 +308,8 @@ def denoising(rows: Rows, data: Data, steps: int) -> None:
 
 
 def sparse(rows: Rows, data: Data, steps: int) -> None:
-    units = 300 if data.values > 300 else 100
+    large = data.values > 300
+    units, rate = (300, 1e-3) if large else (100, 2e-2)
     config = {"code_activation": "sigmoid", "overcomplete": True}
 
     def trained(m: int = units, **objective):
@@ -318,7 +319,7 @@ def sparse(rows: Rows, data: Data, steps: int) -> None:
 
     plain, codes = trained()
     base, quiet = error(plain, data.new), float((codes.mean(0) < 0.05).double().mean())
-    network, codes = trained(sparsity="l1", sparsity_weight=0.005)
+    network, codes = trained(sparsity="l1", sparsity_weight=0.05 if large else 0.003)
     value, now = error(network, data.new), float((codes.mean(0) < 0.05).double().mean())
     rows.put(
         "B13", "L1: share of units with mean activation below 0.05", now,
@@ -343,7 +344,7 @@ def sparse(rows: Rows, data: Data, steps: int) -> None:
         "B14", "share of codes below 0.01 with L2 0.1", tiny["l2 0.1"], tiny, "below that with L1, at each weight",
         fewer,
     )  # fmt: skip
-    network, codes = trained(300, sparsity="kl", sparsity_weight=1.0 if data.values < 300 else 3.0)
+    network, codes = trained(300, sparsity="kl", sparsity_weight=3.0 if large else 1.0)
     off = float((codes.mean(0) - 0.1).abs().max())
     rows.put(
         "B15", "KL to 0.1: largest distance of a mean activation from it, 300 units", off,

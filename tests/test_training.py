@@ -549,7 +549,7 @@ def test_the_manifest_holds_all_of_progress(tmp_path):
     assert Progress(**manifest["progress"]) == result.progress
     assert manifest["world_size"] == 1 and set(manifest["versions"]) >= {"latentia", "torch", "diffusers", "accelerate"}
     # A new field of a phase is either state, and then must be saved, or not, and then is named here.
-    constant = {"name", "loss", "learning_rate", "every", "max_grad_norm"}
+    constant = {"name", "loss", "learning_rate", "every", "after", "max_grad_norm"}
     assert {f.name for f in fields(Phase)} == constant | {"trains", "optimizer", "ema"}
 
 
