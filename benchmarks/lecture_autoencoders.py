@@ -313,7 +313,7 @@ def sparse(rows: Rows, data: Data, steps: int) -> None:
     config = {"code_activation": "sigmoid", "overcomplete": True}
 
     def trained(m: int = units, **objective):
-        network = fit(build(data, m, **config), data.x, steps, 2e-2, **objective)
+        network = fit(build(data, m, **config), data.x, steps, rate, **objective)
         with torch.no_grad():
             return network, network.encode(data.x)
 

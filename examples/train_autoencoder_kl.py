@@ -1,4 +1,4 @@
-"""Train the autoencoder of latent diffusion, diffusers' AutoencoderKL, on images: yours, the Hub's or the embedded ones.
+"""Train the autoencoder of latent diffusion, diffusers' AutoencoderKL, on images: yours, the Hub's, the embedded ones.
 
     accelerate launch examples/train_autoencoder_kl.py --dataset_name emoji --output_dir outputs/emoji-kl
 
