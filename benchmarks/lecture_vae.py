@@ -10,8 +10,6 @@ larger set, such as MNIST in parquet, is trained on too, and its test images are
 
 import argparse
 import json
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,9 +18,9 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from lecture_diffusion import environment
 from torch import Tensor
 
-import latentia
 from latentia import VAE, VAEPipeline
 from latentia.data import load_images
 from latentia.evaluation import (
@@ -423,15 +421,15 @@ def main() -> None:
         large(rows, args.train_data_dir, args.large_steps, args.importance_samples, args.pictures)
     seconds = time.perf_counter() - started
     print(f"\n{sum(row['passed'] for row in rows)} of {len(rows)} rows hold; {seconds:.0f} s")
-    about = {
-        "latentia": latentia.__version__, "torch": torch.__version__, "threads": threads, "cores": os.cpu_count(),
-        "machine": platform.machine(), "steps": args.steps,
-    }  # fmt: skip
+    name = Path(args.train_data_dir).name if args.train_data_dir else ""
+    flags = f"--steps {args.steps} --parts {' '.join(args.parts)}"
+    flags += f" --train_data_dir {name} --large_steps {args.large_steps}" if name else ""
+    about = {"command": f"python benchmarks/lecture_vae.py {flags}", "threads": threads, **environment()}
     fresh = [{**row, **about} for row in rows]
     old = json.loads(args.output.read_text())["rows"] if args.output.exists() else []
     new = {(row["row"], row["what"]) for row in fresh}
     kept = [row for row in old if (row["row"], row["what"]) not in new]
-    result = {"what": "rows of a lecture on VAEs that need training", "command": "python benchmarks/lecture_vae.py"}
+    result = {"what": "rows of a lecture on VAEs that need training"}
     args.output.parent.mkdir(exist_ok=True)
     args.output.write_text(json.dumps({**result, "rows": kept + fresh}, indent=1) + "\n")
 
