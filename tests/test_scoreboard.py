@@ -401,3 +401,15 @@ def test_a_blind_sheet_goes_from_the_command_line_to_the_rate_of_its_votes(saved
     assert "3 of 6 = 50.0%" in capsys.readouterr().out  # always left: half of the time that was the model
     main(["sheet", "pca", "--against", "kde", "--trials", "4", "--output_dir", str(tmp_path / "two")])
     assert set(json.loads((tmp_path / "two" / "key.json").read_text())["names"]) == {"pca", "kde"}
+
+
+def test_a_comparison_opens_all_before_it_samples_from_any():
+    calls = []
+
+    def spy(count, seed):
+        calls.append(count)
+        return torch.zeros(count, 1, 8, 8)
+
+    with pytest.raises(UsageError, match="neither a folder nor the name of a Hub repository"):
+        compare([spy, "/nowhere/at/all"], "digits", n=50, metrics=["kid"])
+    assert not calls

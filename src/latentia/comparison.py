@@ -10,6 +10,7 @@ from latentia.data import ImageData, load_images
 from latentia.errors import UsageError
 from latentia.evaluation import check_metrics
 from latentia.scoreboard import Evaluation, evaluate, find_extractor, measure_data
+from latentia.sources import open_source
 
 
 def compare(sources: Sequence[Any], data: str | ImageData = "digits", **options: Any) -> list[Evaluation]:
@@ -40,6 +41,8 @@ def compare(sources: Sequence[Any], data: str | ImageData = "digits", **options:
     check_metrics(options.get("metrics"))
     split = options.pop("split", "train")
     real = load_images(data, split=split) if isinstance(data, str) else data
+    for _, source in runs:  # a slip in the last name must not cost the samples of the first
+        open_source(source, real)
     extractor = find_extractor(options.pop("extractor", None), real)
     shared = {"split": split, "extractor": extractor, "reference": measure_data(real, extractor)}
     found = [
