@@ -1,4 +1,4 @@
-"""Train the autoencoder of latent diffusion, diffusers' AutoencoderKL, on images: yours, the Hub's, the embedded ones.
+"""Train the autoencoder of latent diffusion, diffusers' AutoencoderKL, on images: yours, the Hub's or embedded ones.
 
     accelerate launch examples/train_autoencoder_kl.py --dataset_name emoji --output_dir outputs/emoji-kl
 
@@ -7,6 +7,7 @@ subfolder `vae` is a plain AutoencoderKL for any latent diffusion pipeline, its 
 `diffusers.AutoencoderKL.from_pretrained("outputs/emoji-kl", subfolder="vae")`. The score is of reconstructions.
 """
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -61,7 +62,7 @@ class ObjectiveArguments:
     adversarial_weight: float = 0.1
     """Weight of the game against the critic of patches; 0: none."""
     adversarial_start: float = 0.5
-    """Share of the run after which the critic begins."""
+    """Share of the run after which the critic begins. It moves if --max_train_steps is raised later."""
     discriminator_learning_rate: float = 4e-4
     """Peak learning rate of the critic."""
     calibration_samples: int = 2000
@@ -86,10 +87,11 @@ def perceptual(weight: float, shape: tuple[int, int, int], device):
     """The distance in the layers of the shipped classifier whose channels and kind of pictures these are, or None."""
     if weight == 0:
         return None
-    extractor = extractor_for(shape) or extractor_for((shape[0], 32, 32) if shape[0] == 3 else (shape[0], 28, 28))
+    fallback = (3, 32, 32) if shape[0] == 3 else (shape[0], 28, 28)
+    extractor = extractor_for(shape, device) or extractor_for(fallback, device)
     if extractor is None:
         raise UsageError(f"--perceptual_weight must be 0 for images of {shape[0]} channels: no classifier fits them.")
-    return partial(perceptual_loss, model=extractor.model.to(device).requires_grad_(False))
+    return partial(perceptual_loss, model=extractor.model.requires_grad_(False))
 
 
 def main(args: Arguments) -> int:
@@ -100,6 +102,11 @@ def main(args: Arguments) -> int:
         raise UsageError(f"--resolution must make the images square; got {data.shape[1]} x {data.shape[2]}.")
     if not 0 <= chosen.adversarial_start <= 1:
         raise UsageError(f"--adversarial_start must be a share from 0 to 1; got {chosen.adversarial_start}.")
+    if chosen.calibration_samples < 1:
+        raise UsageError(f"--calibration_samples must be at least 1; got {chosen.calibration_samples}.")
+    for name in ("kl_weight", "perceptual_weight", "adversarial_weight"):
+        if not 0 <= getattr(chosen, name) < math.inf:
+            raise UsageError(f"--{name} must be at least 0 and finite; got {getattr(chosen, name)}.")
 
     torch.manual_seed(options.seed)
     vae = autoencoder_kl(
@@ -165,9 +172,7 @@ def main(args: Arguments) -> int:
 
     def reconstructions(batch_size: int, seed: int) -> torch.Tensor:
         images = data.batch(0, batch_size, seed=seed, device=accelerator.device)["images"]
-        with torch.no_grad():
-            again = AutoencoderKLPipeline(final).reconstruct(images, output_type="latent")
-        return again.clamp(-1, 1).cpu()
+        return AutoencoderKLPipeline(final).reconstruct(images, output_type="latent").clamp(-1, 1).cpu()
 
     pairs = reconstructor(AutoencoderKLPipeline, final, data)
     watch = Watch(args, data, {"ema": reconstructions, "reconstruction": pairs})
@@ -175,7 +180,9 @@ def main(args: Arguments) -> int:
     result = fit(accelerator, args, phases, data, steps, identity=identity, hooks=watch.hooks())
     pipe = AutoencoderKLPipeline(final.eval())
     if accelerator.is_main_process and result.status != "interrupted":
-        pipe.calibrate(data.batch(0, chosen.calibration_samples, seed=0, device=accelerator.device)["images"])
+        asked = chosen.calibration_samples
+        count = asked if args.data.streaming else min(asked, len(data))
+        pipe.calibrate(data.batch(0, count, seed=0, device=torch.device("cpu"))["images"])
     return finish(
         accelerator,
         args,
@@ -183,7 +190,7 @@ def main(args: Arguments) -> int:
         pipe,
         watch,
         family="autoencoder_kl",
-        pipeline_tag="unconditional-image-generation",
+        pipeline_tag="image-feature-extraction",
     )
 
 

@@ -1,31 +1,37 @@
 """Pictures as small pictures of real numbers and back: the autoencoder that latent diffusion works in."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
-from latentia.errors import UsageError
+from latentia.errors import NumericsError, UsageError
 from latentia.models.autoencoder_kl import latent_statistics
 from latentia.models.levels import reparameterised
 from latentia.pipelines.autoencoder import between, in_chunks
 from latentia.pipelines.base import DiffusionPipeline, check_output_type, from_input, to_output
 from latentia.pipelines.unconditional import Generators, image_generators
 
-_CHUNK = 16  # pictures at once: large ones fill the memory
+_PIXELS = 16 * 64**2  # at once: 16 pictures of 64 x 64, or one of 256 x 256 or more
 
 
 class AutoencoderKLPipeline(DiffusionPipeline):
     r"""Encode, decode, reconstruct, interpolate with diffusers' AutoencoderKL; and sample, once a density is fitted.
 
-    Latents are scaled as every latent diffusion pipeline expects: \(\tilde z = (z - \text{shift}) \cdot
-    \text{scaling}\), with mean 0 and standard deviation 1 over the data once `calibrate` has measured both.
+    Latents are scaled, \(\tilde z = (z - \text{shift}) \cdot \text{scaling}\), by the `shift_factor` (`None`: 0) and
+    the `scaling_factor` of the configuration of `vae`: to mean 0 and standard deviation 1 over the data once
+    `calibrate` has measured both. diffusers' pipelines of Stable Diffusion 3 and Flux read both; those of Stable Diffusion 1, 2 and
+    XL the latter alone.
 
     Args:
         vae: an `AutoencoderKL`, trained here or any other.
         prior: a density of its scaled latents, flattened, such as `LatentMixture.fit(pipe.encode(images))`; `None`
-            (default): none, and then there is nothing to sample from.
+            (default): none, and then there is nothing to sample from. What it draws is the latents of a square.
+
+    High-Resolution Image Synthesis with Latent Diffusion Models (Rombach et al., 2021, 2112.10752), section 3.1.
 
     Example:
         >>> from latentia.models.autoencoder_kl import autoencoder_kl
@@ -66,7 +72,8 @@ class AutoencoderKLPipeline(DiffusionPipeline):
             `.images`.
 
         Raises:
-            UsageError: there is no prior, or the number of images is below 1 or not that of `latents`.
+            UsageError: there is no prior or it is of other latents, or the number of images is below 1 or not that of
+                `latents`.
         """
         check_output_type(output_type)
         if latents is not None and batch_size not in (None, len(latents)):
@@ -82,7 +89,7 @@ class AutoencoderKLPipeline(DiffusionPipeline):
                     "simplest density, latentia.LatentMixture.fit(pipe.encode(images))."
                 )
             flat = self.prior.sample(batch_size, image_generators(generator, batch_size))
-            latents = flat.unflatten(1, self._latent_shape)
+            latents = self._square(flat)
         images = self.decode(latents, output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
@@ -100,7 +107,7 @@ class AutoencoderKLPipeline(DiffusionPipeline):
             UsageError: other channels, or sides that cannot be halved so often.
         """
         x = self._input(images)
-        moments = in_chunks(lambda part: self.vae.encode(part).latent_dist.parameters, x, _CHUNK)
+        moments = _in_parts(lambda part: self.vae.encode(part).latent_dist.parameters, x)
         mean, log_variance = moments.chunk(2, 1)
         if sample_posterior:
             shape, device = mean.shape[1:], self._execution_device
@@ -119,7 +126,7 @@ class AutoencoderKLPipeline(DiffusionPipeline):
             raise UsageError(f"latents must have shape (B, {channels}, h, w), B >= 1; got {tuple(latents.shape)}.")
         shift, scaling = self._scale
         z = latents.to(self._execution_device, self.vae.dtype) / scaling + shift
-        return to_output(in_chunks(lambda part: self.vae.decode(part).sample, z, _CHUNK), output_type)
+        return to_output(_in_parts(lambda part: self.vae.decode(part).sample, z, self._factor), output_type)
 
     def reconstruct(self, images: Any, *, output_type: str = "pil") -> Any:
         """The pictures of the pictures' latents."""
@@ -132,20 +139,31 @@ class AutoencoderKLPipeline(DiffusionPipeline):
         for name, latents in zip("ab", ends):
             if len(latents) != 1:
                 raise UsageError(f"{name} must be one image; got {len(latents)}. Interpolate pair by pair.")
+        if ends[0].shape != ends[1].shape:
+            sizes = " and ".join(f"{z.shape[2] * self._factor} by {z.shape[3] * self._factor}" for z in ends)
+            raise UsageError(f"a and b must be of one size; got {sizes}. Resize one of them.")
         return self.decode(between(*ends, steps, mode), output_type=output_type)
 
     def calibrate(self, images: Any) -> None:
         """Measure mean and standard deviation of the latents of pictures and keep them in the configuration of `vae`.
 
-        They become `shift_factor` and 1 / `scaling_factor`, which diffusers' latent pipelines read.
+        They become `shift_factor` and 1 / `scaling_factor`. `latents_mean` and `latents_std`, by which some pipelines
+        would scale each channel, become `None`.
+
+        Args:
+            images: as for `encode`.
 
         Raises:
             UsageError: all latents are equal.
+            NumericsError: latents are not finite.
         """
-        mean, std = latent_statistics(self.vae, self._input(images), _CHUNK)
-        if not std > 0:
+        x = self._input(images, device="cpu")  # many: they go to the device part by part
+        mean, std = latent_statistics(self.vae, x, _part(x))
+        if not math.isfinite(std):
+            raise NumericsError("The latents of these images are not finite. Train in float32 or bfloat16.")
+        if std == 0:
             raise UsageError("images must have latents that differ; all are equal. Has the encoder collapsed?")
-        self.vae.register_to_config(shift_factor=mean, scaling_factor=1 / std)
+        self.vae.register_to_config(shift_factor=mean, scaling_factor=1 / std, latents_mean=None, latents_std=None)
 
     @property
     def _scale(self) -> tuple[float, float]:
@@ -155,13 +173,19 @@ class AutoencoderKLPipeline(DiffusionPipeline):
     def _factor(self) -> int:
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
-    @property
-    def _latent_shape(self) -> tuple[int, int, int]:
-        side = self.vae.config.sample_size // self._factor
-        return self.vae.config.latent_channels, side, side
+    def _square(self, flat: Tensor) -> Tensor:
+        """(B, D, s, s) of (B, D * s * s): the configuration's `sample_size` need not be that of the pictures."""
+        channels = self.vae.config.latent_channels
+        side = math.isqrt(flat.shape[1] // channels)
+        if channels * side**2 != flat.shape[1] or not side:
+            raise UsageError(
+                f"prior must draw the latents of a square, {channels} * s * s values each; got {flat.shape[1]}. Fit it "
+                "to pipe.encode(images) of square images."
+            )
+        return flat.unflatten(1, (channels, side, side))
 
-    def _input(self, images: Any) -> Tensor:
-        place = {"device": self._execution_device, "dtype": self.vae.dtype}
+    def _input(self, images: Any, **where: Any) -> Tensor:
+        place = {"device": self._execution_device, "dtype": self.vae.dtype} | where
         x = from_input(images, channels=self.vae.config.in_channels, **place)
         if any(side % self._factor for side in x.shape[2:]):
             raise UsageError(
@@ -169,3 +193,12 @@ class AutoencoderKLPipeline(DiffusionPipeline):
                 f"{x.shape[2]} by {x.shape[3]}. Resize or pad them first."
             )
         return x
+
+
+def _part(x: Tensor, factor: int = 1) -> int:
+    """How many at once: a function of the size alone, so that rounding does not depend on the batch."""
+    return max(1, min(16, _PIXELS // (factor**2 * x.shape[2] * x.shape[3])))
+
+
+def _in_parts(function: Callable[[Tensor], Tensor], x: Tensor, factor: int = 1) -> Tensor:
+    return in_chunks(function, x, _part(x, factor))

@@ -218,6 +218,20 @@ def test_every_counts_steps_and_images_count_the_position(tmp_path):
     assert seen["penalty"] == [p for p in positions if p // 6 % 3 == 0]
 
 
+def test_a_phase_waits_until_its_first_step(tmp_path):
+    """The other player is bit-unchanged before, and moves in that very step."""
+    phases = gan()
+    phases[0].after, phases[1].after = 3, 4
+    start = phases[0].trains.body[0].weight.detach().clone()
+    run(tmp_path, 3, phases=phases)
+    assert torch.equal(phases[0].trains.body[0].weight, start)
+    assert not [key for row in lines(tmp_path) for key in row if key.startswith(("critic", "penalty"))]
+    run(tmp_path, 7, phases=phases)  # it goes on where it stood
+    seen = {name: [row["step"] for row in lines(tmp_path) if f"{name}/loss" in row] for name in ("critic", "penalty")}
+    assert seen == {"critic": [4, 5, 6, 7], "penalty": [7]}
+    assert not torch.equal(phases[0].trains.body[0].weight, start)
+
+
 def test_only_the_network_in_training_gets_gradients(tmp_path):
     phases = gan()
     critic, penalty, generator, _ = phases
@@ -282,6 +296,7 @@ def test_they_come_back_after_an_error_too(tmp_path):
         ({"accumulate": 0}, "accumulate must be at least 1"),
         ({"steps": 0}, "max_steps must be at least 1"),
         ({"make": lambda: regression(every=0)}, "every of net must be at least 1"),
+        ({"make": lambda: regression(after=-1)}, "after of net must be at least 0 steps; got -1"),
         ({"make": lambda: regression() + regression()}, "a name of its own; got .'net', 'net'"),
         ({"make": lambda: []}, "at least one"),
     ],

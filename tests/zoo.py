@@ -17,6 +17,7 @@ from latentia import (
     LatentMixture,
     MLPDiscriminator,
     MLPGenerator,
+    PatchDiscriminator,
     PositionPrior,
     RecurrentAutoencoder,
     UNet2D,
@@ -196,6 +197,15 @@ ZOO = [
     _judge("batch"),
     _judge("spectral", _told, norm="spectral", num_class_embeds=10, text_embed_dim=6),
     _judge("instance", norm="instance"),
+    *(
+        Entry(
+            f"discriminator-patch-{norm}",
+            lambda norm=norm: PatchDiscriminator(block_out_channels=(8, 16, 16), norm=norm),
+            lambda b: {"sample": torch.rand(b, 3, 16, 24) * 2 - 1},
+            lambda b: (b, 1, 2, 4),
+        )
+        for norm in ("group", "spectral", "none")
+    ),
     Entry("generator-mlp", MLPGenerator, lambda b: {"latents": torch.randn(b, 2)}, lambda b: (b, 2)),
     Entry("discriminator-mlp", MLPDiscriminator, lambda b: {"sample": torch.randn(b, 2)}, lambda b: (b,)),
 ]

@@ -169,9 +169,11 @@ def plan(accelerator: Accelerator, args: Any, data: Any, network: nn.Module) -> 
             f"--output_dir {folder} has {free / 2**20:.0f} MB free, but its checkpoints need {need / 2**20:.0f} MB. "
             "Free space or lower --checkpoints_total_limit."
         )
+    parts = network if isinstance(network, nn.ModuleList) else [network]
+    names = " and ".join(type(part).__name__ for part in parts)
     epochs = "" if args.data.streaming else f" ({steps * global_batch / len(data):.1f} epochs)"
     accelerator.print(
-        f"{data}\n{type(network).__name__}: {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters\n"
+        f"{data}\n{names}: {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters\n"
         f"{steps} steps of {global_batch} images{epochs} on {accelerator.num_processes} x {accelerator.device}, "
         f"precision {accelerator.mixed_precision}"
     )

@@ -160,6 +160,9 @@ def _evaluation(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _body(name, pipeline_class, family, pipeline_tag, dataset, grid, repo_id) -> list[str]:
     call = 'pipe("a prompt")' if pipeline_tag == "text-to-image" else "pipe()"
+    use = [f'{call}.images[0].save("sample.png")']
+    if pipeline_tag == "image-feature-extraction":  # an encoder and decoder, which may have nothing to sample from
+        use = ['latents = pipe.encode(PIL.Image.open("picture.png"))', 'pipe.decode(latents)[0].save("again.png")']
     return [
         f"# {_escape(name)}",
         "",
@@ -169,10 +172,10 @@ def _body(name, pipeline_class, family, pipeline_tag, dataset, grid, repo_id) ->
         "## Use",
         "",
         "```python",
-        "import latentia",
+        *(["import PIL.Image", "", "import latentia"] if len(use) > 1 else ["import latentia"]),
         "",
         f'pipe = latentia.DiffusionPipeline.from_pretrained("{repo_id or "path/to/this/folder"}")',
-        f'{call}.images[0].save("sample.png")',
+        *use,
         "```",
         "",
     ]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from latentia.errors import UsageError, did_you_mean
 from latentia.losses.adversarial import discriminator_loss, generator_loss
+from latentia.losses.turns import verdict
 from latentia.losses.variational import gaussian_kl
 from latentia.random import Draws
 
@@ -56,7 +57,7 @@ def autoencoder_kl_loss(
         where they are part of it; "latent_std" of this micro-batch.
 
     Raises:
-        UsageError: a negative weight or an unknown name.
+        UsageError: a negative weight, an unknown name, or "relativistic", which compares fakes with real pictures.
 
     Rombach et al., 2021, 2112.10752, eq. 25; Taming Transformers (Esser et al., 2020, 2012.09841), section 3.1.
 
@@ -77,17 +78,17 @@ def autoencoder_kl_loss(
         raise UsageError(f"reconstruction must be one of {RECONSTRUCTIONS}; got {reconstruction!r}.{hint}")
     x = batch["images"]
     out = autoencoder(x, draw.normal("posterior", latent_shape))
-    again = out.reconstruction.float()
+    again = out.reconstruction.to(x.dtype)
     gap = again - x
     error = (gap.abs() if reconstruction == "l1" else gap.square()).flatten(1).mean(1).mean()
-    kl = gaussian_kl(out.mean.float(), out.log_variance.float()).flatten(1).sum(1).mean()
+    kl = gaussian_kl(out.mean.to(x.dtype), out.log_variance.to(x.dtype)).flatten(1).sum(1).mean()
     loss = error + kl_weight * kl / x[0].numel()
-    values = {"reconstruction": error, "kl": kl, "latent_std": out.z.float().std()}
+    values = {"reconstruction": error, "kl": kl, "latent_std": out.z.to(x.dtype).std()}
     if perceptual is not None:
         values["perceptual"] = perceptual(x, again).mean()
         loss = loss + perceptual_weight * values["perceptual"]
     if discriminator is not None:
-        values["adversarial"] = generator_loss(discriminator(again).logits.float(), objective=objective).mean()
+        values["adversarial"] = generator_loss(discriminator(again).logits.to(x.dtype), objective=objective).mean()
         loss = loss + adversarial_weight * values["adversarial"]
     return {"loss": loss, **{key: value.detach() for key, value in values.items()}}
 
@@ -120,10 +121,6 @@ def patch_discriminator_loss(
     with torch.no_grad():
         fake = autoencoder(x, draw.normal("posterior", latent_shape)).reconstruction.to(x.dtype)
     # One pass for both: pictures of a batch do not see each other here, and two would need two synchronisations.
-    real_logits, fake_logits = discriminator(torch.cat([x, fake])).logits.float().chunk(2)
-    values = {
-        "real": real_logits.mean(), "fake": fake_logits.mean(),
-        "accuracy_real": (real_logits > 0).float().mean(), "accuracy_fake": (fake_logits < 0).float().mean(),
-    }  # fmt: skip
+    real_logits, fake_logits = discriminator(torch.cat([x, fake])).logits.to(x.dtype).chunk(2)
     loss = discriminator_loss(real_logits, fake_logits, objective).mean()
-    return {"loss": loss, **{key: value.detach() for key, value in values.items()}}
+    return {"loss": loss, **verdict(objective, real_logits, fake_logits)}

@@ -24,7 +24,7 @@ class GaussianAutoencoderOutput(BaseOutput):
 class GaussianAutoencoder(nn.Module):
     """What is trained: an AutoencoderKL, whose own `forward` draws noise by itself and keeps q(z|x).
 
-    It is not saved: its `vae` is, and is nothing but diffusers' class.
+    A pipeline does not hold it but its `vae`, which is nothing but diffusers' class.
 
     Args:
         vae: `AutoencoderKL`.
@@ -41,7 +41,12 @@ class GaussianAutoencoder(nn.Module):
         self.vae = vae
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> GaussianAutoencoderOutput:
-        """Encode pictures (B, C, H, W) in [-1, 1], make z of N(0, 1) noise (B, D, h, w) (`None`: the mean), decode."""
+        """Encode pictures, make z of the noise, decode.
+
+        Args:
+            images: (B, C, H, W) in [-1, 1].
+            noise: from N(0, 1), (B, D, h, w); `None` (default): z is the mean.
+        """
         q = self.vae.encode(images).latent_dist
         z = q.mean if noise is None else q.mean + q.std * noise.to(q.mean.dtype)
         return GaussianAutoencoderOutput(self.vae.decode(z).sample, q.mean, q.logvar, z)
@@ -113,18 +118,29 @@ def autoencoder_kl(
 def latent_statistics(vae: AutoencoderKL, images: Tensor, batch_size: int = 64) -> tuple[float, float]:
     r"""Mean and standard deviation of all values of the latents of pictures, over q(z|x) too, in float64.
 
-    \(\mathrm{Var}\,z = \mathrm{Var}\,\mu(x) + E\,\sigma^2(x)\), so nothing is drawn.
+    \(\mathrm{Var}\,z = \mathrm{Var}\,\mu(x) + E\,\sigma^2(x)\), over pictures, channels and positions, so nothing is
+    drawn.
 
     Args:
         vae: in evaluation mode.
         images: (N, C, H, W) in [-1, 1].
         batch_size: pictures that are encoded at once. Default 64.
 
+    Returns:
+        (mean, standard deviation), in the units of the latents.
+
+    Raises:
+        UsageError: there are no pictures.
+
+    Rombach et al., 2021, 2112.10752, appendix G, which takes the standard deviation alone.
+
     Example:
         >>> mean, std = latent_statistics(autoencoder_kl(16, 1, (8, 8)).eval(), torch.rand(8, 1, 16, 16) * 2 - 1)
         >>> std > 0
         True
     """
+    if not len(images):
+        raise UsageError("images must be at least one picture; got none.")
     total, squares, count = 0.0, 0.0, 0
     for part in images.split(batch_size):
         q = vae.encode(part.to(vae.device, vae.dtype)).latent_dist

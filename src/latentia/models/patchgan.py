@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from latentia.errors import UsageError
 from latentia.models.convolution import check_choice
 from latentia.models.modeling import ModelMixin
+from latentia.models.players import normalise_spectra
 from latentia.models.unet import Norm, _groups
 
 NORMS = ("group", "spectral", "none")
@@ -24,21 +25,22 @@ class PatchDiscriminatorOutput(BaseOutput):
 
 
 class PatchDiscriminator(ModelMixin, ConfigMixin):
-    """Convolutions of kernel 4: L of stride 2, then two of stride 1, the last to one channel. No padding of patches.
+    """Convolutions of kernel 4 and padding 1: L of stride 2, then two of stride 1, the last to one channel.
 
-    Each logit sees `receptive_field` pixels: 16, 34, 70 and 142 for 1 to 4 levels. Pictures of a batch never see each
-    other, so any split over processes or micro-batches gives the same.
+    Each logit sees a square of `receptive_field` pixels, 16, 34, 70 and 142 for 1 to 4 levels, and of a picture of
+    H x W pixels there are (H // 2^L - 2) x (W // 2^L - 2). Pictures of a batch never see each other.
 
     Args:
         in_channels: channels of the picture. Default 3.
         block_out_channels: channels after each convolution of stride 2, and, as a last entry, after the first of
             stride 1: at least two numbers. Default (32, 64, 128), that is patches of 34 pixels, for pictures of 32 to
             64; (64, 128, 256, 512) is the paper's, of 70.
-        norm: "group" (default), "spectral" (of the weights) or "none". None is at the input.
+        norm: "group" (default; none after the first and the last convolution), "spectral" (of all weights, not of
+            activations) or "none".
 
     Raises:
-        UsageError: fewer than two numbers or one below 1, an unknown norm; a picture of other channels, or of fewer
-            pixels than give one logit.
+        UsageError: fewer than two numbers or one below 1, an unknown norm; a picture of other channels, or of less
+            than 3 * 2^L pixels each way, which give one logit.
 
     Image-to-Image Translation with Conditional Adversarial Networks (Isola et al., 2016, 1611.07004), section 3.2.2.
 
@@ -69,9 +71,9 @@ class PatchDiscriminator(ModelMixin, ConfigMixin):
             layers.append(nn.LeakyReLU(_SLOPE))
             channels = out
         layers.append(nn.Conv2d(channels, 1, _KERNEL, 1, padding=1))
-        if norm == "spectral":
-            layers = [nn.utils.parametrizations.spectral_norm(x) if isinstance(x, nn.Conv2d) else x for x in layers]
         self.layers = nn.Sequential(*layers)
+        if norm == "spectral":
+            normalise_spectra(self)
 
     @property
     def receptive_field(self) -> int:
@@ -84,7 +86,12 @@ class PatchDiscriminator(ModelMixin, ConfigMixin):
         return field
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> PatchDiscriminatorOutput | tuple[Tensor]:
-        """Judge pictures (B, in_channels, H, W) in [-1, 1]."""
+        """Judge pictures (B, in_channels, H, W) in [-1, 1].
+
+        Args:
+            sample: the pictures.
+            return_dict: `False` returns the tuple `(logits,)`.
+        """
         least = 2 ** (len(self.config.block_out_channels) - 1) * 3
         if sample.ndim != 4 or sample.shape[1] != self.config.in_channels or min(sample.shape[2:]) < least:
             raise UsageError(

@@ -336,6 +336,9 @@ def _check_call(phases: Sequence[Phase], **at_least_one: int) -> None:
     for name, value in {**at_least_one, **{f"every of {p.name}": p.every for p in phases}}.items():
         if value < 1:
             raise UsageError(f"{name} must be at least 1; got {value}.")
+    for phase in phases:
+        if phase.after < 0:
+            raise UsageError(f"after of {phase.name} must be at least 0 steps; got {phase.after}.")
 
 
 def _stateful(accelerator: Accelerator, phases: Sequence[Phase]) -> dict[str, Any]:
