@@ -23,8 +23,8 @@ class AutoencoderKLPipeline(DiffusionPipeline):
 
     Latents are scaled, \(\tilde z = (z - \text{shift}) \cdot \text{scaling}\), by the `shift_factor` (`None`: 0) and
     the `scaling_factor` of the configuration of `vae`: to mean 0 and standard deviation 1 over the data once
-    `calibrate` has measured both. diffusers' pipelines of Stable Diffusion 3 and Flux read both; those of Stable Diffusion 1, 2 and
-    XL the latter alone.
+    `calibrate` has measured both. diffusers' pipelines of Stable Diffusion 3 and Flux read both; those of Stable
+    Diffusion 1, 2 and XL the latter alone.
 
     Args:
         vae: an `AutoencoderKL`, trained here or any other.
