@@ -122,7 +122,10 @@ def main(args: Arguments) -> int:
     side = data.shape[1] // 2 ** (len(model.block_out_channels) - 1)
     shape = (model.latent_channels, side, side)
     critic = PatchDiscriminator(data.shape[0], model.discriminator_channels)
-    steps = plan(accelerator, args, data, torch.nn.ModuleList([vae, critic]))
+    game = chosen.adversarial_weight > 0
+    if game:
+        critic(torch.zeros(1, *data.shape))  # pictures that are too small for it are refused now, not half-way
+    steps = plan(accelerator, args, data, torch.nn.ModuleList([vae, critic] if game else [vae]))
     begin = round(chosen.adversarial_start * steps)
     global_batch = options.train_batch_size * options.gradient_accumulation_steps * accelerator.num_processes
 
@@ -132,14 +135,15 @@ def main(args: Arguments) -> int:
         plain.compile()
         critic.compile()
     autoencoder, optimizer = accelerator.prepare(plain, adamw(accelerator, args, plain.parameters()))
-    betas = (0.5, options.adam_beta2)
-    critic, critic_optimizer = accelerator.prepare(
-        critic, torch.optim.Adam(critic.parameters(), lr=chosen.discriminator_learning_rate, betas=betas)
-    )
+    if game:
+        betas = (0.5, options.adam_beta2)
+        critic, critic_optimizer = accelerator.prepare(
+            critic, torch.optim.Adam(critic.parameters(), lr=chosen.discriminator_learning_rate, betas=betas)
+        )
     distance = perceptual(chosen.perceptual_weight, data.shape, accelerator.device)
 
     def loss(batch, draw):
-        playing = chosen.adversarial_weight > 0 and draw.position >= begin * global_batch
+        playing = game and draw.position >= begin * global_batch
         return autoencoder_kl_loss(
             autoencoder,
             batch,
@@ -160,7 +164,7 @@ def main(args: Arguments) -> int:
     phases = [
         Phase("autoencoder", loss, autoencoder, optimizer, rate, max_grad_norm=options.max_grad_norm, ema=ema),
     ]
-    if chosen.adversarial_weight > 0:
+    if game:
         phases.append(
             Phase(
                 "discriminator", critic_loss, critic, critic_optimizer, rate, after=begin,

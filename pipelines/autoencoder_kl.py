@@ -161,7 +161,7 @@ class AutoencoderKLPipeline(DiffusionPipeline):
         mean, std = latent_statistics(self.vae, x, _part(x))
         if not math.isfinite(std):
             raise NumericsError("The latents of these images are not finite. Train in float32 or bfloat16.")
-        if std == 0:
+        if std < 1e-6 * max(1.0, abs(mean)):  # the least that q(z|x) can have is e^-15
             raise UsageError("images must have latents that differ; all are equal. Has the encoder collapsed?")
         self.vae.register_to_config(shift_factor=mean, scaling_factor=1 / std, latents_mean=None, latents_std=None)
 

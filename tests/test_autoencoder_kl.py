@@ -56,8 +56,8 @@ def seeded(n: int) -> torch.Generator:
     return torch.Generator().manual_seed(n)
 
 
-def draws(n: int = 6, start: int = 0, count: int | None = None) -> Draws:
-    return Draws(0, 0, n, start, n if count is None else count)
+def draws(n: int = 6) -> Draws:
+    return Draws(0, 0, n, 0, n)
 
 
 def gradients(module) -> list[torch.Tensor | None]:
@@ -133,6 +133,8 @@ def test_the_critic_s_loss_closed_form():
     real, fake = judge(x).logits, judge(fake).logits
     torch.testing.assert_close(values["loss"], (1 - real).relu().mean() + (1 + fake).relu().mean())
     torch.testing.assert_close(values["accuracy_fake"], (fake <= 0).float().mean())
+    values["loss"].backward()  # without the loop's help
+    assert all(g is None for g in gradients(plain)) and all(g is not None for g in gradients(judge))
 
 
 @pytest.mark.parametrize("sigma", [1.0, 0.3])
@@ -159,13 +161,15 @@ def test_with_squared_errors_it_is_the_elbo_of_gaussian_pixels(sigma):
 def test_the_distance_is_nothing_between_equal_pictures_and_has_a_gradient_between_others():
     x, distance = pictures(), partial(perceptual_loss, model=load_extractor("digits").model)
     assert distance(x, x).abs().max() == 0
-    plain = network()
-    values = autoencoder_kl_loss(
-        lambda images, noise: plain(images, noise), {"images": x}, draws(), latent_shape=LATENT, kl_weight=0.0,
-        perceptual=distance,
-    )  # fmt: skip
-    (values["loss"] - (plain(x, draws().normal("posterior", LATENT)).reconstruction - x).abs().mean()).backward()
-    assert values["perceptual"] > 0 and plain.vae.encoder.conv_in.weight.grad.abs().sum() > 1e-6
+    grads = []
+    for weight in (0.0, 1.0, 3.0):
+        plain = network()
+        autoencoder_kl_loss(
+            plain, {"images": x}, draws(), latent_shape=LATENT, perceptual=distance, perceptual_weight=weight
+        )["loss"].backward()
+        grads.append(plain.vae.encoder.conv_in.weight.grad)
+    assert (grads[1] - grads[0]).abs().max() > 1e-4
+    torch.testing.assert_close(grads[2] - grads[0], 3 * (grads[1] - grads[0]), atol=1e-6, rtol=1e-3)
 
 
 def test_a_posterior_of_any_width_stays_finite():
@@ -339,6 +343,8 @@ def test_a_collapsed_or_broken_encoder_is_not_calibrated(pipe):
         pipe.vae.quant_conv.weight.zero_()
         pipe.vae.quant_conv.bias.copy_(torch.tensor([0.0, 0.0, -1e4, -1e4]))
     before = dict(pipe.vae.config)
+    with pytest.raises(UsageError, match="all are equal. Has the encoder collapsed"):
+        pipe.calibrate(pictures())
     pipe.vae.quant_conv.bias.data[2:] = float("nan")
     with pytest.raises(NumericsError, match="latents of these images are not finite"):
         pipe.calibrate(pictures())
@@ -561,7 +567,10 @@ def test_evaluation_says_that_a_density_is_missing_and_works_with_one(example, t
         (["--adversarial_weight", -1], "--adversarial_weight must be at least 0"),
         (["--block_out_channels", 4, 4, 4, 4, 4], "sample_size must be divisible by 2 .. 4"),
         (["--norm_num_groups", 3], "norm_num_groups must divide"),
-        (["--discriminator_channels", 4, 4, 4], "at least 12 pixels"),
+        (
+            ["--discriminator_channels", 4, 4, 4, "--adversarial_start", 1],
+            "at least 12 pixels",
+        ),  # before the first step
     ],
 )
 def test_flags_that_make_no_sense(example, tmp_path, flags, text):
