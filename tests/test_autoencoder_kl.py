@@ -343,7 +343,7 @@ def test_a_collapsed_or_broken_encoder_is_not_calibrated(pipe):
         pipe.vae.quant_conv.weight.zero_()
         pipe.vae.quant_conv.bias.copy_(torch.tensor([0.0, 0.0, -1e4, -1e4]))
     before = dict(pipe.vae.config)
-    with pytest.raises(UsageError, match="all are equal. Has the encoder collapsed"):
+    with pytest.raises(UsageError, match="all are equal"):
         pipe.calibrate(pictures())
     pipe.vae.quant_conv.bias.data[2:] = float("nan")
     with pytest.raises(NumericsError, match="latents of these images are not finite"):
