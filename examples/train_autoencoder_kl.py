@@ -123,8 +123,11 @@ def main(args: Arguments) -> int:
     shape = (model.latent_channels, side, side)
     critic = PatchDiscriminator(data.shape[0], model.discriminator_channels)
     game = chosen.adversarial_weight > 0
-    if game:
-        critic(torch.zeros(1, *data.shape))  # pictures that are too small for it are refused now, not half-way
+    if game and data.shape[1] < critic.least_size:
+        raise UsageError(
+            f"--discriminator_channels of {len(model.discriminator_channels)} numbers need images of at least "
+            f"{critic.least_size} pixels; got {data.shape[1]}. Give fewer, or --adversarial_weight 0."
+        )
     steps = plan(accelerator, args, data, torch.nn.ModuleList([vae, critic] if game else [vae]))
     begin = round(chosen.adversarial_start * steps)
     global_batch = options.train_batch_size * options.gradient_accumulation_steps * accelerator.num_processes

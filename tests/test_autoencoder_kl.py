@@ -85,7 +85,7 @@ def test_a_logit_sees_as_many_pixels_as_is_said(levels, field):
 @pytest.mark.parametrize("levels", [1, 2, 3])
 def test_the_least_picture_gives_one_logit(levels):
     judge, least = PatchDiscriminator(1, (2,) * (levels + 1), norm="none"), 3 * 2**levels
-    assert judge(torch.zeros(1, 1, least, least)).logits.shape == (1, 1, 1, 1)
+    assert judge.least_size == least and judge(torch.zeros(1, 1, least, least)).logits.shape == (1, 1, 1, 1)
     assert judge(torch.zeros(1, 1, 2 * least + 1, least)).logits.shape == (1, 1, (2 * least + 1) // 2**levels - 2, 1)
     for shape in ((1, 1, least - 1, least), (1, 1, least, least - 1), (1, 3, least, least), (1, least, least)):
         with pytest.raises(UsageError, match=rf"\(B, 1, H, W\) with at least {least} pixels each way"):

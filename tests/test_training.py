@@ -296,7 +296,7 @@ def test_they_come_back_after_an_error_too(tmp_path):
         ({"accumulate": 0}, "accumulate must be at least 1"),
         ({"steps": 0}, "max_steps must be at least 1"),
         ({"make": lambda: regression(every=0)}, "every of net must be at least 1"),
-        ({"make": lambda: regression(after=-1)}, "after of net must be at least 0 steps; got -1"),
+        ({"make": lambda: regression(after=-1)}, "after of net must be at least 0; got -1"),
         ({"make": lambda: regression() + regression()}, "a name of its own; got .'net', 'net'"),
         ({"make": lambda: []}, "at least one"),
     ],

@@ -85,6 +85,11 @@ class PatchDiscriminator(ModelMixin, ConfigMixin):
                 jump *= layer.stride[0]
         return field
 
+    @property
+    def least_size(self) -> int:
+        """Height and width in pixels of the smallest picture that can be judged, with one logit."""
+        return 3 * 2 ** (len(self.config.block_out_channels) - 1)
+
     def forward(self, sample: Tensor, return_dict: bool = True) -> PatchDiscriminatorOutput | tuple[Tensor]:
         """Judge pictures (B, in_channels, H, W) in [-1, 1].
 
@@ -92,7 +97,7 @@ class PatchDiscriminator(ModelMixin, ConfigMixin):
             sample: the pictures.
             return_dict: `False` returns the tuple `(logits,)`.
         """
-        least = 2 ** (len(self.config.block_out_channels) - 1) * 3
+        least = self.least_size
         if sample.ndim != 4 or sample.shape[1] != self.config.in_channels or min(sample.shape[2:]) < least:
             raise UsageError(
                 f"sample must be of shape (B, {self.config.in_channels}, H, W) with at least {least} pixels each way; "

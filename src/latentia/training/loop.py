@@ -226,9 +226,8 @@ def train(
                     phase.ema.update(plain[phase.name])
             progress.step += 1
             progress.images += global_batch
-            now = time.perf_counter()
-            progress.seconds += now - started
-            train_seconds += now - started
+            taken = time.perf_counter() - started
+            progress.seconds, train_seconds = progress.seconds + taken, train_seconds + taken
             log.step(log_every)
             last = progress.step == max_steps
             interrupted = stop.agreed(accelerator)
@@ -277,8 +276,7 @@ def _run(accelerator, phase: Phase, phases, micros, seed: int, progress: Progres
                 values = phase.loss(batch, draw)
                 accelerator.backward(values["loss"] / len(micros))
         for key, value in values.items():
-            value = value.detach().float() / len(micros)
-            totals[key] = totals[key] + value if key in totals else value
+            totals[key] = totals.get(key, 0) + value.detach().float() / len(micros)
     finite = torch.isfinite(totals["loss"]).float() if "loss" in totals else torch.ones((), device=accelerator.device)
     if accelerator.num_processes > 1:
         finite = accelerator.reduce(finite, "sum") / accelerator.num_processes
@@ -336,9 +334,8 @@ def _check_call(phases: Sequence[Phase], **at_least_one: int) -> None:
     for name, value in {**at_least_one, **{f"every of {p.name}": p.every for p in phases}}.items():
         if value < 1:
             raise UsageError(f"{name} must be at least 1; got {value}.")
-    for phase in phases:
-        if phase.after < 0:
-            raise UsageError(f"after of {phase.name} must be at least 0 steps; got {phase.after}.")
+    for phase in (p for p in phases if p.after < 0):
+        raise UsageError(f"after of {phase.name} must be at least 0; got {phase.after}.")
 
 
 def _stateful(accelerator: Accelerator, phases: Sequence[Phase]) -> dict[str, Any]:
