@@ -567,10 +567,7 @@ def test_evaluation_says_that_a_density_is_missing_and_works_with_one(example, t
         (["--adversarial_weight", -1], "--adversarial_weight must be at least 0"),
         (["--block_out_channels", 4, 4, 4, 4, 4], "sample_size must be divisible by 2 .. 4"),
         (["--norm_num_groups", 3], "norm_num_groups must divide"),
-        (
-            ["--discriminator_channels", 4, 4, 4, "--adversarial_start", 1],
-            "at least 12 pixels",
-        ),  # before the first step
+        (["--discriminator_channels", 4, 4, 4, "--adversarial_start", 1], "at least 12 pixels; got 8"),
     ],
 )
 def test_flags_that_make_no_sense(example, tmp_path, flags, text):
