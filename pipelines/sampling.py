@@ -1,0 +1,232 @@
+"""The sampling loop of diffusion, in pixels and in latents: any scheduler, any batch size, classes and guidance."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from latentia.errors import UsageError
+from latentia.schedulers.ddim import DDIMScheduler
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def image_generators(generator: Generators, batch_size: int) -> list[torch.Generator]:
+    """One generator for each image, so that an image does not depend on how many are made beside it.
+
+    Args:
+        generator: a list of `batch_size`, which is returned; or one (`None`: torch's own), from which the seed of each
+            image is drawn in turn, so that the first images of a large batch are those of a small one.
+        batch_size: number of images.
+
+    Raises:
+        UsageError: a list of another length.
+    """
+    if isinstance(generator, Sequence):
+        if len(generator) != batch_size:
+            raise UsageError(f"generator must be one or a list of batch_size={batch_size}; got {len(generator)}.")
+        return list(generator)
+    device = generator.device if generator is not None else "cpu"
+    seeds = torch.empty(batch_size, dtype=torch.int64, device=device)
+    for i in range(batch_size):
+        seeds[i : i + 1].random_(generator=generator)
+    return [torch.Generator(device).manual_seed(seed) for seed in seeds.tolist()]
+
+
+def slerp(a: Tensor, b: Tensor, steps: int) -> Tensor:
+    r"""Points on the great circle: \(\frac{\sin((1-\lambda)\Omega) a + \sin(\lambda\Omega) b}{\sin\Omega}\).
+
+    Gaussian noise lies near a sphere, and so do these points, while a straight line would leave it.
+
+    Args:
+        a, b: of one shape (1, C, H, W).
+        steps: number of points, both ends included; at least 2.
+
+    Returns:
+        (steps, C, H, W).
+
+    Shoemake, 1985; White, 2016, 1609.04468.
+
+    Example:
+        >>> slerp(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), 3)[1]
+        tensor([0.7071, 0.7071])
+    """
+    cosine = (a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-12)
+    omega = torch.acos(cosine.clamp(-1, 1))
+    lam = torch.linspace(0, 1, steps, device=a.device, dtype=a.dtype).view(-1, *[1] * (a.ndim - 1))
+    if omega.sin() < 1e-4:  # nearly parallel: the circle is a line
+        return (1 - lam) * a + lam * b
+    return ((1 - lam) * omega).sin() / omega.sin() * a + (lam * omega).sin() / omega.sin() * b
+
+
+def count_images(batch_size: int | None, latents: Tensor | None, labels: Tensor | None, guidance_scale: float) -> int:
+    """How many images a call asks for.
+
+    Args:
+        batch_size: as it was given; `None`: as many as `labels` or `latents`, else 1.
+        latents: noise to start from, or None.
+        labels: class indices, or None; one is for all images.
+        guidance_scale: needs labels unless it is 1.
+
+    Raises:
+        UsageError: numbers that do not agree, less than 1, or guidance to nothing.
+
+    Example:
+        >>> count_images(None, None, torch.tensor([0, 2, 1]), 2.0)
+        3
+    """
+    given = {"latents": latents, "class_labels": labels if labels is not None and len(labels) > 1 else None}
+    for name, values in given.items():
+        if values is not None:
+            batch_size = len(values) if batch_size is None else batch_size
+            if batch_size != len(values):
+                raise UsageError(f"batch_size is {batch_size}, but {name} are given for {len(values)} images.")
+    batch_size = 1 if batch_size is None else batch_size
+    if batch_size < 1:
+        raise UsageError(f"batch_size must be at least 1; got {batch_size}.")
+    if guidance_scale != 1 and labels is None:
+        raise UsageError(f"guidance_scale={guidance_scale} needs class_labels: there is nothing to be guided to.")
+    return batch_size
+
+
+def check_steps(scheduler, num_inference_steps: int) -> None:
+    """UsageError unless the number of steps is from 1 to the length of the trained chain."""
+    trained = scheduler.config.num_train_timesteps
+    if not 1 <= num_inference_steps <= trained:
+        raise UsageError(
+            f"num_inference_steps must be from 1 to {trained}, the length of the trained chain; "
+            f"got {num_inference_steps}."
+        )
+
+
+def is_flow(scheduler) -> bool:
+    """Whether the network gives the velocity of rectified flow, eps - x_0 on the way x_t = (1 - t) x_0 + t eps."""
+    flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+    return flow or scheduler.config.get("prediction_type") == "flow_prediction"
+
+
+def denoise(
+    pipe,
+    x: Tensor,
+    labels: Tensor | None,
+    *,
+    guidance_scale: float,
+    num_inference_steps: int,
+    eta: float,
+    generators: list[torch.Generator],
+    callback: Callable[[Any, int, Tensor, dict], dict | None] | None,
+) -> Tensor:
+    """From noise to what the network was trained on, under the pipeline's scheduler.
+
+    Args:
+        pipe: has `unet`, `scheduler` and a progress bar.
+        x: noise from N(0, 1), (B, C, H, W).
+        labels: class indices, (B,), or None.
+        guidance_scale, num_inference_steps, eta, callback: as the pipelines say.
+        generators: one for each sample.
+
+    Returns:
+        (B, C, H, W).
+    """
+    scheduler = pipe.scheduler
+    scheduler.set_timesteps(num_inference_steps, device=x.device)
+    x = x * getattr(scheduler, "init_noise_sigma", 1.0)
+    known = inspect.signature(scheduler.step).parameters
+    # A clipped x_0 with the eps of the unclipped one drifts off the data, and under guidance far off.
+    wishes = {"generator": generators, "eta": eta, "use_clipped_model_output": True}
+    extra = {key: value for key, value in wishes.items() if key in known}
+    scale = getattr(scheduler, "scale_model_input", lambda sample, t: sample)
+    # A scheduler that takes no learned variance gets the prediction alone.
+    with_variance = str(scheduler.config.get("variance_type")).startswith("learned")
+    for i, t in enumerate(pipe.progress_bar(scheduler.timesteps)):
+        prediction = predict(pipe.unet, scale(x, t), t, labels, guidance_scale, with_variance)
+        x = scheduler.step(prediction, t, x, **extra).prev_sample
+        if callback is not None:
+            x = (callback(pipe, i, t, {"latents": x}) or {}).get("latents", x)
+    return x
+
+
+def invert(unet, scheduler, x: Tensor, labels: Tensor | None, num_inference_steps: int, refinements: int) -> Tensor:
+    """The noise (B, C, H, W) from which `replay` makes `x`: the same steps backwards.
+
+    Each is implicit and is solved by `refinements` evaluations of the network (Pan et al., 2023, 2309.04907).
+    """
+    run = _deterministic(scheduler, num_inference_steps, x.device)
+    flow = is_flow(run)
+    for i in reversed(range(len(run.timesteps))):
+        t = run.timesteps[i]
+        start = at = x
+        for _ in range(refinements):
+            output = predict(unet, at, t, labels)
+            if flow:
+                at = start + (run.sigmas[i] - run.sigmas[i + 1]) * output
+            else:
+                at = run.inverse_step(output, t, start, at=at)
+        x = at
+    return x
+
+
+def replay(unet, scheduler, x: Tensor, labels: Tensor | None, num_inference_steps: int) -> Tensor:
+    """What the deterministic sampler makes of noise: DDIM without clipping, or Euler's method for a flow."""
+    run = _deterministic(scheduler, num_inference_steps, x.device)
+    for t in run.timesteps:
+        x = run.step(predict(unet, x, t, labels), t, x).prev_sample
+    return x
+
+
+def predict(
+    unet, x: Tensor, t: Tensor, labels: Tensor | None, guidance_scale: float = 1.0, with_variance: bool = False
+) -> Tensor:
+    """The network's output, in chunks of one size, the last one padded.
+
+    Libraries choose their kernels by the shape of a batch and round differently with each, so only calls of one
+    shape give an image the same bytes whatever is sampled beside it. The size weighs the speed of many images
+    against the wait for one.
+
+    Args:
+        unet: called as `unet(x, t, class_labels=...)`.
+        x: (B, C, H, W), as the network takes it.
+        t: one time step for all.
+        labels: class indices, one or (B,); None for no class.
+        guidance_scale: as the pipelines say; 1 (default) asks the network once.
+        with_variance: whether to give back the channels of a learned variance too. Default False.
+    """
+    pixels = x.shape[-2] * x.shape[-1]
+    size = max(2, min(32, 2**15 // pixels) if x.device.type == "cpu" else 2**18 // pixels)
+    size = 2 ** (size.bit_length() - 1)  # batches are mostly powers of two, which then need no padding
+    padding = -len(x) % size
+    padded = torch.cat([x, x.new_zeros(padding, *x.shape[1:])])
+    if labels is not None:
+        labels = torch.cat([labels.expand(len(x)), labels.new_zeros(padding)])
+    outputs = []
+    for i in range(0, len(padded), size):
+        chunk = None if labels is None else labels[i : i + size]
+        outputs.append(_predict_chunk(unet, padded[i : i + size], t, chunk, guidance_scale))
+    output = torch.cat(outputs)[: len(x)]
+    return output if with_variance else output[:, : x.shape[1]]
+
+
+def _predict_chunk(unet, x: Tensor, t: Tensor, labels: Tensor | None, guidance_scale: float) -> Tensor:
+    if labels is None:
+        return unet(x, t).sample
+    if guidance_scale == 1:
+        return unet(x, t, class_labels=labels).sample
+    nothing = torch.full_like(labels, unet.config.num_class_embeds)
+    without, having = unet(torch.cat([x, x]), t, class_labels=torch.cat([nothing, labels])).sample.chunk(2)
+    return without + guidance_scale * (having - without)
+
+
+def _deterministic(scheduler, num_inference_steps: int, device):
+    """DDIM over the same noise schedule, without clipping, which could not be undone; or Euler's method of a flow."""
+    check_steps(scheduler, num_inference_steps)
+    if is_flow(scheduler):
+        config = scheduler.config
+        shift = config.get("shift", config.get("flow_shift", 1.0))
+        run = FlowMatchEulerDiscreteScheduler(num_train_timesteps=config.num_train_timesteps, shift=shift)
+    else:
+        run = DDIMScheduler.from_config(scheduler.config, clip_sample=False, thresholding=False)
+    run.set_timesteps(num_inference_steps, device=device)
+    return run
