@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import diffusers
 import numpy as np
 import torch
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.utils import logging
 from huggingface_hub import hf_hub_download, resolve_revision
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionResolutionError
@@ -88,8 +89,11 @@ class DiffusionPipeline(diffusers.DiffusionPipeline):
             raise
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"{kind.__name__} cannot be loaded from {name}: {error}") from error
-        # A folder of this machine must not end up in saved files.
+        # A folder of this machine, the cache included, must not end up in saved files.
         pipe.register_to_config(_name_or_path=None if local else name)
+        for part in pipe.components.values():
+            if isinstance(part, ConfigMixin) and os.path.isdir(str(part.config.get("_name_or_path"))):
+                part.register_to_config(_name_or_path=None)
         return pipe
 
     @classmethod

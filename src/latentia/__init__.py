@@ -30,6 +30,7 @@ _EXPORTS = {
     "DDIMScheduler": "latentia.schedulers.ddim",
     "DiffusionPipeline": "latentia.pipelines.base",
     "UnconditionalDiffusionPipeline": "latentia.pipelines.unconditional",
+    "LatentDiffusionPipeline": "latentia.pipelines.latent_diffusion",
     "AutoencoderPipeline": "latentia.pipelines.autoencoder",
     "AutoencoderKLPipeline": "latentia.pipelines.autoencoder_kl",
     "VAEPipeline": "latentia.pipelines.vae",
@@ -53,6 +54,7 @@ __all__ = [
     "DigitClassifier",
     "HashedWords",
     "InceptionV3",
+    "LatentDiffusionPipeline",
     "LatentMixture",
     "MLPDiscriminator",
     "MLPGenerator",
@@ -92,6 +94,7 @@ if TYPE_CHECKING:
     from latentia.pipelines.autoencoder import AutoencoderPipeline
     from latentia.pipelines.autoencoder_kl import AutoencoderKLPipeline
     from latentia.pipelines.base import DiffusionPipeline
+    from latentia.pipelines.latent_diffusion import LatentDiffusionPipeline
     from latentia.pipelines.unconditional import UnconditionalDiffusionPipeline
     from latentia.pipelines.vae import VAEPipeline
     from latentia.pipelines.vqvae import VQVAEPipeline

@@ -1,0 +1,211 @@
+"""Images from noise, by way of the latents of an autoencoder: latent diffusion and latent flow matching."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from latentia.errors import UsageError
+from latentia.models.unet import UNet2D
+from latentia.pipelines.base import DiffusionPipeline, Labels, check_output_type, from_input, to_output
+from latentia.pipelines.latents import check_autoencoder, latent_channels, pictures, posterior
+from latentia.pipelines.sampling import (
+    Generators,
+    check_steps,
+    count_images,
+    denoise,
+    image_generators,
+    invert,
+    replay,
+    slerp,
+)
+
+
+class LatentDiffusionPipeline(DiffusionPipeline):
+    r"""Diffusion of scaled latents \((z - \text{shift}) \cdot \text{scaling}\), which the decoder makes pictures of.
+
+    Args:
+        vae: diffusers' `AutoencoderKL`, `AutoencoderTiny` or `VQModel`, or a `VQVAE`; its configuration holds the
+            scaling.
+        unet: `UNet2D` or diffusers' `UNet2DModel`, over the latents: its `in_channels` and `sample_size` are theirs.
+        scheduler: any scheduler of latentia or diffusers that does not clip, as latents have no bounds; with diffusers'
+            `FlowMatchEulerDiscreteScheduler` the network gives the velocity of `flow_matching_loss`.
+        label_names: names of the classes, in the order of their indices; `None` (default): none.
+
+    Raises:
+        UsageError: a component of another class, latents of other channels than the network's, a scheduler that clips.
+
+    High-Resolution Image Synthesis with Latent Diffusion Models (Rombach et al., 2021, 2112.10752).
+
+    Example:
+        >>> from latentia import DDIMScheduler, UNet2D
+        >>> from latentia.models.autoencoder_kl import autoencoder_kl
+        >>> vae = autoencoder_kl(16, 1, block_out_channels=(8, 8))
+        >>> unet = UNet2D(sample_size=8, in_channels=4, block_out_channels=(32,))
+        >>> pipe = LatentDiffusionPipeline(vae, unet, DDIMScheduler(clip_sample=False))
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> pipe(batch_size=2, num_inference_steps=2).images[0].size
+        (16, 16)
+    """
+
+    model_cpu_offload_seq = "unet->vae"
+    _callback_tensor_inputs = ("latents",)
+
+    latent_path = "slerp"
+
+    def __init__(self, vae, unet, scheduler, label_names: Sequence[str] | Mapping[str, str] | None = None):
+        super().__init__()
+        check_autoencoder(vae)
+        if not isinstance(unet, UNet2D | UNet2DModel):
+            raise UsageError(f"unet must be a UNet2D or UNet2DModel; got {type(unet).__name__}.")
+        if not hasattr(scheduler, "set_timesteps"):
+            raise UsageError(f"scheduler must be one of latentia or diffusers; got {type(scheduler).__name__}.")
+        if unet.config.in_channels != latent_channels(vae):
+            raise UsageError(
+                f"unet must have as many in_channels as the latents of vae, {latent_channels(vae)}; got "
+                f"{unet.config.in_channels}. Was it trained with another autoencoder?"
+            )
+        self.register_modules(vae=vae, unet=unet, scheduler=scheduler)
+        self._register_label_names(label_names)
+        self._check_scheduler()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int | None = None,
+        *,
+        class_labels: Labels = None,
+        guidance_scale: float = 1.0,
+        num_inference_steps: int = 50,
+        eta: float = 0.0,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict], dict | None] | None = None,
+    ) -> ImagePipelineOutput | tuple:
+        r"""Sample images.
+
+        Args:
+            batch_size: number of images; `None` (default): as many as `class_labels` or `latents`, else 1.
+            class_labels: an index or a name, or one for each image; `None` (default): no class.
+            guidance_scale: \(w\) of \(f_\varnothing + w (f_c - f_\varnothing)\) (Ho and Salimans, 2022, 2207.12598,
+                eq. 6 with w + 1): 0 ignores the class, 1 (default) follows it, more exaggerates it.
+            num_inference_steps: from 1 to the number trained with. Default 50.
+            eta: 0 (default): deterministic DDIM; 1: as noisy as DDPM. For schedulers that know it.
+            generator: one `torch.Generator` or one per image. The same seed gives the same images whatever the batch.
+            latents: start from this noise, (B, D, h, w), instead of drawing it.
+            output_type: "pil", "np" ((B, H, W, C) in [0, 1]), "pt" ((B, C, H, W) in [0, 1]) or "latent" (the decoder's
+                output as it is; the latents themselves are what the callback of the last step sees).
+            return_dict: `False` returns the tuple `(images,)`.
+            callback_on_step_end: called with (pipeline, step index, time step, {"latents": x}) after each step; may
+                return a dict with other latents.
+
+        Returns:
+            `.images`.
+
+        Raises:
+            UsageError: an argument out of its range, or a class for a network that has none.
+        """
+        check_output_type(output_type)
+        self._check_scheduler()
+        check_steps(self.scheduler, num_inference_steps)
+        labels = self._class_indices(class_labels)
+        batch_size = count_images(batch_size, latents, labels, guidance_scale)
+        if guidance_scale != 1 and isinstance(self.unet, UNet2DModel):
+            raise UsageError(
+                f"guidance_scale must be 1 with a UNet2DModel, which has no row for no class; got {guidance_scale}. "
+                "Train a UNet2D for guidance."
+            )
+        device, generators = self._execution_device, image_generators(generator, batch_size)
+        if latents is None:
+            shape = (batch_size, *self._latent_shape)
+            latents = randn_tensor(shape, generator=generators, device=device, dtype=self.unet.dtype)
+        else:
+            self._check_latents(latents)
+        x = denoise(
+            self,
+            latents.to(device, self.unet.dtype),
+            None if labels is None else labels.expand(batch_size),
+            guidance_scale=guidance_scale,
+            num_inference_steps=num_inference_steps,
+            eta=eta,
+            generators=generators,
+            callback=callback_on_step_end,
+        )
+        images = to_output(pictures(self.vae, x), output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    @torch.no_grad()
+    def encode(
+        self, images: Any, *, class_labels: Labels = None, num_inference_steps: int = 50, refinements: int = 2
+    ) -> Tensor:
+        """The noise from which `decode` makes these images: their latents, then the deterministic sampler backwards.
+
+        Args:
+            images: pictures, or what `from_input` takes.
+            class_labels: as for sampling.
+            num_inference_steps: of the run that is inverted. Default 50.
+            refinements: evaluations per step; each beyond the first solves the implicit step better. Default 2.
+
+        Returns:
+            (B, D, h, w), close to N(0, 1).
+
+        Raises:
+            UsageError: images whose latents do not have the size of the network.
+        """
+        place = {"device": self._execution_device, "dtype": self.vae.dtype}
+        x = from_input(images, channels=self.vae.config.in_channels, **place)
+        latents, _ = posterior(self.vae, x)
+        if tuple(latents.shape[1:]) != self._latent_shape:
+            raise UsageError(
+                f"images must have latents of shape {self._latent_shape}, as the network takes them; those of "
+                f"{x.shape[2]} by {x.shape[3]} have {tuple(latents.shape[1:])}. Resize pictures first."
+            )
+        labels = self._class_indices(class_labels, len(x))
+        return invert(self.unet, self.scheduler, latents.to(self.unet.dtype), labels, num_inference_steps, refinements)
+
+    @torch.no_grad()
+    def decode(
+        self, latents: Tensor, *, class_labels: Labels = None, num_inference_steps: int = 50, output_type: str = "pil"
+    ) -> Any:
+        """The images that the deterministic sampler makes of this noise, (B, D, h, w); undoes `encode` up to what the
+        autoencoder loses."""
+        check_output_type(output_type)
+        self._check_latents(latents)
+        labels = self._class_indices(class_labels, len(latents))
+        noise = latents.to(self._execution_device, self.unet.dtype)
+        x = replay(self.unet, self.scheduler, noise, labels, num_inference_steps)
+        return to_output(pictures(self.vae, x), output_type)
+
+    def interpolate(self, a: Any, b: Any, steps: int = 8, *, num_inference_steps: int = 50, output_type: str = "pil"):
+        """`steps` images on the great circle between the noises of two images, both ends included."""
+        if steps < 2:
+            raise UsageError(f"steps must be at least 2, for the two ends; got {steps}.")
+        ends = [self.encode(image, num_inference_steps=num_inference_steps) for image in (a, b)]
+        return self.decode(slerp(*ends, steps), num_inference_steps=num_inference_steps, output_type=output_type)
+
+    @property
+    def _latent_shape(self) -> tuple[int, int, int]:
+        size = self.unet.config.sample_size
+        return (self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
+
+    def _check_latents(self, latents: Tensor) -> None:
+        if latents.ndim != 4 or latents.shape[1] != self._latent_shape[0] or not len(latents):
+            shape = f"(B, {self._latent_shape[0]}, h, w), B >= 1"
+            raise UsageError(f"latents must have shape {shape}; got {tuple(latents.shape)}.")
+
+    def _check_scheduler(self) -> None:
+        """Swapped schedulers may bring a default that pixels want and latents do not."""
+        for rule in ("clip_sample", "thresholding"):
+            if self.scheduler.config.get(rule):
+                kind = type(self.scheduler).__name__
+                raise UsageError(
+                    f"scheduler must have {rule}=False, as latents reach beyond [-1, 1]; got True. Take "
+                    f"{kind}.from_config(scheduler.config, {rule}=False)."
+                )

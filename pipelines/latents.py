@@ -1,0 +1,105 @@
+"""The autoencoders that diffusion can work behind, all called alike: pictures to scaled latents and back."""
+
+import hashlib
+import json
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
+from torch import Tensor
+
+from latentia.errors import UsageError
+from latentia.models.vqvae import VQVAE
+from latentia.pipelines.autoencoder import in_chunks
+
+AUTOENCODERS = (AutoencoderKL, AutoencoderTiny, VQModel, VQVAE)
+_CHUNK = 16  # pictures at once: large ones fill the memory
+
+
+def check_autoencoder(vae) -> None:
+    """UsageError unless `vae` is one whose latents are small pictures."""
+    if not isinstance(vae, AUTOENCODERS):
+        known = ", ".join(kind.__name__ for kind in AUTOENCODERS)
+        raise UsageError(
+            f"vae must be one of {known}, whose latents are small pictures; got {type(vae).__name__}. "
+            "examples/train_autoencoder_kl.py trains one."
+        )
+
+
+def latent_channels(vae) -> int:
+    """D of its latents (B, D, h, w)."""
+    if isinstance(vae, VQVAE):
+        return len(vae.config.levels) if vae.config.levels else vae.config.latent_channels
+    return getattr(vae.config, "vq_embed_dim", None) or vae.config.latent_channels
+
+
+@torch.no_grad()
+def posterior(vae, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    r"""Mean and standard deviation of the scaled latents \(\tilde z = (z - \text{shift}) \cdot \text{scaling}\).
+
+    Shift and scaling are those of the configuration, `shift_factor` and `scaling_factor`; one that is not there is 0
+    or 1. The latents of a quantised autoencoder are those before quantisation, which belongs to its decoder.
+
+    Args:
+        vae: one of `AUTOENCODERS`, in evaluation mode.
+        images: (B, C, H, W) in [-1, 1].
+
+    Returns:
+        Both (B, D, h, w); of an autoencoder that is no Gaussian the second is None.
+
+    High-Resolution Image Synthesis with Latent Diffusion Models (Rombach et al., 2021, 2112.10752), appendix G.
+
+    Example:
+        >>> from latentia.models.autoencoder_kl import autoencoder_kl
+        >>> mean, std = posterior(autoencoder_kl(16, 1, block_out_channels=(8, 8)).eval(), torch.zeros(3, 1, 16, 16))
+        >>> mean.shape, bool((std > 0).all())
+        (torch.Size([3, 4, 8, 8]), True)
+    """
+    shift, scaling = _scale(vae)
+    x = images.to(vae.device, vae.dtype)
+    if isinstance(vae, AutoencoderKL):
+        moments = in_chunks(lambda part: vae.encode(part).latent_dist.parameters, x, _CHUNK)
+        mean, log_variance = moments.chunk(2, 1)
+        return (mean - shift) * scaling, (0.5 * log_variance.clamp(-30.0, 20.0)).exp() * scaling
+    ours = isinstance(vae, VQVAE)
+    latents = in_chunks(lambda part: vae.encode(part) if ours else vae.encode(part).latents, x, _CHUNK)
+    return (latents - shift) * scaling, None
+
+
+@torch.no_grad()
+def pictures(vae, latents: Tensor) -> Tensor:
+    """What the decoder makes of scaled latents (B, D, h, w): (B, C, H, W), about in [-1, 1].
+
+    Example:
+        >>> from latentia.models.autoencoder_kl import autoencoder_kl
+        >>> pictures(autoencoder_kl(16, 1, block_out_channels=(8, 8)).eval(), torch.zeros(3, 4, 8, 8)).shape
+        torch.Size([3, 1, 16, 16])
+    """
+    shift, scaling = _scale(vae)
+    z = latents.to(vae.device, vae.dtype) / scaling + shift
+    if isinstance(vae, VQVAE):
+        return in_chunks(lambda part: vae.decode(vae.quantise(part)[0].to(part.dtype)), z, _CHUNK)
+    return in_chunks(lambda part: vae.decode(part).sample, z, _CHUNK)
+
+
+def fingerprint(vae) -> str:
+    """32 hexadecimal digits of an autoencoder: class, configuration with its scaling, and every weight.
+
+    Example:
+        >>> from latentia.models.autoencoder_kl import autoencoder_kl
+        >>> vae = autoencoder_kl(16, 1, block_out_channels=(8, 8))
+        >>> before = fingerprint(vae)
+        >>> vae.register_to_config(scaling_factor=0.5)
+        >>> before == fingerprint(vae)
+        False
+    """
+    config = {key: value for key, value in vae.config.items() if not key.startswith("_")}
+    digest = hashlib.blake2b(json.dumps([type(vae).__name__, config], sort_keys=True).encode(), digest_size=16)
+    for name, weight in sorted(vae.state_dict().items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _scale(vae) -> tuple[float, float]:
+    shift, scaling = (getattr(vae.config, key, None) for key in ("shift_factor", "scaling_factor"))
+    return shift or 0.0, 1.0 if scaling is None else scaling
