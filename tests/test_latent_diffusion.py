@@ -12,8 +12,10 @@ from test_models import perturbed
 import latentia
 from latentia import VAE, VQVAE, DDIMScheduler, DDPMScheduler, LatentDiffusionPipeline, UNet2D
 from latentia.errors import UsageError
+from latentia.losses.diffusion import flow_matching_loss, sample_times
 from latentia.models.autoencoder_kl import autoencoder_kl
 from latentia.pipelines import latents as autoencoders
+from latentia.random import Draws
 
 COSINE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction", "clip_sample": False}
 FLOW = diffusers.FlowMatchEulerDiscreteScheduler
@@ -194,7 +196,8 @@ class GaussianVelocity(torch.nn.Module):
 
     def forward(self, x, t):
         if isinstance(self.scheduler, FLOW):
-            signal, noise = 1 - t.double() / 1000, t.double() / 1000
+            noise = t.double().view(-1, 1, 1, 1) / 1000
+            signal = 1 - noise
         else:
             a = self.scheduler.alphas_cumprod[t]
             signal, noise = a.sqrt(), (1 - a).sqrt()
@@ -222,6 +225,42 @@ def test_an_exact_network_makes_the_gaussian_and_its_inversion_finds_the_noise(s
     again = pipe.decode(found, num_inference_steps=50, output_type="latent")
     direct = autoencoders.pictures(pipe.vae, autoencoders.posterior(pipe.vae, images)[0])
     torch.testing.assert_close(again, direct, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("density", ["uniform", "logit_normal"])
+def test_the_flow_objective_of_the_exact_velocity_is_its_closed_form(density):
+    """Of x_t the velocity is known up to the variance s^2 / ((1 - t)^2 s^2 + t^2), and nothing is better."""
+    network, s = GaussianVelocity(FLOW()), 0.4
+    draw = Draws(0, 0, 4000, 0, 4000)
+    x0 = 0.3 + s * torch.randn(4000, 4, 8, 8, generator=seeded(1))
+    t = sample_times(draw, density).double()
+    if density == "logit_normal":  # a logit-normal time is a Gaussian under the logit
+        z = torch.special.logit(t)
+        assert abs(z.mean()) < 1e-3 and abs(z.std() - 1) < 0.01
+    least = (s**2 / ((1 - t) ** 2 * s**2 + t**2)).mean()
+
+    def loss():
+        return flow_matching_loss(network, {"images": x0}, draw, time_sampling=density)["loss"].double()
+
+    found = loss()
+    torch.testing.assert_close(found, least, rtol=0.01, atol=0)
+    for change in ({"mean": 0.4}, {"std": 0.5}):
+        for name, value in change.items():
+            before = getattr(network, name)
+            setattr(network, name, value)
+            assert loss() > found + 1e-3
+            setattr(network, name, before)
+
+
+def test_the_flow_objective_hides_labels_and_moves_only_the_network():
+    network, seen = unet(classes=3).train(), []
+    network.register_forward_pre_hook(lambda module, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+    batch = {"images": torch.randn(400, 4, 8, 8), "labels": torch.arange(400) % 3}
+    flow_matching_loss(network, batch, Draws(0, 0, 400, 0, 400), class_dropout=0.25)["loss"].backward()
+    (_, t), labels = seen[0][0], seen[0][1]["class_labels"]
+    assert 0.2 < (labels == 3).float().mean() < 0.3 and ((labels == 3) | (labels == batch["labels"])).all()
+    assert t.is_floating_point() and 0 <= t.min() and t.max() < 1000
+    assert all(p.grad is not None for p in network.parameters())
 
 
 def test_interpolation_begins_and_ends_at_the_reconstructions():

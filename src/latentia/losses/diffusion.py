@@ -11,10 +11,8 @@ TIME_SAMPLING = ("uniform", "logit_normal")
 WEIGHTING = ("none", "min_snr")
 
 
-def sample_timesteps(
-    draw: Draws, num_train_timesteps: int, sampling: str = "uniform", loc: float = 0.0, scale: float = 1.0
-) -> Tensor:
-    r"""One training time step for each image, spread evenly over the batch.
+def sample_times(draw: Draws, sampling: str = "uniform", loc: float = 0.0, scale: float = 1.0) -> Tensor:
+    r"""One time in [0, 1) for each image, 0 without noise, spread evenly over the batch.
 
     \(u_i = (u_0 + i / B) \bmod 1\) is stratified, so that a batch sees every part of the time axis and the loss is
     less noisy (Variational Diffusion Models, Kingma et al., 2021, 2107.00630, appendix I.1). It is mapped through the
@@ -22,21 +20,19 @@ def sample_timesteps(
 
     Args:
         draw: the randomness of this micro-batch.
-        num_train_timesteps: T.
-        sampling: "uniform" over 0..T-1, or "logit_normal": \(t / T = \sigma(\text{loc} + \text{scale} \cdot z)\) with
-            z ~ N(0, 1) (Scaling Rectified Flow Transformers, Esser et al., 2024, 2403.03206, eq. 19).
+        sampling: "uniform", or "logit_normal": \(t = \sigma(\text{loc} + \text{scale} \cdot z)\) with z ~ N(0, 1)
+            (Scaling Rectified Flow Transformers, Esser et al., 2024, 2403.03206, eq. 19).
         loc, scale: of the logit-normal density; a smaller `loc` means less noise. Defaults 0 and 1.
 
     Returns:
-        int64 of shape (count,), in [0, T - 1].
+        float32 of shape (count,).
 
     Raises:
         UsageError: unknown `sampling`.
 
     Example:
-        >>> t = sample_timesteps(Draws(0, 0, 1000, 0, 1000), 1000)
-        >>> sorted(t.tolist()) == list(range(1000))
-        True
+        >>> sample_times(Draws(0, 0, 4, 0, 4)).mul(4).floor().sort().values
+        tensor([0., 1., 2., 3.])
     """
     if sampling not in TIME_SAMPLING:
         raise UsageError(
@@ -45,6 +41,20 @@ def sample_timesteps(
     u = draw.stratified("timesteps")
     if sampling == "logit_normal":
         u = torch.sigmoid(loc + scale * torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)))
+    return u
+
+
+def sample_timesteps(
+    draw: Draws, num_train_timesteps: int, sampling: str = "uniform", loc: float = 0.0, scale: float = 1.0
+) -> Tensor:
+    """The times of `sample_times` as steps: int64 of shape (count,), in [0, num_train_timesteps - 1].
+
+    Example:
+        >>> t = sample_timesteps(Draws(0, 0, 1000, 0, 1000), 1000)
+        >>> sorted(t.tolist()) == list(range(1000))
+        True
+    """
+    u = sample_times(draw, sampling, loc, scale)
     return (u * num_train_timesteps).long().clamp_(max=num_train_timesteps - 1)
 
 
@@ -126,7 +136,7 @@ def diffusion_loss(
         scheduler: a `DDPMScheduler` or `DDIMScheduler`.
         batch: "images" in [-1, 1], (B, C, H, W), and "labels" (B,) if the network has classes.
         draw: the randomness of this micro-batch.
-        time_sampling, time_loc, time_scale: see `sample_timesteps`.
+        time_sampling, time_loc, time_scale: see `sample_times`.
         weighting, snr_gamma: see `snr_weight`.
         class_dropout: share of images whose label is replaced by "no class", so that classifier-free guidance can
             contrast the two (Ho and Salimans, 2022, 2207.12598). In [0, 1], default 0.1.
@@ -147,11 +157,7 @@ def diffusion_loss(
     x0 = batch["images"]
     eps = draw.normal("noise", x0.shape[1:])
     t = sample_timesteps(draw, scheduler.config.num_train_timesteps, time_sampling, time_loc, time_scale)
-    condition = {}
-    if "labels" in batch:
-        no_class = unet_config(unet).num_class_embeds
-        drop = draw.uniform("class_dropout") < class_dropout
-        condition["class_labels"] = torch.where(drop, no_class, batch["labels"])
+    condition = _condition(unet, batch, draw, class_dropout)
     x_t = scheduler.add_noise(x0, eps, t)
     prediction = unet(x_t, t, **condition).sample.float()
     channels = x0.shape[1]
@@ -163,6 +169,59 @@ def diffusion_loss(
     frozen_mean = torch.cat([prediction[:, :channels].detach(), prediction[:, channels:]], dim=1)
     vlb = bound_term(scheduler, frozen_mean, x0, x_t, t, t == 0).mean() / x0[0].numel()
     return {"loss": simple + 1e-3 * scheduler.config.num_train_timesteps * vlb, "simple": simple, "vlb": vlb}
+
+
+def flow_matching_loss(
+    unet,
+    batch: dict,
+    draw: Draws,
+    *,
+    num_train_timesteps: int = 1000,
+    time_sampling: str = "logit_normal",
+    time_loc: float = 0.0,
+    time_scale: float = 1.0,
+    class_dropout: float = 0.1,
+) -> dict[str, Tensor]:
+    r"""\(\mathbb{E}_{x_0, \epsilon, t} \lVert (\epsilon - x_0) - v_\theta(x_t, t) \rVert^2\) on straight lines.
+
+    \(x_t = (1 - t)\, x_0 + t\, \epsilon\), t in [0, 1): rectified flow, with t = 0 the data, as in diffusers'
+    `FlowMatchEulerDiscreteScheduler`, which samples from the network. The norm is a mean over pixels.
+
+    Args:
+        unet: called as `unet(x_t, num_train_timesteps * t, class_labels=...)`, the time a real number.
+        batch: "images", (B, C, H, W), about of unit variance, and "labels" (B,) if the network has classes.
+        draw: the randomness of this micro-batch.
+        num_train_timesteps: the scheduler's unit of time. Default 1000.
+        time_sampling, time_loc, time_scale: see `sample_times`. Default logit-normal, as the middle is the hardest.
+        class_dropout: as in `diffusion_loss`.
+
+    Returns:
+        "loss".
+
+    Flow Straight and Fast (Liu et al., 2022, 2209.03003), eq. 1; times: Esser et al., 2024, 2403.03206, section 3.1.
+
+    Example:
+        >>> from latentia import UNet2D
+        >>> unet = UNet2D(sample_size=8, in_channels=1, block_out_channels=(32,))
+        >>> batch = {"images": torch.rand(4, 1, 8, 8) * 2 - 1}
+        >>> flow_matching_loss(unet, batch, Draws(0, 0, 4, 0, 4))["loss"].item() > 0
+        True
+    """
+    x0 = batch["images"]
+    eps = draw.normal("noise", x0.shape[1:])
+    t = sample_times(draw, time_sampling, time_loc, time_scale)
+    condition = _condition(unet, batch, draw, class_dropout)
+    x_t = torch.lerp(x0, eps, t.view(-1, *[1] * (x0.ndim - 1)))
+    prediction = unet(x_t, num_train_timesteps * t, **condition).sample.float()
+    return {"loss": F.mse_loss(prediction, eps - x0)}
+
+
+def _condition(unet, batch: dict, draw: Draws, class_dropout: float) -> dict[str, Tensor]:
+    """The labels that a network is told, a share of them hidden."""
+    if "labels" not in batch:
+        return {}
+    no_class = unet_config(unet).num_class_embeds
+    return {"class_labels": torch.where(draw.uniform("class_dropout") < class_dropout, no_class, batch["labels"])}
 
 
 def unet_config(unet):
