@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import diffusers
 import numpy as np
@@ -11,7 +13,8 @@ from test_models import perturbed
 
 import latentia
 from latentia import VAE, VQVAE, DDIMScheduler, DDPMScheduler, LatentDiffusionPipeline, UNet2D
-from latentia.errors import UsageError
+from latentia.data import ImageData, cached_latents
+from latentia.errors import DataError, UsageError
 from latentia.losses.diffusion import flow_matching_loss, sample_times
 from latentia.models.autoencoder_kl import autoencoder_kl
 from latentia.pipelines import latents as autoencoders
@@ -301,3 +304,92 @@ def test_what_does_not_fit_says_so():
     pipe.scheduler = diffusers.DDPMScheduler()
     with pytest.raises(UsageError, match="clip_sample=False"):
         pipe(num_inference_steps=2)
+
+
+def pictures(n=20, **options):
+    images = torch.randint(0, 256, (n, 1, 16, 16), generator=seeded(0), dtype=torch.uint8)
+    return ImageData(images, labels=torch.arange(n) % 3, **options)
+
+
+def latents_of(vae, data, **options):
+    return cached_latents(data, partial(autoencoders.posterior, vae), autoencoders.fingerprint(vae), **options)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_cached_latents_are_those_of_the_batches_of_pictures(tmp_path, flip):
+    vae, data = kl(), pictures(random_flip=flip, captions=[f"picture {i}" for i in range(20)])
+    latents = latents_of(vae, data, cache_dir=tmp_path)
+    assert latents.shape == (4, 8, 8) and len(latents) == 20
+    batch, same = latents.batch(15, 47, seed=3), data.batch(15, 47, seed=3)
+    assert torch.equal(batch["labels"], same["labels"]) and batch["captions"] == same["captions"]
+    mean, std = autoencoders.posterior(vae, same["images"])
+    z = (batch["images"] - mean) / std
+    assert abs(z.mean()) < 0.03 and abs(z.std() - 1) < 0.03  # a sample of q(z|x), and a new one in each epoch
+    again = latents.batch(35, 55, seed=3)["images"]
+    assert torch.equal(again[:12], batch["images"][20:]) and not torch.equal(again, batch["images"][:20])
+    assert torch.equal(
+        torch.cat([latents.batch(k, k + 8, seed=3)["images"] for k in (15, 23, 31, 39)]), batch["images"]
+    )
+    quantised = vqvae()
+    plain = latents_of(quantised, data, cache_dir=tmp_path).batch(15, 47, seed=3)["images"]
+    torch.testing.assert_close(plain, autoencoders.posterior(quantised, same["images"])[0])
+
+
+def test_cached_latents_are_computed_once_and_never_taken_for_those_of_another(tmp_path):
+    calls = []
+
+    def encode(vae, images):
+        calls.append(len(images))
+        return autoencoders.posterior(vae, images)
+
+    def latents(vae, data, **options):
+        found = cached_latents(data, partial(encode, vae), autoencoders.fingerprint(vae), batch_size=8, **options)
+        return found.mean, found.fingerprint
+
+    vae, data = kl(), pictures()
+    first, name = latents(vae, data, cache_dir=tmp_path)
+    assert calls == [8, 8, 4]
+    again, same = latents(kl(), pictures(), cache_dir=tmp_path)
+    assert torch.equal(first, again) and name == same and len(calls) == 3
+    # A damaged file is made again.
+    [path] = tmp_path.glob("latents/*.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    assert torch.equal(latents(vae, data, cache_dir=tmp_path)[0], first) and len(calls) == 6
+    # Another scaling, other weights, other pictures, mirrored ones: other latents.
+    scaled, weighed = kl(), kl()
+    scaled.register_to_config(scaling_factor=4.0)
+    weighed.encoder.conv_in.bias.data[0] += 1e-3
+    names = {latents(other, data, cache_dir=tmp_path)[1] for other in (scaled, weighed)}
+    names |= {latents(vae, other, cache_dir=tmp_path)[1] for other in (pictures(19), pictures(random_flip=True))}
+    assert len(names | {name}) == 5
+    # A file that is named is refused with both names if it is of another autoencoder.
+    file = tmp_path / "mine.safetensors"
+    assert torch.equal(latents(vae, data, file=file)[0], first)
+    with pytest.raises(DataError) as error:
+        latents(scaled, data, file=file)
+    assert all(autoencoders.fingerprint(vae) in str(error.value) for vae in (vae, scaled)), error.value
+    file.write_bytes(content)
+    with pytest.raises(DataError, match="damaged"):
+        latents(vae, data, file=file)
+    with pytest.raises(UsageError, match="random crops"):
+        sizes = torch.zeros(2, 1, 16, 16, dtype=torch.uint8)
+        uneven = ImageData(sizes)
+        uneven._uneven = object()
+        latents(vae, uneven, cache_dir=tmp_path)
+
+
+def test_processes_that_start_together_compute_the_latents_once(tmp_path):
+    calls = []
+
+    def work():
+        def encode(images):
+            calls.append(len(images))
+            return images, None
+
+        return cached_latents(pictures(), encode, "identity", cache_dir=tmp_path).mean
+
+    with ThreadPoolExecutor(4) as pool:
+        found = [job.result() for job in [pool.submit(work) for _ in range(4)]]
+    assert calls == [20] and all(torch.equal(found[0], other) for other in found)

@@ -15,6 +15,8 @@ _EXPORTS = {
     "PlaneData": "plane",
     "gaussian_mixture": "plane",
     "stacked_images": "stacked",
+    "cached_latents": "latents",
+    "LatentData": "latents",
 }
 __all__ = [*_EXPORTS]
 
