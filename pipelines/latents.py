@@ -2,14 +2,16 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
 from torch import Tensor
 
-from latentia.errors import UsageError
+from latentia.errors import CheckpointError, LatentiaError, UsageError
 from latentia.models.vqvae import VQVAE
 from latentia.pipelines.autoencoder import in_chunks
+from latentia.pipelines.base import DiffusionPipeline
 
 AUTOENCODERS = (AutoencoderKL, AutoencoderTiny, VQModel, VQVAE)
 _CHUNK = 16  # pictures at once: large ones fill the memory
@@ -23,6 +25,52 @@ def check_autoencoder(vae) -> None:
             f"vae must be one of {known}, whose latents are small pictures; got {type(vae).__name__}. "
             "examples/train_autoencoder_kl.py trains one."
         )
+
+
+def load_autoencoder(name: str):
+    """The autoencoder of a saved pipeline, folder or Hub id, or of a folder that holds nothing but an autoencoder.
+
+    Args:
+        name: what examples/train_autoencoder_kl.py left, any latent diffusion pipeline, or what `save_pretrained` of an
+            autoencoder wrote.
+
+    Returns:
+        One of `AUTOENCODERS`, in evaluation mode.
+
+    Raises:
+        CheckpointError: the folder is damaged, or weights are missing.
+        UsageError: it holds no such autoencoder.
+    """
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file() and not (folder / "model_index.json").exists():
+        parts = [_load_alone(folder)]
+    else:
+        parts = list(DiffusionPipeline.from_pretrained(name).components.values())
+    found = next((part for part in parts if isinstance(part, AUTOENCODERS)), None)
+    if found is None:
+        known = ", ".join(kind.__name__ for kind in AUTOENCODERS)
+        raise UsageError(f"{name} must hold an autoencoder, one of {known}; it holds none of them.")
+    return found.eval()
+
+
+def _load_alone(folder: Path):
+    try:
+        saved = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
+        kind = next((kind for kind in AUTOENCODERS if kind.__name__ == saved), None)
+        if kind is None:
+            return None
+        found, info = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+    except LatentiaError:
+        raise
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder} cannot be loaded as an autoencoder: {error}") from error
+    missing = [key for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]]
+    if missing:
+        raise CheckpointError(
+            f"The weights in {folder} do not fit {saved}: {missing[0]}, {sorted(info[missing[0]])[:3]}."
+        )
+    found.register_to_config(_name_or_path=None)  # else a folder of this machine ends up in saved files
+    return found
 
 
 def latent_channels(vae) -> int:
@@ -46,6 +94,9 @@ def posterior(vae, images: Tensor) -> tuple[Tensor, Tensor | None]:
     Returns:
         Both (B, D, h, w); of an autoencoder that is no Gaussian the second is None.
 
+    Raises:
+        UsageError: images of other channels.
+
     High-Resolution Image Synthesis with Latent Diffusion Models (Rombach et al., 2021, 2112.10752), appendix G.
 
     Example:
@@ -54,6 +105,10 @@ def posterior(vae, images: Tensor) -> tuple[Tensor, Tensor | None]:
         >>> mean.shape, bool((std > 0).all())
         (torch.Size([3, 4, 8, 8]), True)
     """
+    if images.shape[1] != vae.config.in_channels:
+        raise UsageError(
+            f"images must have {vae.config.in_channels} channels, as the autoencoder takes them; got {images.shape[1]}."
+        )
     shift, scaling = _scale(vae)
     x = images.to(vae.device, vae.dtype)
     if isinstance(vae, AutoencoderKL):

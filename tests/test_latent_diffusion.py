@@ -1,24 +1,30 @@
 """Latent diffusion: any autoencoder, any scheduler, the shared words, cached latents, flow matching, the example."""
 
+import importlib.util
+import json
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import diffusers
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_models import perturbed
 
 import latentia
-from latentia import VAE, VQVAE, DDIMScheduler, DDPMScheduler, LatentDiffusionPipeline, UNet2D
-from latentia.data import ImageData, cached_latents
-from latentia.errors import DataError, UsageError
+from latentia import VAE, VQVAE, AutoencoderKLPipeline, DDIMScheduler, DDPMScheduler, LatentDiffusionPipeline, UNet2D
+from latentia.data import ImageData, cached_latents, load_images
+from latentia.errors import CheckpointError, DataError, UsageError
 from latentia.losses.diffusion import flow_matching_loss, sample_times
 from latentia.models.autoencoder_kl import autoencoder_kl
 from latentia.pipelines import latents as autoencoders
 from latentia.random import Draws
+from latentia.training.arguments import parse_arguments
 
 COSINE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction", "clip_sample": False}
 FLOW = diffusers.FlowMatchEulerDiscreteScheduler
@@ -393,3 +399,97 @@ def test_processes_that_start_together_compute_the_latents_once(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         found = [job.result() for job in [pool.submit(work) for _ in range(4)]]
     assert calls == [20] and all(torch.equal(found[0], other) for other in found)
+
+
+# ------------------------------------------------------------ the example
+
+
+@pytest.fixture(scope="module")
+def example():
+    path = Path(__file__).parents[1] / "examples" / "train_latent_diffusion.py"
+    spec = importlib.util.spec_from_file_location("train_latent_diffusion", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("autoencoder")
+    pipe = AutoencoderKLPipeline(kl(sample_size=8))
+    pipe.calibrate(load_images("digits").images[:200])
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def run(example, autoencoder, folder, *argv):
+    words = f"""--dataset_name digits --max_train_samples 60 --autoencoder {autoencoder} --output_dir {folder}
+        --train_batch_size 8 --block_out_channels 8 --attention_head_dim 8 --checkpointing_steps 2 --logging_steps 1
+        --lr_scheduler constant --lr_warmup_steps 2 --eval_num_samples 8 --num_inference_steps 2""".split()
+    return example.main(parse_arguments(example.Arguments, [*words, *map(str, argv)], description="test", prog="train"))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--class_conditional", "--prediction_type", "epsilon", "--loss_weighting", "min_snr"),
+        ("--prediction_type", "flow"),
+    ],
+    ids=["classes", "flow"],
+)
+def test_the_example_goes_on_bit_equal_and_leaves_a_whole_pipeline(example, autoencoder, tmp_path, capsys, flags):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    assert run(example, autoencoder, straight, *flags, "--max_train_steps", 6) == 0
+    assert run(example, autoencoder / "vae", broken, *flags, "--max_train_steps", 3) == 0
+    moved = tmp_path / "moved"
+    shutil.copytree(autoencoder, moved)  # a run is known by the weights of its autoencoder, not by where they lie
+    assert run(example, moved, broken, *flags, "--max_train_steps", 6) == 0
+    one, other = (load_file(f / "unet" / "diffusion_pytorch_model.safetensors") for f in (straight, broken))
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+    pipe = quiet(latentia.DiffusionPipeline.from_pretrained(straight))
+    assert type(pipe) is LatentDiffusionPipeline and pipe.num_classes == (
+        10 if "--class_conditional" in flags else None
+    )
+    assert isinstance(pipe.scheduler, FLOW if "flow" in flags else DDIMScheduler)
+    assert pipe(2, num_inference_steps=2).images[0].size == (8, 8)
+    before = latentia.DiffusionPipeline.from_pretrained(autoencoder).vae
+    assert autoencoders.fingerprint(pipe.vae) == autoencoders.fingerprint(before)
+    summary = json.loads((straight / "run_summary.json").read_text())
+    assert summary["steps"] == 6 and "fd" in str(summary["score"]) and (straight / "samples" / "grid.png").is_file()
+    assert "LatentDiffusionPipeline" in (straight / "README.md").read_text()
+    said = capsys.readouterr().out
+    assert "Latents of shape (4, 4, 4), standard deviation" in said and "calibrate" not in said
+    saved = [straight / "README.md", *straight.rglob("*config.json"), straight / "model_index.json"]
+    private = [path for path in saved if str(autoencoder) in path.read_text() and path.name != "training_config.json"]
+    assert not private
+
+
+def test_a_run_does_not_go_on_with_another_autoencoder_and_flags_that_contradict_are_refused(
+    example, autoencoder, tmp_path
+):
+    run(example, autoencoder, tmp_path / "run", "--max_train_steps", 2)
+    other = tmp_path / "other"
+    vae = kl(sample_size=8)
+    vae.save_pretrained(other)
+    with pytest.raises(CheckpointError, match="data"):
+        run(example, other, tmp_path / "run", "--max_train_steps", 4)
+    file = tmp_path / "latents.safetensors"
+    run(example, autoencoder, tmp_path / "file", "--max_train_steps", 1, "--latents_file", file)
+    nothing = tmp_path / "nothing"
+    UNet2D(sample_size=8, block_out_channels=(8,), attention_head_dim=8).save_pretrained(nothing)
+    for words, flags, kind in [
+        ("autoencoder is", ("--latents_file", file, "--autoencoder", other), DataError),
+        ("prediction_type.*Did you mean", ("--prediction_type", "flows"), UsageError),
+        ("loss_weighting must be none", ("--prediction_type", "flow", "--loss_weighting", "min_snr"), UsageError),
+        ("must hold an autoencoder", ("--autoencoder", nothing), UsageError),
+        ("must have 1 channels.*got 3", ("--dataset_name", "emoji", "--resolution", "8"), UsageError),
+        (r"--resolution must.*\(1, 9, 9\).*\(1, 8, 8\)", ("--resolution", "9"), UsageError),
+        ("StreamedImages.*--streaming", ("--streaming", "--max_train_steps", 2), UsageError),
+    ]:
+        with pytest.raises(kind, match=words):
+            run(example, autoencoder, tmp_path / "refused", *flags)
+    (other / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        autoencoders.load_autoencoder(str(other))
