@@ -22,6 +22,7 @@ HOUSE = {
     "comparison",
     "sources",
     "embedding",
+    "generation",
     "doctor",
 }  # what knows several rooms
 FORBIDDEN = {"torchvision", "pickle", "cPickle", "dill", "cloudpickle", "joblib", "examples", "benchmarks", "tests"}

@@ -112,7 +112,7 @@ def test_a_fresh_interpreter_samples_from_the_hub_and_so_does_the_command(hub, t
     folder, _ = trained
     done = run(hub, tmp_path / "home", "-c", FRESH, folder, tmp_path / "generated")
     assert "2 images" in done.stdout
-    paths = sorted((tmp_path / "generated").iterdir())
+    paths = sorted((tmp_path / "generated").glob("0*.png"))
     assert len(paths) == 2
     for path in paths:
         with Image.open(path) as picture:

@@ -1,6 +1,5 @@
 """The command `latentia`. Heavy modules are imported by the command that needs them, so that `--help` is instant."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from latentia.errors import LatentiaError, UsageError
+from latentia.errors import LatentiaError
 
 Source = Annotated[str, arg(metavar="FOLDER|USER/NAME")]
 AnySource = Annotated[str, arg(metavar="FOLDER|USER/NAME|FILE|MODULE:FUNCTION|pca|kde")]
@@ -17,62 +16,40 @@ AnySource = Annotated[str, arg(metavar="FOLDER|USER/NAME|FILE|MODULE:FUNCTION|pc
 def generate(
     pipeline: Positional[Source],
     num_images: int = 8,
+    prompt: str | None = None,
     class_labels: tuple[str, ...] = (),
-    guidance_scale: float = 1.0,
-    num_inference_steps: int = 50,
-    eta: float = 0.0,
+    guidance_scale: float | None = None,
+    num_inference_steps: int | None = None,
+    eta: float | None = None,
     sampler: Literal["saved", "ddim", "ddpm", "dpm-solver++"] = "saved",
     seed: int = 0,
     revision: str | None = None,
     output_dir: Path = Path("outputs/generated"),
 ) -> None:
-    """Sample images from a saved pipeline, as PNG files that carry their recipe.
+    """Sample images from any saved pipeline, as PNG files that carry their recipe, and a sheet of them all.
 
     Args:
         pipeline: a folder, or a repository on the Hub.
         num_images: how many; with several class labels they are given out in turn.
+        prompt: what the images show, for pipelines that are told a text.
         class_labels: classes by index or name.
-        guidance_scale: how strongly to follow the class; 1 is as trained.
-        num_inference_steps: network evaluations per image.
-        eta: 0 deterministic, 1 as noisy as DDPM.
+        guidance_scale: how strongly to follow class or text; 1 is as trained. The pipeline's default if not given.
+        num_inference_steps: network evaluations per image; the pipeline's default if not given.
+        eta: 0 deterministic, 1 as noisy as DDPM; the pipeline's default if not given.
         sampler: the saved scheduler, or another one over the same noise.
         seed: the same seed gives the same images.
         revision: branch, tag or commit on the Hub.
         output_dir: where the files go.
     """
-    import diffusers
-    import torch
-    from PIL.PngImagePlugin import PngInfo
+    from latentia.generation import generate, save
 
-    import latentia
-
-    if num_images < 1:
-        raise UsageError(f"--num_images must be at least 1; got {num_images}.")
-    pipe = latentia.DiffusionPipeline.from_pretrained(pipeline, **({"revision": revision} if revision else {}))
-    kinds = {
-        "ddim": latentia.DDIMScheduler,
-        "ddpm": latentia.DDPMScheduler,
-        "dpm-solver++": diffusers.DPMSolverMultistepScheduler,
-    }
-    if sampler != "saved":
-        pipe.scheduler = kinds[sampler].from_config(pipe.scheduler.config)
-    labels = [int(label) if label.lstrip("-").isdigit() else label for label in class_labels]
-    options = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "eta": eta}
-    images = pipe(
-        num_images,
-        class_labels=[labels[i % len(labels)] for i in range(num_images)] if labels else None,
-        generator=torch.Generator().manual_seed(seed),
-        **options,
-    ).images
-    output_dir.mkdir(parents=True, exist_ok=True)
-    for i, image in enumerate(images):
-        recipe = {"pipeline": pipeline, "revision": revision, "sampler": type(pipe.scheduler).__name__, "seed": seed,
-                  "index": i, "class_label": labels[i % len(labels)] if labels else None, **options,
-                  "latentia": latentia.__version__}  # fmt: skip
-        info = PngInfo()
-        info.add_text("latentia", json.dumps(recipe))
-        image.save(output_dir / f"{i:05d}.png", pnginfo=info)
-    print(f"{len(images)} images in {output_dir}, each with its recipe in the PNG's text.")
+    images, recipes = generate(
+        pipeline, num_images, prompt=prompt, sampler=sampler, seed=seed, revision=revision,
+        class_labels=[int(label) if label.lstrip("-").isdigit() else label for label in class_labels],
+        guidance_scale=guidance_scale, num_inference_steps=num_inference_steps, eta=eta,
+    )  # fmt: skip
+    save(images, recipes, output_dir)
+    print(f"{len(images)} images in {output_dir}, each with its recipe in the PNG's text, and sheet.png of them all.")
 
 
 def evaluate(
