@@ -156,7 +156,8 @@ def main() -> None:
             "what": "AutoencoderKL trained from nothing by three objectives, on pictures that were not trained on",
             "command": f"python benchmarks/autoencoder_kl.py --minutes {args.minutes:g} --block_out_channels "
             + " ".join(map(str, args.block_out_channels))
-            + f" --latent_channels {args.latent_channels} --train_data_dir TRAIN --test_data_dir TEST",
+            + f" --latent_channels {args.latent_channels} --batch_size {args.batch_size}"
+            + " --train_data_dir TRAIN --test_data_dir TEST",
             "data": f"{len(data)} pictures to train on, {len(real)} new ones, {tuple(data.shape)}",
             **environment(), "rows": rows,
         }  # fmt: skip
