@@ -24,6 +24,7 @@ HOUSE = {
     "embedding",
     "generation",
     "doctor",
+    "monitor",
 }  # what knows several rooms
 FORBIDDEN = {"torchvision", "pickle", "cPickle", "dill", "cloudpickle", "joblib", "examples", "benchmarks", "tests"}
 

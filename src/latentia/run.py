@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from filelock import FileLock, Timeout
 from huggingface_hub import get_token
 from huggingface_hub.errors import HFValidationError
@@ -69,6 +69,7 @@ def start(args: Any) -> Accelerator:
         mixed_precision=options.mixed_precision,
         log_with=args.output.report_to,
         project_dir=str(folder / args.output.logging_dir),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # every process computes the same
     )
     if accelerator.is_main_process:
         try:
@@ -247,6 +248,7 @@ def finish(
     *,
     family: str,
     pipeline_tag: str,
+    limits: Sequence[str] = (),
 ) -> int:
     """Export the pipeline with its card, draw the curves, write the summary, and push if asked to.
 
@@ -288,6 +290,7 @@ def finish(
             minutes=progress.seconds / 60,
             seed=args.optimization.seed,
             repo_id=args.hub.hub_model_id,
+            limits=limits,
         )
         export(pipeline, folder, card)
         summary |= {"score": report.to_dict() if report else None, "data": watch.data.describe()}

@@ -41,7 +41,7 @@ class Log:
         self.accelerator, self.progress, self.path = accelerator, progress, output_dir / "metrics.jsonl"
         self.main, self.global_batch, self.max_steps = accelerator.is_main_process, global_batch, max_steps
         self.sums: dict[str, tuple[float, int]] = {}
-        self.rate, self.mark = 0.0, (progress.images, progress.seconds)
+        self.rate, self.mark, self.warning = 0.0, (progress.images, progress.seconds), ""
 
     def __enter__(self):
         if self.main:
@@ -97,9 +97,14 @@ class Log:
         self.write({**rounded, "images_per_second": round(self.rate, 2), "seconds": round(self.progress.seconds, 2)})
         if self.main:
             losses = {key.removesuffix("/loss"): f"{v:.4f}" for key, v in rounded.items() if key.endswith("/loss")}
-            self.bar.set_postfix(**losses, MB=round(peak_memory(self.accelerator.device)), refresh=False)
+            told = {"warning": self.warning.partition(":")[0]} if self.warning else {}
+            self.bar.set_postfix(**told, **losses, MB=round(peak_memory(self.accelerator.device)), refresh=False)
 
-    def write(self, values: Mapping[str, float]) -> None:
+    def write(self, values: Mapping[str, float | str]) -> None:
+        """A line of values. A "warning" is shown above the bar as well, and in it until another or an empty one."""
+        if self.main and "warning" in values:
+            self.warning = str(values["warning"])
+            self.bar.write(f"warning: {self.warning}" if self.warning else "The warning is over.", file=sys.stderr)
         if self.main and values:
             self.file.write(json.dumps({"step": self.progress.step, "images": self.progress.images, **values}) + "\n")
             self.file.flush()
