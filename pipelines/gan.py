@@ -10,12 +10,12 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-from latentia.errors import UsageError, did_you_mean
+from latentia.errors import UsageError
 from latentia.models.convolution import image_size
 from latentia.pipelines.autoencoder import between
-from latentia.pipelines.base import DiffusionPipeline, check_output_type, from_input, to_output
+from latentia.pipelines.base import DiffusionPipeline, Labels, check_output_type, from_input, to_output
 from latentia.pipelines.rejection import rejection_sample
-from latentia.pipelines.unconditional import Generators, Labels, image_generators
+from latentia.pipelines.unconditional import Generators, image_generators
 
 _CHUNK = 64  # latents at once: one shape of a batch, so that a picture does not depend on its neighbours
 
@@ -51,9 +51,7 @@ class GANPipeline(DiffusionPipeline):
     ):
         super().__init__()
         self.register_modules(generator=generator, discriminator=discriminator, text_encoder=text_encoder)
-        # model_index.json holds components as lists, so the names are saved as {"0": name, ...}.
-        names = label_names.values() if isinstance(label_names, Mapping) else label_names
-        self.register_to_config(label_names=names and {str(i): name for i, name in enumerate(names)})
+        self._register_label_names(label_names)
 
     @torch.no_grad()
     def __call__(
@@ -329,7 +327,7 @@ class GANPipeline(DiffusionPipeline):
     def _told(self, class_labels: Labels, prompt: str | Sequence[str] | None, count: int) -> dict[str, Tensor]:
         """What the networks are told beside z or x, one row for each of `count` pictures."""
         told = {}
-        labels = self._labels(class_labels, count)
+        labels = self._class_indices(class_labels, count, required=True)
         if labels is not None:
             told["class_labels"] = labels
         width = getattr(self.generator.config, "text_embed_dim", None)
@@ -345,31 +343,6 @@ class GANPipeline(DiffusionPipeline):
             with torch.no_grad(), _evaluating(self.text_encoder):
                 told["text_embeds"] = self.text_encoder(texts).to(self._execution_device).expand(count, -1)
         return told
-
-    def _labels(self, class_labels: Labels | Tensor, count: int) -> Tensor | None:
-        """Indices of classes, one for each of `count` pictures."""
-        classes = getattr(self.generator.config, "num_class_embeds", None)
-        if class_labels is None:
-            if classes is not None:
-                raise UsageError(f"class_labels are missing: this pipeline was trained with {classes} classes.")
-            return None
-        if classes is None:
-            raise UsageError("class_labels were given, but this pipeline was trained without classes; leave them out.")
-        if isinstance(class_labels, Tensor):
-            class_labels = class_labels.flatten().tolist()
-        asked = [class_labels] if isinstance(class_labels, int | str) else list(class_labels)
-        names = list((self.config.label_names or {}).values())
-        for label in asked:
-            if isinstance(label, str) and label not in names:
-                known = f"one of {names}" if names else "an index: this pipeline has no names for its classes"
-                raise UsageError(f'class_labels must be {known}; got "{label}".{did_you_mean(label, names)}')
-        indices = [names.index(label) if isinstance(label, str) else int(label) for label in asked]
-        for index in indices:
-            if not 0 <= index < classes:
-                raise UsageError(f"class_labels must be from 0 to {classes - 1}; got {index}.")
-        if len(indices) not in (1, count):
-            raise UsageError(f"class_labels must be one, or one for each of {count} pictures; got {len(indices)}.")
-        return torch.tensor(indices, device=self._execution_device).expand(count)
 
 
 @contextmanager
@@ -399,4 +372,4 @@ def _in_chunks(function: Callable[..., tuple[Tensor, ...]], x: Tensor, *others: 
     for i in range(0, len(rows[0]), _CHUNK):
         chunk = [row[i : i + _CHUNK] for row in rows]
         parts.append(function(*chunk[:many], **dict(zip(told, chunk[many:]))))
-    return tuple(torch.cat(column)[: len(x) - padding] for column in zip(*parts))
+    return tuple(torch.cat(column)[: len(x)] for column in zip(*parts))

@@ -33,6 +33,7 @@ _EXPORTS = {
     "LatentDiffusionPipeline": "latentia.pipelines.latent_diffusion",
     "AutoencoderPipeline": "latentia.pipelines.autoencoder",
     "AutoencoderKLPipeline": "latentia.pipelines.autoencoder_kl",
+    "GANPipeline": "latentia.pipelines.gan",
     "VAEPipeline": "latentia.pipelines.vae",
     "VQVAEPipeline": "latentia.pipelines.vqvae",
     "evaluate": "latentia.scoreboard",
@@ -52,6 +53,7 @@ __all__ = [
     "DDPMScheduler",
     "DiffusionPipeline",
     "DigitClassifier",
+    "GANPipeline",
     "HashedWords",
     "InceptionV3",
     "LatentDiffusionPipeline",
@@ -94,6 +96,7 @@ if TYPE_CHECKING:
     from latentia.pipelines.autoencoder import AutoencoderPipeline
     from latentia.pipelines.autoencoder_kl import AutoencoderKLPipeline
     from latentia.pipelines.base import DiffusionPipeline
+    from latentia.pipelines.gan import GANPipeline
     from latentia.pipelines.latent_diffusion import LatentDiffusionPipeline
     from latentia.pipelines.unconditional import UnconditionalDiffusionPipeline
     from latentia.pipelines.vae import VAEPipeline

@@ -124,7 +124,9 @@ class SampleMonitor:
         self.extractor, self.real = extractor, real.flatten(1).double().cpu()
         self.spread = _mean_distance(self.real)
         gaps = torch.cdist(self.real, self.real).fill_diagonal_(math.inf).amin(1)
-        self.close = max(float(gaps.quantile(0.01)), 1e-6)
+        # Near as the nearest real ones, and near for a pair at all: where everything is far from everything, the
+        # nearest are not the same.
+        self.close = max(min(float(gaps.quantile(0.01)), self.spread / 4), 1e-6)
         self.fine = fine_energy(real) if real.ndim == 4 else None
         self.classes = self._classes(real)
 

@@ -63,10 +63,7 @@ class Phase:
 
 @dataclass
 class Hook:
-    """Something to do on the main process after every n-th step (0: never) and after the last: pictures, scores.
-
-    What it returns is logged; a "warning" among it is a text, and shown beside the progress bar.
-    """
+    """Something to do on the main process after every n-th step (0: never) and after the last: pictures, warnings."""
 
     every: int
     call: Callable[[Progress], Mapping[str, float | str] | None]

@@ -1,0 +1,216 @@
+"""Train a GAN on points of the plane and watch the game: samples, discriminator, gradients, divergences.
+
+    python examples/train_gan_plane.py --plane ring --output_dir outputs/gan-ring
+
+The folder it leaves is a pipeline, with `game.gif`, the run as a film, and `game.png`, its last picture. Shapes: "ring"
+and "grid" with modes to count, and GAN Lab's "lab_line", "lab_gaussians", "lab_ring" and "lab_disjoint", among others.
+"""
+
+import copy
+import io
+import json
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from latentia import GANPipeline, MLPDiscriminator, MLPGenerator
+from latentia.data.plane import PlaneData
+from latentia.errors import UsageError
+from latentia.evaluation import grid_divergences, mode_coverage
+from latentia.evaluation.modes import PLANE_SAMPLES
+from latentia.evaluation.plane import LAB_SAMPLES
+from latentia.losses.adversarial import gan_discriminator_loss, gan_generator_loss
+from latentia.monitor import Monitor
+from latentia.run import adamw, fit, run_script, start
+from latentia.training.arguments import EMAArguments, OptimizationArguments, OutputArguments
+from latentia.training.ema import EMA
+from latentia.training.loop import Hook, Phase, learning_rate_schedule
+
+
+@dataclass(frozen=True)
+class GameArguments:
+    """The points, the networks and the objective."""
+
+    plane: str = "ring"
+    """Distribution of the points, a name of `latentia.data.plane.PLANES`."""
+    latent_dim: int = 2
+    """Dimensions of the noise; its grid is drawn where it has two."""
+    hidden_sizes: tuple[int, ...] = (128, 128, 128)
+    """Width of each hidden layer of both networks."""
+    activation: str = "relu"
+    """Of both networks. In the plane ReLU puts more points on narrow modes than leaky ReLU."""
+    objective: str = "relativistic"
+    """minimax, non_saturating, least_squares, hinge, wasserstein or relativistic."""
+    r1: float = 0.1
+    """Weight of the discriminator's squared gradient at real points; 0: none."""
+    r2: float = 0.1
+    """The same at generated points."""
+    n_critic: int = 1
+    """Steps of the discriminator for one of the generator."""
+    pack: int = 1
+    """Points that the discriminator judges together."""
+    frame_steps: int = 250
+    """Steps between frames of the film; 0: the last picture alone."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    game: GameArguments = field(default_factory=GameArguments)
+    optimization: OptimizationArguments = field(
+        default_factory=lambda: OptimizationArguments(
+            train_batch_size=128, max_train_steps=5000, adam_beta1=0.0, adam_weight_decay=0.0, max_grad_norm=100.0
+        )
+    )
+    ema: EMAArguments = field(default_factory=lambda: EMAArguments(ema_decay=0.99))
+    output: OutputArguments = field(default_factory=OutputArguments)
+
+
+class Film:
+    """The game as GAN Lab shows it: a hook that draws a frame."""
+
+    def __init__(self, data: PlaneData, generator, discriminator):
+        self.generator, self.discriminator, self.plane = generator, discriminator, data.plane
+        self.real = data.plane.sample(LAB_SAMPLES, 0)
+        low, high = self.real.amin(0), self.real.amax(0)
+        unit = data.plane.name.startswith("lab_")  # these lie in the unit square, where GAN Lab measures them
+        margin = 0.15 * (high - low).max()
+        self.low, self.high = (torch.zeros(2), torch.ones(2)) if unit else (low - margin, high + margin)
+        self.floor = self.divergence(data.plane.sample(LAB_SAMPLES, 1))
+        self.history: list[tuple[int, float, float]] = []
+        self.frames: list[Image.Image] = []
+
+    def divergence(self, points: torch.Tensor):
+        """KL and JS to the real points, on a grid of 30 x 30 cells."""
+        return grid_divergences(*((part - self.low) / (self.high - self.low) for part in (points, self.real)))
+
+    @torch.no_grad()
+    def sample(self, n: int, seed: int) -> torch.Tensor:
+        z = torch.randn(n, self.generator.config.latent_dim, generator=torch.Generator().manual_seed(seed))
+        return self.generator(z).sample
+
+    def __call__(self, progress) -> dict[str, float]:
+        found = self.divergence(self.sample(LAB_SAMPLES, 2))
+        self.history.append((progress.step, found.kl, found.js))
+        self.frames.append(self.draw(progress.step))
+        return {"eval/kl": found.kl, "eval/js": found.js}
+
+    def draw(self, step: int) -> Image.Image:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(9, 4.6), layout="constrained")
+        panels = figure.subplot_mosaic([["game", "grid"], ["game", "time"]], width_ratios=[1.6, 1])
+        box = [float(v) for pair in zip(self.low, self.high) for v in pair]
+        fake, real = self.sample(300, 3), self.real[:300]
+        height, arrows = self.opinion(real, fake)
+        panels["game"].imshow(height, extent=box, origin="lower", cmap="RdYlBu", vmin=0, vmax=1, alpha=0.6)
+        panels["game"].scatter(*real.T, s=5, color="#2e8b57", label="real")
+        panels["game"].scatter(*fake.T, s=5, color="#6c4aa1", label="generated")
+        panels["game"].quiver(
+            *fake[:60].T, *arrows[:60].T, angles="xy", width=0.003, color="#6c4aa1", alpha=0.7
+        )  # where the discriminator sends them
+        panels["game"].set(xlim=box[:2], ylim=box[2:], aspect="equal", title=f"step {step}")
+        panels["game"].legend(loc="upper right", fontsize=7)
+        if self.generator.config.latent_dim == 2:
+            self.draw_grid(panels["grid"])
+        panels["grid"].set(xlim=box[:2], ylim=box[2:], aspect="equal", title="the noise's grid, mapped")
+        steps, kl, js = zip(*self.history)
+        panels["time"].plot(steps, js, color="#1f4e79", label="JS")
+        panels["time"].plot(steps, kl, color="#d1495b", label="KL", alpha=0.5)
+        panels["time"].axhline(self.floor.js, color="#1f4e79", linestyle=":", label="JS of real points")
+        panels["time"].set(ylim=(0, max(1.0, 1.1 * max(js))), xlabel="steps", ylabel="bits")
+        panels["time"].legend(fontsize=7)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=80)
+        return Image.open(buffer).convert("RGB")
+
+    def opinion(self, real: torch.Tensor, fake: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """P(real) on a grid of 30 x 30, with the logits centred between both kinds of points, and its gradient."""
+        x, y = (self.low[k] + (self.high[k] - self.low[k]) * (torch.arange(30) + 0.5) / 30 for k in (0, 1))
+        places = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)  # rows are y
+        judge = partial(logits_of, copy.deepcopy(self.discriminator).requires_grad_(False))
+        centre = (judge(real).mean() + judge(fake).mean()) / 2
+        fake = fake.clone().requires_grad_()
+        (arrows,) = torch.autograd.grad(judge(fake).sum(), fake)
+        return (judge(places) - centre).sigmoid().view(30, 30), arrows
+
+    @torch.no_grad()
+    def draw_grid(self, panel) -> None:
+        """20 x 20 cells of equal probability under N(0, I), and where the generator puts them."""
+        at = torch.special.ndtri(torch.linspace(0.01, 0.99, 21))
+        fine = torch.special.ndtri(torch.linspace(0.01, 0.99, 201))
+        for fixed in at:
+            for line in (torch.stack([fixed.expand(201), fine], 1), torch.stack([fine, fixed.expand(201)], 1)):
+                panel.plot(*self.generator(line).sample.T, color="#6c4aa1", linewidth=0.4, alpha=0.6)
+
+
+def logits_of(discriminator, points: torch.Tensor) -> torch.Tensor:
+    """One logit for each point, also of a discriminator that judges packs of them, here of equal points."""
+    return discriminator(points.repeat_interleave(discriminator.config.pack, 0)).logits
+
+
+def finish(folder: Path, film: Film, pipe: GANPipeline, monitor: Monitor) -> None:
+    """Leave the pipeline, the film and its last picture, and say how near the points came."""
+    points, plane = film.sample(LAB_SAMPLES, 4), film.plane
+    found = film.divergence(points)
+    result = {"js": found.js, "js_floor": film.floor.js, "kl": found.kl}
+    print(f"JS {found.js:.3f} bits (real points: {film.floor.js:.3f}), KL {found.kl:.3f}, {LAB_SAMPLES} points")
+    if plane.centres is not None:
+        modes = mode_coverage(points[:PLANE_SAMPLES], plane.centres, plane.sigma)
+        result |= {"modes": modes.covered, "high_quality": modes.high_quality, "reverse_kl": modes.reverse_kl}
+        print(
+            f"{modes.covered} of {modes.total} modes, {modes.high_quality:.1%} within 3 sigma "
+            f"(real points: {modes.real_high_quality:.1%}), reverse KL {modes.reverse_kl:.3f} (real points: "
+            f"{modes.reverse_kl_floor:.3f}), {PLANE_SAMPLES} points"
+        )
+    pipe.save_pretrained(folder)
+    film.frames[-1].save(folder / "game.png")
+    first, *others = [frame.quantize(64) for frame in film.frames]
+    first.save(folder / "game.gif", save_all=True, append_images=others, duration=250, loop=0)
+    (folder / "run_summary.json").write_text(json.dumps({**result, "warnings": monitor.sentences()}, indent=1) + "\n")
+    print(f"Pipeline, film and last picture: {folder}")
+
+
+def main(args: Arguments) -> int:
+    game, options, folder = args.game, args.optimization, Path(args.output.output_dir)
+    if game.n_critic < 1:
+        raise UsageError(f"--n_critic must be at least 1; got {game.n_critic}.")
+    if options.max_train_steps is None:
+        raise UsageError("--max_train_steps must be given: points of the plane are endless and have no epochs.")
+    accelerator = start(args)
+    data = PlaneData(game.plane)
+    torch.manual_seed(options.seed)
+    shape = {"hidden_sizes": game.hidden_sizes, "activation": game.activation}
+    generator = MLPGenerator(latent_dim=game.latent_dim, **shape)
+    discriminator = MLPDiscriminator(pack=game.pack, **shape)
+    generator.to(accelerator.device), discriminator.to(accelerator.device)
+    ema = EMA(generator, args.ema.ema_decay, args.ema.ema_warmup) if args.ema.use_ema else None
+    final = ema.module if ema is not None else generator
+    g, d, g_optimizer, d_optimizer = accelerator.prepare(
+        generator, discriminator, *(adamw(accelerator, args, net.parameters()) for net in (generator, discriminator))
+    )
+    steps = options.max_train_steps
+    common = {
+        "learning_rate": learning_rate_schedule(options.lr_scheduler, options.lr_warmup_steps, steps),
+        "max_grad_norm": options.max_grad_norm,
+    }
+
+    judge = partial(gan_discriminator_loss, d, g, objective=game.objective, r1=game.r1, r2=game.r2)
+    make = partial(gan_generator_loss, d, g, objective=game.objective)
+    phases = [
+        Phase("discriminator", judge, d, d_optimizer, **common),
+        Phase("generator", make, g, g_optimizer, every=game.n_critic, ema=ema, **common),
+    ]
+    film = Film(data, final, discriminator)
+    monitor = Monitor(folder, film.real[:256], film.sample)
+    hooks = [Hook(game.frame_steps, film), *monitor.hooks(args.output.logging_steps, 200)]
+    result = fit(accelerator, args, phases, data, steps, identity=(game, options, args.ema), hooks=hooks)
+    if accelerator.is_main_process and result.status == "finished":
+        finish(folder, film, GANPipeline(final, discriminator), monitor)
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(Arguments, main, __doc__.splitlines()[0])
