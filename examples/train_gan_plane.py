@@ -36,12 +36,14 @@ class GameArguments:
 
     plane: str = "ring"
     """Distribution of the points, a name of `latentia.data.plane.PLANES`."""
+    spread: float = 3.0
+    """Standard deviation to which points are scaled for the networks; what they draw is scaled back."""
     latent_dim: int = 2
     """Dimensions of the noise; its grid is drawn where it has two."""
     hidden_sizes: tuple[int, ...] = (128, 128, 128)
     """Width of each hidden layer of both networks."""
     activation: str = "relu"
-    """Of both networks. In the plane ReLU puts more points on narrow modes than leaky ReLU."""
+    """Of both networks."""
     objective: str = "relativistic"
     """minimax, non_saturating, least_squares, hinge, wasserstein or relativistic."""
     r1: float = 0.1
@@ -61,18 +63,47 @@ class Arguments:
     game: GameArguments = field(default_factory=GameArguments)
     optimization: OptimizationArguments = field(
         default_factory=lambda: OptimizationArguments(
-            train_batch_size=128, max_train_steps=5000, adam_beta1=0.0, adam_weight_decay=0.0, max_grad_norm=100.0
+            train_batch_size=128, max_train_steps=6000, adam_beta1=0.0, adam_weight_decay=0.0, max_grad_norm=100.0
         )
     )
     ema: EMAArguments = field(default_factory=lambda: EMAArguments(ema_decay=0.99))
     output: OutputArguments = field(default_factory=OutputArguments)
 
 
+class Scaled(PlaneData):
+    """The points as the networks see them: centred, with a standard deviation of `spread` over both axes."""
+
+    def __init__(self, plane: str, spread: float):
+        super().__init__(plane)
+        points = self.plane.sample(LAB_SAMPLES, 0)
+        self.mean, self.factor = points.mean(0), spread / points.std()
+        self.fingerprint = f"{self.fingerprint}-{spread:g}"
+
+    def batch(self, start: int, stop: int, *, seed: int = 0, device="cpu") -> dict:
+        points = self.plane.points(start, stop, seed, "batch")
+        return {"points": self.scaled(points).to(device)}
+
+    def scaled(self, points: torch.Tensor) -> torch.Tensor:
+        return (points - self.mean) * self.factor
+
+    def unscaled(self, points: torch.Tensor) -> torch.Tensor:
+        return points / self.factor + self.mean
+
+    @torch.no_grad()
+    def unscale(self, generator: MLPGenerator, discriminator: MLPDiscriminator) -> None:
+        """Put the scale into the first and the last layer, so that the networks work on points as they are."""
+        generator.out.weight /= self.factor
+        generator.out.bias.copy_(self.unscaled(generator.out.bias))
+        first = discriminator.layers[0]
+        first.weight *= self.factor
+        first.bias -= first.weight @ self.mean.repeat(discriminator.config.pack)
+
+
 class Film:
     """The game as GAN Lab shows it: a hook that draws a frame."""
 
-    def __init__(self, data: PlaneData, generator, discriminator):
-        self.generator, self.discriminator, self.plane = generator, discriminator, data.plane
+    def __init__(self, data: Scaled, generator, discriminator):
+        self.generator, self.discriminator, self.data, self.plane = generator, discriminator, data, data.plane
         self.real = data.plane.sample(LAB_SAMPLES, 0)
         low, high = self.real.amin(0), self.real.amax(0)
         unit = data.plane.name.startswith("lab_")  # these lie in the unit square, where GAN Lab measures them
@@ -89,7 +120,7 @@ class Film:
     @torch.no_grad()
     def sample(self, n: int, seed: int) -> torch.Tensor:
         z = torch.randn(n, self.generator.config.latent_dim, generator=torch.Generator().manual_seed(seed))
-        return self.generator(z).sample
+        return self.data.unscaled(self.generator(z).sample)
 
     def __call__(self, progress) -> dict[str, float]:
         found = self.divergence(self.sample(LAB_SAMPLES, 2))
@@ -106,10 +137,10 @@ class Film:
         fake, real = self.sample(300, 3), self.real[:300]
         height, arrows = self.opinion(real, fake)
         panels["game"].imshow(height, extent=box, origin="lower", cmap="RdYlBu", vmin=0, vmax=1, alpha=0.6)
-        panels["game"].scatter(*real.T, s=5, color="#2e8b57", label="real")
-        panels["game"].scatter(*fake.T, s=5, color="#6c4aa1", label="generated")
+        panels["game"].scatter(*real.T.numpy(), s=5, color="#2e8b57", label="real")
+        panels["game"].scatter(*fake.T.numpy(), s=5, color="#6c4aa1", label="generated")
         panels["game"].quiver(
-            *fake[:60].T, *arrows[:60].T, angles="xy", width=0.003, color="#6c4aa1", alpha=0.7
+            *fake[:60].T.numpy(), *arrows[:60].T.numpy(), angles="xy", width=0.003, color="#6c4aa1", alpha=0.7
         )  # where the discriminator sends them
         panels["game"].set(xlim=box[:2], ylim=box[2:], aspect="equal", title=f"step {step}")
         panels["game"].legend(loc="upper right", fontsize=7)
@@ -130,11 +161,16 @@ class Film:
         """P(real) on a grid of 30 x 30, with the logits centred between both kinds of points, and its gradient."""
         x, y = (self.low[k] + (self.high[k] - self.low[k]) * (torch.arange(30) + 0.5) / 30 for k in (0, 1))
         places = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)  # rows are y
-        judge = partial(logits_of, copy.deepcopy(self.discriminator).requires_grad_(False))
+        discriminator = copy.deepcopy(self.discriminator).requires_grad_(False)
+
+        def judge(points: torch.Tensor) -> torch.Tensor:  # packs of equal points, if it judges packs
+            return discriminator(self.data.scaled(points).repeat_interleave(discriminator.config.pack, 0)).logits
+
         centre = (judge(real).mean() + judge(fake).mean()) / 2
         fake = fake.clone().requires_grad_()
         (arrows,) = torch.autograd.grad(judge(fake).sum(), fake)
-        return (judge(places) - centre).sigmoid().view(30, 30), arrows
+        opinion = judge(places) - centre
+        return (opinion / opinion.abs().max().clamp(max=1)).sigmoid().view(30, 30), arrows  # faint ones in full colour
 
     @torch.no_grad()
     def draw_grid(self, panel) -> None:
@@ -143,15 +179,12 @@ class Film:
         fine = torch.special.ndtri(torch.linspace(0.01, 0.99, 201))
         for fixed in at:
             for line in (torch.stack([fixed.expand(201), fine], 1), torch.stack([fine, fixed.expand(201)], 1)):
-                panel.plot(*self.generator(line).sample.T, color="#6c4aa1", linewidth=0.4, alpha=0.6)
+                panel.plot(
+                    *self.data.unscaled(self.generator(line).sample).T, color="#6c4aa1", linewidth=0.4, alpha=0.6
+                )
 
 
-def logits_of(discriminator, points: torch.Tensor) -> torch.Tensor:
-    """One logit for each point, also of a discriminator that judges packs of them, here of equal points."""
-    return discriminator(points.repeat_interleave(discriminator.config.pack, 0)).logits
-
-
-def finish(folder: Path, film: Film, pipe: GANPipeline, monitor: Monitor) -> None:
+def finish(folder: Path, film: Film, monitor: Monitor) -> None:
     """Leave the pipeline, the film and its last picture, and say how near the points came."""
     points, plane = film.sample(LAB_SAMPLES, 4), film.plane
     found = film.divergence(points)
@@ -165,11 +198,12 @@ def finish(folder: Path, film: Film, pipe: GANPipeline, monitor: Monitor) -> Non
             f"(real points: {modes.real_high_quality:.1%}), reverse KL {modes.reverse_kl:.3f} (real points: "
             f"{modes.reverse_kl_floor:.3f}), {PLANE_SAMPLES} points"
         )
-    pipe.save_pretrained(folder)
     film.frames[-1].save(folder / "game.png")
     first, *others = [frame.quantize(64) for frame in film.frames]
     first.save(folder / "game.gif", save_all=True, append_images=others, duration=250, loop=0)
     (folder / "run_summary.json").write_text(json.dumps({**result, "warnings": monitor.sentences()}, indent=1) + "\n")
+    film.data.unscale(film.generator, film.discriminator)
+    GANPipeline(film.generator, film.discriminator).save_pretrained(folder)
     print(f"Pipeline, film and last picture: {folder}")
 
 
@@ -180,7 +214,7 @@ def main(args: Arguments) -> int:
     if options.max_train_steps is None:
         raise UsageError("--max_train_steps must be given: points of the plane are endless and have no epochs.")
     accelerator = start(args)
-    data = PlaneData(game.plane)
+    data = Scaled(game.plane, game.spread)
     torch.manual_seed(options.seed)
     shape = {"hidden_sizes": game.hidden_sizes, "activation": game.activation}
     generator = MLPGenerator(latent_dim=game.latent_dim, **shape)
@@ -208,7 +242,7 @@ def main(args: Arguments) -> int:
     hooks = [Hook(game.frame_steps, film), *monitor.hooks(args.output.logging_steps, 200)]
     result = fit(accelerator, args, phases, data, steps, identity=(game, options, args.ema), hooks=hooks)
     if accelerator.is_main_process and result.status == "finished":
-        finish(folder, film, GANPipeline(final, discriminator), monitor)
+        finish(folder, film, monitor)
     return 0
 
 

@@ -5,6 +5,7 @@ read as well.
 """
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ CHANCE = 0.55  # accuracy of a discriminator that cannot tell
 FAR = 0.15  # share of the distance between the two sets that is not spread within them
 ALIKE = 0.5  # diversity of samples against that of the data
 CHECKERED = 3.0  # energy at the finest frequencies against the data's
+VISIBLE = 0.02  # and the share of all energy there from which on it is seen
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,12 @@ def read_log(rows: Sequence[Mapping[str, float]]) -> list[Finding]:
     if len(rows) < WINDOW:
         return found
     norms = {key: [row[key] for row in rows if key in row] for key in rows[-1] if key.endswith("/grad_norm")}
-    exploded = {key: values for key, values in norms.items() if min(values) > EXPLODED}
+    exploded = {key: values for key, values in norms.items() if statistics.median(values) > EXPLODED}
     for key, values in exploded.items():
         found.append(
             Finding(
                 "exploding gradients",
-                f"{key} has been above {EXPLODED:g} for {len(values)} lines of the log, now {values[-1]:.3g}",
+                f"the median of the last {len(values)} values of {key} is {statistics.median(values):.3g}",
                 "a lower learning rate, a stronger --r1 and --r2, or a --max_grad_norm",
             )
         )
@@ -174,8 +176,9 @@ class SampleMonitor:
                 )
             )
         if self.fine is not None:
-            values["fine_energy"] = fine_energy(samples) / max(self.fine, 1e-6)
-            if values["fine_energy"] > CHECKERED:
+            fine = fine_energy(samples)
+            values["fine_energy"] = fine / max(self.fine, 1e-6)
+            if values["fine_energy"] > CHECKERED and fine > VISIBLE:
                 found.append(
                     Finding(
                         "checkerboard",
