@@ -17,8 +17,15 @@ from torch import nn
 from latentia import DCGANDiscriminator, DCGANGenerator, GANPipeline, HashedWords
 from latentia.errors import UsageError
 from latentia.evaluation import extractor_for
-from latentia.losses.adversarial import annealed, gan_discriminator_loss, gan_generator_loss, gan_penalty_loss
+from latentia.losses.adversarial import (
+    WITH_LABELS,
+    annealed,
+    gan_discriminator_loss,
+    gan_generator_loss,
+    gan_penalty_loss,
+)
 from latentia.losses.augmentation import AdaptiveAugmentation, ReplayPool, augmented
+from latentia.losses.gradient_penalty import clip_weights
 from latentia.monitor import Monitor
 from latentia.run import adamw, finish, fit, load_data, plan, run_script, start
 from latentia.training.arguments import (
@@ -76,6 +83,8 @@ class GameArguments:
     """The same at generated pictures."""
     gp: float = 0.0
     """Weight of the penalty of WGAN-GP; its paper takes 10."""
+    clip_weights: float = 0.0
+    """Limit of the discriminator's weights after each of its steps, for wasserstein; its paper takes 0.01. 0: none."""
     regularise_every: int = 1
     """Steps between penalties, which then weigh as much more; 1: with every step."""
     label_smoothing: float = 0.0
@@ -90,8 +99,8 @@ class GameArguments:
     """Old fakes to keep and show again to the discriminator; 0: none."""
     mismatched: bool = True
     """Show conditional discriminators real pictures with wrong labels or captions as fakes too."""
-    monitor_steps: int = 200
-    """Steps between looks of the failure monitor at samples; 0: only at the end."""
+    monitor_steps: int | None = None
+    """Steps between looks of the failure monitor at samples; 0: only at the end; not given: ten looks, or every 200."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +137,25 @@ def check(args: Arguments, data, global_batch: int) -> None:
         raise UsageError(f"--pack must divide --train_batch_size {options.train_batch_size}; got {model.pack}.")
     if 0 < game.replay < global_batch:
         raise UsageError(f"--replay must be 0, or at least the global batch of {global_batch}; got {game.replay}.")
-    if not 0 <= game.label_smoothing < 1:
-        raise UsageError(f"--label_smoothing must be in [0, 1); got {game.label_smoothing}.")
+    if game.replay and (model.class_conditional or model.caption):
+        raise UsageError(
+            f"--replay must be 0 with --class_conditional or --caption, as old fakes were made for other labels; got "
+            f"{game.replay}."
+        )
+    for name, value, limit in (("label_smoothing", game.label_smoothing, 1), ("label_flip", game.label_flip, 0.5)):
+        if not 0 <= value < limit:
+            raise UsageError(f"--{name} must be in [0, {limit}); got {value}.")
+        if value and game.objective not in WITH_LABELS:
+            raise UsageError(f"--{name} must be 0 with --objective {game.objective}, which has no labels; got {value}.")
+    penalties = {"r1": game.r1, "r2": game.r2, "gp": game.gp}
+    for name, value in (penalties | {"clip_weights": game.clip_weights}).items():
+        if not 0 <= value < float("inf"):
+            raise UsageError(f"--{name} must be at least 0 and finite; got {value}.")
+    if model.discriminator_norm == "batch" and any(penalties.values()):
+        raise UsageError(
+            "--discriminator_norm batch mixes the pictures of a batch, and penalties are of each by itself: add --r1 0 "
+            f"--r2 0, or take spectral, instance or none; got {', '.join(f'--{k} {v:g}' for k, v in penalties.items())}."
+        )
     if options.gradient_checkpointing or options.compile:
         raise UsageError(
             "--gradient_checkpointing and --compile must be left out: the penalties need second derivatives, which "
@@ -216,6 +242,8 @@ def main(args: Arguments) -> int:
     if lazy:
         penalty = partial(gan_penalty_loss, d, g, interval=game.regularise_every, **penalties, **shown)
         phases.append(Phase("penalty", penalty, d, d_optimizer, every=game.regularise_every, **common))
+    if game.clip_weights:
+        phases.append(Phase("clipping", lambda batch, draw: clip_weights(d, game.clip_weights), d))
     phases.append(Phase("generator", make, g, g_optimizer, every=game.n_critic, ema=ema, **common))
     phases += [Phase("augmentation", ada.update, ada)] if ada is not None else []
     phases += [Phase("replay", pool.update, pool)] if pool is not None else []
@@ -240,7 +268,8 @@ def main(args: Arguments) -> int:
     watch = Watch(args, data, samplers)
     real = data.batch(0, 256, seed=0)["images"]
     monitor = Monitor(args.output.output_dir, real, partial(sample, final), extractor_for(data.shape))
-    hooks = [*watch.hooks(), *monitor.hooks(args.output.logging_steps, game.monitor_steps)]
+    looks = max(1, min(200, steps // 10)) if game.monitor_steps is None else game.monitor_steps
+    hooks = [*watch.hooks(), *monitor.hooks(args.output.logging_steps, looks)]
     identity = (model, game, options, args.ema)
     result = fit(accelerator, args, phases, data, steps, identity=identity, hooks=hooks)
     return finish(

@@ -136,7 +136,7 @@ class Film:
         box = [float(v) for pair in zip(self.low, self.high) for v in pair]
         fake, real = self.sample(300, 3), self.real[:300]
         height, arrows = self.opinion(real, fake)
-        panels["game"].imshow(height, extent=box, origin="lower", cmap="RdYlBu", vmin=0, vmax=1, alpha=0.6)
+        panels["game"].imshow(height.numpy(), extent=box, origin="lower", cmap="RdYlBu", vmin=0, vmax=1, alpha=0.6)
         panels["game"].scatter(*real.T.numpy(), s=5, color="#2e8b57", label="real")
         panels["game"].scatter(*fake.T.numpy(), s=5, color="#6c4aa1", label="generated")
         panels["game"].quiver(

@@ -1,5 +1,6 @@
 """The GAN's pipeline, its failure monitor, and the two examples: what is of the game itself is in other files."""
 
+import copy
 import importlib.util
 import json
 import math
@@ -507,6 +508,18 @@ def test_it_leaves_a_pipeline_a_card_and_nothing_to_do(tmp_path, capsys):
     assert "Nothing to do" in capsys.readouterr().out
 
 
+def test_weights_are_clipped_after_each_step(tmp_path):
+    assert run(tmp_path, *"--objective wasserstein --r1 0 --r2 0 --clip_weights 0.003 --n_critic 2".split()) == 0
+    weights = DiffusionPipeline.from_pretrained(tmp_path).discriminator.parameters()
+    assert max(float(weight.detach().abs().max()) for weight in weights) == pytest.approx(0.003)
+
+
+def test_short_runs_are_looked_at_ten_times(tmp_path):
+    assert run(tmp_path, "--max_train_steps", 20, "--monitor_steps", "None") == 0
+    rows = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "monitor/diversity" in row] == [*range(2, 21, 2)]
+
+
 def test_classes_are_asked_for_by_name(tmp_path):
     assert run(tmp_path, "--class_conditional", "--augment", "diff") == 0
     pipe = DiffusionPipeline.from_pretrained(tmp_path)
@@ -545,6 +558,14 @@ def test_the_game_in_the_plane_is_filmed(tmp_path, capsys, flags):
     points = pipe(500, output_type="latent").images
     data = PlaneData(flags[1]).plane.sample(500, 0)
     assert points.shape == (500, 2) and (points.mean(0) - data.mean(0)).norm() < data.std()  # in the plane's own units
+    scaled = sys.modules["train_gan_plane"].Scaled(flags[1], 3.0)
+    torch.manual_seed(0)
+    before = MLPGenerator(), MLPDiscriminator(pack=2)
+    after = copy.deepcopy(before)
+    scaled.unscale(*after)
+    z, at = torch.randn(6, 2), torch.randn(6, 2)
+    torch.testing.assert_close(after[0](z).sample, scaled.unscaled(before[0](z).sample))
+    torch.testing.assert_close(after[1](at).logits, before[1](scaled.scaled(at)).logits, rtol=1e-4, atol=1e-5)
     summary = json.loads((tmp_path / "run_summary.json").read_text())
     assert summary["js"] > summary["js_floor"] > 0
 
@@ -561,8 +582,11 @@ def test_the_game_in_the_plane_is_filmed(tmp_path, capsys, flags):
         (["--replay", 7], "--replay must be 0, or at least the global batch of 8; got 7"),
         (["--caption"], "--caption needs captions, and this data set has none"),
         (["--label_smoothing", 1.5], "--label_smoothing must be in"),
-        (["--label_smoothing", 0.1], 'objective="relativistic" has no labels'),
-        (["--discriminator_norm", "batch"], "batch norm mixes those of a batch"),
+        (["--label_smoothing", 0.1], "--label_smoothing must be 0 with --objective relativistic, which has no labels"),
+        (["--label_flip", 0.6, "--objective", "minimax"], r"--label_flip must be in \[0, 0.5\); got 0.6"),
+        (["--discriminator_norm", "batch"], "add --r1 0 --r2 0, or take spectral.* got --r1 1, --r2 1, --gp 0"),
+        (["--replay", 8, "--class_conditional"], "--replay must be 0 with --class_conditional or --caption"),
+        (["--clip_weights", -1], "--clip_weights must be at least 0 and finite; got -1"),
         (["--compile"], "--compile must be left out"),
     ],
 )

@@ -25,7 +25,7 @@ from latentia.losses.turns import (
 )
 from latentia.random import Draws
 
-_WITH_LABELS = ("minimax", "non_saturating", "least_squares")
+WITH_LABELS = ("minimax", "non_saturating", "least_squares")
 Range = tuple[float, float]
 
 
@@ -79,9 +79,9 @@ def discriminator_loss(
     """
     game = _game(objective)[0]
     plain = all(not isinstance(v, Tensor) and v == usual for v, usual in ((real_label, 1), (fake_label, 0)))
-    if not plain and objective not in _WITH_LABELS:
+    if not plain and objective not in WITH_LABELS:
         raise UsageError(
-            f'objective="{objective}" has no labels that could be smoothed or flipped; those of {_WITH_LABELS} have.'
+            f'objective="{objective}" has no labels that could be smoothed or flipped; those of {WITH_LABELS} have.'
         )
     return _per_image(game(real, fake, real_label, fake_label))
 
