@@ -23,7 +23,7 @@ def of(network: nn.Module, *kinds: type) -> list[nn.Module]:
     return [module for module in network.modules() if isinstance(module, kinds)]
 
 
-@pytest.mark.parametrize("size", [8, 16, 28, 32, 64, 128, (8, 24)])
+@pytest.mark.parametrize("size", [8, 16, 28, 32, 64, 128, (8, 24), (13, 30), 7])
 @pytest.mark.parametrize("upsample", ["transposed", "resize"])
 def test_pictures_of_every_size_and_colour(size, upsample):
     h, w = (size, size) if isinstance(size, int) else size
@@ -32,7 +32,7 @@ def test_pictures_of_every_size_and_colour(size, upsample):
         x = g(torch.randn(2, 4)).sample
         assert x.shape == (2, channels, h, w) and x.abs().max() < 1
         out = discriminator(sample_size=size, in_channels=channels)(x)
-        assert out.logits.shape == (2,) and out.features.shape == (2, 8 * h * w // 16) and out.class_logits is None
+        assert out.logits.shape == (2,) and out.features.shape == (2, 8 * (h // 4) * (w // 4)) and out.class_logits is None
 
 
 def test_the_same_noise_gives_the_same_picture_whatever_its_neighbours():
@@ -78,9 +78,13 @@ def test_other_kernels_keep_sizes_and_are_warned_of_if_odd(kernel):
     said = [("checkerboard" in str(w.message), w.filename) for w in caught]
     assert said == [(True, __file__)] * 2 * (kernel % 2)
     assert d(g(torch.randn(2, 4)).sample).logits.shape == (2,)
+    if kernel % 2 == 0:
+        odd = {"sample_size": (13, 28), "kernel_size": kernel, "block_out_channels": (4, 4, 4)}
+        x = generator(**odd)(torch.randn(2, 4)).sample
+        assert x.shape == (2, 1, 13, 28) and discriminator(**odd)(x).features.shape == (2, 4 * 1 * 3)
     up = of(g, nn.ConvTranspose2d)[0]
     ones = nn.functional.conv_transpose2d(torch.ones(1, 1, 9, 9), torch.ones(1, 1, kernel, kernel), None, 2, *paddings(
-        kernel, warn=False
+        kernel, (18, 18)
     ))[0, 0, 6:-6, 6:-6]  # fmt: skip
     assert up.kernel_size == (kernel, kernel) and (ones.std() == 0) == (kernel % 2 == 0)
 
@@ -206,7 +210,7 @@ def test_an_affine_generator_is_one_layer():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: generator(sample_size=30), ["sample_size", "30", "28 or 32"]),
+        (lambda: generator(sample_size=(30, 3)), ["sample_size", "at least 2 ** 2 = 4", "got 3"]),
         (lambda: generator(norm="btach"), ["norm", "btach", '"batch"']),
         (lambda: discriminator(norm="group"), ["norm", "group", "spectral"]),
         (lambda: generator(kernel_size=1), ["kernel_size", "at least 2", "1"]),

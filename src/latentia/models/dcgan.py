@@ -7,7 +7,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
 from latentia.errors import UsageError
-from latentia.models.convolution import UPSAMPLES, _Resize, check_choice, pyramid_size
+from latentia.models.convolution import UPSAMPLES, check_choice
 from latentia.models.modeling import ModelMixin
 from latentia.models.players import (
     CONDITION_WIDTH,
@@ -20,6 +20,7 @@ from latentia.models.players import (
     activation_named,
     check_groups,
     check_instance,
+    check_kernel,
     check_numbers,
     dense,
     initialise,
@@ -27,6 +28,7 @@ from latentia.models.players import (
     normalise_spectra,
     packed,
     paddings,
+    pyramid,
     with_condition,
     with_minibatch_std,
 )
@@ -41,10 +43,11 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
     A label or caption enters as a code beside the noise.
 
     Args:
-        sample_size: height and width in pixels, an integer or (H, W), divisible by 2^levels. Default 28.
+        sample_size: height and width in pixels, an integer or (H, W), at least 2^levels. Default 28.
         out_channels: channels of the picture. Default 1.
         latent_dim: dimensions of the noise. Default 100.
-        block_out_channels: channels of each level from fine to coarse; each doubles the picture. Default (64, 128).
+        block_out_channels: channels of each level from fine to coarse; each doubles the picture, and odd sides are
+            made of their half rounded down. Default (64, 128).
         norm: "batch" (default; over all processes), "instance" or "none". None is at the output.
         activation: a name in `latentia.models.convolution.ACTIVATIONS`. Default "relu".
         upsample: "transposed" (default; convolution of stride 2) or "resize" (nearest neighbour and a convolution).
@@ -57,7 +60,7 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
             drives. Default False.
 
     Raises:
-        UsageError: a size that cannot be halved so often, numbers out of range, unknown names; labels or captions that
+        UsageError: a size that is halved to nothing, numbers out of range, unknown names; labels or captions that
             are missing or not expected; noise of another width; a batch of one in training with batch norm.
 
     Unsupervised Representation Learning with Deep Convolutional GANs (Radford et al., 2015, 1511.06434), section 3; its
@@ -88,14 +91,14 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
         keep_dropout: bool = False,
     ):
         super().__init__()
-        top = pyramid_size(sample_size, block_out_channels)
+        *sizes, top = pyramid(sample_size, block_out_channels)
         check_choice("norm", norm, GENERATOR_NORMS)
         check_choice("upsample", upsample, UPSAMPLES)
         check_numbers(out_channels=out_channels, latent_dim=latent_dim)
         check_instance(norm, top)
         if not 0 <= dropout < 1:
             raise UsageError(f"dropout must be in [0, 1); got {dropout}.")
-        padding, spare = paddings(kernel_size, warn=upsample == "transposed")
+        check_kernel(kernel_size, warn=upsample == "transposed")
         self.condition = Condition(num_class_embeds, text_embed_dim)
         channels = [*reversed(block_out_channels), out_channels]
         width = latent_dim + (CONDITION_WIDTH if self.condition else 0)
@@ -103,15 +106,15 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
             nn.Linear(width, channels[0] * math.prod(top)), nn.Unflatten(1, (channels[0], *top))
         )  # (B, C, h, w)
         self.levels = nn.Sequential()
-        for i, (a, b) in enumerate(pairwise(channels)):
+        for (a, b), size in zip(pairwise(channels), reversed(sizes)):
             level = [*norm_of(norm, a), activation_named(activation)]
             if dropout:
                 level.append(Dropout(dropout, keep_dropout))
             if upsample == "resize":
-                level.append(_Resize(a, b))
+                level += [nn.Upsample(size), nn.Conv2d(a, b, 3, padding=1)]
             else:
-                bias = norm == "none" or i == len(block_out_channels) - 1  # else the next norm would cancel it
-                level.append(nn.ConvTranspose2d(a, b, kernel_size, STRIDE, padding, spare, bias=bias))
+                bias = norm == "none" or size == sizes[0]  # else the next norm would cancel it
+                level.append(nn.ConvTranspose2d(a, b, kernel_size, STRIDE, *paddings(kernel_size, size), bias=bias))
             self.levels.append(nn.Sequential(*level))
         initialise(self.top, self.levels)
 
@@ -145,7 +148,7 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
     A label or caption with the code e adds the projection \(e(c) \cdot P \phi(x)\) to the logit.
 
     Args:
-        sample_size: height and width in pixels, an integer or (H, W), divisible by 2^levels. Default 28.
+        sample_size: height and width in pixels, an integer or (H, W), at least 2^levels. Default 28.
         in_channels: channels of one picture. Default 1.
         block_out_channels: channels of each level from fine to coarse; each halves the picture. Default (64, 128).
         norm: "batch" (default; over all processes), "instance", "spectral" (of all weights, not of activations) or
@@ -190,18 +193,18 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
         pack: int = 1,
     ):
         super().__init__()
-        top = pyramid_size(sample_size, block_out_channels)
+        *sizes, top = pyramid(sample_size, block_out_channels)
         check_choice("norm", norm, DISCRIMINATOR_NORMS)
         check_numbers(in_channels=in_channels)
         check_groups(pack, minibatch_std, num_class_embeds, text_embed_dim, num_aux_classes)
         if len(block_out_channels) > 1:
             check_instance(norm, top)
-        padding, _ = paddings(kernel_size, warn=True)
-        self.image = (in_channels, top[0] * 2 ** len(block_out_channels), top[1] * 2 ** len(block_out_channels))
+        check_kernel(kernel_size, warn=True)
+        self.image = (in_channels, *sizes[0])
         self.levels, channels = nn.Sequential(), in_channels * pack
-        for i, out in enumerate(block_out_channels):
-            norms = norm_of(norm, out) if i else []
-            conv = nn.Conv2d(channels, out, kernel_size, STRIDE, padding, bias=not norms)
+        for out, size in zip(block_out_channels, sizes):
+            norms = norm_of(norm, out) if self.levels else []
+            conv = nn.Conv2d(channels, out, kernel_size, STRIDE, paddings(kernel_size, size)[0], bias=not norms)
             self.levels.append(nn.Sequential(conv, *norms, activation_named(activation)))
             channels = out
         features = (channels + bool(minibatch_std)) * math.prod(top)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from latentia.errors import UsageError
-from latentia.models.convolution import activation_of
+from latentia.models.convolution import activation_of, image_size, pyramid_size
 
 CONDITION_WIDTH = 64  # of the code of a label or caption
 STRIDE = 2
@@ -279,8 +279,42 @@ def normalise_spectra(network: nn.Module) -> None:
             register_parametrization(module, "weight", SpectralNorm(module.weight))
 
 
-def paddings(kernel_size: int, warn: bool) -> tuple[int, int]:
-    """Padding, and what a transposed convolution of stride 2 adds at one end, so that sizes halve or double exactly."""
+def pyramid(sample_size: int | Sequence[int], block_out_channels: Sequence[int]) -> list[tuple[int, int]]:
+    """Height and width of each level from the picture to the top; each is half the one before, rounded down.
+
+    Raises:
+        UsageError: a side that is halved to nothing, channels below 1 or decreasing.
+
+    Example:
+        >>> pyramid(28, (32, 64, 128))
+        [(28, 28), (14, 14), (7, 7), (3, 3)]
+    """
+    levels = len(block_out_channels)
+    sides = image_size(sample_size)
+    pyramid_size([max(side >> levels, 1) << levels for side in sides], block_out_channels)  # what it says of channels
+    if min(sides) >> levels < 1:
+        raise UsageError(
+            f"sample_size must be at least 2 ** {levels} = {2**levels}, so that each of the {levels} levels of "
+            f"block_out_channels can halve it; got {min(sides)}. Use fewer levels."
+        )
+    return [(sides[0] >> i, sides[1] >> i) for i in range(levels + 1)]
+
+
+def paddings(kernel_size: int, size: tuple[int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """For each axis, the padding of a convolution of stride 2 that halves `size`, rounded down, and what a transposed
+    one, which doubles the half to `size` again, adds at one end.
+
+    Example:
+        >>> paddings(4, (14, 7))
+        ((1, 1), (0, 1))
+    """
+    odd = [side % STRIDE for side in size]
+    padding = tuple((kernel_size - 1 - e) // 2 for e in odd)
+    return padding, tuple(e + STRIDE + 2 * p - kernel_size for e, p in zip(odd, padding))
+
+
+def check_kernel(kernel_size: int, warn: bool) -> None:
+    """Raises a UsageError for a kernel that leaves pixels out, and warns of one that draws checkerboards."""
     check_numbers(minimum=STRIDE, kernel_size=kernel_size)
     if warn and kernel_size % STRIDE:
         warnings.warn(
@@ -288,8 +322,6 @@ def paddings(kernel_size: int, warn: bool) -> tuple[int, int]:
             f"contributions, which shows as a checkerboard. Use {kernel_size + 1}.",
             stacklevel=4,
         )
-    padding = (kernel_size - 1) // 2
-    return padding, STRIDE + 2 * padding - kernel_size
 
 
 def check_numbers(minimum: int = 1, **values: int | None) -> None:
