@@ -6,9 +6,10 @@
 Each row of the table has its value, what it is compared with, and the threshold that was set before; a row that misses
 it says so. "default" is the relativistic game with both penalties (R1, R2), "vanilla" the non-saturating game without
 any, on the same networks with the same optimizers for as many steps. Parts: `ring` and `grid` by the protocol of PacGAN
-(2500 samples), whose own numbers stand beside; `ganlab`, its four shapes; `mnist`; `conditional`, with what the samples
-are worth as training data; `stacked`, the 1000 modes of Stacked MNIST; `captions`, a discriminator that knows the
-caption against one that does not; `overhead`, our loop against a plain one. Results are merged by row into the JSON.
+(2500 samples), whose own numbers stand beside; `ganlab`, its four shapes; `n_critic`; `mnist`; `conditional`, with what
+the samples are worth as training data; `stacked`, the 1000 modes of Stacked MNIST; `captions`, a discriminator that is
+told the caption against one that is not; `overhead`, our loop against a plain one. A part that is run again takes the
+place of its old rows in the JSON.
 """
 
 import argparse
@@ -56,14 +57,16 @@ from latentia.evaluation import (
 )
 from latentia.evaluation.modes import PLANE_SAMPLES, STACKED_SAMPLES
 from latentia.evaluation.plane import LAB_SAMPLES
-from latentia.losses.adversarial import gan_discriminator_loss, gan_generator_loss
+from latentia.losses.adversarial import gan_discriminator_loss, gan_generator_loss, gan_penalty_loss
 from latentia.training.ema import EMA
 from latentia.training.loop import Phase, learning_rate_schedule, train
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "examples"))
+from train_gan import GameArguments, ModelArguments  # noqa: E402
 from train_gan_plane import Scaled  # noqa: E402
 
+GAME, MODEL = GameArguments(), ModelArguments()  # the defaults of the example are what is measured
 VANILLA = {"objective": "non_saturating", "r1": 0.0, "r2": 0.0}
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 # modes, share of high quality, reverse KL: Lin et al., 2017, arXiv:1712.04086, table 1, means of 10 trials
@@ -96,8 +99,9 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def play(
-    generator, discriminator, data, steps: int, *, objective: str = "relativistic", r1: float = 1.0, r2: float = 1.0,
-    rate: float = 1e-3, batch_size: int = 64, average: float = 0.998, seed: int = 0, text_encoder=None, **options,
+    generator, discriminator, data, steps: int, *, objective: str = GAME.objective, r1: float = GAME.r1,
+    r2: float = GAME.r2, every: int = GAME.regularise_every, rate: float = 1e-3, batch_size: int = 64,
+    average: float = 0.998, seed: int = 0, text_encoder=None, n_critic: int = 1, **options,
 ):  # fmt: skip
     """Train both with `train`, as the examples do; returns the averaged generator in evaluation mode."""
     accelerator, ema = Accelerator(cpu=True), EMA(generator, average)
@@ -105,13 +109,15 @@ def play(
     g, g_optimizer = accelerator.prepare(generator, adam(generator.parameters()))
     d, d_optimizer = accelerator.prepare(discriminator, adam(discriminator.parameters()))
     shared = {"objective": objective, "text_encoder": text_encoder}
-    judge = partial(gan_discriminator_loss, d, g, r1=r1, r2=r2, **shared, **options)
+    penalties, lazy = {"r1": r1, "r2": r2}, every > 1 and r1 + r2 > 0
+    judge = partial(gan_discriminator_loss, d, g, **(dict.fromkeys(penalties, 0.0) if lazy else penalties), **shared)
     make = partial(gan_generator_loss, d, g, **shared)
     common = {"learning_rate": learning_rate_schedule("cosine", 50, steps)}
-    phases = [
-        Phase("discriminator", judge, d, d_optimizer, **common),
-        Phase("generator", make, g, g_optimizer, ema=ema, **common),
-    ]
+    phases = [Phase("discriminator", partial(judge, **options), d, d_optimizer, **common)]
+    if lazy:
+        penalty = partial(gan_penalty_loss, d, g, interval=every, text_encoder=text_encoder, **penalties)
+        phases.append(Phase("penalty", penalty, d, d_optimizer, every=every, **common))
+    phases.append(Phase("generator", make, g, g_optimizer, every=n_critic, ema=ema, **common))
     with tempfile.TemporaryDirectory() as folder:
         train(
             accelerator, phases, data, output_dir=folder, max_steps=steps, batch_size=batch_size, seed=seed,
@@ -128,7 +134,7 @@ def plane(name: str, args, seed: int, **game) -> Tensor:
     torch.manual_seed(seed)
     shape = {"hidden_sizes": (128,) * 3, "activation": "relu"}
     data = Scaled(name, 3.0)
-    options = {"r1": 0.1, "r2": 0.1, "rate": 2e-3, "batch_size": 128, "average": 0.99} | game
+    options = {"r1": 0.1, "r2": 0.1, "every": 1, "rate": 2e-3, "batch_size": 128, "average": 0.99} | game
     g = play(MLPGenerator(**shape), MLPDiscriminator(**shape), data, args.plane_steps, seed=seed, **options)
     with torch.no_grad():
         return data.unscaled(g(torch.randn(LAB_SAMPLES, 2, generator=seeded(seed))).sample)
@@ -181,6 +187,24 @@ def ganlab(rows: Rows, args) -> None:
             {"real": floor, "seeds that hold": held, "steps": args.plane_steps}, "<= real + 0.15 with 4 of 5 seeds",
             held >= 0.8 * len(found), seeds=found,
         )  # fmt: skip
+
+
+def critic_steps(rows: Rows, args) -> None:
+    """D10: there is no best number of steps of the discriminator for one of the generator; told, not judged."""
+    about, found = Scaled("ring", 3.0).plane, {}
+    real = about.sample(LAB_SAMPLES, 0)
+    low, high = real.amin(0) - 0.5, real.amax(0) + 0.5
+    for k in (1, 2, 5):
+        points = [plane("ring", args, seed, n_critic=k) for seed in range(args.lab_seeds)]
+        each = [mode_coverage(x[:PLANE_SAMPLES], about.centres, about.sigma) for x in points]
+        js = [grid_divergences(*((part - low) / (high - low) for part in (x, real))).js for x in points]
+        found[k] = {"modes": statistics.mean(one.covered for one in each), "js": statistics.mean(js),
+                    "high quality": statistics.mean(one.high_quality for one in each)}  # fmt: skip
+    best = min(found, key=lambda k: found[k]["js"])
+    rows.put(
+        "D10", "ring, n_critic with the least JS, steps of the discriminator being equal", best,
+        {f"{key} at {k}": value for k, values in found.items() for key, value in values.items()}, "told only", True,
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------ pictures
@@ -238,9 +262,51 @@ def mnist(rows: Rows, args) -> None:
     spread = [float(sampled(g, 200, truncation=psi).std(0).mean()) for psi in (0.2, 0.5, 0.8, 1.0)]
     rows.put("J22e", "diversity at truncation 0.2 over that at 1", spread[0] / spread[-1],
              {"of 0.2, 0.5, 0.8, 1": spread}, "rises", spread == sorted(spread))  # fmt: skip
+    directions(g, d, extractor, rows)
     grid(images[:100], 10, padding=1, tile=28).save(
         args.pictures / f"gan-{'mnist' if args.train_data_dir else 'digits'}.png"
     )
+
+
+def directions(g, d, extractor, rows: Rows, size: int = 3) -> None:
+    """D20: (a, bold) - (a, thin) + (b, thin) is a bold b? D22: how much of boldness is linear in z, and in found z."""
+    pipe = GANPipeline(g, d)
+    z = torch.randn(6000, g.config.latent_dim, generator=seeded(1))
+    images = pipe.decode(z, output_type="latent")
+    classes, ink = extractor(images).logits.argmax(1), images.mean((1, 2, 3))
+    kinds, middle = {}, torch.zeros(10)
+    for k in range(10):
+        of = (classes == k).nonzero().flatten()
+        order = of[ink[of].argsort()]
+        kinds[k] = (order[: len(of) // 5], order[len(of) - len(of) // 5 :])  # thin, bold
+        middle[k] = ink[of].median()
+    draw, made, asked = seeded(2), [], []
+    for a, b in itertools.permutations([k for k in kinds if len(kinds[k][0]) >= size], 2):
+        mean = [z[of[torch.randperm(len(of), generator=draw)[:size]]].mean(0) for of in (*kinds[a], kinds[b][0])]
+        made.append(mean[1] - mean[0] + mean[2]), asked.append(b)
+    if not made:
+        return rows.put("D20", "vector arithmetic", 0.0, {"classes": len(classes.unique())}, ">= 0.7", False)
+    images, asked = pipe.decode(torch.stack(made), output_type="latent"), torch.tensor(asked)
+    is_b = extractor(images).logits.argmax(1) == asked
+    is_bold = images.mean((1, 2, 3)) > middle[asked]
+    right = float((is_b & is_bold).double().mean())
+    rows.put(
+        "D20", f"(a, bold) - (a, thin) + (b, thin), means of {size}: a bold b", right,
+        {"is b": float(is_b.double().mean()), "is bold": float(is_bold.double().mean()), "trials": len(asked)},
+        ">= 0.7", right >= 0.7,
+    )  # fmt: skip
+    found = pipe.encode(pipe.decode(z[:500], output_type="latent"), steps=100, starts=2)
+    rows.put(
+        "D22", "R2 of a linear probe from z to boldness", held_out_r2(z[:4000], ink[:4000]),
+        {"from z found again by optimisation": held_out_r2(found, ink[:500])}, "told only", True,
+    )  # fmt: skip
+
+
+def held_out_r2(x: Tensor, y: Tensor) -> float:
+    from sklearn.linear_model import RidgeCV
+    from sklearn.model_selection import cross_val_score
+
+    return float(cross_val_score(RidgeCV(torch.logspace(-2, 4, 7).numpy()), x.numpy(), y.numpy(), cv=5).mean())
 
 
 def conditional(rows: Rows, args) -> None:
@@ -364,7 +430,8 @@ def overhead(rows: Rows, args) -> None:
 
 
 PARTS = {
-    "ring": partial(modes, "ring"), "grid": partial(modes, "grid"), "ganlab": ganlab, "mnist": mnist,
+    "ring": partial(modes, "ring"), "grid": partial(modes, "grid"), "ganlab": ganlab, "n_critic": critic_steps,
+    "mnist": mnist,
     "conditional": conditional, "stacked": stacked, "captions": captions, "overhead": overhead,
 }  # fmt: skip
 
@@ -378,7 +445,7 @@ def main() -> None:
     parser.add_argument("--train_data_dir", help="MNIST with a test split; not given: the embedded digits")
     parser.add_argument("--steps", type=int, default=8000, help="of 64 pictures: mnist, conditional, stacked")
     parser.add_argument("--small_steps", type=int, default=2000, help="the same: captions, on 8 x 8 digits")
-    parser.add_argument("--channels", type=int, nargs="+", default=[32, 64], help="of both networks")
+    parser.add_argument("--channels", type=int, nargs="+", default=[*MODEL.block_out_channels], help="of both networks")
     parser.add_argument("--overhead_steps", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=9, help="of overhead")
     parser.add_argument("--pictures", type=Path, default=HERE.parent / "docs" / "images")

@@ -152,9 +152,10 @@ def check(args: Arguments, data, global_batch: int) -> None:
         if not 0 <= value < float("inf"):
             raise UsageError(f"--{name} must be at least 0 and finite; got {value}.")
     if model.discriminator_norm == "batch" and any(penalties.values()):
+        given = ", ".join(f"--{name} {value:g}" for name, value in penalties.items())
         raise UsageError(
             "--discriminator_norm batch mixes the pictures of a batch, and penalties are of each by itself: add --r1 0 "
-            f"--r2 0, or take spectral, instance or none; got {', '.join(f'--{k} {v:g}' for k, v in penalties.items())}."
+            f"--r2 0, or take spectral, instance or none; got {given}."
         )
     if options.gradient_checkpointing or options.compile:
         raise UsageError(
