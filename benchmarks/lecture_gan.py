@@ -100,7 +100,7 @@ def seeded(seed: int) -> torch.Generator:
 
 def play(
     generator, discriminator, data, steps: int, *, objective: str = GAME.objective, r1: float = GAME.r1,
-    r2: float = GAME.r2, every: int = GAME.regularise_every, rate: float = 1e-3, batch_size: int = 64,
+    r2: float = GAME.r2, every: int = GAME.regularise_every, rate: float = 2e-3, batch_size: int = 64,
     average: float = 0.998, seed: int = 0, text_encoder=None, n_critic: int = 1, **options,
 ):  # fmt: skip
     """Train both with `train`, as the examples do; returns the averaged generator in evaluation mode."""
@@ -213,7 +213,8 @@ def critic_steps(rows: Rows, args) -> None:
 def players(shape, channels, **told):
     torch.manual_seed(0)
     g = DCGANGenerator(shape[1:], shape[0], block_out_channels=channels, **told)
-    return g, DCGANDiscriminator(shape[1:], shape[0], block_out_channels=channels, norm="none", **told)
+    shown = {"norm": MODEL.discriminator_norm, "minibatch_std": MODEL.minibatch_std}
+    return g, DCGANDiscriminator(shape[1:], shape[0], block_out_channels=channels, **shown, **told)
 
 
 def as_floats(data: ImageData) -> Tensor:
@@ -362,7 +363,9 @@ def captions(rows: Rows, args) -> None:
     ):
         torch.manual_seed(0)
         g = DCGANGenerator(8, block_out_channels=tuple(args.channels), text_embed_dim=64)
-        d = DCGANDiscriminator(8, block_out_channels=tuple(args.channels), norm="none", text_embed_dim=told)
+        d = DCGANDiscriminator(
+            8, block_out_channels=tuple(args.channels), norm="none", minibatch_std=4, text_embed_dim=told
+        )
         g = play(g, d, data, args.small_steps, text_encoder=words, **options)
         images = sampled(g, 1000, text_encoder=words, prompt=[f"a {WORDS[k]}" for k in asked.tolist()])
         accuracy[kind] = float((extractor(images).logits.argmax(1) == asked).double().mean())

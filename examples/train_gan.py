@@ -47,7 +47,7 @@ class ModelArguments:
 
     latent_dim: int = 100
     """Dimensions of the noise."""
-    block_out_channels: tuple[int, ...] = (32, 64)
+    block_out_channels: tuple[int, ...] = (32, 64, 128)
     """Channels of each level of the generator from fine to coarse; each doubles the picture."""
     discriminator_block_out_channels: tuple[int, ...] = ()
     """The same of the discriminator; not given: as the generator's."""
@@ -61,8 +61,10 @@ class ModelArguments:
     """Tell both networks the class labels of the data set."""
     caption: bool = False
     """Tell both networks the captions of the data set, as hashed words."""
+    minibatch_std: int = 4
+    """Pictures of a group whose spread the discriminator is shown, against mode collapse; 0: none."""
     pack: int = 1
-    """Pictures that the discriminator judges together, against mode collapse."""
+    """Pictures that the discriminator judges as one, against mode collapse too."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +79,15 @@ class GameArguments:
     """Peak rate of the discriminator; not given: the learning_rate, which is the generator's."""
     n_critic: int = 1
     """Steps of the discriminator for one of the generator."""
-    r1: float = 1.0
+    r1: float = 0.1
     """Weight of the discriminator's squared gradient at real pictures; 0: none."""
-    r2: float = 1.0
+    r2: float = 0.1
     """The same at generated pictures."""
     gp: float = 0.0
     """Weight of the penalty of WGAN-GP; its paper takes 10."""
     clip_weights: float = 0.0
     """Limit of the discriminator's weights after each of its steps, for wasserstein; its paper takes 0.01. 0: none."""
-    regularise_every: int = 1
+    regularise_every: int = 4
     """Steps between penalties, which then weigh as much more; 1: with every step."""
     label_smoothing: float = 0.0
     """Real pictures are labelled 1 minus this; for objectives with labels."""
@@ -110,7 +112,7 @@ class Arguments:
     game: GameArguments = field(default_factory=GameArguments)
     optimization: OptimizationArguments = field(
         default_factory=lambda: OptimizationArguments(
-            learning_rate=1e-3, adam_beta1=0.0, adam_weight_decay=0.0, max_grad_norm=100.0
+            learning_rate=2e-3, adam_beta1=0.0, adam_weight_decay=0.0, max_grad_norm=100.0
         )
     )
     ema: EMAArguments = field(default_factory=EMAArguments)
@@ -133,8 +135,17 @@ def check(args: Arguments, data, global_batch: int) -> None:
         raise UsageError("--class_conditional needs labels, and this data set has none. Name them with --label_column.")
     if model.caption and "captions" not in data.batch(0, 1, seed=0):
         raise UsageError("--caption needs captions, and this data set has none. Name them with --caption_column.")
-    if options.train_batch_size % model.pack:
-        raise UsageError(f"--pack must divide --train_batch_size {options.train_batch_size}; got {model.pack}.")
+    batch = options.train_batch_size
+    if batch % model.pack:
+        raise UsageError(f"--pack must divide --train_batch_size {batch}; got {model.pack}.")
+    if model.minibatch_std == 1 or model.minibatch_std < 0:
+        raise UsageError(f"--minibatch_std must be 0, or at least 2 pictures; got {model.minibatch_std}.")
+    judged = batch // model.pack
+    if model.minibatch_std and judged % model.minibatch_std:
+        raise UsageError(
+            f"--minibatch_std must divide the {judged} judgements of a batch (--train_batch_size / --pack), or be 0; "
+            f"got {model.minibatch_std}."
+        )
     if 0 < game.replay < global_batch:
         raise UsageError(f"--replay must be 0, or at least the global batch of {global_batch}; got {game.replay}.")
     if game.replay and (model.class_conditional or model.caption):
@@ -192,6 +203,7 @@ def main(args: Arguments) -> int:
         in_channels=channels,
         block_out_channels=model.discriminator_block_out_channels or model.block_out_channels,
         norm=model.discriminator_norm,
+        minibatch_std=model.minibatch_std or None,
         pack=model.pack,
         **told,
     )

@@ -246,7 +246,7 @@ class GANPipeline(DiffusionPipeline):
     @property
     def _judges_alone(self) -> bool:
         config = getattr(self.discriminator, "config", None)
-        return config is not None and config.get("pack", 1) == 1 and not config.get("minibatch_std")
+        return config is not None and config.get("pack", 1) == 1
 
     def _input(self, images: Any) -> Tensor:
         config = self.generator.config
@@ -309,7 +309,7 @@ class GANPipeline(DiffusionPipeline):
     def _accepted(self, generators: list[torch.Generator], truncation: float, told: dict[str, Tensor]) -> Tensor:
         """`rejection_sample` in the words of this class: one stream of candidates for each picture."""
         if not self._judges_alone:
-            has = "none" if self.discriminator is None else "one that judges packs or groups"
+            has = "none" if self.discriminator is None else "one that judges packs"
             raise UsageError(f"rejection needs a discriminator of single pictures, and this pipeline has {has}.")
 
         groups = None

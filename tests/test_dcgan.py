@@ -60,6 +60,19 @@ def test_the_default_networks_follow_the_rules():
     assert all((m.weight - 1).abs().max() < 0.1 for m in of(g, BatchNorm2d))
 
 
+def test_without_norms_a_signal_keeps_its_size():
+    torch.manual_seed(0)
+    x = torch.randn(64, 3, 32, 32)
+    for channels in ((32, 64, 128), (16, 16, 16, 16)):
+        d = discriminator(sample_size=32, in_channels=3, block_out_channels=channels, norm="none")
+        assert 0.3 < d.levels(x).square().mean() < 3
+        assert discriminator(sample_size=32, in_channels=3, block_out_channels=channels, norm="batch").levels[0](
+            x
+        ).square().mean() < 0.1  # fmt: skip
+    g = generator(sample_size=32, block_out_channels=(16, 32, 64), norm="none", latent_dim=100)
+    assert 0.3 < torch.atanh(g(torch.randn(64, 100)).sample.clamp(-0.999, 0.999)).square().mean() < 4
+
+
 @pytest.mark.parametrize(
     ("kernel", "stride", "counts", "spread"),
     [(3, 2, {1, 2}, 1 / 3), (5, 2, {2, 3}, 1 / 5), (4, 2, {2}, 0), (6, 3, {2}, 0)],

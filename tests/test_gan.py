@@ -33,6 +33,7 @@ from latentia.data.plane import PlaneData
 from latentia.errors import UsageError
 from latentia.evaluation.failures import SampleMonitor, fine_energy, generator_won, read_log
 from latentia.losses.adversarial import gan_discriminator_loss, gan_generator_loss
+from latentia.models.players import with_minibatch_std
 from latentia.monitor import Monitor
 from latentia.pipelines.rejection import rejection_sample
 from latentia.training.arguments import parse_arguments
@@ -194,6 +195,20 @@ def test_rejection_makes_the_density_that_the_logits_say():
     few = rejection_sample(draw, [seeded(i) for i in range(5)], percentile=exactly)
     assert torch.equal(few, kept[:5])
     assert rejection_sample(draw, [seeded(i) for i in range(300)], percentile=0.95).mean() > kept.mean() + 0.03
+
+
+def test_a_discriminator_that_was_shown_groups_judges_pictures_alone_afterwards(pipe):
+    d = discriminator(minibatch_std=4).train()
+    x = pipe(16, generator=seeded(0), output_type="latent").images
+    for _ in range(60):
+        d(x)
+    spread = with_minibatch_std(d.levels(x), 4)[:, -1].mean()
+    torch.testing.assert_close(d.spread.spread, spread, rtol=5e-3, atol=0)
+    d.eval()
+    assert torch.equal(d(x).logits[:1], d(x[:1]).logits) or torch.allclose(d(x).logits[:1], d(x[:1]).logits, atol=1e-6)
+    grouped = GANPipeline(pipe.generator, d)
+    kept = grouped(50, generator=seeded(0), rejection=True, output_type="latent").images
+    assert torch.equal(grouped(3, generator=seeded(0), rejection=True, output_type="latent").images, kept[:3])
 
 
 def test_rejection_prefers_what_the_discriminator_takes_for_real(pipe):
@@ -381,7 +396,7 @@ def test_a_kernel_that_draws_checkerboards_is_named(tmp_path):
 # ------------------------------------------------------------ the turns
 
 
-def two_turns(folder: Path, steps: int, every: int = 1, batch_size: int = 8, accumulate: int = 1, norm="none", **more):
+def two_turns(folder: Path, steps: int, every: int = 1, batch_size: int = 8, accumulate: int = 1, norm="none"):
     """Both players on ring's points as one-pixel pictures would be: DCGAN on 8 x 8 blobs, in float64."""
     accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
     torch.manual_seed(0)
@@ -579,12 +594,14 @@ def test_the_game_in_the_plane_is_filmed(tmp_path, capsys, flags):
         (["--n_critic", 0], "--n_critic must be at least 1; got 0"),
         (["--regularise_every", 0], "--regularise_every must be at least 1"),
         (["--pack", 3], "--pack must divide --train_batch_size 8; got 3"),
+        (["--minibatch_std", 3], "--minibatch_std must divide the 8 judgements of a batch"),
+        (["--minibatch_std", 1], "--minibatch_std must be 0, or at least 2 pictures; got 1"),
         (["--replay", 7], "--replay must be 0, or at least the global batch of 8; got 7"),
         (["--caption"], "--caption needs captions, and this data set has none"),
         (["--label_smoothing", 1.5], "--label_smoothing must be in"),
         (["--label_smoothing", 0.1], "--label_smoothing must be 0 with --objective relativistic, which has no labels"),
         (["--label_flip", 0.6, "--objective", "minimax"], r"--label_flip must be in \[0, 0.5\); got 0.6"),
-        (["--discriminator_norm", "batch"], "add --r1 0 --r2 0, or take spectral.* got --r1 1, --r2 1, --gp 0"),
+        (["--discriminator_norm", "batch"], "add --r1 0 --r2 0, or take spectral.* got --r1 0.1, --r2 0.1, --gp 0"),
         (["--replay", 8, "--class_conditional"], "--replay must be 0 with --class_conditional or --caption"),
         (["--clip_weights", -1], "--clip_weights must be at least 0 and finite; got -1"),
         (["--compile"], "--compile must be left out"),
@@ -626,7 +643,7 @@ def test_a_plane_needs_a_length_and_a_name(tmp_path):
         (lambda pipe: GANPipeline(pipe.generator)(rejection=True), "this pipeline has none"),
         (
             lambda pipe: GANPipeline(pipe.generator, discriminator(pack=2))(rejection=True),
-            "one that judges packs or groups",
+            "one that judges packs",
         ),
         (lambda pipe: GANPipeline(generator(num_class_embeds=3))(2), "class_labels are missing"),
         (lambda pipe: captioned()(2), "prompt is missing"),

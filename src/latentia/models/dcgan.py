@@ -17,6 +17,7 @@ from latentia.models.players import (
     DCGANGeneratorOutput,
     Dropout,
     Head,
+    MinibatchStd,
     activation_named,
     check_groups,
     check_instance,
@@ -30,7 +31,6 @@ from latentia.models.players import (
     paddings,
     pyramid,
     with_condition,
-    with_minibatch_std,
 )
 
 GENERATOR_NORMS = ("batch", "instance", "none")
@@ -64,8 +64,9 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
             are missing or not expected; noise of another width; a batch of one in training with batch norm.
 
     Unsupervised Representation Learning with Deep Convolutional GANs (Radford et al., 2015, 1511.06434), section 3; its
-    initialisation N(0, 0.02). Kernel and stride: Deconvolution and Checkerboard Artifacts (Odena et al., 2016,
-    doi:10.23915/distill.00003). Dropout as noise: pix2pix (Isola et al., 2016, 1611.07004), section 3.
+    initialisation N(0, 0.02), or He's where there is no norm. Kernel and stride: Deconvolution and Checkerboard
+    Artifacts (Odena et al., 2016, doi:10.23915/distill.00003). Dropout as noise: pix2pix (Isola et al., 2016,
+    1611.07004), section 3.
 
     Example:
         >>> import torch
@@ -116,7 +117,7 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
                 bias = norm == "none" or size == sizes[0]  # else the next norm would cancel it
                 level.append(nn.ConvTranspose2d(a, b, kernel_size, STRIDE, *paddings(kernel_size, size), bias=bias))
             self.levels.append(nn.Sequential(*level))
-        initialise(self.top, self.levels)
+        initialise(self.top, self.levels, norm=norm)
 
     def forward(
         self,
@@ -159,7 +160,8 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
         text_embed_dim: dimensions of a caption's vector; `None` (default): no captions.
         num_aux_classes: classes that it tells apart itself, as an auxiliary classifier; `None` (default): none.
         minibatch_std: pictures of a group whose mean standard deviation is shown as one more channel, or `None`
-            (default). Groups are of neighbours, so a split of a batch changes nothing.
+            (default). Groups are of neighbours, so a split of a batch changes nothing. In evaluation it is the mean
+            over training, so that each picture is judged alone.
         pack: neighbouring pictures that are judged as one, side by side in channels. Default 1. Without labels.
 
     Raises:
@@ -208,8 +210,9 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
             self.levels.append(nn.Sequential(conv, *norms, activation_named(activation)))
             channels = out
         features = (channels + bool(minibatch_std)) * math.prod(top)
+        self.spread = MinibatchStd(minibatch_std) if minibatch_std else nn.Identity()
         self.head = Head(features, num_class_embeds, text_embed_dim, num_aux_classes)
-        initialise(self.levels, self.head)
+        initialise(self.levels, self.head, norm=norm)
         if norm == "spectral":
             normalise_spectra(self)
 
@@ -231,8 +234,7 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
         if tuple(sample.shape[1:]) != self.image:
             raise UsageError(f"sample must be of shape (B, {str(self.image)[1:-1]}); got {tuple(sample.shape)}.")
         x = self.levels(packed(sample, self.config.pack))
-        x = with_minibatch_std(x, self.config.minibatch_std) if self.config.minibatch_std else x
-        out = self.head(x.flatten(1), class_labels, text_embeds)
+        out = self.head(self.spread(x).flatten(1), class_labels, text_embeds)
         return out if return_dict else out.to_tuple()
 
 
@@ -321,6 +323,7 @@ class MLPDiscriminator(ModelMixin, ConfigMixin):
         check_groups(pack, minibatch_std)
         sizes = (in_dim * pack, *hidden_sizes)
         self.layers = nn.Sequential(*dense(sizes, activation))
+        self.spread = MinibatchStd(minibatch_std) if minibatch_std else nn.Identity()
         self.head = Head(sizes[-1] + bool(minibatch_std))
         if norm == "spectral":
             normalise_spectra(self)
@@ -336,6 +339,5 @@ class MLPDiscriminator(ModelMixin, ConfigMixin):
         if sample.ndim != 2 or sample.shape[1] != self.config.in_dim:
             raise UsageError(f"sample must be points (B, {self.config.in_dim}); got {tuple(sample.shape)}.")
         x = self.layers(packed(sample, self.config.pack))
-        x = with_minibatch_std(x, self.config.minibatch_std) if self.config.minibatch_std else x
-        out = self.head(x, class_labels, text_embeds)
+        out = self.head(self.spread(x), class_labels, text_embeds)
         return out if return_dict else out.to_tuple()

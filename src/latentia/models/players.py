@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -184,7 +184,10 @@ class Head(nn.Module):
         check_numbers(num_aux_classes=num_aux_classes)
         self.to_logit = nn.Linear(features, 1)
         self.condition = Condition(num_class_embeds, text_embed_dim)
-        self.project = nn.Linear(features, CONDITION_WIDTH, bias=False) if self.condition else None
+        self.project = None
+        if self.condition:
+            self.project = nn.Linear(features, CONDITION_WIDTH, bias=False)
+            nn.init.normal_(self.project.weight, std=(features * CONDITION_WIDTH) ** -0.5)  # a product of variance 1
         self.to_classes = nn.Linear(features, num_aux_classes) if num_aux_classes else None
 
     def forward(
@@ -237,6 +240,26 @@ def with_minibatch_std(x: Tensor, group: int) -> Tensor:
     return torch.cat([x, spread.view(-1, *[1] * (x.ndim - 1)).expand(-1, 1, *x.shape[2:])], 1)
 
 
+class MinibatchStd(nn.Module):
+    """`with_minibatch_std` in training; in evaluation the running mean of it, so that each picture is judged alone."""
+
+    def __init__(self, group: int):
+        super().__init__()
+        self.group = group
+        self.register_buffer("spread", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return torch.cat([x, self.spread.to(x.dtype).expand(len(x), 1, *x.shape[2:])], 1)
+        out = with_minibatch_std(x, self.group)
+        with torch.no_grad():
+            mean = out[:, -1].mean().to(self.spread.dtype)
+            if dist.is_available() and dist.is_initialized():
+                dist.all_reduce(mean.div_(dist.get_world_size()))
+            self.spread.lerp_(mean, 0.1)
+        return out
+
+
 def with_condition(network: nn.Module, latents: Tensor, class_labels, text_embeds) -> Tensor:
     """The noise and beside it the code of the condition, after a check of both."""
     dim = network.config.latent_dim
@@ -262,14 +285,37 @@ def dense(sizes: Sequence[int], activation: str) -> list[nn.Module]:
     return [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), activation_named(activation))]
 
 
-def initialise(*parts: nn.Module) -> None:
-    """DCGAN's: weights N(0, 0.02), those of norms N(1, 0.02), biases 0; codes of conditions stay as they are."""
-    codes = {id(m) for part in parts for c in part.modules() if isinstance(c, Condition) for m in c.modules()}
-    for module in (m for part in parts for m in part.modules() if id(m) not in codes):
+def initialise(*parts: nn.Module, norm: str) -> None:
+    """Weights and biases; codes of conditions and their projections stay as they are.
+
+    Between norms DCGAN's: weights of layers N(0, 0.02), those of norms N(1, 0.02), biases 0. Without, He's N(0, 2 / n)
+    for n inputs (He et al., 2015, 1502.01852, eq. 10): nothing mends a signal that 0.02 lets fade from layer to layer.
+    """
+    kept = {id(m) for part in parts for m in part.modules() if isinstance(m, Condition)}
+    kept |= {id(m.project) for part in parts for m in part.modules() if isinstance(m, Head)}
+    for module in (m for part in parts for m in walk(part, kept)):
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.BatchNorm2d | nn.InstanceNorm2d):
-            nn.init.normal_(module.weight, float(isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d)), 0.02)
+            mean, std = float(isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d)), 0.02
+            if norm not in ("batch", "instance"):
+                std = math.sqrt(2 / inputs_of(module))
+            nn.init.normal_(module.weight, mean, std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def walk(module: nn.Module, left_out: set[int]) -> Iterator[nn.Module]:
+    """A module and all within, but for those left out, by id, and what is within them."""
+    if id(module) not in left_out:
+        yield module
+        for child in module.children():
+            yield from walk(child, left_out)
+
+
+def inputs_of(layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear) -> float:
+    """How many inputs reach one output."""
+    if isinstance(layer, nn.ConvTranspose2d):
+        return layer.in_channels * math.prod(layer.kernel_size) / math.prod(layer.stride)
+    return layer.weight[0].numel()
 
 
 def normalise_spectra(network: nn.Module) -> None:
