@@ -59,6 +59,8 @@ class ModelArguments:
     """How the generator doubles the picture."""
     class_conditional: bool = False
     """Tell both networks the class labels of the data set."""
+    auxiliary_classifier: bool = False
+    """With class_conditional, let the discriminator name the class instead of being told it."""
     caption: bool = False
     """Tell both networks the captions of the data set, as hashed words."""
     minibatch_std: int = 4
@@ -133,6 +135,8 @@ def check(args: Arguments, data, global_batch: int) -> None:
             raise UsageError(f"--{name} must be at least 1; got {value}.")
     if model.class_conditional and data.label_names is None:
         raise UsageError("--class_conditional needs labels, and this data set has none. Name them with --label_column.")
+    if model.auxiliary_classifier and not model.class_conditional:
+        raise UsageError("--auxiliary_classifier is taught the labels of --class_conditional; add that or leave it out.")
     if model.caption and "captions" not in data.batch(0, 1, seed=0):
         raise UsageError("--caption needs captions, and this data set has none. Name them with --caption_column.")
     batch = options.train_batch_size
@@ -188,6 +192,9 @@ def main(args: Arguments) -> int:
         "num_class_embeds": len(data.label_names) if model.class_conditional else None,
         "text_embed_dim": text_encoder.config.dim if model.caption else None,
     }
+    judged = told
+    if model.auxiliary_classifier:
+        judged = told | {"num_class_embeds": None, "num_aux_classes": told["num_class_embeds"]}
     channels, *size = data.shape
     generator = DCGANGenerator(
         sample_size=tuple(size),
@@ -205,7 +212,7 @@ def main(args: Arguments) -> int:
         norm=model.discriminator_norm,
         minibatch_std=model.minibatch_std or None,
         pack=model.pack,
-        **told,
+        **judged,
     )
     steps = plan(accelerator, args, data, Players([generator, discriminator]))
 
@@ -237,7 +244,7 @@ def main(args: Arguments) -> int:
             **(dict.fromkeys(penalties, 0.0) if lazy else penalties),
             real_label=(1 - game.label_smoothing,) * 2,
             flip=game.label_flip,
-            mismatched=game.mismatched and (model.class_conditional or model.caption),
+            mismatched=game.mismatched and (judged["num_class_embeds"] or judged["text_embed_dim"]) is not None,
             instance_noise=noise(draw),
             collect=ada and ada.collect,
             replay=pool,

@@ -541,6 +541,15 @@ def test_classes_are_asked_for_by_name(tmp_path):
     assert pipe.num_classes == 10 and len(pipe(class_labels=["3", "7"]).images) == 2
 
 
+def test_a_discriminator_can_name_the_classes_itself(tmp_path):
+    assert run(tmp_path, "--class_conditional", "--auxiliary_classifier") == 0
+    pipe = DiffusionPipeline.from_pretrained(tmp_path)
+    config = pipe.discriminator.config
+    assert pipe.num_classes == 10 and config.num_aux_classes == 10 and config.num_class_embeds is None
+    rows = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert "discriminator/class_accuracy" in rows[0] and "discriminator/mismatched" not in rows[0]
+
+
 def test_captions_are_asked_for_in_words(tmp_path):
     assert run(tmp_path, "--caption", source="emoji") == 0
     pipe = DiffusionPipeline.from_pretrained(tmp_path)
@@ -604,6 +613,7 @@ def test_the_game_in_the_plane_is_filmed(tmp_path, capsys, flags):
         (["--discriminator_norm", "batch"], "add --r1 0 --r2 0, or take spectral.* got --r1 0.1, --r2 0.1, --gp 0"),
         (["--replay", 8, "--class_conditional"], "--replay must be 0 with --class_conditional or --caption"),
         (["--clip_weights", -1], "--clip_weights must be at least 0 and finite; got -1"),
+        (["--auxiliary_classifier"], "--auxiliary_classifier is taught the labels of --class_conditional; add that or"),
         (["--compile"], "--compile must be left out"),
     ],
 )
