@@ -136,7 +136,7 @@ def check(args: Arguments, data, global_batch: int) -> None:
     if model.class_conditional and data.label_names is None:
         raise UsageError("--class_conditional needs labels, and this data set has none. Name them with --label_column.")
     if model.auxiliary_classifier and not model.class_conditional:
-        raise UsageError("--auxiliary_classifier is taught the labels of --class_conditional; add that or leave it out.")
+        raise UsageError("--auxiliary_classifier learns the labels of --class_conditional; add that or leave it out.")
     if model.caption and "captions" not in data.batch(0, 1, seed=0):
         raise UsageError("--caption needs captions, and this data set has none. Name them with --caption_column.")
     batch = options.train_batch_size

@@ -613,7 +613,7 @@ def test_the_game_in_the_plane_is_filmed(tmp_path, capsys, flags):
         (["--discriminator_norm", "batch"], "add --r1 0 --r2 0, or take spectral.* got --r1 0.1, --r2 0.1, --gp 0"),
         (["--replay", 8, "--class_conditional"], "--replay must be 0 with --class_conditional or --caption"),
         (["--clip_weights", -1], "--clip_weights must be at least 0 and finite; got -1"),
-        (["--auxiliary_classifier"], "--auxiliary_classifier is taught the labels of --class_conditional; add that or"),
+        (["--auxiliary_classifier"], "--auxiliary_classifier learns the labels of --class_conditional; add that or"),
         (["--compile"], "--compile must be left out"),
     ],
 )
