@@ -236,10 +236,13 @@ def sets(args) -> tuple[ImageData, ImageData]:
 def mnist(rows: Rows, args) -> None:
     data, test = sets(args)
     real, extractor = as_floats(test), extractor_for(data.shape)
+    real = real[torch.randperm(len(real), generator=seeded(0))]  # MNIST's first half is of other writers than its second
     g, d = players(data.shape, tuple(args.channels))
     started, worked = time.perf_counter(), time.process_time()
     g = play(g, d, data, args.steps)
     minutes, worked = (time.perf_counter() - started) / 60, (time.process_time() - worked) / 60
+    if args.folder:
+        GANPipeline(g, d).save_pretrained(args.folder / "mnist")
     n = min(2000, len(real) // 2)
     images = sampled(g, n)
     out, features = extractor(images), extractor(real).features
@@ -315,6 +318,8 @@ def conditional(rows: Rows, args) -> None:
     extractor = extractor_for(data.shape)
     g, d = players(data.shape, tuple(args.channels), num_class_embeds=10)
     g = play(g, d, data, args.steps, mismatched=True)
+    if args.folder:
+        GANPipeline(g, d, label_names=list("0123456789")).save_pretrained(args.folder / "conditional")
     asked = torch.arange(2000) % 10
     images = sampled(g, 2000, class_labels=asked)
     right = float((extractor(images).logits.argmax(1) == asked).double().mean())
@@ -451,6 +456,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int, nargs="+", default=[*MODEL.block_out_channels], help="of both networks")
     parser.add_argument("--overhead_steps", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=9, help="of overhead")
+    parser.add_argument("--folder", type=Path, help="to keep the pipelines of mnist and conditional in")
     parser.add_argument("--pictures", type=Path, default=HERE.parent / "docs" / "images")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "lecture_gan.json")
     args = parser.parse_args()
