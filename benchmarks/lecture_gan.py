@@ -236,7 +236,7 @@ def sets(args) -> tuple[ImageData, ImageData]:
 def mnist(rows: Rows, args) -> None:
     data, test = sets(args)
     real, extractor = as_floats(test), extractor_for(data.shape)
-    real = real[torch.randperm(len(real), generator=seeded(0))]  # MNIST's first half is of other writers than its second
+    real = real[torch.randperm(len(real), generator=seeded(0))]  # MNIST's two halves are of different writers
     g, d = players(data.shape, tuple(args.channels))
     started, worked = time.perf_counter(), time.process_time()
     g = play(g, d, data, args.steps)
