@@ -3,10 +3,11 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentia.errors import CheckpointError, LatentiaError, UsageError
 from latentia.models.vqvae import VQVAE
@@ -147,9 +148,14 @@ def fingerprint(vae) -> str:
         >>> before == fingerprint(vae)
         False
     """
-    config = {key: value for key, value in vae.config.items() if not key.startswith("_")}
-    digest = hashlib.blake2b(json.dumps([type(vae).__name__, config], sort_keys=True).encode(), digest_size=16)
-    for name, weight in sorted(vae.state_dict().items()):
+    return digest_of(vae, {key: value for key, value in vae.config.items() if not key.startswith("_")})
+
+
+def digest_of(network: nn.Module, config: Any) -> str:
+    """32 hexadecimal digits of a network's class, of `config`, anything JSON can hold, and of every weight."""
+    described = json.dumps([type(network).__name__, config], sort_keys=True, default=str)
+    digest = hashlib.blake2b(described.encode(), digest_size=16)
+    for name, weight in sorted(network.state_dict().items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
