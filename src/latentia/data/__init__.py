@@ -17,6 +17,8 @@ _EXPORTS = {
     "stacked_images": "stacked",
     "cached_latents": "latents",
     "LatentData": "latents",
+    "cached_texts": "texts",
+    "TextData": "texts",
 }
 __all__ = [*_EXPORTS]
 

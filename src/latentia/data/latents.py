@@ -1,22 +1,18 @@
 """Latents instead of pictures: what an autoencoder makes of a data set, computed once and kept on disk."""
 
-import hashlib
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import DataError, UsageError
 from ..random import seed_from
 from .cache import cache_folder, key_of
 from .images import ImageData, finished, mirrored
+from .kept import kept
 from .order import indices
 
 logger = logging.getLogger(__name__)
@@ -132,22 +128,8 @@ def cached_latents(
     }  # fmt: skip
     key = key_of(made_of)
     path = cache_folder(cache_dir) / "latents" / f"{key}.safetensors" if file is None else Path(file).expanduser()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        found = _read(path, made_of, file is not None)
-        if found is None:
-            with FileLock(f"{path}.lock"):
-                found = _read(path, made_of, file is not None)  # another process may have been faster
-                if found is None:
-                    _write(path, _computed(data, encode, batch_size), made_of)
-                    found = _read(path, made_of, file is not None)
-    except OSError as error:
-        raise DataError(
-            f"cannot keep latents at {path}: {error.strerror or error}. Give another cache_dir, or set LATENTIA_CACHE "
-            "to a folder with room."
-        ) from error
-    if found is None:
-        raise DataError(f"{path} does not read back as it was written; the disk may be failing.")
+    what = "latents of this autoencoder and these pictures"
+    found = kept(path, made_of, lambda: _computed(data, encode, batch_size), what, explicit=file is not None)
     return LatentData(found["mean"], found.get("std"), data, key)
 
 
@@ -168,50 +150,3 @@ def _computed(data: ImageData, encode, batch_size: int) -> dict[str, Tensor]:
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
         raise DataError("encode must give finite latents; some are not. Encode in float32, or look at the autoencoder.")
     return tensors
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.blake2b(digest_size=32)
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.numpy().data)
-    return digest.hexdigest()
-
-
-def _read(path: Path, made_of: dict[str, str], explicit: bool) -> dict[str, Tensor] | None:
-    """What the file holds; None if there is none, or it is one of the cache and damaged."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, "pt") as opened:
-            kept = opened.metadata() or {}
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}
-        damage = None if kept.get("blake2b") == _digest(tensors) else "its content does not match its hash"
-    except (SafetensorError, OSError, ValueError) as error:
-        kept, tensors, damage = {}, {}, str(error)
-    if damage is not None:
-        if explicit:
-            raise DataError(f"{path} is damaged: {damage}. Delete it, and it is made again.")
-        logger.warning("%s is damaged and is made again: %s", path, damage)
-        return None
-    if wrong := [key for key in made_of if kept.get(key) != made_of[key]]:
-        raise DataError(
-            f"{path} must hold the latents of this autoencoder and these pictures. "
-            + "; ".join(f"its {key} is {kept.get(key)}, not {made_of[key]}" for key in wrong)
-            + ". Give another file, or none, and they are found or made by themselves."
-        )
-    return tensors
-
-
-def _write(path: Path, tensors: dict[str, Tensor], made_of: dict[str, str]) -> None:
-    """Under another name first, so that a file is either whole or not there."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, temporary, metadata={**made_of, "blake2b": _digest(tensors)})
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-    except SafetensorError as error:  # what it makes of a full disk
-        raise OSError(str(error)) from error
-    finally:
-        temporary.unlink(missing_ok=True)

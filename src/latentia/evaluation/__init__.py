@@ -49,6 +49,9 @@ _EXPORTS = {
     "missing_classes": "classes",
     "class_entropies": "classes",
     "inception_score": "classes",
+    # texts and images
+    "Retrieval": "retrieval",
+    "retrieval_scores": "retrieval",
     # representation
     "Disentanglement": "disentanglement",
     "FactorSet": "disentanglement",

@@ -1,6 +1,10 @@
 """Two small towers, one for texts and one for images, of transformers' CLIP, and a tokenizer trained on captions."""
 
+import math
 from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
 
 from latentia.errors import UsageError
 
@@ -123,3 +127,21 @@ def clip_towers(
         image_size=image_size, patch_size=patch, num_channels=in_channels, num_hidden_layers=image_layers, **common
     )
     return CLIPTextModelWithProjection(words), CLIPVisionModelWithProjection(sight)
+
+
+class ContrastivePair(nn.Module):
+    """Both towers and the scale of their logits, as the one network that a phase trains.
+
+    Args:
+        text_encoder, image_encoder: from `clip_towers`.
+    """
+
+    def __init__(self, text_encoder: nn.Module, image_encoder: nn.Module):
+        super().__init__()
+        self.text_encoder, self.image_encoder = text_encoder, image_encoder
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def forward(self, input_ids: Tensor, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings of images and of texts, (B, D) each, and the log of the scale."""
+        images = self.image_encoder(pixel_values=pixel_values).image_embeds
+        return images, self.text_encoder(input_ids=input_ids).text_embeds, self.log_scale
