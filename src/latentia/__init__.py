@@ -33,6 +33,7 @@ _EXPORTS = {
     "LatentDiffusionPipeline": "latentia.pipelines.latent_diffusion",
     "AutoencoderPipeline": "latentia.pipelines.autoencoder",
     "AutoencoderKLPipeline": "latentia.pipelines.autoencoder_kl",
+    "CLIPPipeline": "latentia.pipelines.clip",
     "GANPipeline": "latentia.pipelines.gan",
     "VAEPipeline": "latentia.pipelines.vae",
     "VQVAEPipeline": "latentia.pipelines.vqvae",
@@ -47,6 +48,7 @@ __all__ = [
     "Autoencoder",
     "AutoencoderKLPipeline",
     "AutoencoderPipeline",
+    "CLIPPipeline",
     "DCGANDiscriminator",
     "DCGANGenerator",
     "DDIMScheduler",
@@ -96,6 +98,7 @@ if TYPE_CHECKING:
     from latentia.pipelines.autoencoder import AutoencoderPipeline
     from latentia.pipelines.autoencoder_kl import AutoencoderKLPipeline
     from latentia.pipelines.base import DiffusionPipeline
+    from latentia.pipelines.clip import CLIPPipeline
     from latentia.pipelines.gan import GANPipeline
     from latentia.pipelines.latent_diffusion import LatentDiffusionPipeline
     from latentia.pipelines.unconditional import UnconditionalDiffusionPipeline

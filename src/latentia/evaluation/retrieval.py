@@ -1,6 +1,7 @@
 """How well texts and images find each other."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,17 @@ class Retrieval:
             out |= {f"{name}_recall_{k}": value for k, value in getattr(self, name).items()}
             out[f"{name}_median_rank"] = getattr(self, f"{name}_rank")
         return out
+
+    def for_card(self) -> list[dict[str, Any]]:
+        """The metrics as `latentia.model_card` takes them; the floor is chance."""
+        return [
+            {
+                "type": f"{name}_recall_{k}", "name": f"{name.replace('_', ' ').capitalize()}, recall at {k}",
+                "value": value, "floor": self.chance[k], "n": self.count,
+            }
+            for name in ("image_to_text", "text_to_image")
+            for k, value in getattr(self, name).items()
+        ]  # fmt: skip
 
     def text(self) -> str:
         """A table to print."""
