@@ -120,9 +120,7 @@ def main(args: Arguments) -> int:
     accelerator = start(args)
     data, options, model = load_data(args.data), args.optimization, args.model
     if args.data.streaming or data.captions is None:
-        raise UsageError(
-            "A text encoder needs captions, not streamed; name their column with --caption_column."
-        )
+        raise UsageError("A text encoder needs captions, not streamed; name their column with --caption_column.")
     if data.shape[1] != data.shape[2]:
         raise UsageError(f"--resolution must make square images; these are {data.shape[1]} by {data.shape[2]}.")
     held_out = load_data(

@@ -12,10 +12,18 @@ from torch import Tensor
 from latentia.errors import UsageError
 from latentia.models.unet import UNet2D
 from latentia.pipelines.base import DiffusionPipeline, Labels, check_output_type, from_input, to_output
-from latentia.pipelines.latents import check_autoencoder, latent_channels, pictures, posterior
+from latentia.pipelines.latents import (
+    check_latents,
+    check_no_clipping,
+    check_parts,
+    pictures,
+    posterior,
+    sample_shape,
+)
 from latentia.pipelines.sampling import (
     Generators,
     check_steps,
+    class_condition,
     count_images,
     denoise,
     image_generators,
@@ -59,19 +67,11 @@ class LatentDiffusionPipeline(DiffusionPipeline):
 
     def __init__(self, vae, unet, scheduler, label_names: Sequence[str] | Mapping[str, str] | None = None):
         super().__init__()
-        check_autoencoder(vae)
         if not isinstance(unet, UNet2D | UNet2DModel):
             raise UsageError(f"unet must be a UNet2D or UNet2DModel; got {type(unet).__name__}.")
-        if not hasattr(scheduler, "set_timesteps"):
-            raise UsageError(f"scheduler must be one of latentia or diffusers; got {type(scheduler).__name__}.")
-        if unet.config.in_channels != latent_channels(vae):
-            raise UsageError(
-                f"unet must have as many in_channels as the latents of vae, {latent_channels(vae)}; got "
-                f"{unet.config.in_channels}. Was it trained with another autoencoder?"
-            )
+        check_parts(vae, unet, scheduler)
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler)
         self._register_label_names(label_names)
-        self._check_scheduler()
 
     @torch.no_grad()
     def __call__(
@@ -112,7 +112,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             UsageError: an argument out of its range, or a class for a network that has none.
         """
         check_output_type(output_type)
-        self._check_scheduler()
+        check_no_clipping(self.scheduler)
         check_steps(self.scheduler, num_inference_steps)
         labels = self._class_indices(class_labels)
         batch_size = count_images(batch_size, latents, labels, guidance_scale)
@@ -123,15 +123,14 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             )
         device, generators = self._execution_device, image_generators(generator, batch_size)
         if latents is None:
-            shape = (batch_size, *self._latent_shape)
+            shape = (batch_size, *sample_shape(self.unet))
             latents = randn_tensor(shape, generator=generators, device=device, dtype=self.unet.dtype)
         else:
-            self._check_latents(latents)
+            check_latents(latents, self.unet)
         x = denoise(
             self,
             latents.to(device, self.unet.dtype),
-            None if labels is None else labels.expand(batch_size),
-            guidance_scale=guidance_scale,
+            class_condition(self.unet, labels, batch_size, guidance_scale),
             num_inference_steps=num_inference_steps,
             eta=eta,
             generators=generators,
@@ -162,13 +161,14 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         place = {"device": self._execution_device, "dtype": self.vae.dtype}
         x = from_input(images, channels=self.vae.config.in_channels, **place)
         latents, _ = posterior(self.vae, x)
-        if tuple(latents.shape[1:]) != self._latent_shape:
+        if tuple(latents.shape[1:]) != sample_shape(self.unet):
             raise UsageError(
-                f"images must have latents of shape {self._latent_shape}, as the network takes them; those of "
+                f"images must have latents of shape {sample_shape(self.unet)}, as the network takes them; those of "
                 f"{x.shape[2]} by {x.shape[3]} have {tuple(latents.shape[1:])}. Resize pictures first."
             )
-        labels = self._class_indices(class_labels, len(x))
-        return invert(self.unet, self.scheduler, latents.to(self.unet.dtype), labels, num_inference_steps, refinements)
+        condition = class_condition(self.unet, self._class_indices(class_labels, len(x)), len(x))
+        latents = latents.to(self.unet.dtype)
+        return invert(self.unet, self.scheduler, latents, condition, num_inference_steps, refinements)
 
     @torch.no_grad()
     def decode(
@@ -177,10 +177,10 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         """The images that the deterministic sampler makes of this noise, (B, D, h, w); undoes `encode` up to what the
         autoencoder loses."""
         check_output_type(output_type)
-        self._check_latents(latents)
-        labels = self._class_indices(class_labels, len(latents))
+        check_latents(latents, self.unet)
+        condition = class_condition(self.unet, self._class_indices(class_labels, len(latents)), len(latents))
         noise = latents.to(self._execution_device, self.unet.dtype)
-        x = replay(self.unet, self.scheduler, noise, labels, num_inference_steps)
+        x = replay(self.unet, self.scheduler, noise, condition, num_inference_steps)
         return to_output(pictures(self.vae, x), output_type)
 
     def interpolate(self, a: Any, b: Any, steps: int = 8, *, num_inference_steps: int = 50, output_type: str = "pil"):
@@ -189,23 +189,3 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             raise UsageError(f"steps must be at least 2, for the two ends; got {steps}.")
         ends = [self.encode(image, num_inference_steps=num_inference_steps) for image in (a, b)]
         return self.decode(slerp(*ends, steps), num_inference_steps=num_inference_steps, output_type=output_type)
-
-    @property
-    def _latent_shape(self) -> tuple[int, int, int]:
-        size = self.unet.config.sample_size
-        return (self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
-
-    def _check_latents(self, latents: Tensor) -> None:
-        if latents.ndim != 4 or latents.shape[1] != self._latent_shape[0] or not len(latents):
-            shape = f"(B, {self._latent_shape[0]}, h, w), B >= 1"
-            raise UsageError(f"latents must have shape {shape}; got {tuple(latents.shape)}.")
-
-    def _check_scheduler(self) -> None:
-        """Swapped schedulers may bring a default that pixels want and latents do not."""
-        for rule in ("clip_sample", "thresholding"):
-            if self.scheduler.config.get(rule):
-                kind = type(self.scheduler).__name__
-                raise UsageError(
-                    f"scheduler must have {rule}=False, as latents reach beyond [-1, 1]; got True. Take "
-                    f"{kind}.from_config(scheduler.config, {rule}=False)."
-                )

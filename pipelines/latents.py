@@ -28,6 +28,42 @@ def check_autoencoder(vae) -> None:
         )
 
 
+def check_parts(vae, unet, scheduler) -> None:
+    """UsageError unless autoencoder, network and scheduler fit each other."""
+    check_autoencoder(vae)
+    if not hasattr(scheduler, "set_timesteps"):
+        raise UsageError(f"scheduler must be one of latentia or diffusers; got {type(scheduler).__name__}.")
+    if unet.config.in_channels != latent_channels(vae):
+        raise UsageError(
+            f"unet must have as many in_channels as the latents of vae, {latent_channels(vae)}; got "
+            f"{unet.config.in_channels}. Was it trained with another autoencoder?"
+        )
+    check_no_clipping(scheduler)
+
+
+def check_no_clipping(scheduler) -> None:
+    """UsageError for a scheduler that clips: one that was swapped in may bring a default that only pixels want."""
+    for rule in ("clip_sample", "thresholding"):
+        if scheduler.config.get(rule):
+            raise UsageError(
+                f"scheduler must have {rule}=False, as latents reach beyond [-1, 1]; got True. Take "
+                f"{type(scheduler).__name__}.from_config(scheduler.config, {rule}=False)."
+            )
+
+
+def sample_shape(unet) -> tuple[int, int, int]:
+    """Channels, height and width of what a network makes."""
+    size = unet.config.sample_size
+    return (unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
+
+
+def check_latents(latents: Tensor, unet) -> None:
+    """UsageError unless noise is (B, D, h, w) with the network's channels."""
+    channels = unet.config.in_channels
+    if latents.ndim != 4 or latents.shape[1] != channels or not len(latents):
+        raise UsageError(f"latents must have shape (B, {channels}, h, w), B >= 1; got {tuple(latents.shape)}.")
+
+
 def load_autoencoder(name: str):
     """The autoencoder of a saved pipeline, folder or Hub id, or of a folder that holds nothing but an autoencoder.
 

@@ -1,7 +1,8 @@
-"""The sampling loop of diffusion, in pixels and in latents: any scheduler, any batch size, classes and guidance."""
+"""The sampling loop of diffusion, in pixels and in latents: any scheduler, any batch size, conditions and guidance."""
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,50 @@ from latentia.errors import UsageError
 from latentia.schedulers.ddim import DDIMScheduler
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+@dataclass(frozen=True)
+class Condition:
+    r"""What a network is told beside the noisy input, and how much it is exaggerated.
+
+    Args:
+        told: keyword arguments of the network, each (B, ...).
+        nothing: the same of no condition, or of one to stay away from; `None` (default): guidance is not asked for.
+        guidance_scale: \(w\) of \(f_\varnothing + w (f_c - f_\varnothing)\) (Ho and Salimans, 2022, 2207.12598, eq. 6
+            with w + 1). Default 1: `nothing` is not looked at.
+        rescale: \(\phi\), how far the guided prediction gets back the standard deviation of the told one, in [0, 1]
+            (Lin et al., 2023, 2305.08891, eq. 15 and 16). Default 0.
+    """
+
+    told: dict[str, Tensor]
+    nothing: dict[str, Tensor] | None = None
+    guidance_scale: float = 1.0
+    rescale: float = 0.0
+
+    def part(self, start: int, stop: int) -> "Condition":
+        """That of images [start, stop); beyond the last the last one again."""
+
+        def cut(values: dict[str, Tensor]) -> dict[str, Tensor]:
+            out = {}
+            for key, value in values.items():
+                rows = value[start:stop]
+                missing = [stop - start - len(rows), *[-1] * (value.ndim - 1)]
+                out[key] = torch.cat([rows, value[-1:].expand(*missing)])
+            return out
+
+        nothing = None if self.nothing is None else cut(self.nothing)
+        return Condition(cut(self.told), nothing, self.guidance_scale, self.rescale)
+
+
+def class_condition(unet, labels: Tensor | None, batch_size: int, guidance_scale: float = 1.0) -> Condition | None:
+    """The condition that class labels, one or (B,), are to a `UNet2D`; None for none."""
+    if labels is None:
+        return None
+    labels = labels.expand(batch_size)
+    nothing = None
+    if guidance_scale != 1:
+        nothing = {"class_labels": torch.full_like(labels, unet.config.num_class_embeds)}
+    return Condition({"class_labels": labels}, nothing, guidance_scale)
 
 
 def image_generators(generator: Generators, batch_size: int) -> list[torch.Generator]:
@@ -111,9 +156,8 @@ def is_flow(scheduler) -> bool:
 def denoise(
     pipe,
     x: Tensor,
-    labels: Tensor | None,
+    condition: Condition | None,
     *,
-    guidance_scale: float,
     num_inference_steps: int,
     eta: float,
     generators: list[torch.Generator],
@@ -124,8 +168,8 @@ def denoise(
     Args:
         pipe: has `unet`, `scheduler` and a progress bar.
         x: noise from N(0, 1), (B, C, H, W).
-        labels: class indices, (B,), or None.
-        guidance_scale, num_inference_steps, eta, callback: as the pipelines say.
+        condition: what the network is told; `None`: nothing.
+        num_inference_steps, eta, callback: as the pipelines say.
         generators: one for each sample.
 
     Returns:
@@ -142,14 +186,16 @@ def denoise(
     # A scheduler that takes no learned variance gets the prediction alone.
     with_variance = str(scheduler.config.get("variance_type")).startswith("learned")
     for i, t in enumerate(pipe.progress_bar(scheduler.timesteps)):
-        prediction = predict(pipe.unet, scale(x, t), t, labels, guidance_scale, with_variance)
+        prediction = predict(pipe.unet, scale(x, t), t, condition, with_variance)
         x = scheduler.step(prediction, t, x, **extra).prev_sample
         if callback is not None:
             x = (callback(pipe, i, t, {"latents": x}) or {}).get("latents", x)
     return x
 
 
-def invert(unet, scheduler, x: Tensor, labels: Tensor | None, num_inference_steps: int, refinements: int) -> Tensor:
+def invert(
+    unet, scheduler, x: Tensor, condition: Condition | None, num_inference_steps: int, refinements: int
+) -> Tensor:
     """The noise (B, C, H, W) from which `replay` makes `x`: the same steps backwards.
 
     Each is implicit and is solved by `refinements` evaluations of the network (Pan et al., 2023, 2309.04907).
@@ -160,7 +206,7 @@ def invert(unet, scheduler, x: Tensor, labels: Tensor | None, num_inference_step
         t = run.timesteps[i]
         start = at = x
         for _ in range(refinements):
-            output = predict(unet, at, t, labels)
+            output = predict(unet, at, t, condition)
             if flow:
                 at = start + (run.sigmas[i] - run.sigmas[i + 1]) * output
             else:
@@ -169,54 +215,53 @@ def invert(unet, scheduler, x: Tensor, labels: Tensor | None, num_inference_step
     return x
 
 
-def replay(unet, scheduler, x: Tensor, labels: Tensor | None, num_inference_steps: int) -> Tensor:
+def replay(unet, scheduler, x: Tensor, condition: Condition | None, num_inference_steps: int) -> Tensor:
     """What the deterministic sampler makes of noise: DDIM without clipping, or Euler's method for a flow."""
     run = _deterministic(scheduler, num_inference_steps, x.device)
     for t in run.timesteps:
-        x = run.step(predict(unet, x, t, labels), t, x).prev_sample
+        x = run.step(predict(unet, x, t, condition), t, x).prev_sample
     return x
 
 
-def predict(
-    unet, x: Tensor, t: Tensor, labels: Tensor | None, guidance_scale: float = 1.0, with_variance: bool = False
-) -> Tensor:
-    """The network's output, in chunks of one size, the last one padded.
+def predict(unet, x: Tensor, t: Tensor, condition: Condition | None = None, with_variance: bool = False) -> Tensor:
+    """The network's output, guided, in chunks of one size, the last one padded.
 
     Libraries choose their kernels by the shape of a batch and round differently with each, so only calls of one
     shape give an image the same bytes whatever is sampled beside it. The size weighs the speed of many images
     against the wait for one.
 
     Args:
-        unet: called as `unet(x, t, class_labels=...)`.
+        unet: called as `unet(x, t, **condition.told)`.
         x: (B, C, H, W), as the network takes it.
         t: one time step for all.
-        labels: class indices, one or (B,); None for no class.
-        guidance_scale: as the pipelines say; 1 (default) asks the network once.
+        condition: what it is told; `None` (default): nothing.
         with_variance: whether to give back the channels of a learned variance too. Default False.
     """
     pixels = x.shape[-2] * x.shape[-1]
     size = max(2, min(32, 2**15 // pixels) if x.device.type == "cpu" else 2**18 // pixels)
     size = 2 ** (size.bit_length() - 1)  # batches are mostly powers of two, which then need no padding
-    padding = -len(x) % size
-    padded = torch.cat([x, x.new_zeros(padding, *x.shape[1:])])
-    if labels is not None:
-        labels = torch.cat([labels.expand(len(x)), labels.new_zeros(padding)])
+    padded = torch.cat([x, x.new_zeros(-len(x) % size, *x.shape[1:])])
     outputs = []
     for i in range(0, len(padded), size):
-        chunk = None if labels is None else labels[i : i + size]
-        outputs.append(_predict_chunk(unet, padded[i : i + size], t, chunk, guidance_scale))
+        part = None if condition is None else condition.part(i, i + size)
+        outputs.append(_predict_chunk(unet, padded[i : i + size], t, part))
     output = torch.cat(outputs)[: len(x)]
     return output if with_variance else output[:, : x.shape[1]]
 
 
-def _predict_chunk(unet, x: Tensor, t: Tensor, labels: Tensor | None, guidance_scale: float) -> Tensor:
-    if labels is None:
+def _predict_chunk(unet, x: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
+    if condition is None:
         return unet(x, t).sample
-    if guidance_scale == 1:
-        return unet(x, t, class_labels=labels).sample
-    nothing = torch.full_like(labels, unet.config.num_class_embeds)
-    without, having = unet(torch.cat([x, x]), t, class_labels=torch.cat([nothing, labels])).sample.chunk(2)
-    return without + guidance_scale * (having - without)
+    if condition.nothing is None or condition.guidance_scale == 1:
+        return unet(x, t, **condition.told).sample
+    both = {key: torch.cat([condition.nothing[key], value]) for key, value in condition.told.items()}
+    without, having = unet(torch.cat([x, x]), t, **both).sample.chunk(2)
+    guided = without + condition.guidance_scale * (having - without)
+    if condition.rescale:
+        spread = having.flatten(1).std(1) / guided.flatten(1).std(1)
+        factor = condition.rescale * spread + 1 - condition.rescale
+        guided = guided * factor.view(-1, *[1] * (x.ndim - 1))
+    return guided
 
 
 def _deterministic(scheduler, num_inference_steps: int, device):

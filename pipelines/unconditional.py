@@ -14,6 +14,7 @@ from latentia.pipelines.base import DiffusionPipeline, Labels, check_output_type
 from latentia.pipelines.sampling import (
     Generators,
     check_steps,
+    class_condition,
     count_images,
     denoise,
     image_generators,
@@ -102,8 +103,7 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         x = denoise(
             self,
             latents.to(device, self.unet.dtype),
-            None if labels is None else labels.expand(batch_size),
-            guidance_scale=guidance_scale,
+            class_condition(self.unet, labels, batch_size, guidance_scale),
             num_inference_steps=num_inference_steps,
             eta=eta,
             generators=generators,
@@ -134,8 +134,8 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         device = self._execution_device
         channels = self.unet.config.in_channels
         x = from_input(images, channels=channels, size=self._size, device=device, dtype=self.unet.dtype)
-        labels = self._class_indices(class_labels, len(x))
-        return invert(self.unet, self.scheduler, x, labels, num_inference_steps, refinements)
+        condition = class_condition(self.unet, self._class_indices(class_labels, len(x)), len(x))
+        return invert(self.unet, self.scheduler, x, condition, num_inference_steps, refinements)
 
     @torch.no_grad()
     def decode(
@@ -143,9 +143,9 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
     ):
         """The images that deterministic DDIM makes of this noise, (B, C, H, W); the inverse of `encode`."""
         check_output_type(output_type)
-        labels = self._class_indices(class_labels, len(latents))
+        condition = class_condition(self.unet, self._class_indices(class_labels, len(latents)), len(latents))
         x = latents.to(self._execution_device, self.unet.dtype)
-        return to_output(replay(self.unet, self.scheduler, x, labels, num_inference_steps), output_type)
+        return to_output(replay(self.unet, self.scheduler, x, condition, num_inference_steps), output_type)
 
     def interpolate(self, a, b, steps: int = 8, *, num_inference_steps: int = 50, output_type: str = "pil"):
         """`steps` images on the great circle between the noises of two images, both ends included."""
@@ -190,7 +190,8 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         steps = scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
         check_steps(self.scheduler, steps)
         scheduler.set_timesteps(steps, device=device)
-        labels, generators = self._class_indices(class_labels, len(x0)), image_generators(generator, len(x0))
+        generators = image_generators(generator, len(x0))
+        condition = class_condition(self.unet, self._class_indices(class_labels, len(x0)), len(x0))
         first, last = scheduler.timesteps[0], scheduler.timesteps[-1]
         alpha_bar = scheduler.alphas_cumprod[first].float()
         # L_T = KL(q(x_T | x_0) || N(0, 1))
@@ -198,7 +199,7 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         for t in self.progress_bar(scheduler.timesteps):
             noise = randn_tensor(x0.shape, generator=generators, device=device, dtype=x0.dtype)
             x_t = scheduler.add_noise(x0, noise, t)
-            prediction = predict(self.unet, x_t, t, labels, with_variance=True)
+            prediction = predict(self.unet, x_t, t, condition, with_variance=True)
             total = total + bound_term(scheduler, prediction, x0, x_t, t, t == last)
         return -total
 

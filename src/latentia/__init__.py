@@ -35,6 +35,7 @@ _EXPORTS = {
     "AutoencoderKLPipeline": "latentia.pipelines.autoencoder_kl",
     "CLIPPipeline": "latentia.pipelines.clip",
     "GANPipeline": "latentia.pipelines.gan",
+    "TextToImagePipeline": "latentia.pipelines.text_to_image",
     "VAEPipeline": "latentia.pipelines.vae",
     "VQVAEPipeline": "latentia.pipelines.vqvae",
     "evaluate": "latentia.scoreboard",
@@ -67,6 +68,7 @@ __all__ = [
     "PositionPrior",
     "RecurrentAutoencoder",
     "SchedulerMixin",
+    "TextToImagePipeline",
     "UNet2D",
     "UnconditionalDiffusionPipeline",
     "VAEPipeline",
@@ -101,6 +103,7 @@ if TYPE_CHECKING:
     from latentia.pipelines.clip import CLIPPipeline
     from latentia.pipelines.gan import GANPipeline
     from latentia.pipelines.latent_diffusion import LatentDiffusionPipeline
+    from latentia.pipelines.text_to_image import TextToImagePipeline
     from latentia.pipelines.unconditional import UnconditionalDiffusionPipeline
     from latentia.pipelines.vae import VAEPipeline
     from latentia.pipelines.vqvae import VQVAEPipeline

@@ -125,6 +125,7 @@ def diffusion_loss(
     weighting: str = "none",
     snr_gamma: float = 5.0,
     class_dropout: float = 0.1,
+    empty_text: tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     r"""\(L_\text{simple} = \mathbb{E}_{x_0, \epsilon, t}\, w_t \lVert y_t - f_\theta(x_t, t) \rVert^2\).
 
@@ -132,14 +133,17 @@ def diffusion_loss(
     `prediction_type` says: the noise, the velocity or the clean image. The norm is a mean over pixels.
 
     Args:
-        unet: called as `unet(x_t, t, class_labels=...)`.
+        unet: called as `unet(x_t, t, **condition)`, with `class_labels`, `encoder_hidden_states` and
+            `encoder_attention_mask` where the batch has them.
         scheduler: a `DDPMScheduler` or `DDIMScheduler`.
-        batch: "images" in [-1, 1], (B, C, H, W), and "labels" (B,) if the network has classes.
+        batch: "images" in [-1, 1], (B, C, H, W); "labels" (B,) if the network has classes; "text", hidden states
+            (B, L, D), and "text_mask" (B, L), True for tokens, if it is told texts.
         draw: the randomness of this micro-batch.
         time_sampling, time_loc, time_scale: see `sample_times`.
         weighting, snr_gamma: see `snr_weight`.
-        class_dropout: share of images whose label is replaced by "no class", so that classifier-free guidance can
-            contrast the two (Ho and Salimans, 2022, 2207.12598). In [0, 1], default 0.1.
+        class_dropout: share of images whose label is replaced by "no class", and whose text by `empty_text`, so that
+            classifier-free guidance can contrast the two (Ho and Salimans, 2022, 2207.12598). In [0, 1], default 0.1.
+        empty_text: hidden states (L, D) and mask (L,) of the empty text; needed with "text", unless the dropout is 0.
 
     Returns:
         "loss"; of a network with learned variances (twice the channels) the hybrid loss, with its parts "simple" and
@@ -157,7 +161,7 @@ def diffusion_loss(
     x0 = batch["images"]
     eps = draw.normal("noise", x0.shape[1:])
     t = sample_timesteps(draw, scheduler.config.num_train_timesteps, time_sampling, time_loc, time_scale)
-    condition = _condition(unet, batch, draw, class_dropout)
+    condition = _condition(unet, batch, draw, class_dropout, empty_text)
     x_t = scheduler.add_noise(x0, eps, t)
     prediction = unet(x_t, t, **condition).sample.float()
     channels = x0.shape[1]
@@ -181,6 +185,7 @@ def flow_matching_loss(
     time_loc: float = 0.0,
     time_scale: float = 1.0,
     class_dropout: float = 0.1,
+    empty_text: tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     r"""\(\mathbb{E}_{x_0, \epsilon, t} \lVert (\epsilon - x_0) - v_\theta(x_t, t) \rVert^2\) on straight lines.
 
@@ -188,12 +193,12 @@ def flow_matching_loss(
     `FlowMatchEulerDiscreteScheduler`, which samples from the network. The norm is a mean over pixels.
 
     Args:
-        unet: called as `unet(x_t, num_train_timesteps * t, class_labels=...)`, the time a real number.
-        batch: "images", (B, C, H, W), about of unit variance, and "labels" (B,) if the network has classes.
+        unet: called as `unet(x_t, num_train_timesteps * t, **condition)`, the time a real number.
+        batch: as for `diffusion_loss`, the images about of unit variance.
         draw: the randomness of this micro-batch.
         num_train_timesteps: the scheduler's unit of time. Default 1000.
         time_sampling, time_loc, time_scale: see `sample_times`. Default logit-normal, as the middle is the hardest.
-        class_dropout: as in `diffusion_loss`.
+        class_dropout, empty_text: as in `diffusion_loss`.
 
     Returns:
         "loss".
@@ -210,18 +215,28 @@ def flow_matching_loss(
     x0 = batch["images"]
     eps = draw.normal("noise", x0.shape[1:])
     t = sample_times(draw, time_sampling, time_loc, time_scale)
-    condition = _condition(unet, batch, draw, class_dropout)
+    condition = _condition(unet, batch, draw, class_dropout, empty_text)
     x_t = torch.lerp(x0, eps, t.view(-1, *[1] * (x0.ndim - 1)))
     prediction = unet(x_t, num_train_timesteps * t, **condition).sample.float()
     return {"loss": F.mse_loss(prediction, eps - x0)}
 
 
-def _condition(unet, batch: dict, draw: Draws, class_dropout: float) -> dict[str, Tensor]:
-    """The labels that a network is told, a share of them hidden."""
-    if "labels" not in batch:
-        return {}
-    no_class = unet_config(unet).num_class_embeds
-    return {"class_labels": torch.where(draw.uniform("class_dropout") < class_dropout, no_class, batch["labels"])}
+def _condition(unet, batch: dict, draw: Draws, dropout: float, empty_text) -> dict[str, Tensor]:
+    """The labels and texts that a network is told, those of a share of the images hidden."""
+    told: dict[str, Tensor] = {}
+    if "labels" in batch or "text" in batch:
+        hidden = draw.uniform("class_dropout") < dropout
+    if "labels" in batch:
+        told["class_labels"] = torch.where(hidden, unet_config(unet).num_class_embeds, batch["labels"])
+    if "text" in batch:
+        if empty_text is None and dropout > 0:
+            raise UsageError("empty_text is missing: a share of the texts is hidden, which `class_dropout=0` forbids.")
+        text, mask = batch["text"], batch["text_mask"]
+        if empty_text is not None:
+            text = torch.where(hidden[:, None, None], empty_text[0].to(text), text)
+            mask = torch.where(hidden[:, None], empty_text[1].to(mask), mask)
+        told |= {"encoder_hidden_states": text, "encoder_attention_mask": mask}
+    return told
 
 
 def unet_config(unet):
