@@ -12,13 +12,10 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 
-from latentia import DDIMScheduler, DDPMScheduler, LatentDiffusionPipeline, UNet2D
-from latentia.data import cached_latents
-from latentia.errors import UsageError, did_you_mean
-from latentia.losses.diffusion import diffusion_loss, flow_matching_loss
-from latentia.pipelines.latents import fingerprint, load_autoencoder, pictures, posterior
+from latentia import LatentDiffusionPipeline, UNet2D
+from latentia.denoiser import DiffusionArguments, LatentArguments, check_objective, latents_of, objective, schedulers
+from latentia.errors import UsageError
 from latentia.run import adamw, finish, fit, load_data, plan, run_script, start
 from latentia.training.arguments import (
     DataArguments,
@@ -31,18 +28,6 @@ from latentia.training.arguments import (
 from latentia.training.ema import EMA
 from latentia.training.loop import Phase, learning_rate_schedule
 from latentia.watch import Watch, sampler
-
-PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")
-
-
-@dataclass(frozen=True)
-class LatentArguments:
-    """The autoencoder, whose weights do not change. A run is known by them, not by where they lie."""
-
-    autoencoder: str | None = None
-    """Folder or Hub id of a pipeline that holds one, such as a run of train_autoencoder_kl.py; or its own folder."""
-    latents_file: str | None = None
-    """Where its latents of the images are, or are put; not given: in the cache."""
 
 
 @dataclass(frozen=True)
@@ -59,28 +44,6 @@ class ModelArguments:
     """Dropout rate."""
     class_conditional: bool = False
     """Learn from the labels too, so that classes can be asked for."""
-
-
-@dataclass(frozen=True)
-class DiffusionArguments:
-    """The noise and the objective."""
-
-    num_train_timesteps: int = 1000
-    """Length of the noising chain; of flow matching, the unit of time."""
-    beta_schedule: str = "squaredcos_cap_v2"
-    """linear, scaled_linear or squaredcos_cap_v2 (cosine); flow matching has none."""
-    prediction_type: str = "v_prediction"
-    """What the network predicts: epsilon, v_prediction, sample, or flow (matching)."""
-    time_sampling: str = "logit_normal"
-    """Density of training times: uniform or logit_normal."""
-    time_loc: float = 0.0
-    """Centre of the logit-normal density; lower means less noise."""
-    time_scale: float = 1.0
-    """Width of the logit-normal density."""
-    loss_weighting: str = "none"
-    """none or min_snr; flow matching has none."""
-    snr_gamma: float = 5.0
-    """Cap of min_snr."""
     class_dropout: float = 0.1
     """Share of labels that are hidden, for classifier-free guidance."""
 
@@ -98,18 +61,6 @@ class Arguments:
     hub: HubArguments = field(default_factory=HubArguments)
 
 
-def check_objective(chosen: DiffusionArguments) -> None:
-    """Before anything is computed: a known objective, and no weighting that it does not have."""
-    if chosen.prediction_type not in PREDICTIONS:
-        near = did_you_mean(chosen.prediction_type, PREDICTIONS)
-        raise UsageError(f'--prediction_type must be one of {PREDICTIONS}; got "{chosen.prediction_type}".{near}')
-    if chosen.prediction_type == "flow" and chosen.loss_weighting != "none":
-        raise UsageError(
-            f"--loss_weighting must be none with --prediction_type flow; got {chosen.loss_weighting}. "
-            "Where the effort lies is said by --time_sampling, --time_loc and --time_scale."
-        )
-
-
 def main(args: Arguments) -> int:
     accelerator = start(args)
     data = load_data(args.data)
@@ -117,26 +68,7 @@ def main(args: Arguments) -> int:
     if conditional and data.label_names is None:
         raise UsageError("--class_conditional needs labels, and this data set has none. Name them with --label_column.")
     check_objective(args.diffusion)
-    if args.latent.autoencoder is None:
-        raise UsageError("--autoencoder must name a trained one; examples/train_autoencoder_kl.py trains it.")
-
-    vae = load_autoencoder(args.latent.autoencoder).requires_grad_(False).to(accelerator.device)
-    latents = cached_latents(
-        data,
-        partial(posterior, vae),
-        fingerprint(vae),
-        file=args.latent.latents_file,
-        cache_dir=args.data.cache_dir,
-    )
-    again = tuple(pictures(vae, latents.mean[:1]).shape[1:])
-    if again != tuple(data.shape):
-        raise UsageError(
-            f"--resolution must make images that the autoencoder gives back in their size; got {tuple(data.shape)}, "
-            f"which come back as {again}. Take the resolution that it was trained with."
-        )
-    std = float(latents.batch(0, min(len(latents), 1000))["images"].std())
-    hint = "" if 0.5 < std < 2 else "; it should be near 1: measure the scaling with AutoencoderKLPipeline.calibrate"
-    accelerator.print(f"Latents of shape {latents.shape}, standard deviation {std:.3f}{hint}")
+    vae, latents = latents_of(accelerator, args.latent, data, args.data.cache_dir)
 
     torch.manual_seed(options.seed)
     unet = UNet2D(
@@ -148,15 +80,7 @@ def main(args: Arguments) -> int:
         dropout=args.model.dropout,
         num_class_embeds=len(data.label_names) if conditional else None,
     ).to(memory_format=torch.channels_last)
-    flow = args.diffusion.prediction_type == "flow"
-    noise = {
-        "num_train_timesteps": args.diffusion.num_train_timesteps,
-        "beta_schedule": args.diffusion.beta_schedule,
-        "prediction_type": args.diffusion.prediction_type,
-        "timestep_spacing": "trailing",
-        "clip_sample": False,
-    }
-    scheduler = None if flow else DDPMScheduler(**noise).to(accelerator.device)
+    noise, sampling = schedulers(args.diffusion, accelerator.device)
     steps = plan(accelerator, args, latents, unet)
 
     ema = EMA(unet.to(accelerator.device), args.ema.ema_decay, args.ema.ema_warmup) if args.ema.use_ema else None
@@ -166,16 +90,10 @@ def main(args: Arguments) -> int:
         unet.compile()
     network, optimizer = accelerator.prepare(unet, adamw(accelerator, args, unet.parameters()))
 
+    told = objective(network, noise, args.diffusion, args.model.class_dropout)
+
     def loss(batch, draw):
-        if not conditional:
-            batch = {"images": batch["images"]}
-        chosen = args.diffusion
-        times = {"time_sampling": chosen.time_sampling, "time_loc": chosen.time_loc, "time_scale": chosen.time_scale}
-        common = {**times, "class_dropout": chosen.class_dropout}
-        if flow:
-            return flow_matching_loss(network, batch, draw, num_train_timesteps=chosen.num_train_timesteps, **common)
-        weights = {"weighting": chosen.loss_weighting, "snr_gamma": chosen.snr_gamma}
-        return diffusion_loss(network, scheduler, batch, draw, **common, **weights)
+        return told({key: batch[key] for key in ("images", *["labels"] * conditional)}, draw)
 
     phase = Phase(
         name="unet",
@@ -189,8 +107,6 @@ def main(args: Arguments) -> int:
 
     def pipeline(weights) -> LatentDiffusionPipeline:
         names = list(data.label_names) if conditional else None
-        steps = args.diffusion.num_train_timesteps
-        sampling = FlowMatchEulerDiscreteScheduler(steps) if flow else DDIMScheduler(**noise)
         return LatentDiffusionPipeline(vae, weights, sampling, label_names=names)
 
     made_by = partial(sampler, pipeline, num_inference_steps=args.evaluation.num_inference_steps)

@@ -1,0 +1,123 @@
+"""What the scripts that train a denoising network over latents share: their flags, the latents, noise and objective."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from latentia.data import LatentData, cached_latents
+from latentia.errors import UsageError, did_you_mean
+from latentia.losses.diffusion import diffusion_loss, flow_matching_loss
+from latentia.models.unet import UNet2D
+from latentia.pipelines.latents import fingerprint, load_autoencoder, pictures, posterior
+from latentia.schedulers.ddim import DDIMScheduler
+from latentia.schedulers.ddpm import DDPMScheduler
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")
+
+
+@dataclass(frozen=True)
+class LatentArguments:
+    """The autoencoder, whose weights do not change. A run is known by them, not by where they lie."""
+
+    autoencoder: str | None = None
+    """Folder or Hub id of a pipeline that holds one, such as a run of train_autoencoder_kl.py; or its own folder."""
+    latents_file: str | None = None
+    """Where its latents of the images are, or are put; not given: in the cache."""
+
+
+@dataclass(frozen=True)
+class DiffusionArguments:
+    """The noise and the objective."""
+
+    num_train_timesteps: int = 1000
+    """Length of the noising chain; of flow matching, the unit of time."""
+    beta_schedule: str = "squaredcos_cap_v2"
+    """linear, scaled_linear or squaredcos_cap_v2 (cosine); flow matching has none."""
+    prediction_type: str = "v_prediction"
+    """What the network predicts: epsilon, v_prediction, sample, or flow (matching)."""
+    time_sampling: str = "logit_normal"
+    """Density of training times: uniform or logit_normal."""
+    time_loc: float = 0.0
+    """Centre of the logit-normal density; lower means less noise."""
+    time_scale: float = 1.0
+    """Width of the logit-normal density."""
+    loss_weighting: str = "none"
+    """none or min_snr; flow matching has none."""
+    snr_gamma: float = 5.0
+    """Cap of min_snr."""
+
+
+def check_objective(chosen: DiffusionArguments) -> None:
+    """Before anything is computed: a known objective, and no weighting that it does not have."""
+    if chosen.prediction_type not in PREDICTIONS:
+        near = did_you_mean(chosen.prediction_type, PREDICTIONS)
+        raise UsageError(f'--prediction_type must be one of {PREDICTIONS}; got "{chosen.prediction_type}".{near}')
+    if chosen.prediction_type == "flow" and chosen.loss_weighting != "none":
+        raise UsageError(
+            f"--loss_weighting must be none with --prediction_type flow; got {chosen.loss_weighting}. "
+            "Where the effort lies is said by --time_sampling, --time_loc and --time_scale."
+        )
+
+
+def latents_of(
+    accelerator: Accelerator, chosen: LatentArguments, data: Any, cache_dir: str | None
+) -> tuple[Any, LatentData]:
+    """The autoencoder of `--autoencoder`, frozen, and the latents of the images, computed once.
+
+    Raises:
+        UsageError: none was named, or images that do not come back in their size.
+    """
+    if chosen.autoencoder is None:
+        raise UsageError("--autoencoder must name a trained one; examples/train_autoencoder_kl.py trains it.")
+    vae = load_autoencoder(chosen.autoencoder).requires_grad_(False).to(accelerator.device)
+    latents = cached_latents(
+        data, partial(posterior, vae), fingerprint(vae), file=chosen.latents_file, cache_dir=cache_dir
+    )
+    again = tuple(pictures(vae, latents.mean[:1]).shape[1:])
+    if again != tuple(data.shape):
+        raise UsageError(
+            f"--resolution must make images that the autoencoder gives back in their size; got {tuple(data.shape)}, "
+            f"which come back as {again}. Take the resolution that it was trained with."
+        )
+    std = float(latents.batch(0, min(len(latents), 1000))["images"].std())
+    hint = "" if 0.5 < std < 2 else "; it should be near 1: measure the scaling with AutoencoderKLPipeline.calibrate"
+    accelerator.print(f"Latents of shape {latents.shape}, standard deviation {std:.3f}{hint}")
+    return vae, latents
+
+
+def schedulers(
+    chosen: DiffusionArguments, device: torch.device, clip_sample: bool = False
+) -> tuple[DDPMScheduler | None, Any]:
+    """The noise of training, `None` for flow matching, and the scheduler that samples. Pixels may be clipped."""
+    if chosen.prediction_type == "flow":
+        return None, FlowMatchEulerDiscreteScheduler(chosen.num_train_timesteps)
+    noise = {
+        "num_train_timesteps": chosen.num_train_timesteps,
+        "beta_schedule": chosen.beta_schedule,
+        "prediction_type": chosen.prediction_type,
+        "timestep_spacing": "trailing",
+        "clip_sample": clip_sample,
+    }
+    return DDPMScheduler(**noise).to(device), DDIMScheduler(**noise)
+
+
+def objective(
+    network: UNet2D,
+    noise: DDPMScheduler | None,
+    chosen: DiffusionArguments,
+    dropout: float,
+    empty_text: tuple[Tensor, Tensor] | None = None,
+) -> Callable[[dict[str, Any], Any], dict[str, Tensor]]:
+    """The loss of a phase: `diffusion_loss`, or `flow_matching_loss` where there is no noise schedule."""
+    times = {"time_sampling": chosen.time_sampling, "time_loc": chosen.time_loc, "time_scale": chosen.time_scale}
+    common = {**times, "class_dropout": dropout, "empty_text": empty_text}
+    if noise is None:
+        return partial(flow_matching_loss, network, num_train_timesteps=chosen.num_train_timesteps, **common)
+    weights = {"weighting": chosen.loss_weighting, "snr_gamma": chosen.snr_gamma}
+    return partial(diffusion_loss, network, noise, **common, **weights)
