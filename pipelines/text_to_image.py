@@ -64,7 +64,7 @@ class TextToImagePipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
-    _optional_components = ("vae",)
+    _optional_components = ["vae"]  # noqa: RUF012 (diffusers adds lists)
     _callback_tensor_inputs = ("latents",)
 
     latent_path = "slerp"
@@ -265,7 +265,7 @@ class TextToImagePipeline(DiffusionPipeline):
 
 
 def _texts(name: str, given: Texts) -> list[str]:
-    texts = [given] if isinstance(given, str) else list(given)
+    texts = [given] if isinstance(given, str) or not isinstance(given, Sequence) else list(given)
     if not texts or not all(isinstance(text, str) for text in texts):
         raise UsageError(f"{name} must be a text or a list of at least one; got {given!r}.")
     return texts

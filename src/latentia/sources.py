@@ -114,6 +114,12 @@ def _pipeline(pipe: Any, text: str, real: ImageData, seed: int, steps: int | Non
     pipe.set_progress_bar_config(disable=True)
     classes = getattr(pipe, "num_classes", None)
     options = {} if steps is None else {"num_inference_steps": steps}
+    told = "prompt" in inspect.signature(type(pipe).__call__).parameters and pipe.text_encoder is not None
+    if told and real.captions is None:
+        raise UsageError(
+            f"{text or type(pipe).__name__} makes images of texts, so it needs captions; --data has none. Name data "
+            "with captions, such as emoji."
+        )
 
     def labels(start: int, stop: int) -> list[int]:
         return [i % classes for i in range(start, stop)]
@@ -121,7 +127,11 @@ def _pipeline(pipe: Any, text: str, real: ImageData, seed: int, steps: int | Non
     def draw(start: int, stop: int) -> Tensor:
         generators = [torch.Generator().manual_seed(seed_from(seed, "sample", i)) for i in range(start, stop)]
         asked = {"class_labels": labels(start, stop)} if classes else {}
-        found = pipe(batch_size=stop - start, generator=generators, output_type="np", **asked, **options).images
+        if told:  # the captions of the data in turn
+            asked["prompt"] = [real.captions[i % len(real)] for i in range(start, stop)]
+        else:
+            asked["batch_size"] = stop - start
+        found = pipe(generator=generators, output_type="np", **asked, **options).images
         images = from_input(_not_empty(found, type(pipe).__name__))
         if tuple(images.shape[1:]) != tuple(real.shape):
             raise UsageError(

@@ -98,6 +98,10 @@ _EXPORTS = {
     "strip": "pictures",
     # image pairs, sharpness
     "color_difference": "color",
+    "color_word": "color",
+    "color_word_accuracy": "color",
+    "mean_color": "color",
+    "palette": "color",
     "ciede2000": "color",
     "srgb_to_lab": "color",
     "ms_ssim": "pairs",

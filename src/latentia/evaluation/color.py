@@ -1,9 +1,15 @@
-"""Colour difference as people see it: sRGB to CIELAB, and CIEDE2000. In float64."""
+"""Colour difference as people see it: sRGB to CIELAB, and CIEDE2000; and colours that a text asks for. In float64."""
+
+import re
+from collections.abc import Sequence
 
 import torch
 
 from latentia.errors import UsageError
 from latentia.evaluation.pairs import _check, _per_image
+
+COLOR_WORDS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black", "white")
+_WHITE = 97.0  # lightness of what counts as background
 
 # Linear sRGB (IEC 61966-2-1) to CIE XYZ, both for the daylight D65; each row adds up to that coordinate of white.
 _TO_XYZ = torch.tensor(
@@ -115,6 +121,88 @@ def color_difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         tensor([100.], dtype=torch.float64)
     """
     return _per_image(lambda x, y: ciede2000(_lab(x), _lab(y)).flatten(1).mean(1), a, b)
+
+
+def color_word(text: str) -> str | None:
+    """The colour that a text names: the one of `COLOR_WORDS` that is in it; None if there is none, or several.
+
+    Example:
+        >>> color_word("large red circle"), color_word("coloured pencils"), color_word("black and white cat")
+        ('red', None, None)
+    """
+    found = {word for word in re.findall("[a-z]+", text.lower()) if word in COLOR_WORDS}
+    return found.pop() if len(found) == 1 else None
+
+
+def mean_color(images: torch.Tensor) -> torch.Tensor:
+    """CIELAB of the mean colour of each image, pixels of a white background (L* > 97) left out, if others are left.
+
+    Args:
+        images: (N, 3, H, W) in [-1, 1].
+
+    Returns:
+        (N, 3), float64: the mean of L*, a*, b*.
+
+    Example:
+        >>> half = torch.ones(1, 3, 2, 2)
+        >>> half[:, 1:, 0] = -1  # a red row over a white one
+        >>> mean_color(half).round()
+        tensor([[53., 80., 67.]], dtype=torch.float64)
+    """
+    lab = srgb_to_lab(images).flatten(2)  # (N, 3, pixels)
+    seen = (lab[:, :1] <= _WHITE).double()
+    seen = torch.where(seen.sum(2, keepdim=True) > 0, seen, 1.0)
+    return (lab * seen).sum(2) / seen.sum(2)
+
+
+def palette(images: torch.Tensor, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+    """What each colour word looks like: the mean of `mean_color` over the images whose texts name it.
+
+    Args:
+        images: real ones, (N, 3, H, W) in [-1, 1].
+        texts: their N captions.
+
+    Returns:
+        word -> (3,), CIELAB, for the words that some text names.
+
+    Example:
+        >>> palette(-torch.ones(2, 3, 4, 4), ["black cat", "a cat"])["black"].round().abs()
+        tensor([0., 0., 0.], dtype=torch.float64)
+    """
+    _check_texts(images, texts)
+    named = [color_word(text) for text in texts]
+    colors = {word: [i for i, other in enumerate(named) if other == word] for word in COLOR_WORDS}
+    return {word: mean_color(images[rows]).mean(0) for word, rows in colors.items() if rows}
+
+
+def color_word_accuracy(images: torch.Tensor, texts: Sequence[str], colors: dict[str, torch.Tensor]) -> float:
+    """Share of images whose mean colour is nearest to that of the word in their text; 1 / len(colors) by chance.
+
+    Args:
+        images: (N, 3, H, W) in [-1, 1].
+        texts: what they were asked to show; each names one of `colors`.
+        colors: of `palette`. Nearest is by Euclidean distance in CIELAB.
+
+    Raises:
+        UsageError: a text that names no colour of the palette, or another number of texts than of images.
+
+    Example:
+        >>> colors = {"black": torch.zeros(3), "white": torch.tensor([100.0, 0.0, 0.0])}
+        >>> color_word_accuracy(-torch.ones(2, 3, 4, 4), ["black cat", "white cat"], colors)
+        0.5
+    """
+    _check_texts(images, texts)
+    asked = [color_word(text) for text in texts]
+    if unknown := [text for text, word in zip(texts, asked) if word not in colors]:
+        raise UsageError(f"texts must each name one of {', '.join(colors)}; got {unknown[0]!r}.")
+    words = [*colors]
+    near = torch.cdist(mean_color(images), torch.stack([colors[word].double() for word in words])).argmin(1)
+    return sum(words[i] == word for i, word in zip(near.tolist(), asked)) / len(texts)
+
+
+def _check_texts(images: torch.Tensor, texts: Sequence[str]) -> None:
+    if len(images) != len(texts) or not len(texts):
+        raise UsageError(f"texts must be one for each of {len(images)} images, and at least one; got {len(texts)}.")
 
 
 def _saturation(chroma: torch.Tensor) -> torch.Tensor:
