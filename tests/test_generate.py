@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from test_latent_diffusion import FLOW, kl, unet, vqvae
 from test_models import perturbed
+from test_text_to_image import pipeline as text_pipeline
 
 import latentia
 from latentia import (
@@ -156,19 +157,25 @@ def test_images_do_not_depend_on_how_many_are_asked_for(tmp_path):
     assert [p.tobytes() for p in few[:2]] == [p.tobytes() for p in many[:2]]
 
 
-def test_a_pipeline_of_a_text_is_told_the_prompt(tmp_path, monkeypatch, capsys):
-    """No text-to-image pipeline is trained here; a diffusion pipeline with that word in its call stands for one."""
-    diffusion().save_pretrained(tmp_path / "saved")
-    asked = []
-
-    def call(self, prompt, *, num_inference_steps=50, generator=None):
-        asked.append((prompt, num_inference_steps))
-        return type("Output", (), {"images": [Image.new("L", (8, 8), i) for i in range(len(prompt))]})()
-
-    monkeypatch.setattr(UnconditionalDiffusionPipeline, "__call__", call)
-    _, recipes, _ = generated(tmp_path, "--num_images", 2, "--prompt", "red heart")
-    assert asked == [(["red heart"] * 2, 50)] and recipes[1]["prompt"] == "red heart"
+def test_a_pipeline_of_a_text_is_told_the_prompts(tmp_path, capsys):
+    pipe = text_pipeline()
+    pipe.save_pretrained(tmp_path / "saved")
+    flags = ("--num_images", 3, "--steps", 2, "--guidance", 2, "--negative_prompt", "a green bus")
+    pictures, recipes, _ = generated(tmp_path, *flags, "--prompt", "a red heart", "a black cat")
+    prompts = ["a red heart", "a black cat", "a red heart"]
+    assert [recipe["prompt"] for recipe in recipes] == prompts and recipes[0]["negative_prompt"] == "a green bus"
+    again = pipe(
+        prompts, guidance_scale=2.0, num_inference_steps=2, negative_prompt="a green bus",
+        generator=torch.Generator().manual_seed(0),
+    ).images  # fmt: skip
+    assert [image.tobytes() for image in again] == [picture.tobytes() for picture in pictures]
     assert "--prompt is missing" in fails(capsys, tmp_path / "saved")
-    assert "--guidance_scale must be left out" in fails(
-        capsys, tmp_path / "saved", "--prompt", "x", "--guidance_scale", 3
+
+
+def test_a_gan_without_texts_needs_no_prompt(tmp_path, capsys):
+    latentia.GANPipeline(latentia.DCGANGenerator(8, latent_dim=4, block_out_channels=(4,))).save_pretrained(
+        tmp_path / "saved"
     )
+    pictures, recipes, _ = generated(tmp_path, "--num_images", 2)
+    assert len(pictures) == 2 and recipes[0]["prompt"] is None
+    assert "trained without captions" in fails(capsys, tmp_path / "saved", "--prompt", "a cat")

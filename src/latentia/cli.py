@@ -16,10 +16,11 @@ AnySource = Annotated[str, arg(metavar="FOLDER|USER/NAME|FILE|MODULE:FUNCTION|pc
 def generate(
     pipeline: Positional[Source],
     num_images: int = 8,
-    prompt: str | None = None,
+    prompt: tuple[str, ...] = (),
+    negative_prompt: str | None = None,
     class_labels: tuple[str, ...] = (),
-    guidance_scale: float | None = None,
-    num_inference_steps: int | None = None,
+    guidance_scale: Annotated[float | None, arg(aliases=["--guidance"])] = None,
+    num_inference_steps: Annotated[int | None, arg(aliases=["--steps"])] = None,
     eta: float | None = None,
     sampler: Literal["saved", "ddim", "ddpm", "dpm-solver++"] = "saved",
     seed: int = 0,
@@ -30,8 +31,9 @@ def generate(
 
     Args:
         pipeline: a folder, or a repository on the Hub.
-        num_images: how many; with several class labels they are given out in turn.
+        num_images: how many; several prompts or class labels are given out in turn.
         prompt: what the images show, for pipelines that are told a text.
+        negative_prompt: what they stay away from, with a guidance other than 1.
         class_labels: classes by index or name.
         guidance_scale: how strongly to follow class or text; 1 is as trained. The pipeline's default if not given.
         num_inference_steps: network evaluations per image; the pipeline's default if not given.
@@ -47,6 +49,7 @@ def generate(
         pipeline, num_images, prompt=prompt, sampler=sampler, seed=seed, revision=revision,
         class_labels=[int(label) if label.lstrip("-").isdigit() else label for label in class_labels],
         guidance_scale=guidance_scale, num_inference_steps=num_inference_steps, eta=eta,
+        negative_prompt=negative_prompt,
     )  # fmt: skip
     save(images, recipes, output_dir)
     print(f"{len(images)} images in {output_dir}, each with its recipe in the PNG's text, and sheet.png of them all.")

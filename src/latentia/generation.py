@@ -23,14 +23,14 @@ SAMPLERS = {
     "dpm-solver++": diffusers.DPMSolverMultistepScheduler,
 }
 _CHUNK = 64  # images at once
-_OPTIONS = ("num_inference_steps", "guidance_scale", "eta")
+_OPTIONS = ("num_inference_steps", "guidance_scale", "eta", "negative_prompt")
 
 
 def generate(
     source: str,
     num_images: int = 8,
     *,
-    prompt: str | None = None,
+    prompt: str | Sequence[str] = (),
     class_labels: Sequence[int | str] = (),
     sampler: str = "saved",
     seed: int = 0,
@@ -41,13 +41,14 @@ def generate(
 
     Args:
         source: a folder, or "user/name" on the Hub.
-        num_images: how many; several class labels are given out in turn.
-        prompt: a text, for pipelines that are told one.
+        num_images: how many; several prompts or class labels are given out in turn.
+        prompt: a text or several, for pipelines that are told one.
         class_labels: indices or names, for pipelines that are told one.
         sampler: "saved" (default), or one of `SAMPLERS` over the same noise, for diffusion.
         seed: the same seed gives the same pictures, however many are asked for.
         revision: branch, tag or commit on the Hub.
-        **options: num_inference_steps, guidance_scale, eta; those that are None keep the pipeline's own default.
+        **options: num_inference_steps, guidance_scale, eta, negative_prompt; those that are None keep the pipeline's
+            own default.
 
     Returns:
         The pictures, and a recipe for each, which names no folder of this machine but `source`'s own name.
@@ -59,7 +60,8 @@ def generate(
         raise UsageError(f"--num_images must be at least 1; got {num_images}.")
     pipe = DiffusionPipeline.from_pretrained(source, **({"revision": revision} if revision else {}))
     takes = inspect.signature(type(pipe).__call__).parameters
-    given = {"prompt": prompt, "class_labels": class_labels or None, **options}
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    given = {"prompt": prompts or None, "class_labels": class_labels or None, **options}
     given = {key: value for key, value in given.items() if value is not None}
     for key in given:
         if key not in takes:
@@ -68,19 +70,21 @@ def generate(
                 f"--{key} must be left out: {type(pipe).__name__} does not take it. It takes "
                 f"{', '.join(known) or 'none of these'}."
             )
-    if "prompt" in takes and prompt is None:
+    if "prompt" in takes and pipe.text_encoder is not None and not prompts:
         raise UsageError(f'--prompt is missing: {type(pipe).__name__} makes images of a text, such as "red heart".')
     _choose(pipe, sampler)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 
-    labels = [class_labels[i % len(class_labels)] if class_labels else None for i in range(num_images)]
+    labels, texts = (
+        [values[i % len(values)] if values else None for i in range(num_images)] for values in (class_labels, prompts)
+    )
     generators = image_generators(torch.Generator().manual_seed(seed), num_images)
     images: list[Image.Image] = []
     for start in range(0, num_images, _CHUNK):
         part = slice(start, min(start + _CHUNK, num_images))
         asked = {key: value for key, value in given.items() if key in _OPTIONS}
-        if prompt is not None:
-            asked["prompt"] = [prompt] * (part.stop - part.start)
+        if prompts:
+            asked["prompt"] = texts[part]
         else:
             asked["batch_size"] = part.stop - part.start
         if class_labels:
@@ -93,7 +97,6 @@ def generate(
         "class": type(pipe).__name__,
         "revision": revision,
         "sampler": None if scheduler is None else type(scheduler).__name__,
-        "prompt": prompt,
         "seed": seed,
         **defaults,
         **{key: value for key, value in given.items() if key in _OPTIONS},
@@ -104,7 +107,8 @@ def generate(
             "torch": torch.__version__,
         },
     }
-    return images, [{**common, "index": i, "class_label": label} for i, label in enumerate(labels)]
+    own = zip(labels, texts)
+    return images, [{**common, "index": i, "class_label": label, "prompt": text} for i, (label, text) in enumerate(own)]
 
 
 def _choose(pipe: Any, sampler: str) -> None:
@@ -126,7 +130,7 @@ def save(images: Sequence[Image.Image], recipes: Sequence[dict[str, Any]], folde
         info.add_text("latentia", json.dumps(recipe))
         image.save(folder / f"{i:05d}.png", pnginfo=info)
     shown = [_on_white(image) for image in images]
-    common = {key: value for key, value in recipes[0].items() if key not in ("index", "class_label")}
+    common = {key: value for key, value in recipes[0].items() if key not in ("index", "class_label", "prompt")}
     info = PngInfo()
     info.add_text("latentia", json.dumps({**common, "images": len(images)}))
     grid(from_input(shown)).save(folder / "sheet.png", pnginfo=info)
