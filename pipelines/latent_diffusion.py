@@ -16,6 +16,7 @@ from latentia.pipelines.latents import (
     check_latents,
     check_no_clipping,
     check_parts,
+    given_in_latents,
     pictures,
     posterior,
     sample_shape,
@@ -84,6 +85,9 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         eta: float = 0.0,
         generator: Generators = None,
         latents: Tensor | None = None,
+        image: Any = None,
+        mask: Any = None,
+        strength: float | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, Tensor, dict], dict | None] | None = None,
@@ -99,6 +103,11 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             eta: 0 (default): deterministic DDIM; 1: as noisy as DDPM. For schedulers that know it.
             generator: one `torch.Generator` or one per image. The same seed gives the same images whatever the batch.
             latents: start from this noise, (B, D, h, w), instead of drawing it.
+            image: a picture to start from, or one for each; `None` (default): none.
+            mask: where new pixels are made, 1, and where those of `image` are kept, exactly, 0: (H, W) or (B, 1, H, W),
+                or a picture in grey. `None` (default): everywhere.
+            strength: how much of the way from noise is gone: 0 gives `image` back, 1 begins with noise alone. `None`
+                (default): 0.8, or 1 with a mask.
             output_type: "pil", "np" ((B, H, W, C) in [0, 1]), "pt" ((B, C, H, W) in [0, 1]) or "latent" (the decoder's
                 output as it is; the latents themselves are what the callback of the last step sees).
             return_dict: `False` returns the tuple `(images,)`.
@@ -115,7 +124,9 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         check_no_clipping(self.scheduler)
         check_steps(self.scheduler, num_inference_steps)
         labels = self._class_indices(class_labels)
-        batch_size = count_images(batch_size, latents, labels, guidance_scale)
+        given = given_in_latents(self, image, mask, strength)
+        batch_size = count_images(batch_size, latents, labels, guidance_scale, image=given and given.image)
+        given = given and given.repeated(batch_size)
         if guidance_scale != 1 and isinstance(self.unet, UNet2DModel):
             raise UsageError(
                 f"guidance_scale must be 1 with a UNet2DModel, which has no row for no class; got {guidance_scale}. "
@@ -135,8 +146,10 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             eta=eta,
             generators=generators,
             callback=callback_on_step_end,
+            given=given,
         )
-        images = to_output(pictures(self.vae, x), output_type)
+        made = pictures(self.vae, x)
+        images = to_output(made if given is None else given.finish(made), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 

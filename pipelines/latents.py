@@ -13,6 +13,7 @@ from latentia.errors import CheckpointError, LatentiaError, UsageError
 from latentia.models.vqvae import VQVAE
 from latentia.pipelines.autoencoder import in_chunks
 from latentia.pipelines.base import DiffusionPipeline
+from latentia.pipelines.conditioning import Given, given_picture
 
 AUTOENCODERS = (AutoencoderKL, AutoencoderTiny, VQModel, VQVAE)
 _CHUNK = 16  # pictures at once: large ones fill the memory
@@ -62,6 +63,25 @@ def check_latents(latents: Tensor, unet) -> None:
     channels = unet.config.in_channels
     if latents.ndim != 4 or latents.shape[1] != channels or not len(latents):
         raise UsageError(f"latents must have shape (B, {channels}, h, w), B >= 1; got {tuple(latents.shape)}.")
+
+
+def given_in_latents(pipe, image: Any, mask: Any, strength: float | None) -> Given | None:
+    """`given_picture` for a pipeline with `unet` and `vae`, or with None for a `vae`."""
+    if image is None:
+        return given_picture(image, mask, strength, channels=1, size=(1, 1), to_sample=lambda x: x, device="cpu")
+    channels, *small = sample_shape(pipe.unet)
+    if pipe.vae is None:
+        return given_picture(
+            image, mask, strength, channels=channels, size=tuple(small), to_sample=lambda x: x,
+            device=pipe._execution_device,
+        )  # fmt: skip
+    with torch.no_grad():
+        place = {"device": pipe._execution_device, "dtype": pipe.unet.dtype}
+        pixels = pictures(pipe.vae, torch.zeros(1, channels, *small, **place)).shape  # what the decoder makes
+    return given_picture(
+        image, mask, strength, channels=pixels[1], size=tuple(pixels[2:]), device=pipe._execution_device,
+        to_sample=lambda x: posterior(pipe.vae, x.to(pipe.vae.dtype))[0].to(pipe.unet.dtype),
+    )  # fmt: skip
 
 
 def load_autoencoder(name: str):

@@ -10,6 +10,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from latentia.errors import UsageError
+from latentia.pipelines.conditioning import Given, Sharpen
 from latentia.schedulers.ddim import DDIMScheduler
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -107,14 +108,21 @@ def slerp(a: Tensor, b: Tensor, steps: int) -> Tensor:
     return ((1 - lam) * omega).sin() / omega.sin() * a + (lam * omega).sin() / omega.sin() * b
 
 
-def count_images(batch_size: int | None, latents: Tensor | None, labels: Tensor | None, guidance_scale: float) -> int:
+def count_images(
+    batch_size: int | None,
+    latents: Tensor | None,
+    labels: Tensor | None,
+    guidance_scale: float,
+    **pictures: Tensor | None,
+) -> int:
     """How many images a call asks for.
 
     Args:
-        batch_size: as it was given; `None`: as many as `labels` or `latents`, else 1.
+        batch_size: as it was given; `None`: as many as `labels`, `latents` or `pictures`, else 1.
         latents: noise to start from, or None.
         labels: class indices, or None; one is for all images.
         guidance_scale: needs labels unless it is 1.
+        **pictures: what else is given for each image, or None; one is for all.
 
     Raises:
         UsageError: numbers that do not agree, less than 1, or guidance to nothing.
@@ -123,7 +131,8 @@ def count_images(batch_size: int | None, latents: Tensor | None, labels: Tensor 
         >>> count_images(None, None, torch.tensor([0, 2, 1]), 2.0)
         3
     """
-    given = {"latents": latents, "class_labels": labels if labels is not None and len(labels) > 1 else None}
+    several = {"class_labels": labels, **pictures}
+    given = {"latents": latents, **{k: v for k, v in several.items() if v is not None and len(v) > 1}}
     for name, values in given.items():
         if values is not None:
             batch_size = len(values) if batch_size is None else batch_size
@@ -162,6 +171,8 @@ def denoise(
     eta: float,
     generators: list[torch.Generator],
     callback: Callable[[Any, int, Tensor, dict], dict | None] | None,
+    given: Given | None = None,
+    sharpen: Sharpen | None = None,
 ) -> Tensor:
     """From noise to what the network was trained on, under the pipeline's scheduler.
 
@@ -171,13 +182,24 @@ def denoise(
         condition: what the network is told; `None`: nothing.
         num_inference_steps, eta, callback: as the pipelines say.
         generators: one for each sample.
+        given: a picture to start from or to keep a part of; `None` (default): none. Parts are kept by replacing them
+            with the noised picture in each step (RePaint, Lugmayr et al., 2022, 2201.09865, eq. 8, without going back).
+        sharpen: small pictures to be the blocks' means of; `None` (default): none.
 
     Returns:
         (B, C, H, W).
     """
-    scheduler = pipe.scheduler
+    scheduler, noise = pipe.scheduler, x
     scheduler.set_timesteps(num_inference_steps, device=x.device)
-    x = x * getattr(scheduler, "init_noise_sigma", 1.0)
+    times = scheduler.timesteps
+    begin = 0 if given is None or given.strength == 1 else given.first(num_inference_steps)
+    begin *= getattr(scheduler, "order", 1)
+    if begin and hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin)
+    if given is None or given.strength == 1:
+        x = x * getattr(scheduler, "init_noise_sigma", 1.0)
+    else:
+        x = given.noised(scheduler, noise, times[begin])
     known = inspect.signature(scheduler.step).parameters
     # A clipped x_0 with the eps of the unclipped one drifts off the data, and under guidance far off.
     wishes = {"generator": generators, "eta": eta, "use_clipped_model_output": True}
@@ -185,12 +207,18 @@ def denoise(
     scale = getattr(scheduler, "scale_model_input", lambda sample, t: sample)
     # A scheduler that takes no learned variance gets the prediction alone.
     with_variance = str(scheduler.config.get("variance_type")).startswith("learned")
-    for i, t in enumerate(pipe.progress_bar(scheduler.timesteps)):
+    for i, t in enumerate(pipe.progress_bar(times[begin:])):
         prediction = predict(pipe.unet, scale(x, t), t, condition, with_variance)
+        if sharpen is not None:
+            mean = sharpen.corrected(scheduler, prediction[:, : x.shape[1]], scale(x, t), t, is_flow(scheduler))
+            prediction = torch.cat([mean, prediction[:, x.shape[1] :]], 1)
         x = scheduler.step(prediction, t, x, **extra).prev_sample
+        if given is not None and given.mask is not None:
+            last = begin + i + 1 == len(times)
+            x = given.kept(x, given.sample if last else given.noised(scheduler, noise, times[begin + i + 1]))
         if callback is not None:
             x = (callback(pipe, i, t, {"latents": x}) or {}).get("latents", x)
-    return x
+    return x if sharpen is None else sharpen.project(x)
 
 
 def invert(

@@ -16,6 +16,7 @@ from latentia.pipelines.latents import (
     check_latents,
     check_no_clipping,
     check_parts,
+    given_in_latents,
     pictures,
     posterior,
     sample_shape,
@@ -102,6 +103,9 @@ class TextToImagePipeline(DiffusionPipeline):
         eta: float = 0.0,
         generator: Generators = None,
         latents: Tensor | None = None,
+        image: Any = None,
+        mask: Any = None,
+        strength: float | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, Tensor, dict], dict | None] | None = None,
@@ -122,6 +126,11 @@ class TextToImagePipeline(DiffusionPipeline):
             eta: 0 (default): deterministic DDIM; 1: as noisy as DDPM. For schedulers that know it.
             generator: one `torch.Generator` or one per image. The same seed gives the same images whatever the batch.
             latents: start from this noise, (B, D, h, w), instead of drawing it.
+            image: a picture to start from, or one for each; `None` (default): none.
+            mask: where new pixels are made, 1, and where those of `image` are kept, exactly, 0: (H, W) or (B, 1, H, W),
+                or a picture in grey. `None` (default): everywhere.
+            strength: how much of the way from noise is gone: 0 gives `image` back, 1 begins with noise alone. `None`
+                (default): 0.8, or 1 with a mask.
             output_type: "pil", "np" ((B, H, W, C) in [0, 1]), "pt" ((B, C, H, W) in [0, 1]) or "latent" (the output as
                 it is, of the decoder or of the network).
             return_dict: `False` returns the tuple `(images,)`.
@@ -147,6 +156,11 @@ class TextToImagePipeline(DiffusionPipeline):
             prompts = prompts * len(latents) if len(prompts) == 1 else prompts
             if len(prompts) != len(latents):
                 raise UsageError(f"latents must be one for each of {len(prompts)} images; got {len(latents)}.")
+        given = given_in_latents(self, image, mask, strength)
+        if given is not None:
+            if len(given.image) not in (1, len(prompts)):
+                raise UsageError(f"image must be one, or one for each of {len(prompts)}; got {len(given.image)}.")
+            given = given.repeated(len(prompts))
         condition = self._condition(prompts, negative_prompt, guidance_scale, guidance_rescale, num_images_per_prompt)
         device, generators = self._execution_device, image_generators(generator, len(prompts))
         if latents is None:
@@ -160,8 +174,10 @@ class TextToImagePipeline(DiffusionPipeline):
             eta=eta,
             generators=generators,
             callback=callback_on_step_end,
+            given=given,
         )
-        images = to_output(self._pictures(x), output_type)
+        made = self._pictures(x)
+        images = to_output(made if given is None else given.finish(made), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from latentia.errors import UsageError
 from latentia.losses.diffusion import bound_term
 from latentia.pipelines.base import DiffusionPipeline, Labels, check_output_type, from_input, to_output
+from latentia.pipelines.conditioning import given_picture, small_picture
 from latentia.pipelines.sampling import (
     Generators,
     check_steps,
@@ -66,6 +67,10 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         eta: float = 0.0,
         generator: Generators = None,
         latents: Tensor | None = None,
+        image: Any = None,
+        mask: Any = None,
+        strength: float | None = None,
+        low_resolution: Any = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, Tensor, dict], dict | None] | None = None,
@@ -81,6 +86,14 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
             eta: 0 (default): deterministic DDIM; 1: as noisy as DDPM. For schedulers that know it.
             generator: one `torch.Generator` or one per image. The same seed gives the same images whatever the batch.
             latents: start from this noise, (B, C, H, W), instead of drawing it.
+            image: a picture to start from, or one for each; `None` (default): none.
+            mask: where new pixels are made, 1, and where those of `image` are kept, exactly, 0: (H, W) or (B, 1, H, W),
+                or a picture in grey. `None` (default): everywhere.
+            strength: how much of the way from noise is gone: 0 gives `image` back, 1 begins with noise alone. `None`
+                (default): 0.8, or 1 with a mask.
+            low_resolution: small pictures that the blocks of pixels of the large ones shall have as their means, one or
+                one for each (Wang et al., 2022, 2212.00490); before clipping and rounding they do. `None` (default):
+                none.
             output_type: "pil", "np" ((B, H, W, C) in [0, 1]), "pt" ((B, C, H, W) in [0, 1]) or "latent" (raw).
             return_dict: `False` returns the tuple `(images,)`.
             callback_on_step_end: called with (pipeline, step index, time step, {"latents": x}) after each step; may
@@ -95,7 +108,12 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         check_output_type(output_type)
         check_steps(self.scheduler, num_inference_steps)
         labels = self._class_indices(class_labels)
-        batch_size = count_images(batch_size, latents, labels, guidance_scale)
+        place = {"channels": self.unet.config.in_channels, "size": self._size, "device": self._execution_device}
+        given = given_picture(image, mask, strength, to_sample=lambda x: x, **place)
+        sharpen = small_picture(low_resolution, **place)
+        pictures = {"image": given and given.image, "low_resolution": sharpen and sharpen.small}
+        batch_size = count_images(batch_size, latents, labels, guidance_scale, **pictures)
+        given = given and given.repeated(batch_size)
         device, generators = self._execution_device, image_generators(generator, batch_size)
         if latents is None:
             shape = (batch_size, self.unet.config.in_channels, *self._size)
@@ -108,9 +126,11 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
             eta=eta,
             generators=generators,
             callback=callback_on_step_end,
+            given=given,
+            sharpen=sharpen,
         )
         self.maybe_free_model_hooks()
-        images = to_output(x, output_type)
+        images = to_output(x if given is None else given.finish(x), output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     @torch.no_grad()
