@@ -172,6 +172,33 @@ def test_a_pipeline_of_a_text_is_told_the_prompts(tmp_path, capsys):
     assert "--prompt is missing" in fails(capsys, tmp_path / "saved")
 
 
+def test_pictures_are_made_of_files(tmp_path, capsys):
+    torch.manual_seed(0)
+    pipe = diffusion()
+    pipe.save_pretrained(tmp_path / "saved")
+    size = pipe.unet.config.sample_size
+    half = Image.new("L", (size, size), 255)
+    half.paste(0, (0, 0, size // 2, size))
+    picture = Image.effect_noise((size, size), 80)
+    small = picture.resize((size // 2, size // 2))
+    for name, image in {"half": half, "picture": picture, "small": small}.items():
+        image.save(tmp_path / f"{name}.png")
+    flags = ("--num_images", 2, "--steps", 2, "--image", tmp_path / "picture.png")
+    made, recipes, _ = generated(tmp_path, *flags, "--mask", tmp_path / "half.png")
+    left = (0, 0, size // 2, size)
+    assert all(one.crop(left).tobytes() == picture.crop(left).tobytes() for one in made) and made[0] != picture
+    assert recipes[0]["image"]["name"] == "picture.png" and len(recipes[0]["mask"]["sha256"]) == 64
+    assert str(tmp_path) not in json.dumps(recipes)
+    again, recipes, _ = generated(tmp_path, *flags, "--strength", 0)
+    assert again[0].tobytes() == picture.tobytes() and recipes[0]["strength"] == 0
+    large, _, _ = generated(tmp_path, "--num_images", 1, "--steps", 2, "--low_resolution", tmp_path / "small.png")
+    assert large[0].size == (size, size)
+    assert "--mask must be a picture" in fails(
+        capsys, tmp_path / "saved", "--mask", tmp_path / "saved/model_index.json"
+    )
+    assert "mask needs an image" in fails(capsys, tmp_path / "saved", "--mask", tmp_path / "half.png")
+
+
 def test_a_gan_without_texts_needs_no_prompt(tmp_path, capsys):
     latentia.GANPipeline(latentia.DCGANGenerator(8, latent_dim=4, block_out_channels=(4,))).save_pretrained(
         tmp_path / "saved"

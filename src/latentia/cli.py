@@ -19,6 +19,10 @@ def generate(
     prompt: tuple[str, ...] = (),
     negative_prompt: str | None = None,
     class_labels: tuple[str, ...] = (),
+    image: Path | None = None,
+    mask: Path | None = None,
+    strength: float | None = None,
+    low_resolution: Path | None = None,
     guidance_scale: Annotated[float | None, arg(aliases=["--guidance"])] = None,
     num_inference_steps: Annotated[int | None, arg(aliases=["--steps"])] = None,
     eta: float | None = None,
@@ -35,6 +39,10 @@ def generate(
         prompt: what the images show, for pipelines that are told a text.
         negative_prompt: what they stay away from, with a guidance other than 1.
         class_labels: classes by index or name.
+        image: a picture to start from, of the size that the pipeline makes.
+        mask: a picture of that size, white where new pixels are made and black where those of image are kept.
+        strength: 0 gives image back, 1 begins with noise alone; 0.8 if not given, or 1 with a mask.
+        low_resolution: a small picture to make a large one of.
         guidance_scale: how strongly to follow class or text; 1 is as trained. The pipeline's default if not given.
         num_inference_steps: network evaluations per image; the pipeline's default if not given.
         eta: 0 deterministic, 1 as noisy as DDPM; the pipeline's default if not given.
@@ -49,7 +57,7 @@ def generate(
         pipeline, num_images, prompt=prompt, sampler=sampler, seed=seed, revision=revision,
         class_labels=[int(label) if label.lstrip("-").isdigit() else label for label in class_labels],
         guidance_scale=guidance_scale, num_inference_steps=num_inference_steps, eta=eta,
-        negative_prompt=negative_prompt,
+        negative_prompt=negative_prompt, image=image, mask=mask, strength=strength, low_resolution=low_resolution,
     )  # fmt: skip
     save(images, recipes, output_dir)
     print(f"{len(images)} images in {output_dir}, each with its recipe in the PNG's text, and sheet.png of them all.")

@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ SAMPLERS = {
     "dpm-solver++": diffusers.DPMSolverMultistepScheduler,
 }
 _CHUNK = 64  # images at once
-_OPTIONS = ("num_inference_steps", "guidance_scale", "eta", "negative_prompt")
+_OPTIONS = ("num_inference_steps", "guidance_scale", "eta", "negative_prompt", "strength")
+_FILES = ("image", "mask", "low_resolution")
 
 
 def generate(
@@ -47,8 +49,8 @@ def generate(
         sampler: "saved" (default), or one of `SAMPLERS` over the same noise, for diffusion.
         seed: the same seed gives the same pictures, however many are asked for.
         revision: branch, tag or commit on the Hub.
-        **options: num_inference_steps, guidance_scale, eta, negative_prompt; those that are None keep the pipeline's
-            own default.
+        **options: num_inference_steps, guidance_scale, eta, negative_prompt, strength; and image, mask and
+            low_resolution, files. Those that are None keep the pipeline's own default.
 
     Returns:
         The pictures, and a recipe for each, which names no folder of this machine but `source`'s own name.
@@ -65,13 +67,14 @@ def generate(
     given = {key: value for key, value in given.items() if value is not None}
     for key in given:
         if key not in takes:
-            known = [f"--{name}" for name in ("prompt", "class_labels", *_OPTIONS) if name in takes]
+            known = [f"--{name}" for name in ("prompt", "class_labels", *_OPTIONS, *_FILES) if name in takes]
             raise UsageError(
                 f"--{key} must be left out: {type(pipe).__name__} does not take it. It takes "
                 f"{', '.join(known) or 'none of these'}."
             )
     if "prompt" in takes and pipe.text_encoder is not None and not prompts:
         raise UsageError(f'--prompt is missing: {type(pipe).__name__} makes images of a text, such as "red heart".')
+    files = {key: _opened(key, given[key]) for key in _FILES if key in given}
     _choose(pipe, sampler)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -82,7 +85,7 @@ def generate(
     images: list[Image.Image] = []
     for start in range(0, num_images, _CHUNK):
         part = slice(start, min(start + _CHUNK, num_images))
-        asked = {key: value for key, value in given.items() if key in _OPTIONS}
+        asked = {key: value for key, value in given.items() if key in _OPTIONS} | files
         if prompts:
             asked["prompt"] = texts[part]
         else:
@@ -100,6 +103,7 @@ def generate(
         "seed": seed,
         **defaults,
         **{key: value for key, value in given.items() if key in _OPTIONS},
+        **{key: {"name": given[key].name, "sha256": sha256(given[key].read_bytes()).hexdigest()} for key in files},
         "device": pipe.device.type,
         "versions": {
             "latentia": latentia.__version__,
@@ -109,6 +113,15 @@ def generate(
     }
     own = zip(labels, texts)
     return images, [{**common, "index": i, "class_label": label, "prompt": text} for i, (label, text) in enumerate(own)]
+
+
+def _opened(flag: str, path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UsageError(f"--{flag} must be a picture; {path} cannot be read as one: {error}") from error
 
 
 def _choose(pipe: Any, sampler: str) -> None:
