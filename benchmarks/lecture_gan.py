@@ -134,7 +134,7 @@ def plane(name: str, args, seed: int, **game) -> Tensor:
     torch.manual_seed(seed)
     shape = {"hidden_sizes": (128,) * 3, "activation": "relu"}
     data = Scaled(name, 3.0)
-    options = {"r1": 0.1, "r2": 0.1, "every": 1, "rate": 2e-3, "batch_size": 128, "average": 0.99} | game
+    options = {"r1": 0.1, "r2": 0.1, "every": 1, "rate": 2e-3, "batch_size": 128, "average": 0.999} | game
     g = play(MLPGenerator(**shape), MLPDiscriminator(**shape), data, args.plane_steps, seed=seed, **options)
     with torch.no_grad():
         return data.unscaled(g(torch.randn(LAB_SAMPLES, 2, generator=seeded(seed))).sample)
@@ -142,7 +142,8 @@ def plane(name: str, args, seed: int, **game) -> Tensor:
 
 def modes(name: str, rows: Rows, args) -> None:
     found = {"default": [], "vanilla": []}
-    for seed, (kind, game) in itertools.product(range(args.seeds), {"default": {}, "vanilla": VANILLA}.items()):
+    turns = [("default", {}, args.seeds), ("vanilla", VANILLA, args.vanilla_seeds)]
+    for kind, game, seed in ((kind, game, seed) for kind, game, seeds in turns for seed in range(seeds)):
         about = Scaled(name, 3.0).plane
         found[kind].append(mode_coverage(plane(name, args, seed, **game)[:PLANE_SAMPLES], about.centres, about.sigma))
     total = found["default"][0].total
@@ -447,7 +448,8 @@ PARTS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["ring", "grid", "ganlab"])
-    parser.add_argument("--seeds", type=int, default=10, help="of ring and grid")
+    parser.add_argument("--seeds", type=int, default=10, help="of ring and grid, default game")
+    parser.add_argument("--vanilla_seeds", type=int, default=3, help="of the same, without penalties")
     parser.add_argument("--lab_seeds", type=int, default=5, help="of GAN Lab's shapes")
     parser.add_argument("--plane_steps", type=int, default=6000, help="of 128 points")
     parser.add_argument("--train_data_dir", help="MNIST with a test split; not given: the embedded digits")

@@ -66,7 +66,7 @@ class Arguments:
             train_batch_size=128, max_train_steps=6000, adam_beta1=0.0, adam_weight_decay=0.0, max_grad_norm=100.0
         )
     )
-    ema: EMAArguments = field(default_factory=lambda: EMAArguments(ema_decay=0.99))
+    ema: EMAArguments = field(default_factory=lambda: EMAArguments(ema_decay=0.999))
     output: OutputArguments = field(default_factory=OutputArguments)
 
 
