@@ -467,11 +467,12 @@ def main() -> None:
     rows = Rows()
     for part in args.parts:
         started, worked, before = time.perf_counter(), time.process_time(), len(rows)
+        commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=HERE, text=True).strip()
         PARTS[part](rows, args)
         cost = {"seconds": time.perf_counter() - started, "processor_seconds": time.process_time() - worked}
         about = {
             "part": part, "command": f"python benchmarks/lecture_gan.py {' '.join(sys.argv[1:])}", **rounded(cost),
-            "commit": subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=HERE, text=True).strip(),
+            "commit": commit,
             "latentia": latentia.__version__, "torch": torch.__version__, "threads": torch.get_num_threads(),
             "cores": os.cpu_count(), "machine": platform.machine(),
         }  # fmt: skip
