@@ -52,6 +52,11 @@ class DiffusionPipeline(diffusers.DiffusionPipeline):
         found = (getattr(config, "num_class_embeds", None) for config in configs)
         return next((count for count in found if count), None)
 
+    @property
+    def reads_texts(self) -> bool:
+        """Whether it is told texts."""
+        return any(self.components.get(part) is not None for part in ("text_encoder", "tokenizer"))
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
         """Loads a saved pipeline from a folder or from the Hub.

@@ -209,7 +209,7 @@ def _encoded(tokenizer, text_encoder, texts, max_length) -> tuple[Tensor, Tensor
             f"max_length must be from {least} to {positions or 'any number'}, the tokens that "
             f"{type(text_encoder).__name__} takes; got {length}."
         )
-    _warn_of_cuts(tokenizer, texts, length)
+    warn_of_cuts(tokenizer, texts, length)
     clip = _is_clip(text_encoder)
     parts = []
     for start in range(0, len(texts), _CHUNK - 1):
@@ -235,7 +235,7 @@ def _is_clip(text_encoder) -> bool:
     return text_encoder.config.model_type == "clip_text_model"
 
 
-def _warn_of_cuts(tokenizer, texts: list[str], length: int) -> None:
+def warn_of_cuts(tokenizer, texts: list[str], length: int) -> None:
     """A word about each text that is too long."""
     room = length - tokenizer.num_special_tokens_to_add()
     ids = tokenizer(texts, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]

@@ -18,8 +18,8 @@ class VQVAEPipeline(DiffusionPipeline):
 
     Args:
         vqvae: a `VQVAE`.
-        prior: has `sample(n, generators) -> (n, h, w)` integers, as a `PositionPrior` or an autoregressive network;
-            `None` (default): none, and then there is nothing to sample from.
+        prior: a `PositionPrior`, see `fit_prior`; `None` (default): none, and then there is nothing to sample from. A
+            transformer over the codes is the business of `VQPriorPipeline`.
 
     Example:
         >>> from latentia import VQVAE
@@ -71,8 +71,8 @@ class VQVAEPipeline(DiffusionPipeline):
             if self.prior is None:
                 raise UsageError(
                     "A VQ-VAE alone is no generative model: nothing says which codes belong together, so `prior` must "
-                    "not be None. Good samples need an autoregressive network over the codes; the simplest prior takes "
-                    "the positions as independent:\n"
+                    "not be None. Good samples need an autoregressive network over the codes, which "
+                    "examples/train_vq_prior.py trains; the simplest prior takes the positions as independent:\n"
                     "    pipe = latentia.VQVAEPipeline(pipe.vqvae, prior=pipe.fit_prior(images))"
                 )
             codes = self.prior.sample(batch_size, image_generators(generator, batch_size))

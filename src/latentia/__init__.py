@@ -38,6 +38,7 @@ _EXPORTS = {
     "TextToImagePipeline": "latentia.pipelines.text_to_image",
     "VAEPipeline": "latentia.pipelines.vae",
     "VQVAEPipeline": "latentia.pipelines.vqvae",
+    "VQPriorPipeline": "latentia.pipelines.vq_prior",
     "evaluate": "latentia.scoreboard",
     "compare": "latentia.comparison",
     "model_card": "latentia.hub.card",
@@ -72,6 +73,7 @@ __all__ = [
     "UNet2D",
     "UnconditionalDiffusionPipeline",
     "VAEPipeline",
+    "VQPriorPipeline",
     "VQVAEPipeline",
     "__version__",
     "compare",
@@ -106,6 +108,7 @@ if TYPE_CHECKING:
     from latentia.pipelines.text_to_image import TextToImagePipeline
     from latentia.pipelines.unconditional import UnconditionalDiffusionPipeline
     from latentia.pipelines.vae import VAEPipeline
+    from latentia.pipelines.vq_prior import VQPriorPipeline
     from latentia.pipelines.vqvae import VQVAEPipeline
     from latentia.schedulers.ddim import DDIMScheduler
     from latentia.schedulers.ddpm import DDPMScheduler

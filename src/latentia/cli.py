@@ -26,6 +26,9 @@ def generate(
     guidance_scale: Annotated[float | None, arg(aliases=["--guidance"])] = None,
     num_inference_steps: Annotated[int | None, arg(aliases=["--steps"])] = None,
     eta: float | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
     sampler: Literal["saved", "ddim", "ddpm", "dpm-solver++"] = "saved",
     seed: int = 0,
     revision: str | None = None,
@@ -46,6 +49,9 @@ def generate(
         guidance_scale: how strongly to follow class or text; 1 is as trained. The pipeline's default if not given.
         num_inference_steps: network evaluations per image; the pipeline's default if not given.
         eta: 0 deterministic, 1 as noisy as DDPM; the pipeline's default if not given.
+        temperature: less than 1 makes images more typical and alike; the pipeline's default if not given.
+        top_k: draw each code from so many of the likeliest, for priors over codes; from all if not given.
+        top_p: draw each code from the fewest that have this probability together; from all if not given.
         sampler: the saved scheduler, or another one over the same noise.
         seed: the same seed gives the same images.
         revision: branch, tag or commit on the Hub.
@@ -58,6 +64,7 @@ def generate(
         class_labels=[int(label) if label.lstrip("-").isdigit() else label for label in class_labels],
         guidance_scale=guidance_scale, num_inference_steps=num_inference_steps, eta=eta,
         negative_prompt=negative_prompt, image=image, mask=mask, strength=strength, low_resolution=low_resolution,
+        temperature=temperature, top_k=top_k, top_p=top_p,
     )  # fmt: skip
     save(images, recipes, output_dir)
     print(f"{len(images)} images in {output_dir}, each with its recipe in the PNG's text, and sheet.png of them all.")

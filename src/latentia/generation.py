@@ -24,7 +24,10 @@ SAMPLERS = {
     "dpm-solver++": diffusers.DPMSolverMultistepScheduler,
 }
 _CHUNK = 64  # images at once
-_OPTIONS = ("num_inference_steps", "guidance_scale", "eta", "negative_prompt", "strength")
+_OPTIONS = (
+    *("num_inference_steps", "guidance_scale", "eta", "negative_prompt", "strength"),
+    *("temperature", "top_k", "top_p"),
+)
 _FILES = ("image", "mask", "low_resolution")
 
 
@@ -49,8 +52,8 @@ def generate(
         sampler: "saved" (default), or one of `SAMPLERS` over the same noise, for diffusion.
         seed: the same seed gives the same pictures, however many are asked for.
         revision: branch, tag or commit on the Hub.
-        **options: num_inference_steps, guidance_scale, eta, negative_prompt, strength; and image, mask and
-            low_resolution, files. Those that are None keep the pipeline's own default.
+        **options: num_inference_steps, guidance_scale, eta, negative_prompt, strength, temperature, top_k, top_p; and
+            image, mask and low_resolution, files. Those that are None keep the pipeline's own default.
 
     Returns:
         The pictures, and a recipe for each, which names no folder of this machine but `source`'s own name.
@@ -72,7 +75,7 @@ def generate(
                 f"--{key} must be left out: {type(pipe).__name__} does not take it. It takes "
                 f"{', '.join(known) or 'none of these'}."
             )
-    if "prompt" in takes and pipe.text_encoder is not None and not prompts:
+    if "prompt" in takes and not prompts and pipe.reads_texts:
         raise UsageError(f'--prompt is missing: {type(pipe).__name__} makes images of a text, such as "red heart".')
     files = {key: _opened(key, given[key]) for key in _FILES if key in given}
     _choose(pipe, sampler)

@@ -114,7 +114,7 @@ def _pipeline(pipe: Any, text: str, real: ImageData, seed: int, steps: int | Non
     pipe.set_progress_bar_config(disable=True)
     classes = getattr(pipe, "num_classes", None)
     options = {} if steps is None else {"num_inference_steps": steps}
-    told = "prompt" in inspect.signature(type(pipe).__call__).parameters and pipe.text_encoder is not None
+    told = "prompt" in inspect.signature(type(pipe).__call__).parameters and getattr(pipe, "reads_texts", True)
     if told and real.captions is None:
         raise UsageError(
             f"{text or type(pipe).__name__} makes images of texts, so it needs captions; --data has none. Name data "

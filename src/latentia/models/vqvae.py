@@ -280,7 +280,7 @@ class PositionPrior(ModelMixin, ConfigMixin):
     r"""Each position has its own distribution over the codebook: \(p(c) = \prod_{ij} p_{ij}(c_{ij})\).
 
     The simplest prior of a `VQVAE`, and what an autoregressive one has to beat: it knows what is usual where, but not
-    what goes together. A better prior is any network with the same `sample`.
+    what goes together. The better prior is `latentia.models.vq_prior.code_transformer`.
 
     Args:
         codebook_size: K.

@@ -1,0 +1,105 @@
+"""The transformer over what is asked for and the codes of a picture: one vocabulary, one sequence."""
+
+import torch
+from torch import Tensor
+
+from latentia.errors import UsageError
+
+
+def code_transformer(
+    codebook_size: int,
+    code_shape: tuple[int, int],
+    *,
+    num_classes: int | None = None,
+    tokenizer=None,
+    width: int = 128,
+    layers: int = 4,
+    dropout: float = 0.0,
+):
+    r"""A new causal transformer for \(p(c \mid y) = \prod_i p(c_i \mid c_{<i}, y)\), codes c in raster order.
+
+    It reads the class or the words of y, then a token that begins the picture, then the codes. Of its one vocabulary
+    the first K tokens are the codes, token K begins the picture, and what follows are the classes or the words. Each
+    place has an embedding of its own, as all pictures have one size.
+
+    Args:
+        codebook_size: K of the `VQVAE`, `vqvae.bottleneck.size`.
+        code_shape: height and width of its picture of codes, `vqvae.code_shape`.
+        num_classes: how many classes can be asked for; `None` (default): none.
+        tokenizer: of the texts that can be asked for, from `train_tokenizer`; `None` (default): no texts. Each text
+            takes `tokenizer.model_max_length` places, padding included.
+        width: of the embeddings, a multiple of 32, which is the width of a head. Default 128.
+        layers: transformer blocks. Default 4.
+        dropout: rate, of embeddings, attention and residuals. Default 0.
+
+    Returns:
+        transformers' `GPT2LMHeadModel`, in training mode; its configuration holds K, the shape and the classes.
+
+    Raises:
+        UsageError: classes and texts at once, or numbers out of range.
+
+    Zero-Shot Text-to-Image Generation (Ramesh et al., 2021, 2102.12092), section 2.2.
+
+    Example:
+        >>> transformer = code_transformer(512, (7, 7), num_classes=10, width=32, layers=1)
+        >>> transformer.config.vocab_size, transformer.config.n_positions
+        (523, 51)
+    """
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    if num_classes is not None and tokenizer is not None:
+        raise UsageError(
+            f"num_classes must be None beside a tokenizer, as a picture has one condition; got {num_classes}."
+        )
+    for name, value in (("codebook_size", codebook_size - 1), ("layers", layers), ("num_classes", num_classes or 1)):
+        if value < 1:
+            raise UsageError(f"{name} must be at least {2 if name == 'codebook_size' else 1}; got {value}.")
+    if width < 32 or width % 32:
+        raise UsageError(f"width must be a multiple of 32, the width of a head; got {width}.")
+    if not 0 <= dropout < 1:
+        raise UsageError(f"dropout must be in [0, 1); got {dropout}.")
+    words = len(tokenizer) if tokenizer is not None else num_classes or 0
+    config = GPT2Config(
+        vocab_size=codebook_size + 1 + words,
+        n_positions=condition_length(num_classes, tokenizer) + 1 + code_shape[0] * code_shape[1],
+        n_embd=width,
+        n_layer=layers,
+        n_head=width // 32,
+        resid_pdrop=dropout,
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
+        bos_token_id=codebook_size,
+        eos_token_id=None,
+        tie_word_embeddings=False,
+        codebook_size=codebook_size,
+        code_shape=list(code_shape),
+        num_class_embeds=num_classes,
+    )
+    return GPT2LMHeadModel(config)
+
+
+def condition_length(num_classes: int | None, tokenizer) -> int:
+    """Places that the condition takes in the sequence: those of a text, one for a class, or none."""
+    return tokenizer.model_max_length if tokenizer is not None else int(num_classes is not None)
+
+
+def code_prefix(codebook_size: int, condition: Tensor | None, count: int) -> Tensor:
+    """What stands before the codes of `count` pictures: the condition and the token that begins a picture.
+
+    Args:
+        codebook_size: K.
+        condition: class indices (B, 1) or the tokenizer's tokens (B, L); `None`: none.
+        count: B.
+
+    Returns:
+        int64 (B, L + 1).
+
+    Example:
+        >>> code_prefix(512, torch.tensor([[3], [0]]), 2)
+        tensor([[516, 512],
+                [513, 512]])
+    """
+    if condition is None:
+        return torch.full((count, 1), codebook_size)
+    begin = torch.full_like(condition[:, :1], codebook_size)
+    return torch.cat([condition + codebook_size + 1, begin], 1)
