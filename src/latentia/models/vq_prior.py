@@ -65,6 +65,7 @@ def code_transformer(
         n_embd=width,
         n_layer=layers,
         n_head=width // 32,
+        activation_function="gelu",
         resid_pdrop=dropout,
         embd_pdrop=dropout,
         attn_pdrop=dropout,
