@@ -56,8 +56,8 @@ def mnist(rows: Rows, args) -> None:
         "--max_train_steps", str(args.vqvae_steps),
     )["training_seconds"]  # fmt: skip
     seconds += example(
-        "train_vq_prior.py", folder / "prior", *data, "--vqvae", str(folder / "vqvae"), "--caption", "--max_tokens", "8",
-        "--layers", "3", "--dropout", "0", "--max_train_steps", str(args.steps),
+        "train_vq_prior.py", folder / "prior", *data, "--vqvae", str(folder / "vqvae"), "--caption", "--max_tokens",
+        "8", "--layers", "3", "--dropout", "0", "--max_train_steps", str(args.steps),
     )["training_seconds"]  # fmt: skip
     test = load_images(captioned(args.test_data_dir, folder / "test.parquet"))
     asked = [PHRASES[0].format(word) for word in WORDS]
@@ -97,7 +97,9 @@ def measured(rows: Rows, args, name: str, folder: Path, train, test, seconds: fl
     shares = torch.bincount(codes.flatten(), minlength=size).double() + 1 / size
     bits = {
         "transformer": -float(nats.double().mean()) / n / math.log(2),
-        "independent positions": -float(PositionPrior.fit(codes, size).log_prob(held_out).mean()) / n / math.log(2),
+        "independent positions": -float(PositionPrior.fit(codes, size).log_prob(held_out).detach().mean())
+        / n
+        / math.log(2),
         "one distribution": -float((shares / shares.sum()).log2()[held_out].mean()),
         "log2 K": math.log2(size),
     }

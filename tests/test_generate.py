@@ -23,9 +23,12 @@ from latentia import (
     UnconditionalDiffusionPipeline,
     UNet2D,
     VAEPipeline,
+    VQPriorPipeline,
     VQVAEPipeline,
 )
 from latentia.cli import main
+from latentia.models.clip import train_tokenizer
+from latentia.models.vq_prior import code_transformer
 
 
 def small_unet(channels=1, classes=None):
@@ -70,6 +73,17 @@ def quantised():
     return VQVAEPipeline(network, prior=PositionPrior(16, (4, 4)))
 
 
+def prior():
+    network = VQVAE(sample_size=8, in_channels=1, block_out_channels=(8,), codebook_size=16, latent_channels=4)
+    return VQPriorPipeline(network.eval(), code_transformer(16, (4, 4), num_classes=3, width=32, layers=1).eval())
+
+
+def text_prior():
+    words = train_tokenizer(["a red heart", "a green bus"], 270, max_tokens=8)
+    network = VQVAE(sample_size=8, in_channels=1, block_out_channels=(8,), codebook_size=16, latent_channels=4)
+    return VQPriorPipeline(network.eval(), code_transformer(16, (4, 4), tokenizer=words, width=32).eval(), words)
+
+
 def generated(folder, *flags):
     out = folder / "out"
     main(["generate", str(folder / "saved"), "--output_dir", str(out), *map(str, flags)])
@@ -88,6 +102,8 @@ FAMILIES = [
     (autoencoder, []),
     (autoencoder_kl, []),
     (quantised, []),
+    (prior, ["--class_labels", "1", "--temperature", "0.8", "--top_k", "9", "--top_p", "0.9"]),
+    (text_prior, ["--prompt", "red bus", "--top_k", "9"]),
 ]
 
 
@@ -104,13 +120,20 @@ def test_every_family_writes_pictures_whose_recipe_makes_them_again(tmp_path, bu
     pipe = latentia.DiffusionPipeline.from_pretrained(tmp_path / recipe["pipeline"])
     assert type(pipe).__name__ == recipe["class"] and recipe["versions"]["latentia"] == latentia.__version__
     pipe.set_progress_bar_config(disable=True)
-    asked = {key: recipe[key] for key in ("num_inference_steps", "guidance_scale", "eta") if key in recipe}
+    options = ("num_inference_steps", "guidance_scale", "eta", "temperature", "top_k", "top_p")
+    asked = {key: recipe[key] for key in options if key in recipe}
+    if recipe["prompt"] is not None:
+        asked["prompt"] = recipe["prompt"]
     if recipe["class_label"] is not None:
         asked["class_labels"] = [r["class_label"] for r in recipes]
     again = pipe(batch_size=3, generator=torch.Generator().manual_seed(recipe["seed"]), **asked).images
     assert [image.tobytes() for image in again] == [picture.tobytes() for picture in pictures]
     assert str(tmp_path) not in json.dumps(recipes) + sheet.text["latentia"]
-    asked_for = [flag.removeprefix("--") for flag in flags if flag.startswith("--") and flag != "--class_labels"]
+    asked_for = [
+        flag.removeprefix("--")
+        for flag in flags
+        if flag.startswith("--") and flag not in ("--class_labels", "--prompt")
+    ]
     assert all(recipe[key] == float(flags[flags.index(f"--{key}") + 1]) for key in asked_for)
 
 

@@ -51,9 +51,10 @@ def code_transformer(
         raise UsageError(
             f"num_classes must be None beside a tokenizer, as a picture has one condition; got {num_classes}."
         )
-    for name, value in (("codebook_size", codebook_size - 1), ("layers", layers), ("num_classes", num_classes or 1)):
-        if value < 1:
-            raise UsageError(f"{name} must be at least {2 if name == 'codebook_size' else 1}; got {value}.")
+    given = (("codebook_size", codebook_size, 2), ("layers", layers, 1), ("num_classes", num_classes, 1))
+    for name, value, least in given:
+        if value is not None and value < least:
+            raise UsageError(f"{name} must be at least {least}; got {value}.")
     if width < 32 or width % 32:
         raise UsageError(f"width must be a multiple of 32, the width of a head; got {width}.")
     if not 0 <= dropout < 1:
