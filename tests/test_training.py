@@ -773,15 +773,35 @@ def test_a_signal_ends_the_run_with_a_checkpoint(whole, tmp_path, number):
     assert handlers == [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
 
 
-def test_a_signal_in_the_last_step_is_a_finished_run(tmp_path):
-    _, result = run(tmp_path, 3, phases=signalled(regression(), 3, signal.SIGTERM))
-    assert result.status == "finished" and "net.model.json" in held(tmp_path, 3)
+def test_a_signal_in_the_last_step_leaves_scoring_to_the_next_start(tmp_path):
+    called = []
+    hook = Hook(0, lambda progress: called.append(1))
+    _, result = run(tmp_path, 3, phases=signalled(regression(), 3, signal.SIGTERM), hooks=[hook])
+    assert result.status == "interrupted" and "net.model.json" in held(tmp_path, 3) and not called
+    assert run(tmp_path, 3)[1].status == "nothing to do"
 
 
-def test_a_signal_during_a_hook_is_heeded(tmp_path):
-    hooks = [Hook(2, lambda progress: os.kill(os.getpid(), signal.SIGTERM))]
-    _, result = run(tmp_path, 6, hooks=hooks, checkpoint_every=None)
-    assert result.status == "interrupted" and result.progress.step == 3 and held(tmp_path, 3)
+def test_a_signal_amid_sampling_ends_it_at_the_next_forward_pass(whole, tmp_path):
+    """Whatever a hook computes with: here a network of its own, in a loop that would never end."""
+    folder, make, _, batch = whole
+    network, passes = nn.Linear(1, 1), []
+
+    def sample(progress):
+        while True:
+            passes.append(1)
+            if len(passes) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            try:
+                network(torch.zeros(1))
+            except Exception:  # what a sampler may do
+                pytest.fail("the loop could be kept from stopping")
+
+    _, result = run(tmp_path, N, make, batch_size=batch, hooks=[Hook(2, sample)], checkpoint_every=None)
+    assert (result.status, result.progress.step, len(passes)) == ("interrupted", 2, 3)
+    assert held(tmp_path, 2) == held(folder, 2)
+    network(torch.zeros(1))  # nothing is left behind in torch
+    run(tmp_path, N, make, batch_size=batch)
+    assert held(tmp_path, N) == held(folder, N)
 
 
 def test_the_second_ctrl_c_ends_at_once(tmp_path):
@@ -805,6 +825,14 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
     assert lines(tmp_path)[-1]["refused"] == 1
     _, result = run(tmp_path, 3)  # the lock is free again
     assert result.status == "finished"
+
+
+def test_the_refusal_says_whose_the_folder_is(tmp_path):
+    def second(progress):
+        with pytest.raises(UsageError, match=rf"process {os.getpid()} on .* since 2\d\d\d-.* UTC"):
+            run(tmp_path, 2)
+
+    run(tmp_path, 1, hooks=[Hook(1, second)])
 
 
 def test_a_lock_file_that_a_killed_run_left_is_no_lock(tmp_path):

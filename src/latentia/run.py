@@ -19,13 +19,14 @@ from huggingface_hub.utils import validate_repo_id
 from torch import nn
 
 from latentia.data import load_images
-from latentia.errors import HubError, LatentiaError, UsageError
+from latentia.errors import DataError, HubError, LatentiaError, NumericsError, UsageError
 from latentia.evaluation import curves, grid
 from latentia.hub.card import model_card
 from latentia.hub.push import push_to_hub
 from latentia.training.arguments import DataArguments, flat_values, parse_arguments, run_identity
 from latentia.training.checkpoint import replace_file
 from latentia.training.loop import Hook, Phase, Result, train
+from latentia.training.state import owner
 from latentia.watch import Watch
 
 T = TypeVar("T")
@@ -35,7 +36,7 @@ INTERRUPTED = 75  # EX_TEMPFAIL: start the same command again
 def run_script(arguments: type[T], main: Callable[[T], int], description: str) -> None:
     """Parse the command line, run `main`, and end the process with an exit code that schedulers understand.
 
-    0 done, 2 usage, 3 numerics, 4 data, 5 checkpoint, 6 Hub, 75 interrupted after a checkpoint.
+    0 done, 2 usage, 3 numerics, 4 data, 5 checkpoint, 6 Hub, 75 interrupted after a checkpoint, 130 by a second Ctrl-C.
     """
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
@@ -49,6 +50,9 @@ def run_script(arguments: type[T], main: Callable[[T], int], description: str) -
     except LatentiaError as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
+    except KeyboardInterrupt:
+        print("Stopped at once. Start the same command again to go on from the last checkpoint.", file=sys.stderr)
+        code = 130
     sys.exit(code)
 
 
@@ -99,7 +103,8 @@ def _delete_run(folder: Path) -> None:
         with FileLock(folder / ".lock", timeout=0):
             shutil.rmtree(folder)
     except Timeout:
-        raise UsageError(f"--output_dir {folder} is in use by another run; choose another.") from None
+        held = owner(folder / ".lock")
+        raise UsageError(f"--output_dir {folder} is in use by another run{held}; choose another.") from None
 
 
 def load_data(args: DataArguments):
@@ -220,23 +225,29 @@ def fit(
         folder: of checkpoints and metrics; None for `--output_dir`.
     """
     options, output = args.optimization, args.output
-    return train(
-        accelerator,
-        phases,
-        data,
-        output_dir=output.output_dir if folder is None else folder,
-        max_steps=steps,
-        batch_size=options.train_batch_size,
-        accumulate=options.gradient_accumulation_steps,
-        seed=options.seed,
-        hooks=hooks,
-        checkpoint_every=output.checkpointing_steps,
-        checkpoints_limit=output.checkpoints_total_limit,
-        resume=output.resume_from_checkpoint,
-        config=run_identity(*identity),
-        arguments=flat_values(args),
-        log_every=output.logging_steps,
-    )
+    try:
+        return train(
+            accelerator,
+            phases,
+            data,
+            output_dir=output.output_dir if folder is None else folder,
+            max_steps=steps,
+            batch_size=options.train_batch_size,
+            accumulate=options.gradient_accumulation_steps,
+            seed=options.seed,
+            hooks=hooks,
+            checkpoint_every=output.checkpointing_steps,
+            checkpoints_limit=output.checkpoints_total_limit,
+            resume=output.resume_from_checkpoint,
+            config=run_identity(*identity),
+            arguments=flat_values(args),
+            log_every=output.logging_steps,
+        )
+    except (NumericsError, DataError) as error:  # of the run itself, not of a folder that may be another run's
+        if accelerator.is_main_process:
+            summary = {"status": "failed", "exit_code": error.exit_code, "error": str(error)}
+            replace_file(Path(output.output_dir) / "run_summary.json", json.dumps(summary, indent=1) + "\n")
+        raise
 
 
 def finish(

@@ -59,8 +59,10 @@ def reconstructor(pipeline: Callable[[Any], Any], network: Any, data: Any) -> Ca
 def _evaluating(network: nn.Module) -> Iterator[None]:
     training = network.training
     network.eval()
-    yield
-    network.train(training)
+    try:
+        yield
+    finally:
+        network.train(training)
 
 
 class Watch:

@@ -10,20 +10,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import accelerate
-import diffusers
 import torch
 from accelerate import Accelerator
-from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
-import latentia
-from latentia.errors import CheckpointError, NumericsError, UsageError
+from latentia.errors import NumericsError, UsageError
 from latentia.random import Draws, seed_from, seed_global
 from latentia.training import checkpoint as ckpt
 from latentia.training.ema import EMA
 from latentia.training.progress import Log, Progress, peak_memory
-from latentia.training.signals import Signals
+from latentia.training.signals import Signals, Stopped
+from latentia.training.state import check_config, lock, plain_optimizer, restore, stateful_parts, versions
 
 
 class Batches(Protocol):
@@ -146,7 +143,8 @@ def train(
         log_every: steps between lines of `metrics.jsonl`.
 
     Returns:
-        A `Result`. SIGTERM and the first Ctrl-C end with a checkpoint and the status "interrupted".
+        A `Result`. SIGTERM, SIGUSR1 and the first Ctrl-C end with a checkpoint and the status "interrupted", also amid
+        the pictures and scores of a hook.
 
     Raises:
         CheckpointError: nothing to resume, a damaged checkpoint, or one of another configuration.
@@ -160,14 +158,14 @@ def train(
     config = json.loads(
         json.dumps({**(config or {}), "global_batch": global_batch, "seed": seed, "data": data.fingerprint})
     )
-    stateful = _stateful(accelerator, phases)
+    stateful = stateful_parts(accelerator, phases)
     parameters = {phase.name: [p for p in phase.trains.parameters() if p.requires_grad] for phase in phases}
     plain = {phase.name: accelerator.unwrap_model(phase.trains) for phase in phases}
     base_rates = {p.name: [g["lr"] for g in p.optimizer.param_groups] for p in phases if p.optimizer is not None}
 
     with ExitStack() as stack:
         if accelerator.is_main_process:
-            _lock(stack, Path(output_dir))
+            lock(stack, Path(output_dir))
             ckpt.clean_staging(root)
         accelerator.wait_for_everyone()
         if world > 1:
@@ -178,8 +176,8 @@ def train(
         found = ckpt.resolve_resume(resume, root)
         if found is not None:
             state, manifest = ckpt.load_checkpoint(found)
-            _check_config(found, manifest["config"], config)
-            _restore(stateful, state, found)
+            check_config(found, manifest["config"], config)
+            restore(stateful, state, found)
             progress, run_id = Progress(**manifest["progress"]), manifest["run_id"]
             progress.restarts += 1
         if accelerator.is_main_process:
@@ -194,7 +192,7 @@ def train(
         def save() -> None:
             if accelerator.is_main_process:
                 log.flush()
-                info = {"progress": asdict(progress), "config": config, "world_size": world, "versions": _versions()}
+                info = {"progress": asdict(progress), "config": config, "world_size": world, "versions": versions()}
                 trees = {name: thing.state_dict() for name, thing in stateful.items()}
                 path = ckpt.save_checkpoint(root, progress.step, trees, info, run_id)
                 ckpt.rotate(root, checkpoints_limit, run_id, keep=frozenset({path, *([found] if found else [])}))
@@ -230,13 +228,18 @@ def train(
             progress.seconds, train_seconds = progress.seconds + taken, train_seconds + taken
             log.step(log_every)
             last = progress.step == max_steps
+            try:
+                with stop.polled():
+                    for hook in hooks:
+                        due = last or (hook.every and progress.step % hook.every == 0)
+                        if accelerator.is_main_process and due and not stop.raised:
+                            log.write(hook.call(progress) or {})
+            except Stopped:
+                pass  # what the hook was about to make can be made again from the checkpoint
             interrupted = stop.agreed(accelerator)
-            for hook in hooks:
-                if accelerator.is_main_process and (last or (hook.every and progress.step % hook.every == 0)):
-                    log.write(hook.call(progress) or {})
             if last or interrupted or (checkpoint_every and progress.step % checkpoint_every == 0):
                 save()
-            if interrupted and not last:
+            if interrupted:
                 return Result("interrupted", progress, resumed_from, log.rate, peak_memory(device))
             started = time.perf_counter()  # hooks and saves are not training time
     rate = (progress.images - first_images) / max(train_seconds, 1e-9)
@@ -300,14 +303,10 @@ def _step(accelerator, phase: Phase, parameters, progress: Progress) -> Tensor:
             "images). Nothing was updated with it; the last checkpoint is good. Lower --learning_rate."
         )
     # The wrapper is for the scaler; without one it only looks for a package on the disk at every step.
-    optimizer = phase.optimizer if accelerator.scaler is not None else _plain(phase.optimizer)
+    optimizer = phase.optimizer if accelerator.scaler is not None else plain_optimizer(phase.optimizer)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
-
-
-def _plain(optimizer):
-    return getattr(optimizer, "optimizer", optimizer)
 
 
 def _only_trains(phase: Phase, phases: Sequence[Phase], parameters: Mapping[str, list[nn.Parameter]]) -> None:
@@ -336,65 +335,3 @@ def _check_call(phases: Sequence[Phase], **at_least_one: int) -> None:
             raise UsageError(f"{name} must be at least 1; got {value}.")
     for phase in (p for p in phases if p.after < 0):
         raise UsageError(f"after of {phase.name} must be at least 0; got {phase.after}.")
-
-
-def _stateful(accelerator: Accelerator, phases: Sequence[Phase]) -> dict[str, Any]:
-    """Everything that a checkpoint holds, by name. Two phases may train the same network."""
-    things: dict[str, Any] = {}
-    seen: set[int] = set()
-    for phase in phases:
-        if id(phase.trains) not in seen:
-            seen.add(id(phase.trains))
-            things[f"{phase.name}.model"] = accelerator.unwrap_model(phase.trains)
-        if phase.ema is not None:
-            things[f"{phase.name}.ema"] = phase.ema
-        if phase.optimizer is not None:
-            things[f"{phase.name}.optimizer"] = _plain(phase.optimizer)
-    if accelerator.scaler is not None:
-        things["scaler"] = accelerator.scaler
-    return things
-
-
-def _restore(stateful: Mapping[str, Any], state: Mapping[str, Any], path: Path) -> None:
-    if set(stateful) != set(state):
-        raise CheckpointError(f"{path} holds {sorted(state)}, but this run needs {sorted(stateful)}.")
-    for name, thing in stateful.items():
-        try:
-            thing.load_state_dict(state[name])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{path}: {name} does not fit this run: {error}") from error
-        if isinstance(thing, torch.optim.Optimizer):
-            # torch casts moments to the parameters' dtype: they get their own back, and the parameters' memory format.
-            parameters = [parameter for group in thing.param_groups for parameter in group["params"]]
-            for index, values in state[name]["state"].items():
-                parameter, loaded = parameters[index], thing.state[parameters[index]]
-                for key, value in values.items():
-                    if isinstance(value, Tensor):
-                        like = parameter if value.shape == parameter.shape else value
-                        target = torch.empty_like(like, dtype=value.dtype, device=loaded[key].device)
-                        loaded[key] = target.copy_(value)
-
-
-def _check_config(path: Path, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    keys = sorted(key for key in {*saved, *config} if saved.get(key) != config.get(key))
-    if keys:
-        rows = "\n".join(f"  {key}: {saved.get(key)} in the checkpoint, {config.get(key)} now" for key in keys)
-        raise CheckpointError(
-            f"{path} was written by a run of another configuration:\n{rows}\n"
-            "Give the same values to go on with it, or use another --output_dir or --resume_from_checkpoint none."
-        )
-
-
-def _lock(stack: ExitStack, output_dir: Path) -> None:
-    """One run per folder. The system frees the lock when its process dies, however it dies."""
-    try:
-        stack.enter_context(FileLock(output_dir / ".lock").acquire(timeout=0))
-    except Timeout:
-        raise UsageError(
-            f"--output_dir {output_dir} is in use by another run; wait for it or choose another folder."
-        ) from None
-
-
-def _versions() -> dict[str, str]:
-    modules = {"latentia": latentia, "torch": torch, "diffusers": diffusers, "accelerate": accelerate}
-    return {name: module.__version__ for name, module in modules.items()}

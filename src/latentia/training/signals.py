@@ -2,9 +2,16 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+
+class Stopped(BaseException):  # so that no `except Exception` on the way keeps it
+    """Sampling or scoring was left because the run was asked to stop. Nothing of training is lost with it."""
 
 
 class Signals:
@@ -25,6 +32,24 @@ class Signals:
     def __exit__(self, *_):
         for number, handler in self.old.items():
             signal.signal(number, handler)
+
+    @contextmanager
+    def polled(self) -> Iterator[None]:
+        """Read the flag at every forward pass of any network meanwhile, and raise `Stopped` if it is up.
+
+        So sampling and scoring, which may take longer than a scheduler waits, end within one evaluation of a network,
+        without a word about it in pipelines or metrics.
+        """
+
+        def check(module, arguments):
+            if not torch.compiler.is_compiling() and self.raised:
+                raise Stopped
+
+        handle = register_module_forward_pre_hook(check)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def agreed(self, accelerator: Accelerator) -> bool:
         if accelerator.num_processes == 1:

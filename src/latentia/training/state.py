@@ -1,0 +1,95 @@
+"""What a run is made of for a checkpoint: its stateful parts, its configuration, and the folder that is its own."""
+
+import json
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import diffusers
+import torch
+from accelerate import Accelerator
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+import latentia
+from latentia.errors import CheckpointError, UsageError
+
+
+def stateful_parts(accelerator: Accelerator, phases: Sequence[Any]) -> dict[str, Any]:
+    """Everything that a checkpoint holds, by name. Two phases may train the same network."""
+    things: dict[str, Any] = {}
+    seen: set[int] = set()
+    for phase in phases:
+        if id(phase.trains) not in seen:
+            seen.add(id(phase.trains))
+            things[f"{phase.name}.model"] = accelerator.unwrap_model(phase.trains)
+        if phase.ema is not None:
+            things[f"{phase.name}.ema"] = phase.ema
+        if phase.optimizer is not None:
+            things[f"{phase.name}.optimizer"] = plain_optimizer(phase.optimizer)
+    if accelerator.scaler is not None:
+        things["scaler"] = accelerator.scaler
+    return things
+
+
+def restore(stateful: Mapping[str, Any], state: Mapping[str, Any], path: Path) -> None:
+    if set(stateful) != set(state):
+        raise CheckpointError(f"{path} holds {sorted(state)}, but this run needs {sorted(stateful)}.")
+    for name, thing in stateful.items():
+        try:
+            thing.load_state_dict(state[name])
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path}: {name} does not fit this run: {error}") from error
+        if isinstance(thing, torch.optim.Optimizer):
+            # torch casts moments to the parameters' dtype: they get their own back, and the parameters' memory format.
+            parameters = [parameter for group in thing.param_groups for parameter in group["params"]]
+            for index, values in state[name]["state"].items():
+                parameter, loaded = parameters[index], thing.state[parameters[index]]
+                for key, value in values.items():
+                    if isinstance(value, Tensor):
+                        like = parameter if value.shape == parameter.shape else value
+                        target = torch.empty_like(like, dtype=value.dtype, device=loaded[key].device)
+                        loaded[key] = target.copy_(value)
+
+
+def check_config(path: Path, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    keys = sorted(key for key in {*saved, *config} if saved.get(key) != config.get(key))
+    if keys:
+        rows = "\n".join(f"  {key}: {saved.get(key)} in the checkpoint, {config.get(key)} now" for key in keys)
+        raise CheckpointError(
+            f"{path} was written by a run of another configuration:\n{rows}\n"
+            "Give the same values to go on with it, or use another --output_dir or --resume_from_checkpoint none."
+        )
+
+
+def lock(stack: ExitStack, output_dir: Path) -> None:
+    """One run per folder. The system frees the lock when its process dies, however it dies; the text says whose it is."""
+    path = output_dir / ".lock"
+    try:
+        stack.enter_context(FileLock(path).acquire(timeout=0))
+    except Timeout:
+        raise UsageError(f"--output_dir {output_dir} is in use by another run{owner(path)}; choose another.") from None
+    path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": f"{datetime.now(UTC):%F %T}"}))
+
+
+def owner(path: Path) -> str:
+    """What a lock says of the run that has it."""
+    try:
+        held = json.loads(path.read_text())
+        return f" (process {held['pid']} on {held['host']} since {held['since']} UTC)"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def plain_optimizer(optimizer):
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def versions() -> dict[str, str]:
+    modules = {"latentia": latentia, "torch": torch, "diffusers": diffusers, "accelerate": accelerate}
+    return {name: module.__version__ for name, module in modules.items()}
