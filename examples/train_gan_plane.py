@@ -24,7 +24,7 @@ from latentia.evaluation.modes import PLANE_SAMPLES
 from latentia.evaluation.plane import LAB_SAMPLES
 from latentia.losses.adversarial import gan_discriminator_loss, gan_generator_loss
 from latentia.monitor import Monitor
-from latentia.run import adamw, fit, run_script, start
+from latentia.run import INTERRUPTED, adamw, fit, run_script, start
 from latentia.training.arguments import EMAArguments, OptimizationArguments, OutputArguments
 from latentia.training.ema import EMA
 from latentia.training.loop import Hook, Phase, learning_rate_schedule
@@ -201,9 +201,9 @@ def finish(folder: Path, film: Film, monitor: Monitor) -> None:
     film.frames[-1].save(folder / "game.png")
     first, *others = [frame.quantize(64) for frame in film.frames]
     first.save(folder / "game.gif", save_all=True, append_images=others, duration=250, loop=0)
-    (folder / "run_summary.json").write_text(json.dumps({**result, "warnings": monitor.sentences()}, indent=1) + "\n")
     film.data.unscale(film.generator, film.discriminator)
     GANPipeline(film.generator, film.discriminator).save_pretrained(folder)
+    (folder / "run_summary.json").write_text(json.dumps({**result, "warnings": monitor.sentences()}, indent=1) + "\n")
     print(f"Pipeline, film and last picture: {folder}")
 
 
@@ -241,7 +241,13 @@ def main(args: Arguments) -> int:
     monitor = Monitor(folder, film.real[:256], film.sample)
     hooks = [Hook(game.frame_steps, film), *monitor.hooks(args.output.logging_steps, 200)]
     result = fit(accelerator, args, phases, data, steps, identity=(game, options, args.ema), hooks=hooks)
-    if accelerator.is_main_process and result.status == "finished":
+    if result.status == "interrupted":
+        return INTERRUPTED
+    if accelerator.is_main_process and not (
+        result.status == "nothing to do" and (folder / "run_summary.json").exists()
+    ):
+        if not film.frames:  # the run was finished before, but killed while it was being exported
+            film(result.progress)
         finish(folder, film, monitor)
     return 0
 

@@ -1,6 +1,7 @@
 """What every test gets: one thread, fixed seeds, a cache of its own, and no way out to the network."""
 
 import ipaddress
+import multiprocessing
 import os
 import random
 import socket
@@ -8,6 +9,7 @@ import socket
 import numpy as np
 import pytest
 import torch
+from children import ONE_CORE, PRELOAD
 
 
 def is_local(address) -> bool:
@@ -56,3 +58,36 @@ def fixed_seeds():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def context():
+    """What makes processes: a server that has imported everything."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ONE_CORE.items():
+            patch.setenv(name, value)
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
+        context.Process(target=int).start()  # the server takes its environment now, and no test keeps it
+    return context
+
+
+@pytest.fixture
+def start(context, tmp_path):
+    """Start a child; what is still alive at the end of a test is ended."""
+    children = []
+
+    def start(target, *args, env=()):
+        log = tmp_path / f"log-{len(children)}.txt"
+        env = {**ONE_CORE, "LATENTIA_CACHE": os.environ["LATENTIA_CACHE"], "LATENTIA_FAILPOINT": ""} | dict(env)
+        child = context.Process(target=target, args=(str(log), env, *args))
+        child.start()
+        child.log = log
+        children.append(child)
+        return child
+
+    yield start
+    for child in children:
+        if child.is_alive():
+            child.kill()
+        child.join()

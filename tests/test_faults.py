@@ -1,18 +1,14 @@
 """Real processes that are killed, stopped, started twice or given nonsense. After each: the same end, or a clear word.
 
-Children are forked from a server that has imported everything, so that one costs a moment and not an import. The seed
-of the random moments is LATENTIA_FAULT_SEED, default 0.
+The seed of the random moments is LATENTIA_FAULT_SEED, default 0.
 """
 
 import hashlib
 import json
-import multiprocessing
 import os
 import random
-import runpy
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,9 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from children import EXAMPLES, ONE_CORE, ended, enter, example, ranks, steps_logged, wait_for
 from safetensors.torch import load_file
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "train_ddpm.py"
+EXAMPLE = EXAMPLES / "train_ddpm.py"
 STEPS = 24
 SMALL = [
     *("--dataset_name", "digits", "--max_train_samples", "60", "--block_out_channels", "4", "32"),
@@ -32,26 +29,6 @@ SMALL = [
     *("--train_batch_size", "8", "--lr_warmup_steps", "4", "--logging_steps", "1", "--adam_epsilon", "1e-3"),
     *("--eval_num_samples", "0", "--num_inference_steps", "1", "--class_conditional"),
 ]
-ONE_CORE = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
-PRELOAD = [
-    *("torch", "diffusers", "accelerate", "pytest", "pyarrow.parquet", "latentia.run", "latentia.models.unet"),
-    *("latentia.schedulers.ddpm", "latentia.schedulers.ddim", "latentia.losses.diffusion", "hypothesis"),
-    *("latentia.pipelines.unconditional", "torch.distributed", "torch.nn.parallel.distributed"),
-]
-
-
-def enter(log: str, env: dict[str, str]) -> None:
-    """A child says everything into a file and has an environment of its own."""
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1), os.dup2(file, 2)
-    os.environ.update(env)
-    torch.set_num_threads(1)
-
-
-def example(log: str, env: dict[str, str], argv: list[str]) -> None:
-    enter(log, env)
-    sys.argv = [str(EXAMPLE), *argv]
-    runpy.run_path(str(EXAMPLE), run_name="__main__")
 
 
 def players(log: str, env: dict[str, str], folder: str, batch_size: int, accumulate: int, trouble: str) -> None:
@@ -96,44 +73,6 @@ def players(log: str, env: dict[str, str], folder: str, batch_size: int, accumul
         sys.exit(3)
 
 
-@pytest.fixture(scope="module")
-def context():
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in ONE_CORE.items():
-            patch.setenv(name, value)
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOAD)
-        yield context
-
-
-@pytest.fixture
-def start(context, tmp_path):
-    """Start a child; what is still alive at the end of a test is ended."""
-    children = []
-
-    def start(target, *args, env=()):
-        log = tmp_path / f"log-{len(children)}.txt"
-        env = {"LATENTIA_CACHE": os.environ["LATENTIA_CACHE"], "LATENTIA_FAILPOINT": ""} | dict(env)
-        child = context.Process(target=target, args=(str(log), env, *args))
-        child.start()
-        child.log = log
-        children.append(child)
-        return child
-
-    yield start
-    for child in children:
-        if child.is_alive():
-            child.kill()
-        child.join()
-
-
-def ended(child, timeout: float = 120) -> tuple[int, str]:
-    child.join(timeout)
-    text = child.log.read_text(errors="replace") if child.log.exists() else ""
-    assert not child.is_alive(), f"still running after {timeout} s:\n{text}"
-    return child.exitcode, text
-
-
 def command(folder: Path, *more) -> list[str]:
     return [*SMALL, "--output_dir", str(folder), *map(str, more)]
 
@@ -141,7 +80,7 @@ def command(folder: Path, *more) -> list[str]:
 @pytest.fixture
 def run(start):
     def run(folder, *more, expect=0, env=()):
-        code, text = ended(start(example, command(folder, *more), env=env))
+        code, text = ended(start(example, EXAMPLE.name, command(folder, *more), env=env))
         assert code == expect, text
         return text
 
@@ -154,10 +93,6 @@ def end_of(folder: Path) -> dict[str, str]:
     files = [path for path in last.iterdir() if path.name != "manifest.json"] + [*(folder / "unet").iterdir()]
     assert len(files) == 8, files
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(files)}
-
-
-def steps_logged(folder: Path) -> list[int]:
-    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
@@ -187,18 +122,11 @@ def undisturbed(context, tmp_path_factory):
     for _ in range(2):  # the first also starts the server and fills the cache
         shutil.rmtree(folder)
         started = time.perf_counter()
-        child = context.Process(target=example, args=(str(folder) + ".txt", env, command(folder)))
+        child = context.Process(target=example, args=(str(folder) + ".txt", env, EXAMPLE.name, command(folder)))
         child.start()
         child.join(200)
         assert child.exitcode == 0, Path(f"{folder}.txt").read_text()
     return folder, time.perf_counter() - started
-
-
-def wait_for(path: Path, child, text: str = "", timeout: float = 60) -> None:
-    until = time.monotonic() + timeout
-    while not (path.exists() and (not text or text in path.read_text())):
-        assert child.is_alive() and time.monotonic() < until, child.log.read_text()
-        time.sleep(0.01)
 
 
 # --------------------------------------------------------------------------------------------------------------- kills
@@ -238,7 +166,7 @@ def test_killed_at_ten_random_moments(start, undisturbed, tmp_path):
         k += 1
         folder = tmp_path / f"run-{k}"
         while True:
-            child = start(example, command(folder))
+            child = start(example, EXAMPLE.name, command(folder))
             moments.append(round(chance.uniform(0.1, 1.0) * seconds, 3) if kills < 10 else None)
             child.join(moments[-1] if moments[-1] is not None else 120)
             if child.is_alive():
@@ -256,18 +184,18 @@ def test_killed_at_ten_random_moments(start, undisturbed, tmp_path):
 
 def test_killed_while_it_exports(start, undisturbed, tmp_path):
     folder = tmp_path / "run"
-    child = start(example, command(folder))
+    child = start(example, EXAMPLE.name, command(folder))
     wait_for(folder / "checkpoints" / f"checkpoint-{STEPS}" / "manifest.json", child)
     child.kill()
     child.join()
-    code, text = ended(start(example, command(folder)))
+    code, text = ended(start(example, EXAMPLE.name, command(folder)))
     assert code == 0, text
     assert end_of(folder) == end_of(undisturbed[0]) and (folder / "README.md").exists()
 
 
 def test_asked_to_stop_it_saves_says_so_and_goes_on(start, run, undisturbed, tmp_path):
     folder = tmp_path / "run"
-    child = start(example, command(folder, "--checkpointing_steps", 1000))
+    child = start(example, EXAMPLE.name, command(folder, "--checkpointing_steps", 1000))
     wait_for(folder / "metrics.jsonl", child, '"step": 3')
     os.kill(child.pid, signal.SIGTERM)
     code, text = ended(child)
@@ -282,7 +210,7 @@ def test_asked_to_stop_it_saves_says_so_and_goes_on(start, run, undisturbed, tmp
 
 def test_two_runs_in_one_folder(start, run, undisturbed, tmp_path):
     folder = tmp_path / "run"
-    first = start(example, command(folder))
+    first = start(example, EXAMPLE.name, command(folder))
     wait_for(folder / "metrics.jsonl", first, "step")
     os.kill(first.pid, signal.SIGSTOP)
     for flags in ([], ["--overwrite_output_dir"]):
@@ -310,25 +238,10 @@ def limited(log: str, env: dict[str, str], argv: list[str]) -> None:
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-    example(log, env, argv)
+    example(log, env, EXAMPLE.name, argv)
 
 
 # --------------------------------------------------------------------------------------------------- several processes
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def ranks(start, target, *args, world: int = 2):
-    """One child for each process of a group."""
-    shared = {
-        "WORLD_SIZE": f"{world}", "LOCAL_WORLD_SIZE": f"{world}", "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": f"{free_port()}", **ONE_CORE,
-    }  # fmt: skip
-    return [start(target, *args, env={**shared, "RANK": f"{k}", "LOCAL_RANK": f"{k}"}) for k in range(world)]
 
 
 def launched(*argv) -> str:
@@ -365,7 +278,7 @@ def test_two_processes_equal_one(pair, undisturbed):
 def test_two_processes_with_accumulation_equal_one(start, undisturbed, tmp_path):
     folder = tmp_path / "run"
     argv = command(folder, "--train_batch_size", 2, "--gradient_accumulation_steps", 2)
-    for child in ranks(start, example, argv):
+    for child in ranks(start, example, EXAMPLE.name, argv):
         code, text = ended(child)
         assert code == 0, text
     assert_close(folder, undisturbed[0], ["unet.model", "unet.ema"], 1e-5)
@@ -375,12 +288,12 @@ def test_two_processes_with_accumulation_equal_one(start, undisturbed, tmp_path)
 def test_a_process_of_two_is_killed(start, pair, tmp_path, victim):
     folder, argv = tmp_path / "run", None
     argv = command(folder, "--train_batch_size", 4)
-    children = ranks(start, example, argv)
+    children = ranks(start, example, EXAMPLE.name, argv)
     wait_for(folder / "metrics.jsonl", children[0], '"step": 6')
     children[victim].kill()
     code, text = ended(children[1 - victim], 60)
     assert code != 0, text
-    for child in ranks(start, example, argv):
+    for child in ranks(start, example, EXAMPLE.name, argv):
         code, text = ended(child)
         assert code == 0, text
     assert end_of(folder) == end_of(pair)
@@ -389,7 +302,7 @@ def test_a_process_of_two_is_killed(start, pair, tmp_path, victim):
 
 def test_one_process_goes_on_where_two_were(start, run, undisturbed, tmp_path):
     folder = tmp_path / "run"
-    for child in ranks(start, example, command(folder, "--train_batch_size", 4, "--max_train_steps", 8)):
+    for child in ranks(start, example, EXAMPLE.name, command(folder, "--train_batch_size", 4, "--max_train_steps", 8)):
         assert ended(child)[0] == 0
     shutil.rmtree(folder / "unet")
     run(folder, "--lr_scheduler", "constant", expect=5)  # another recipe: refused
@@ -491,7 +404,7 @@ def test_nonsense_ends_with_its_exit_code_and_a_word(start, undisturbed, tmp_pat
         places["{finished}"] = shutil.copytree(undisturbed[0], tmp_path / "finished")
     for place, path in places.items():
         argv = [word.replace(place, str(path)) for word in argv]
-    code, text = ended(start(example, command(tmp_path / "run", *argv)))
+    code, text = ended(start(example, EXAMPLE.name, command(tmp_path / "run", *argv)))
     assert code == expected, text
     assert all(word in text for word in words), text
     assert "Traceback" not in text

@@ -68,13 +68,14 @@ def check_config(path: Path, saved: Mapping[str, Any], config: Mapping[str, Any]
 
 
 def lock(stack: ExitStack, output_dir: Path) -> None:
-    """One run per folder. The system frees the lock when its process dies, however it dies; the text says whose it is."""
+    """One run per folder. The system frees the lock when its process ends, however it ends; its text says whose."""
     path = output_dir / ".lock"
     try:
         stack.enter_context(FileLock(path).acquire(timeout=0))
     except Timeout:
         raise UsageError(f"--output_dir {output_dir} is in use by another run{owner(path)}; choose another.") from None
-    path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": f"{datetime.now(UTC):%F %T}"}))
+    held = {"host": socket.gethostname(), "pid": os.getpid(), "since": f"{datetime.now(UTC):%F %T}"}
+    path.write_text(json.dumps(held))
 
 
 def owner(path: Path) -> str:

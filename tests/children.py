@@ -1,0 +1,72 @@
+"""Real processes for the tests of faults: forked from a server that has imported everything, so that one costs a
+moment and not an import. The fixtures `context` and `start` of conftest.py make them."""
+
+import json
+import os
+import runpy
+import socket
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+ONE_CORE = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
+PRELOAD = [
+    *("torch", "diffusers", "accelerate", "pytest", "pyarrow.parquet", "latentia.run", "latentia.models.unet"),
+    *("latentia.schedulers.ddpm", "latentia.schedulers.ddim", "latentia.losses.diffusion", "hypothesis"),
+    *("latentia.pipelines.unconditional", "torch.distributed", "torch.nn.parallel.distributed", "latentia.monitor"),
+    *("diffusers.models.autoencoders.autoencoder_kl", "latentia.pipelines.gan", "latentia.pipelines.vae"),
+    *("latentia.pipelines.vqvae", "latentia.pipelines.autoencoder", "latentia.pipelines.autoencoder_kl"),
+    "latentia.pipelines.latent_diffusion",
+]
+
+
+def enter(log: str, env: dict[str, str]) -> None:
+    """A child says everything into a file and has an environment of its own."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1), os.dup2(file, 2)
+    os.environ.update(env)
+    torch.set_num_threads(1)
+
+
+def example(log: str, env: dict[str, str], script: str, argv: list[str]) -> None:
+    """Run one of `examples/` as a program."""
+    enter(log, env)
+    sys.argv = [str(EXAMPLES / script), *argv]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def ended(child, timeout: float = 120) -> tuple[int, str]:
+    """Exit code and output of a child, which must end by itself."""
+    child.join(timeout)
+    text = child.log.read_text(errors="replace") if child.log.exists() else ""
+    assert not child.is_alive(), f"still running after {timeout} s:\n{text}"
+    return child.exitcode, text
+
+
+def wait_for(path: Path, child, text: str = "", timeout: float = 60) -> None:
+    until = time.monotonic() + timeout
+    while not (path.exists() and (not text or text in path.read_text())):
+        assert child.is_alive() and time.monotonic() < until, child.log.read_text()
+        time.sleep(0.01)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def ranks(start, target, *args, world: int = 2, env=()):
+    """One child for each process of a group."""
+    shared = {
+        "WORLD_SIZE": f"{world}", "LOCAL_WORLD_SIZE": f"{world}", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": f"{free_port()}", **ONE_CORE, **dict(env),
+    }  # fmt: skip
+    return [start(target, *args, env={**shared, "RANK": f"{k}", "LOCAL_RANK": f"{k}"}) for k in range(world)]
+
+
+def steps_logged(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
