@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test nightly lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -11,6 +11,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+nightly: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "nightly or fault"
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -69,4 +69,6 @@ def ranks(start, target, *args, world: int = 2, env=()):
 
 
 def steps_logged(folder: Path) -> list[int]:
-    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """The steps of the lines with losses; what hooks say has lines of its own."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row["step"] for row in rows if any(key.endswith("/loss") for key in row)]

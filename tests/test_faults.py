@@ -21,6 +21,7 @@ import torch
 from children import EXAMPLES, ONE_CORE, ended, enter, example, ranks, steps_logged, wait_for
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.fault
 EXAMPLE = EXAMPLES / "train_ddpm.py"
 STEPS = 24
 SMALL = [
