@@ -53,3 +53,10 @@ def test_files_and_links_that_the_documents_name_exist():
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
         for target in re.findall(r"`((?:examples|benchmarks|docs)/[\w./-]+\.\w+)`", text):
             assert (ROOT / target).exists() or "autoencoder" in target, f"{page.name} names {target}"
+
+
+def test_every_test_that_the_guarantees_name_exists():
+    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", (ROOT / "docs" / "guarantees.md").read_text())
+    assert len(named) > 20
+    for file, name in named:
+        assert re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.M), f"{file} has no {name}"
