@@ -14,7 +14,6 @@ from latentia.models.unet import UNet2D
 from latentia.pipelines.base import DiffusionPipeline, check_output_type, from_input, to_output
 from latentia.pipelines.latents import (
     check_latents,
-    check_no_clipping,
     check_parts,
     given_in_latents,
     pictures,
@@ -72,21 +71,7 @@ class TextToImagePipeline(DiffusionPipeline):
 
     def __init__(self, tokenizer, text_encoder, unet, scheduler, vae=None, unconditional: bool = True):
         super().__init__()
-        check_text_encoder(tokenizer, text_encoder)
-        if not isinstance(unet, UNet2D | UNet2DConditionModel):
-            raise UsageError(f"unet must be a UNet2D or UNet2DConditionModel; got {type(unet).__name__}.")
-        wanted, width = unet.config.cross_attention_dim, text_encoder.config.hidden_size
-        if wanted is None:
-            raise UsageError("unet must be told texts; this one has no cross_attention_dim.")
-        if any(dim != width for dim in ([wanted] if isinstance(wanted, int) else wanted)):
-            raise UsageError(
-                f"unet and text_encoder must agree: the network attends to cross_attention_dim={wanted}, and hidden "
-                f"states of {type(text_encoder).__name__} have {width}. Was it trained with another text encoder?"
-            )
-        if vae is not None:
-            check_parts(vae, unet, scheduler)
-        elif not hasattr(scheduler, "set_timesteps"):
-            raise UsageError(f"scheduler must be one of latentia or diffusers; got {type(scheduler).__name__}.")
+        _check(tokenizer, text_encoder, unet, scheduler, vae)
         self.register_modules(tokenizer=tokenizer, text_encoder=text_encoder, unet=unet, scheduler=scheduler, vae=vae)
         self.register_to_config(unconditional=unconditional)
 
@@ -145,8 +130,7 @@ class TextToImagePipeline(DiffusionPipeline):
                 that was never trained without texts.
         """
         check_output_type(output_type)
-        if self.vae is not None:
-            check_no_clipping(self.scheduler)  # it may have been swapped
+        self._check_parts()
         check_steps(self.scheduler, num_inference_steps)
         if num_images_per_prompt < 1:
             raise UsageError(f"num_images_per_prompt must be at least 1; got {num_images_per_prompt}.")
@@ -197,6 +181,7 @@ class TextToImagePipeline(DiffusionPipeline):
         Raises:
             UsageError: images of another size than the network makes.
         """
+        self._check_parts()
         place = {"device": self._execution_device, "dtype": self.unet.dtype}
         channels = self.unet.config.in_channels if self.vae is None else self.vae.config.in_channels
         x = from_input(images, channels=channels, **place)
@@ -215,6 +200,7 @@ class TextToImagePipeline(DiffusionPipeline):
     ) -> Any:
         """The images that the deterministic sampler makes of this noise, (B, D, h, w); undoes `encode`."""
         check_output_type(output_type)
+        self._check_parts()
         check_latents(latents, self.unet)
         condition = self._condition(self._each(prompt, len(latents)))
         noise = latents.to(self._execution_device, self.unet.dtype)
@@ -231,6 +217,10 @@ class TextToImagePipeline(DiffusionPipeline):
         options = {"prompt": prompt, "num_inference_steps": num_inference_steps}
         ends = [self.encode(image, **options) for image in (a, b)]
         return self.decode(slerp(*ends, steps), output_type=output_type, **options)
+
+    def _check_parts(self) -> None:
+        """Again at each call: any of them may have been swapped."""
+        _check(self.tokenizer, self.text_encoder, self.unet, self.scheduler, self.vae)
 
     def _pictures(self, x: Tensor) -> Tensor:
         return x if self.vae is None else pictures(self.vae, x)
@@ -256,7 +246,7 @@ class TextToImagePipeline(DiffusionPipeline):
         if guided and not self.config.unconditional:
             raise UsageError(
                 f"guidance_scale must be 1, as this network was trained without hiding texts; got {guidance_scale}. "
-                "Train it with --class_dropout 0.1."
+                "Train it with --caption_dropout 0.1."
             )
         if negative_prompt is not None and not guided:
             raise UsageError("negative_prompt needs a guidance_scale other than 1, such as 3, to have an effect.")
@@ -278,6 +268,25 @@ class TextToImagePipeline(DiffusionPipeline):
         if isinstance(self.unet, UNet2D):
             told["encoder_attention_mask"] = mask.to(self._execution_device)
         return told
+
+
+def _check(tokenizer, text_encoder, unet, scheduler, vae) -> None:
+    """UsageError unless the parts fit each other."""
+    check_text_encoder(tokenizer, text_encoder)
+    if not isinstance(unet, UNet2D | UNet2DConditionModel):
+        raise UsageError(f"unet must be a UNet2D or UNet2DConditionModel; got {type(unet).__name__}.")
+    wanted, width = unet.config.cross_attention_dim, text_encoder.config.hidden_size
+    if wanted is None:
+        raise UsageError("unet must be told texts; this one has no cross_attention_dim.")
+    if any(dim != width for dim in ([wanted] if isinstance(wanted, int) else wanted)):
+        raise UsageError(
+            f"unet and text_encoder must agree: the network attends to cross_attention_dim={wanted}, and hidden "
+            f"states of {type(text_encoder).__name__} have {width}. Was it trained with another text encoder?"
+        )
+    if vae is not None:
+        check_parts(vae, unet, scheduler)
+    elif not hasattr(scheduler, "set_timesteps"):
+        raise UsageError(f"scheduler must be one of latentia or diffusers; got {type(scheduler).__name__}.")
 
 
 def _texts(name: str, given: Texts) -> list[str]:

@@ -387,7 +387,10 @@ def test_flags_that_make_no_sense(tmp_path, encoder, flags, text):
         (lambda pipe: pipe.encode(torch.zeros(1, 3, 32, 32)), "images must be of the size that the network makes"),
         (lambda pipe: pipe.decode(torch.zeros(3, 4, 8, 8), prompt=["a", "b"]), "one for each of 3 images; got 2"),
         (lambda pipe: pipe.interpolate(0, 1, 1), "steps must be at least 2"),
-        (lambda pipe: pipeline(unconditional=False)("a", guidance_scale=2.0), "trained without hiding texts; got 2.0"),
+        (
+            lambda pipe: pipeline(unconditional=False)("a", guidance_scale=2.0),
+            "hiding texts; got 2.0. Train it with --caption_dropout",
+        ),
         (lambda pipe: TextToImagePipeline(*texts(64), pipe.unet, pipe.scheduler, pipe.vae), "cross_attention_dim=32"),
         (lambda pipe: TextToImagePipeline(*texts(), unet(6), pipe.scheduler, pipe.vae), "as many in_channels as the"),
         (lambda pipe: TextToImagePipeline(*texts(), pipe.vae, pipe.scheduler), "unet must be a UNet2D or"),
@@ -400,6 +403,27 @@ def test_flags_that_make_no_sense(tmp_path, encoder, flags, text):
 def test_calls_that_make_no_sense(call, text):
     with pytest.raises(UsageError, match=text):
         call(pipeline())
+
+
+@pytest.mark.parametrize(
+    ("part", "other", "text"),
+    [
+        ("text_encoder", lambda: texts(64)[1], "have 64. Was it trained with another text encoder"),
+        ("unet", lambda: unet(6), "as many in_channels as the latents of vae, 4; got 6"),
+        ("vae", lambda: unet(), "vae must be one of"),
+        ("scheduler", lambda: unet(), "scheduler must be one of"),
+    ],
+)
+def test_a_part_that_was_swapped_for_one_that_does_not_fit_is_named(part, other, text):
+    pipe = pipeline()
+    setattr(pipe, part, other())
+    for call in (
+        pipe,
+        lambda _: pipe.decode(torch.zeros(1, 4, 8, 8)),
+        lambda _: pipe.encode(torch.zeros(1, 3, 16, 16)),
+    ):
+        with pytest.raises(UsageError, match=text):
+            call("a red heart")
 
 
 def test_a_scheduler_that_clips_is_refused_for_latents_alone():
