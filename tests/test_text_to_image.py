@@ -478,3 +478,17 @@ def test_json_of_the_index_names_classes_that_others_know(tmp_path):
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["unet"] == ["latentia", "UNet2D"] and index["vae"][0] == "diffusers"
     assert index["text_encoder"] == ["transformers", "CLIPTextModelWithProjection"]
+
+
+READY = Path(__file__).parents[1] / "pretrained" / "emoji"
+
+
+def test_the_ready_pipeline_draws_in_the_colour_that_is_asked_for():
+    """The emoji that the repository ships, 8 MB in half precision, loaded without a network."""
+    from latentia.data import load_images
+
+    pipe, data = quiet(latentia.DiffusionPipeline.from_pretrained(READY)), load_images("emoji")
+    colors = palette(data.images.float() / 127.5 - 1, data.captions)
+    asked = [f"large {word} circle" for word in ("red", "orange", "yellow", "green", "blue")]
+    images = pipe(asked, guidance_scale=3.0, num_inference_steps=15, generator=seeded(0), output_type="latent").images
+    assert images.shape == (5, 3, 32, 32) and color_word_accuracy(images.clamp(-1, 1), asked, colors) >= 0.8
