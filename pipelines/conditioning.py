@@ -44,23 +44,24 @@ class Given:
     def noised(self, scheduler, noise: Tensor, t: Tensor) -> Tensor:
         """The picture with the noise of time t, as the scheduler makes it."""
         add = getattr(scheduler, "scale_noise", None)  # of flow matching; its arguments have another order
-        times = t.reshape(1).expand(len(noise))
-        return scheduler.add_noise(self.sample, noise, times) if add is None else add(self.sample, times, noise)
+        times, sample = t.reshape(1).expand(len(noise)), self.sample.to(noise)
+        return scheduler.add_noise(sample, noise, times) if add is None else add(sample, times, noise)
 
     def kept(self, x: Tensor, known: Tensor) -> Tensor:
         """What the network has made inside the mask, and what is known outside."""
         if self.mask is None:
             return x
         mask = F.adaptive_max_pool2d(self.mask, x.shape[-2:]).to(x)  # a latent is new if a pixel of it is
-        return mask * x + (1 - mask) * known
+        return mask * x + (1 - mask) * known.to(x)
 
     def finish(self, made: Tensor) -> Tensor:
         """The finished pictures, equal to the given one outside the mask, bit by bit."""
+        image = self.image.to(made.device)  # not made's type, as a cast to bfloat16 would change it
         if self.strength == 0:
-            return self.image.to(made)
+            return image
         if self.mask is None:
             return made
-        mask, image = self.mask.to(made), self.image.to(made)
+        mask = self.mask.to(made.device)
         return torch.where(mask == 0, image, mask * made + (1 - mask) * image)
 
 

@@ -189,6 +189,8 @@ def denoise(
     Returns:
         (B, C, H, W).
     """
+    if given is not None and given.strength == 0:
+        return given.sample.to(x)
     scheduler, noise = pipe.scheduler, x
     scheduler.set_timesteps(num_inference_steps, device=x.device)
     times = scheduler.timesteps

@@ -109,6 +109,8 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         check_steps(self.scheduler, num_inference_steps)
         labels = self._class_indices(class_labels)
         place = {"channels": self.unet.config.in_channels, "size": self._size, "device": self._execution_device}
+        if low_resolution is not None and image is not None:
+            raise UsageError("low_resolution and image ask for two different pictures; give one of them.")
         given = given_picture(image, mask, strength, to_sample=lambda x: x, **place)
         sharpen = small_picture(low_resolution, **place)
         pictures = {"image": given and given.image, "low_resolution": sharpen and sharpen.small}

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from children import ended, enter, ranks
 from safetensors.torch import load_file, save_file
-from test_faults import context, ended, enter, ranks, start  # noqa: F401 (fixtures)
 from torch.nn.parallel import DistributedDataParallel
 
 from latentia import DCGANDiscriminator, DCGANGenerator, HashedWords, MLPDiscriminator, MLPGenerator
@@ -555,7 +555,7 @@ def on_a_rank(log: str, env: dict[str, str], folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_play_as_one(start, tmp_path):  # noqa: F811
+def test_two_processes_play_as_one(start, tmp_path):
     expected = game(0, 1)
     for child in ranks(start, on_a_rank, str(tmp_path)):
         code, text = ended(child)

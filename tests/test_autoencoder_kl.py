@@ -13,8 +13,8 @@ import PIL.Image
 import pytest
 import torch
 from accelerate import Accelerator
+from children import ended, enter, ranks
 from safetensors.torch import load_file
-from test_faults import context, ended, enter, ranks, start  # noqa: F401 (fixtures)
 from test_training import fresh_accelerate, held, part_of  # noqa: F401 (fixture)
 
 from latentia import AutoencoderKLPipeline, DiffusionPipeline, LatentMixture, PatchDiscriminator
@@ -296,7 +296,7 @@ def test_micro_batches_equal_the_whole_batch(whole, tmp_path, parts):
     assert_alike(whole, tmp_path)
 
 
-def test_two_processes_equal_one(start, whole, tmp_path):  # noqa: F811
+def test_two_processes_equal_one(start, whole, tmp_path):
     for child in ranks(start, on_a_rank, str(tmp_path / "two")):
         code, text = ended(child)
         assert code == 0, text

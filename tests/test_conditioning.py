@@ -220,6 +220,16 @@ def test_one_picture_for_all_or_one_for_each():
     assert len(both) == 2
 
 
+def test_in_half_precision_what_is_kept_stays_to_the_byte():
+    pipe, [image] = pixel_pipeline(), picture("pixels")
+    pipe.unet.to(torch.bfloat16)
+    mask = np.zeros((16, 16), np.float32)
+    mask[:, 8:] = 1
+    new = np.frombuffer(made(pipe, image=image, mask=mask)[0], np.uint8).reshape(16, 16)
+    assert (new[:, :8] == np.asarray(image)[:, :8]).all() and (new != np.asarray(image)).any()
+    assert made(pipe, image=image, strength=0.0) == pixels([image]) != made(pipe, image=image, strength=0.5)
+
+
 MASK = np.zeros((16, 16))
 
 
@@ -236,6 +246,7 @@ MASK = np.zeros((16, 16))
         ({"image": True, "mask": np.zeros((2, 16, 16))}, "mask must be one, or one for each of 1 images; got 2"),
         ({"image": Image.new("L", (8, 8))}, "16 high and 16 wide"),
         ({"image": "three", "batch_size": 2}, "batch_size is 2, but image are given for 3 images"),
+        ({"image": True, "low_resolution": Image.new("L", (8, 8))}, "ask for two different pictures"),
         ({"low_resolution": Image.new("L", (5, 5))}, "low_resolution must be 16 by 16 over 2, 3, .* got 5 by 5"),
         ({"low_resolution": Image.new("L", (16, 16))}, "got 16 by 16"),
         ({"low_resolution": Image.new("L", (8, 4))}, "got 4 by 8"),

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from children import ended, enter, ranks
 from safetensors.torch import load_file
-from test_faults import context, ended, enter, ranks, start  # noqa: F401 (fixtures)
 from test_training import fresh_accelerate  # noqa: F401 (fixture)
 from torch import nn
 
@@ -108,7 +108,7 @@ def on_a_rank(log: str, env: dict[str, str], folder: str) -> None:
     trained(Path(folder), 4)
 
 
-def test_two_processes_equal_one(start, tmp_path):  # noqa: F811
+def test_two_processes_equal_one(start, tmp_path):
     trained(tmp_path / "one", 8)
     for child in ranks(start, on_a_rank, str(tmp_path / "two")):
         code, text = ended(child)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from children import ended, enter, ranks
 from PIL import Image
 from safetensors.torch import load_file
-from test_faults import context, ended, enter, ranks, start  # noqa: F401 (fixtures)
 from test_training import fresh_accelerate, held, part_of  # noqa: F401 (fixture)
 from torch import nn
 
@@ -463,7 +463,7 @@ def on_a_rank(log: str, env: dict[str, str], folder: str) -> None:
     two_turns(Path(folder), 6, every=2, batch_size=4, norm="batch")
 
 
-def test_two_processes_equal_one_with_batch_norm_and_all(start, tmp_path):  # noqa: F811
+def test_two_processes_equal_one_with_batch_norm_and_all(start, tmp_path):
     two_turns(tmp_path / "one", 6, every=2, batch_size=8, norm="batch")
     for child in ranks(start, on_a_rank, str(tmp_path / "two")):
         code, text = ended(child)

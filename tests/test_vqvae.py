@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from children import ended, enter, ranks
 from safetensors.torch import load_file
-from test_faults import context, ended, enter, ranks, start  # noqa: F401 (fixtures)
 from test_training import fresh_accelerate, held, part_of  # noqa: F401 (fixture)
 from torch import nn
 
@@ -310,7 +310,7 @@ def whole(tmp_path_factory):
     return run(folder), folder
 
 
-def test_two_processes_and_micro_batches_equal_one(start, whole, tmp_path):  # noqa: F811
+def test_two_processes_and_micro_batches_equal_one(start, whole, tmp_path):
     for child in ranks(start, on_a_rank, str(tmp_path / "two")):
         code, text = ended(child)
         assert code == 0, text
