@@ -13,18 +13,19 @@ COMMON = (
 
 @dataclass(frozen=True)
 class Family:
-    """`flags`: of `examples/script`; "{autoencoder}" is the folder of a saved pipeline with a small one."""
+    """`flags`: of `examples/script`; "{parts}" is a folder with a small autoencoder and a small text encoder."""
 
     name: str
     script: str
     flags: str
     data: tuple[str, ...] = DIGITS
 
-    def command(self, folder: Path, autoencoder: Path, *more: str) -> list[str]:
-        flags = self.flags.format(autoencoder=autoencoder).split()
+    def command(self, folder: Path, parts: Path, *more: str) -> list[str]:
+        flags = self.flags.format(parts=parts).split()
         return [*self.data, *COMMON, *flags, "--output_dir", str(folder), *more]
 
 
+EMOJI = ("--dataset_name", "emoji", *DIGITS[2:])
 UNET = "--block_out_channels 4 32 --num_inference_steps 1"
 GAN = "--latent_dim 4 --block_out_channels 4 --generator_norm none"
 FAMILIES = [
@@ -42,5 +43,11 @@ FAMILIES = [
     Family("gan", "train_gan.py", GAN),
     Family("gan_remedies", "train_gan.py", f"{GAN} --n_critic 2 --regularise_every 2 --augment ada --replay 16"),
     Family("gan_plane", "train_gan_plane.py", "--hidden_sizes 8 --frame_steps 0", data=()),
-    Family("latent_diffusion", "train_latent_diffusion.py", f"{UNET} --autoencoder {{autoencoder}}"),
+    Family("latent_diffusion", "train_latent_diffusion.py", f"{UNET} --autoencoder {{parts}}"),
+    Family(
+        "text_to_image",
+        "train_text_to_image.py",
+        "--text_encoder {parts} --block_out_channels 8 8 --attention_head_dim 8 --patch_size 4 --num_inference_steps 1",
+        data=EMOJI,
+    ),
 ]

@@ -107,20 +107,25 @@ def reached(function, depth: int = 4) -> dict:
 
 
 @pytest.fixture(scope="session")
-def autoencoder(tmp_path_factory):
-    """A saved pipeline that holds a small autoencoder."""
+def parts(tmp_path_factory):
+    """A saved pipeline that holds a small autoencoder, and beside it a small text encoder."""
     from latentia import VQVAE, VQVAEPipeline
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("autoencoder")
     VQVAEPipeline(VQVAE(sample_size=8, in_channels=1, block_out_channels=(4,), codebook_size=6)).save_pretrained(folder)
+    from latentia.models.clip import clip_towers, train_tokenizer
+
+    tokenizer = train_tokenizer(["a red heart"], 300, 8)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    clip_towers(tokenizer, 8, width=32, text_layers=1, image_layers=1)[0].save_pretrained(folder / "text_encoder")
     return folder
 
 
 @pytest.fixture
-def run(start, autoencoder):
+def run(start, parts):
     def run(family, folder, *more, expect=0, env=(), target=example, extra=()):
-        argv = family.command(folder, autoencoder, *more)
+        argv = family.command(folder, parts, *more)
         code, text = ended(start(target, family.script, argv, *extra, env=env))
         assert code == expect, text
         return text
@@ -187,11 +192,11 @@ def killed_at_random(start, family, argv, whole, kills: int, chance: random.Rand
     return moments
 
 
-def test_killed_in_saves_and_at_a_random_moment_it_ends_the_same(whole, run, start, autoencoder, tmp_path):
+def test_killed_in_saves_and_at_a_random_moment_it_ends_the_same(whole, run, start, parts, tmp_path):
     family, undisturbed = whole
     for point in ("mid-state", "after-rename", "before-manifest"):
         run(family, tmp_path / "run", expect=-signal.SIGKILL, env={"LATENTIA_FAILPOINT": point})
-    argv = family.command(tmp_path / "run", autoencoder)
+    argv = family.command(tmp_path / "run", parts)
     chance = random.Random(f"{SEED} {family.name}")
     moments = killed_at_random(start, family, argv, undisturbed, 1, chance, tmp_path / "run", 0.7)
     assert same_end(tmp_path / "run", undisturbed), f"seed {SEED}, moments {moments}"
@@ -222,11 +227,11 @@ def test_nothing_that_a_loss_uses_is_missing_from_a_checkpoint(whole, run, tmp_p
     run(whole[0], tmp_path, target=twice)
 
 
-def test_two_processes_equal_one(whole, start, autoencoder, tmp_path):
+def test_two_processes_equal_one(whole, start, parts, tmp_path):
     family, undisturbed = whole
     if "--dropout" in family.flags:
         pytest.skip("dropout is drawn by each process for itself")
-    argv = family.command(tmp_path / "run", autoencoder, "--train_batch_size", "4")
+    argv = family.command(tmp_path / "run", parts, "--train_batch_size", "4")
     for child in ranks(start, example, family.script, argv):
         code, text = ended(child)
         assert code == 0, text
@@ -241,13 +246,13 @@ def test_two_processes_equal_one(whole, start, autoencoder, tmp_path):
 
 @pytest.mark.nightly
 @pytest.mark.timeout(1800)
-def test_killed_twenty_times(whole, start, autoencoder, tmp_path):
+def test_killed_twenty_times(whole, start, parts, tmp_path):
     family, undisturbed = whole
     chance, kills, k = random.Random(f"{SEED} {family.name} nightly"), 0, 0
     while kills < 20:
         k += 1
         folder = tmp_path / f"run-{k}"
-        argv = family.command(folder, autoencoder)
+        argv = family.command(folder, parts)
         moments = killed_at_random(start, family, argv, undisturbed, min(4, 20 - kills), chance, folder, 1.5)
         kills += len(moments)
         print(f"seed {SEED}, killed after {moments} s")
