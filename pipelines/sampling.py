@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, PNDMScheduler
 from torch import Tensor
 
 from latentia.errors import UsageError
@@ -188,6 +188,9 @@ def denoise(
 
     Returns:
         (B, C, H, W).
+
+    Raises:
+        UsageError: a picture to start from, and a scheduler that cannot begin in the middle.
     """
     if given is not None and given.strength == 0:
         return given.sample.to(x)
@@ -195,6 +198,11 @@ def denoise(
     scheduler.set_timesteps(num_inference_steps, device=x.device)
     times = scheduler.timesteps
     begin = 0 if given is None or given.strength == 1 else given.first(num_inference_steps)
+    if begin and isinstance(scheduler, PNDMScheduler):  # it repeats time steps and counts its calls
+        raise UsageError(
+            f"strength must be 0 or 1 with a PNDMScheduler, which cannot begin in the middle; got {given.strength}. "
+            "Take DPMSolverMultistepScheduler.from_config(scheduler.config)."
+        )
     begin *= getattr(scheduler, "order", 1)
     if begin and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(begin)

@@ -122,6 +122,16 @@ def test_noise_of_the_right_size_is_added_by_every_scheduler():
             assert (x.images - image).abs().max() < 0.15, (type(scheduler).__name__, strength)
 
 
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_scheduler_that_cannot_begin_in_the_middle_is_refused(skip):
+    pipe, [image] = pixel_pipeline(diffusers.PNDMScheduler(skip_prk_steps=skip)), picture("pixels")
+    with pytest.raises(UsageError, match=r"strength must be 0 or 1 with a PNDMScheduler.*got 0.5.*DPMSolverMultistep"):
+        pipe(image=image, strength=0.5, num_inference_steps=4)
+    assert made(pipe, image=image, strength=0.0) == pixels([image])
+    assert made(pipe, image=image, strength=1.0) == made(pipe)
+    assert made(pipe, image=image, mask=np.zeros((16, 16))) == pixels([image])
+
+
 # ------------------------------------------------------------ masks
 
 
