@@ -235,7 +235,8 @@ def with_minibatch_std(x: Tensor, group: int) -> Tensor:
     """
     if len(x) % group:
         raise UsageError(f"minibatch_std={group} must divide the batch; got {len(x)}. Change --train_batch_size.")
-    variance = x.unflatten(0, (-1, group)).var(1, correction=0)  # (B / group, C, ...)
+    groups = x.unflatten(0, (-1, group))
+    variance = (groups - groups.mean(1, keepdim=True)).square().mean(1)  # (B / group, C, ...); var() is 9 times slower
     spread = (variance + 1e-8).sqrt().flatten(1).mean(1).repeat_interleave(group)
     return torch.cat([x, spread.view(-1, *[1] * (x.ndim - 1)).expand(-1, 1, *x.shape[2:])], 1)
 
