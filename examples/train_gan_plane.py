@@ -46,9 +46,9 @@ class GameArguments:
     """Of both networks."""
     objective: str = "relativistic"
     """minimax, non_saturating, least_squares, hinge, wasserstein or relativistic."""
-    r1: float = 0.1
+    r1: float = 1.0
     """Weight of the discriminator's squared gradient at real points; 0: none."""
-    r2: float = 0.1
+    r2: float = 1.0
     """The same at generated points."""
     n_critic: int = 1
     """Steps of the discriminator for one of the generator."""

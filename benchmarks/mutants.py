@@ -1,0 +1,321 @@
+"""Known bugs, put back one by one into a copy of the package: each must turn tests red, or the tests guard nothing.
+
+    python benchmarks/mutants.py
+    python benchmarks/mutants.py --names no_barrier loss_unchecked
+
+Most of them have been in other libraries of this field. A bug is a name, a file and what is replaced there; beside it
+stand the tests that are run, which are a part of the suite. They all pass on an unchanged copy first. The table goes to
+`benchmarks/results/mutants.json`; the exit code is 1 when a bug was not seen.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import latentia
+
+HERE = Path(__file__).resolve().parent
+LOOP, CHECKPOINT = "src/latentia/training/loop.py", "src/latentia/training/checkpoint.py"
+STATE = "src/latentia/training/state.py"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`changes`: (what stands there, what is put in its place), each standing there exactly once."""
+
+    name: str
+    bug: str
+    file: str
+    changes: tuple[tuple[str, str], ...]
+    tests: str
+
+
+GUARD = """    if accelerator.scaler is None and not math.isfinite(float(norm)):
+        raise"""
+MUTANTS = [
+    Mutant(
+        "rotate_first",
+        "old checkpoints are deleted before the new one is written",
+        LOOP,
+        (
+            ("                path = ckpt.save_checkpoint(root, progress.step, trees, info, run_id)\n", ""),
+            (
+                "keep=frozenset({path, *([found] if found else [])}))",
+                "keep=frozenset([found] if found else []))\n"
+                "                ckpt.save_checkpoint(root, progress.step, trees, info, run_id)",
+            ),
+        ),
+        "tests/test_training.py",
+    ),
+    Mutant(
+        "no_barrier",
+        "a process goes on while another still writes the checkpoint",
+        LOOP,
+        (
+            (
+                "found else [])}))\n            accelerator.wait_for_everyone()",
+                "found else [])}))",
+            ),
+        ),
+        "tests/test_faults.py -k two_processes or goes_on or process",
+    ),
+    Mutant(
+        "average_forgets_its_age",
+        "the counter of the average is not restored, so its warm-up begins again",
+        "src/latentia/training/ema.py",
+        (('        self.steps.copy_(state["steps"])\n', ""),),
+        "tests/test_checkpoint.py tests/test_training.py",
+    ),
+    Mutant(
+        "global_draws",
+        "dropout draws from a generator whose state no checkpoint holds",
+        LOOP,
+        (("        seed_global(turn, accelerator.device)\n", ""),),
+        "tests/test_training.py",
+    ),
+    Mutant(
+        "sorted_as_text",
+        "checkpoint-1000 sorts before checkpoint-999",
+        CHECKPOINT,
+        (
+            (
+                "return sorted((int(match[1]), path) for match, path in matches if match)",
+                "return sorted(((int(match[1]), path) for match, path in matches if match), key=lambda x: x[1].name)",
+            ),
+        ),
+        "tests/test_checkpoint.py tests/test_training.py",
+    ),
+    Mutant(
+        "written_in_place",
+        "a checkpoint is written under its final name",
+        CHECKPOINT,
+        (
+            (
+                'staging, final = root / f".staging-{step}-{run_id}", root / f"checkpoint-{step}"',
+                'staging = final = root / f"checkpoint-{step}"',
+            ),
+            ("        _commit(staging, final)\n", ""),
+        ),
+        "tests/test_checkpoint.py",
+    ),
+    Mutant(
+        "position_from_zero",
+        "a resumed run shows the first images again",
+        LOOP,
+        (
+            (
+                "            progress.restarts += 1\n",
+                "            progress.restarts += 1\n            progress.images = 0\n",
+            ),
+        ),
+        "tests/test_training.py",
+    ),
+    Mutant(
+        "checked_after_the_update",
+        "a gradient that is not finite is noticed when the weights have it already",
+        LOOP,
+        ((GUARD, "    plain_optimizer(phase.optimizer).step()\n" + GUARD),),
+        "tests/test_training.py -k finite",
+    ),
+    Mutant(
+        "loss_unchecked",
+        "a loss that is not finite is not noticed",
+        LOOP,
+        (("    if finite.item() < 1:\n", "    if finite.item() < 0:\n"),),
+        "tests/test_training.py -k finite",
+    ),
+    Mutant(
+        "each_for_itself",
+        "one process stops for a loss that is not finite and the other does not know",
+        LOOP,
+        (('        finite = accelerator.reduce(finite, "sum") / accelerator.num_processes\n', "        pass\n"),),
+        "tests/test_faults.py -k not_finite",
+    ),
+    Mutant(
+        "gate_at_download_only",
+        "what a repository names is checked when it is fetched, not when it is loaded",
+        "pipelines/base.py",
+        (("                component_class(value[0], value[1], where)\n", "                pass\n"),),
+        "tests/test_registration.py tests/test_hub.py",
+    ),
+    Mutant(
+        "schedule_of_the_first",
+        "both players learn at the rate of the first",
+        LOOP,
+        (
+            (
+                "                    factor = phase.learning_rate(progress.step)\n",
+                "                    factor = phases[0].learning_rate(progress.step)\n",
+            ),
+        ),
+        "tests/test_training.py",
+    ),
+    Mutant(
+        "hashes_unchecked",
+        "a flipped bit in a checkpoint is trained on",
+        CHECKPOINT,
+        (('        if _sha256(file) != expected["sha256"]:\n', "        if False:\n"),),
+        "tests/test_checkpoint.py",
+    ),
+    Mutant(
+        "not_on_the_disk",
+        "a checkpoint gets its name before the disk has its files",
+        CHECKPOINT,
+        (("        _fsync_folder(staging)\n", ""),),
+        "tests/test_checkpoint.py",
+    ),
+    Mutant(
+        "one_optimizer_saved",
+        "the discriminator's optimizer is not in the checkpoint",
+        STATE,
+        (
+            (
+                "        if phase.optimizer is not None:\n",
+                "        if phase.optimizer is not None and phase is phases[-1]:\n",
+            ),
+        ),
+        "tests/test_training.py",
+    ),
+    Mutant(
+        "no_lock",
+        "two runs write into one folder",
+        STATE,
+        (("        stack.enter_context(FileLock(path).acquire(timeout=0))\n", "        pass\n"),),
+        "tests/test_training.py -k folder",
+    ),
+    Mutant(
+        "deaf_while_sampling",
+        "a signal amid sampling waits until all samples are drawn",
+        LOOP,
+        (("                with stop.polled():\n", "                if True:\n"),),
+        "tests/test_training.py -k signal",
+    ),
+    Mutant(
+        "equal_noise",
+        "all processes draw the same noise",
+        LOOP,
+        (
+            (
+                "global_batch, offset, batch_size, device)",
+                "global_batch, 0, batch_size, device)",
+            ),
+        ),
+        "tests/test_faults.py -k equal_one",
+    ),
+    Mutant(
+        "pickles",
+        "weights that can run code are read where there are no others",
+        "src/latentia/models/modeling.py",
+        (
+            (
+                "pretrained_model_name_or_path, use_safetensors=True, output_loading_info=True",
+                "pretrained_model_name_or_path, use_safetensors=None, output_loading_info=True",
+            ),
+        ),
+        "tests/test_registration.py tests/test_models.py -k pickle",
+    ),
+    Mutant(
+        "half_loaded",
+        "a network whose file lacks weights is loaded with random ones",
+        "src/latentia/models/modeling.py",
+        (("        if any(unfit.values()):\n", "        if False:\n"),),
+        "tests/test_models.py tests/test_registration.py",
+    ),
+    Mutant(
+        "everything_pushed",
+        "a push takes optimizers and checkpoints along",
+        "src/latentia/hub/push.py",
+        (
+            (
+                '    return sorted({*files, "README.md"})\n',
+                '    return sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())\n',
+            ),
+        ),
+        "tests/test_hub.py",
+    ),
+]
+
+
+def copied(folder: Path) -> Path:
+    """The committed tree, importable in place of the installed package."""
+    tree = folder / "tree"
+    tree.mkdir()
+    archive = subprocess.run(["git", "archive", "HEAD"], cwd=HERE.parent, check=True, capture_output=True).stdout
+    subprocess.run(["tar", "-x", "-C", str(tree)], input=archive, check=True)
+    (tree / "src" / "latentia" / "pipelines").symlink_to(tree / "pipelines")
+    return tree
+
+
+def run(tree: Path, tests: str, limit: float) -> tuple[bool, float, str]:
+    """Whether the tests pass, how long they took, and the last line or the first that failed."""
+    paths, _, chosen = tests.partition(" -k ")
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--durations=0", *paths.split()]
+    command += ["-k", chosen] if chosen else []
+    env = {**os.environ, "PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    started = time.perf_counter()
+    try:
+        done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return False, time.perf_counter() - started, f"did not end in {limit:.0f} s"
+    lines = done.stdout.splitlines()
+    if done.returncode > 1:  # pytest's own: nothing collected, or it could not start
+        raise RuntimeError(f"{' '.join(command)} could not run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    failed = next((line for line in lines if line.startswith("FAILED")), lines[-1])
+    return done.returncode == 0, time.perf_counter() - started, failed.removeprefix("FAILED ").split(" - ")[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--names", nargs="+", choices=[m.name for m in MUTANTS], help="not given: all")
+    parser.add_argument("--limit", type=float, default=900, help="seconds for the tests of one")
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "mutants.json")
+    args = parser.parse_args()
+    chosen = [m for m in MUTANTS if not args.names or m.name in args.names]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        tree = copied(Path(folder))
+        for tests in dict.fromkeys(m.tests for m in chosen):
+            passed, seconds, word = run(tree, tests, args.limit)
+            print(f"unchanged  {seconds:5.0f} s  {tests}: {word}", flush=True)
+            if not passed:
+                sys.exit(f"{tests} must pass on an unchanged copy, or a red test says nothing.")
+        for mutant in chosen:
+            path = tree / mutant.file
+            kept = path.with_suffix(".kept")
+            shutil.copy2(path, kept)
+            text = path.read_text()
+            for old, new in mutant.changes:
+                if text.count(old) != 1:
+                    sys.exit(f"{mutant.name}: {old!r} stands {text.count(old)} times in {mutant.file}, not once.")
+                text = text.replace(old, new)
+            path.write_text(text)
+            passed, seconds, word = run(tree, mutant.tests, args.limit)
+            shutil.move(kept, path)
+            rows.append({"name": mutant.name, "bug": mutant.bug, "file": mutant.file, "killed": not passed,
+                         "by": None if passed else word, "seconds": round(seconds, 1)})  # fmt: skip
+            print(f"{'MISSED' if passed else 'killed'}  {seconds:5.0f} s  {mutant.name}: {word}", flush=True)
+    killed = sum(row["killed"] for row in rows)
+    print(f"\n{killed} of {len(rows)} killed")
+    if not args.names:
+        about = {
+            "command": "python benchmarks/mutants.py", "killed": killed, "of": len(rows),
+            "commit": subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=HERE, text=True).strip(),
+            "latentia": latentia.__version__, "torch": torch.__version__, "python": platform.python_version(),
+            "machine": platform.machine(), "cores": os.cpu_count(),
+        }  # fmt: skip
+        args.output.write_text(json.dumps({**about, "mutants": rows}, indent=1) + "\n")
+    sys.exit(killed < len(rows))
+
+
+if __name__ == "__main__":
+    main()
