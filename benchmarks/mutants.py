@@ -67,7 +67,7 @@ MUTANTS = [
                 "found else [])}))",
             ),
         ),
-        "tests/test_faults.py -k two_processes or goes_on or process",
+        "tests/test_faults.py -k before_the_checkpoint",
     ),
     Mutant(
         "average_forgets_its_age",

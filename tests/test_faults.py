@@ -40,11 +40,17 @@ def players(log: str, env: dict[str, str], folder: str, batch_size: int, accumul
     from torch import nn
 
     from latentia.errors import NumericsError
+    from latentia.training import checkpoint
     from latentia.training.ema import EMA
     from latentia.training.loop import Phase, train
 
     accelerator = Accelerator(cpu=True)
     rank = accelerator.process_index
+    if trouble == "slow disk":
+        save = checkpoint.save_checkpoint
+        checkpoint.save_checkpoint = lambda root, step, *rest: (time.sleep(0.5 * (step == 6)), save(root, step, *rest))[
+            1
+        ]
     torch.manual_seed(1)
     g, d = nn.Linear(2, 2).double(), nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).double()
     if trouble == "batch statistics":
@@ -69,6 +75,7 @@ def players(log: str, env: dict[str, str], folder: str, batch_size: int, accumul
     Path(folder).mkdir(exist_ok=True)
     try:
         train(accelerator, phases, Points(), output_dir=folder, max_steps=6, **options)
+        assert Path(folder, "checkpoints", "checkpoint-6").is_dir()
     except NumericsError as error:
         print(error, flush=True)
         sys.exit(3)
@@ -319,6 +326,12 @@ def test_two_players_on_two_processes_equal_one(start, tmp_path):
         code, text = ended(child)
         assert code == 0, text
     assert_close(one, two, ["d.model", "g.model", "g.ema", "d.optimizer", "g.optimizer"], 1e-9)
+
+
+def test_no_process_goes_on_before_the_checkpoint_is_there(start, tmp_path):
+    for child in ranks(start, players, str(tmp_path / "run"), 3, 2, "slow disk"):
+        code, text = ended(child)
+        assert code == 0, text
 
 
 def test_two_forwards_with_batch_statistics_on_two_processes(start, tmp_path):
