@@ -362,6 +362,13 @@ def test_learning_rate_is_a_function_of_the_step(tmp_path):
     assert [row["net/lr"] for row in lines(part)] == [float(f"{0.05 * schedule(k):.6g}") for k in range(4, 9)]
 
 
+def test_each_phase_has_a_schedule_of_its_own(tmp_path):
+    run(tmp_path, 5, gan)
+    schedule = learning_rate_schedule("cosine", 2, 12)
+    assert [row["critic/lr"] for row in lines(tmp_path)] == [float(f"{0.01 * schedule(k):.6g}") for k in range(5)]
+    assert [row["generator/lr"] for row in lines(tmp_path) if "generator/lr" in row] == [0.01] * 3
+
+
 def test_an_unknown_schedule():
     with pytest.raises(UsageError, match=r'lr_scheduler must be one of .*; got "cosin"'):
         learning_rate_schedule("cosin", 0, 1)
