@@ -37,6 +37,7 @@ import latentia
 from latentia.data import load_images
 from latentia.evaluation import load_extractor
 from latentia.losses.diffusion import diffusion_loss, sample_timesteps
+from latentia.models.classifier import DigitClassifier
 from latentia.models.unet import UNet2DOutput, sinusoidal_embedding
 from latentia.random import Draws
 from latentia.training.ema import EMA
@@ -48,7 +49,7 @@ DIGIT_NOISE = {"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "traili
 SOLVERS = ("DPMSolverMultistep", "UniPCMultistep", "EulerDiscrete")
 SOLVER_STEPS = (20, 50, 100)  # the last is judged
 GUIDANCE = (0.0, 0.5, 1.0, 2.0, 4.0)
-PARTS = ("toys", "digits", "guidance")
+PARTS = ("toys", "digits", "guidance", "noise_level")
 
 
 # ------------------------------------------------------------ data
@@ -474,6 +475,41 @@ def guidance(rows: Rows, steps: int, data) -> None:
         )  # fmt: skip
 
 
+def noise_level(rows: Rows, steps: int, data, held_out: Tensor) -> None:
+    """J29b: a classifier of the thousand times of training sees one noisy digit and says at which it was made."""
+    torch.manual_seed(0)
+    scheduler, T = latentia.DDPMScheduler(**DIGIT_NOISE), 1000
+    accelerator, plain = Accelerator(cpu=True), DigitClassifier(8, 1, T, (32, 64, 64), 128)
+    network, optimizer = accelerator.prepare(plain, torch.optim.AdamW(plain.parameters(), lr=2e-3))
+
+    def noised(images: Tensor, draw: Draws) -> tuple[Tensor, Tensor]:
+        t = (draw.uniform("t") * T).long()
+        return scheduler.add_noise(images, draw.normal("noise", tuple(images.shape[1:])), t), t
+
+    def loss(batch, draw):
+        x, t = noised(batch["images"], draw)
+        return {"loss": nn.functional.cross_entropy(network(x).logits, t)}
+
+    rate = learning_rate_schedule("cosine", 50, steps)
+    with tempfile.TemporaryDirectory() as folder:
+        train(
+            accelerator, [Phase("classifier", loss, network, optimizer, learning_rate=rate)], data, output_dir=folder,
+            max_steps=steps, batch_size=256, checkpoint_every=None, resume="none",
+        )  # fmt: skip
+    n = 20 * len(held_out)
+    x, t = noised(held_out.repeat(20, 1, 1, 1), Draws(1, 0, n, 0, n))
+    with torch.no_grad():
+        logits = plain.eval()(x).logits
+    entropy = float(nn.functional.cross_entropy(logits, t))
+    guess = logits.softmax(1) @ torch.arange(T).float()
+    error = float((guess - t).square().mean().sqrt())
+    mean = float((t - t.float().mean()).square().mean().sqrt())
+    rows.put("J29b", "digits, cross-entropy of the time of noise, nats", entropy,
+             {"any of 1000": math.log(T)}, "below that of any", entropy < math.log(T))  # fmt: skip
+    rows.put("J29b", "digits, error of the time of noise, root of the mean square", error,
+             {"always the mean": mean}, "<= half of it", error <= mean / 2, n=n)  # fmt: skip
+
+
 def environment() -> dict:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
     cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), "")
@@ -502,6 +538,8 @@ def main() -> None:
         digits(rows, args.steps, data, held_out)
     if "guidance" in args.parts:
         guidance(rows, args.steps, load_images("digits", split="train[:80%]"))
+    if "noise_level" in args.parts:
+        noise_level(rows, args.steps, data, held_out)
     seconds = time.perf_counter() - started
     passed, worked = sum(row["passed"] for row in rows), time.process_time()
     print(f"\n{passed} of {len(rows)} rows hold; {seconds:.0f} s, of the processor {worked:.0f} s")
