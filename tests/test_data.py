@@ -29,6 +29,8 @@ from latentia.data.decode import Fit
 from latentia.data.images import mirrored, parse_split
 from latentia.data.order import indices, uniform
 from latentia.errors import DataError, UsageError
+from latentia.run import load_data
+from latentia.training.arguments import DataArguments
 
 
 @pytest.fixture(autouse=True)
@@ -693,6 +695,13 @@ def test_embedded_emoji():
     for name, words in (("noto", "Apache"), ("twemoji", "CC BY 4.0"), ("digits", "UCI")):
         assert words in (folder / f"LICENSE-{name}").read_text()
     assert sum(file.stat().st_size for file in folder.iterdir()) < 6e6
+
+
+def test_a_folder_that_is_called_as_a_set_that_is_built_in(tmp_path, monkeypatch):
+    write_folder(tmp_path / "digits", 10)
+    monkeypatch.chdir(tmp_path)
+    assert len(load_images(Path("digits"))) == 10 and len(load_images("digits")) == 1797
+    assert len(load_data(DataArguments(train_data_dir="digits"))) == 10
 
 
 def test_folder_with_classes_splits_and_metadata(tmp_path):

@@ -289,7 +289,7 @@ def load_images(
         source: one of
             "digits" (scikit-learn's, 8 x 8, values v = 0..16 as floor((255 v + 8) / 16)), "emoji" (32 x 32, comes
             with the package: columns noto, twemoji, text, category, subcategory, codepoint) or "factors" (32 x 32,
-            drawn: columns shape, colour, scale, rotation, x, y, text);
+            drawn: columns shape, colour, scale, rotation, x, y, text); a `Path` is never one of these names;
             a folder of images, whose subfolders are the labels, or which holds a metadata.jsonl or metadata.csv with
             `file_name` and other columns;
             a .parquet file, a folder or a glob of them;

@@ -39,7 +39,7 @@ def find_source(
     if not isinstance(source, str | Path):
         return _object_source(source, split)
     text = str(source)
-    if text in BUILTIN:
+    if text in BUILTIN and not isinstance(source, Path):  # a folder may have such a name
         return builtin_source(text, split, _parquet_source)
     path = Path(text).expanduser()
     if any(sign in text for sign in "*?["):
