@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import runpy
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from children import EXAMPLES, ONE_CORE, ended, enter, example, ranks, steps_logged, wait_for
+from children import EXAMPLES, ONE_CORE, ended, enter, example, ranks, steps_logged, torchrun, wait_for
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.fault
@@ -301,14 +302,116 @@ def test_a_process_of_two_is_killed(start, pair, tmp_path, victim):
     tidy(folder)
 
 
-def test_one_process_goes_on_where_two_were(start, run, undisturbed, tmp_path):
-    folder = tmp_path / "run"
-    for child in ranks(start, example, EXAMPLE.name, command(folder, "--train_batch_size", 4, "--max_train_steps", 8)):
-        assert ended(child)[0] == 0
-    shutil.rmtree(folder / "unet")
-    run(folder, "--lr_scheduler", "constant", expect=5)  # another recipe: refused
-    run(folder)
+RESTARTS = ("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--nproc_per_node=2", "--max-restarts=3")
+
+
+def worker(trouble: str, folder: str, argv: list[str]) -> None:
+    """A process of `torchrun`: the example, with trouble in the first starts."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)  # a fork has the launcher's
+    import latentia.run
+    from latentia.training import checkpoint
+
+    starts, rank = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), int(os.environ["RANK"])
+    Path(folder, f"rank-{rank}.pid").write_text(str(os.getpid()))
+    train, died = latentia.run.train, checkpoint.fail_point
+
+    def disturbed(accelerator, phases, data, **options):
+        loss = phases[0].loss
+
+        def wrapped(batch, draw):
+            if starts == 0 and rank == 1 and draw.position >= 8 * 6:
+                if trouble == "kills":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if trouble == "raises":
+                    raise OSError("only here")
+            if trouble == "slow":
+                time.sleep(0.1)
+            return loss(batch, draw)
+
+        phases[0].loss = wrapped
+        return train(accelerator, phases, data, **options)
+
+    def fail_point(name):
+        if trouble == "kills" and starts == 1 and name == "before-manifest":
+            os.kill(int(Path(folder, "rank-1.pid").read_text()), signal.SIGKILL)  # who waits for this save
+        if trouble == "kills" and starts == 2 and name == "mid-state":
+            os.kill(os.getpid(), signal.SIGKILL)
+        died(name)
+
+    latentia.run.train, checkpoint.fail_point = disturbed, fail_point
+    sys.argv = [str(EXAMPLE), *argv]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+@pytest.fixture
+def launch(start, tmp_path):
+    def launch(trouble, folder, *more, options=RESTARTS):
+        argv = command(folder, "--train_batch_size", 4, *more)
+        return start(torchrun, worker, trouble, str(tmp_path), argv, options)
+
+    return launch
+
+
+def test_torchrun_starts_them_again(launch, pair, tmp_path):
+    """One dies in a step, one while it waits for a save, one amid a save; the end is that of an undisturbed run."""
+    code, text = ended(launch("kills", tmp_path / "run"))
+    assert code == 0 and text.count(f"{STEPS} steps of 8 images") == 4, text
+    assert end_of(tmp_path / "run") == end_of(pair)
+    tidy(tmp_path / "run")
+
+
+def test_torchrun_shows_the_first_error(launch, tmp_path):
+    code, text = ended(launch("raises", tmp_path / "run", options=RESTARTS[:3]), 60)
+    assert code != 0 and "OSError: only here" in text, text
+
+
+def test_torchrun_is_asked_to_stop(launch, pair, tmp_path):
+    child = launch("slow", tmp_path / "run", "--checkpointing_steps", 1000)
+    wait_for(tmp_path / "run" / "metrics.jsonl", child, '"step": 3')
+    os.kill(child.pid, signal.SIGTERM)
+    code, text = ended(child, 60)
+    assert code == 1, text  # torchrun's own; what its processes end with is 75
+    assert json.loads((tmp_path / "run" / "run_summary.json").read_text())["status"] == "interrupted"
+    code, text = ended(launch("", tmp_path / "run"))
+    assert code == 0 and end_of(tmp_path / "run") == end_of(pair), text
+
+
+# Processes, images of a micro-batch, micro-batches: always a global batch of 8.
+LAYOUTS = {"two": (2, 4, 1), "one": (1, 8, 1), "one, in parts": (1, 4, 2), "two, in parts": (2, 2, 2)}
+
+
+@pytest.mark.parametrize("before, after", [("two", "one, in parts"), ("one", "two"), ("two, in parts", "one")])
+def test_another_number_of_processes_goes_on(start, undisturbed, tmp_path, before, after):
+    folder, every = tmp_path / "run", ("--checkpointing_steps", 1000)
+    for layout in (before, after):
+        world, size, parts = LAYOUTS[layout]
+        batch = ("--train_batch_size", size, "--gradient_accumulation_steps", parts)
+        children = ranks(start, example, EXAMPLE.name, command(folder, *batch, *every), world=world)
+        if layout == before:
+            wait_for(folder / "metrics.jsonl", children[0], '"step": 6')
+            os.kill(children[-1].pid, signal.SIGTERM)
+        for child in children:
+            code, text = ended(child)
+            assert code == (75 if layout == before else 0), text
+    assert json.loads((folder / "run_summary.json").read_text())["resumed_from"]
+    assert_close(folder, undisturbed[0], ["unet.model", "unet.ema"], 1e-5)
     tidy(folder)
+    for child in ranks(start, example, EXAMPLE.name, command(folder, "--max_train_steps", 30)):  # 2 x 8 images
+        code, text = ended(child)
+        assert code == 5
+        assert "global_batch: 8 in the checkpoint, 16 now" in text
+        assert "--train_batch_size x --gradient_accumulation_steps x processes must be 8" in text, text
+
+
+def test_nobody_waits_for_ever(start, tmp_path):
+    folder = tmp_path / "run"
+    argv = command(folder, "--train_batch_size", 4, "--distributed_timeout", 3)
+    children = ranks(start, example, EXAMPLE.name, argv)
+    wait_for(folder / "metrics.jsonl", children[0], '"step": 3')
+    os.kill(children[1].pid, signal.SIGSTOP)
+    code, text = ended(children[0], 60)
+    assert code not in (0, 75) and "Timed out" in text, text
 
 
 def test_two_players_on_two_processes_equal_one(start, tmp_path):

@@ -26,6 +26,7 @@ from latentia.hub.push import push_to_hub
 from latentia.training.arguments import DataArguments, flat_values, parse_arguments, run_identity
 from latentia.training.checkpoint import replace_file
 from latentia.training.loop import Hook, Phase, Result, train
+from latentia.training.processes import process_group
 from latentia.training.state import owner
 from latentia.watch import Watch
 
@@ -73,7 +74,10 @@ def start(args: Any) -> Accelerator:
         mixed_precision=options.mixed_precision,
         log_with=args.output.report_to,
         project_dir=str(folder / args.output.logging_dir),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # every process computes the same
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),  # every process computes the same
+            process_group(options.distributed_timeout),
+        ],
     )
     if accelerator.is_main_process:
         try:

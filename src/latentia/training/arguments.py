@@ -102,6 +102,8 @@ class OptimizationArguments:
     """Recompute activations on the way back: less memory, more time."""
     compile: bool = False
     """Compile the network with torch.compile."""
+    distributed_timeout: float = 600.0
+    """Seconds that one of several processes waits for another; longer than the longest score on the way."""
     seed: int = 0
     """Seed of everything."""
 
@@ -242,7 +244,7 @@ def flat_values(arguments: Any) -> dict[str, Any]:
 # Flags that may change between the parts of one run: how long, how fast, how spread out (the global batch must stay).
 _FREE = {
     "max_train_steps", "num_train_epochs", "train_batch_size", "gradient_accumulation_steps",
-    "gradient_checkpointing", "compile", "allow_tf32",
+    "gradient_checkpointing", "compile", "allow_tf32", "distributed_timeout",
 }  # fmt: skip
 
 

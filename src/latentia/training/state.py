@@ -60,9 +60,11 @@ def restore(stateful: Mapping[str, Any], state: Mapping[str, Any], path: Path) -
 def check_config(path: Path, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     keys = sorted(key for key in {*saved, *config} if saved.get(key) != config.get(key))
     if keys:
+        batch = "--train_batch_size x --gradient_accumulation_steps x processes must be {}.\n"
+        hint = batch.format(saved.get("global_batch")) if "global_batch" in keys else ""
         rows = "\n".join(f"  {key}: {saved.get(key)} in the checkpoint, {config.get(key)} now" for key in keys)
         raise CheckpointError(
-            f"{path} was written by a run of another configuration:\n{rows}\n"
+            f"{path} was written by a run of another configuration:\n{rows}\n{hint}"
             "Give the same values to go on with it, or use another --output_dir or --resume_from_checkpoint none."
         )
 
