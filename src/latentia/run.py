@@ -246,6 +246,7 @@ def fit(
             config=run_identity(*identity),
             arguments=flat_values(args),
             log_every=output.logging_steps,
+            max_skips=options.max_skips if options.on_nonfinite == "skip" else 0,
         )
     except (NumericsError, DataError) as error:  # of the run itself, not of a folder that may be another run's
         if accelerator.is_main_process:
@@ -277,6 +278,7 @@ def finish(
     progress, report = result.progress, watch.report
     summary = {
         "status": result.status, "steps": progress.step, "images": progress.images, "restarts": progress.restarts,
+        "skipped_steps": progress.skipped,
         "training_seconds": round(progress.seconds, 1), "images_per_second": round(result.images_per_second, 1),
         "peak_memory_mb": round(result.peak_memory_mb), "resumed_from": result.resumed_from,
         "score": report.to_dict() if report else None,

@@ -20,6 +20,7 @@ from latentia.training import checkpoint as ckpt
 from latentia.training.ema import EMA
 from latentia.training.progress import Log, Progress, peak_memory
 from latentia.training.signals import Signals, Stopped
+from latentia.training.skips import Skips
 from latentia.training.state import check_config, lock, plain_optimizer, restore, stateful_parts, versions
 
 
@@ -118,6 +119,7 @@ def train(
     config: Mapping[str, Any] | None = None,
     arguments: Mapping[str, Any] | None = None,
     log_every: int = 10,
+    max_skips: int = 0,
 ) -> Result:
     """Run the phases until `max_steps`, and be able to go on from any moment at which the process is killed.
 
@@ -141,6 +143,8 @@ def train(
         config: what must be equal for a checkpoint to be continued; it is stored in each.
         arguments: all flags, written to `training_config.json` once it is clear that the run may start.
         log_every: steps between lines of `metrics.jsonl`.
+        max_skips: steps of the run that may be passed over because a loss or gradient is not finite, see `Skips`;
+            0 (default): the first one ends it.
 
     Returns:
         A `Result`. SIGTERM, SIGUSR1 and the first Ctrl-C end with a checkpoint and the status "interrupted", also amid
@@ -148,9 +152,10 @@ def train(
 
     Raises:
         CheckpointError: nothing to resume, a damaged checkpoint, or one of another configuration.
-        NumericsError: a loss or gradient that is not finite; nothing was updated or saved with it.
+        NumericsError: a loss or gradient that is not finite, once more than `max_skips` allows; nothing was updated or
+            saved with it.
     """
-    _check_call(phases, max_steps=max_steps, batch_size=batch_size, accumulate=accumulate)
+    _check_call(phases, max_skips, max_steps=max_steps, batch_size=batch_size, accumulate=accumulate)
     root = Path(output_dir) / "checkpoints"
     world, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
     local_batch = batch_size * accumulate
@@ -200,6 +205,7 @@ def train(
 
         for phase in phases:
             phase.trains.train()
+        skips = Skips(accelerator, phases, max_skips)
         first_images, train_seconds, started = progress.images, 0.0, time.perf_counter()
         while progress.step < max_steps:
             # Fetch the step's micro-batches, then let each due phase run through all of them and step once.
@@ -209,35 +215,41 @@ def train(
                 position = progress.images + offset
                 batch = data.batch(position, position + batch_size, seed=seed, device=device)
                 micros.append((batch, Draws(seed, progress.images, global_batch, offset, batch_size, device)))
-            for phase in phases:
-                if progress.step % phase.every or progress.step < phase.after:
-                    continue
-                if phase.optimizer is not None:
-                    factor = phase.learning_rate(progress.step)
-                    for group, rate in zip(phase.optimizer.param_groups, base_rates[phase.name]):
-                        group["lr"] = rate * factor
-                    log.add({f"{phase.name}/lr": phase.optimizer.param_groups[0]["lr"]})
-                _only_trains(phase, phases, parameters)
-                values = _take(accelerator, phase, phases, micros, seed, progress, parameters[phase.name])
-                log.add({f"{phase.name}/{key}": value for key, value in values.items()})
-                if phase.optimizer is not None and phase.ema is not None:
-                    phase.ema.update(plain[phase.name])
-            progress.step += 1
+            step, told = progress.step, {}
+            with skips.passed_over(progress):
+                for phase in phases:
+                    if step % phase.every or step < phase.after:
+                        continue
+                    if phase.optimizer is not None:
+                        factor = phase.learning_rate(step)
+                        for group, rate in zip(phase.optimizer.param_groups, base_rates[phase.name]):
+                            group["lr"] = rate * factor
+                        told[f"{phase.name}/lr"] = phase.optimizer.param_groups[0]["lr"]
+                    _only_trains(phase, phases, parameters)
+                    values = _take(accelerator, phase, phases, micros, seed, progress, parameters[phase.name])
+                    told |= {f"{phase.name}/{key}": value for key, value in values.items()}
+                    if phase.optimizer is not None and phase.ema is not None:
+                        phase.ema.update(plain[phase.name])
+                progress.step += 1
             progress.images += global_batch
             taken = time.perf_counter() - started
             progress.seconds, train_seconds = progress.seconds + taken, train_seconds + taken
-            log.step(log_every)
-            last = progress.step == max_steps
+            stepped, last = progress.step > step, progress.step == max_steps
+            if stepped:
+                log.add(told)
+                log.step(log_every)
+            else:
+                log.write({"skipped": progress.skipped})
             try:
                 with stop.polled():
                     for hook in hooks:
-                        due = last or (hook.every and progress.step % hook.every == 0)
+                        due = last or (stepped and hook.every and progress.step % hook.every == 0)
                         if accelerator.is_main_process and due and not stop.raised:
                             log.write(hook.call(progress) or {})
             except Stopped:
                 pass  # what the hook was about to make can be made again from the checkpoint
             interrupted = stop.agreed(accelerator)
-            if last or interrupted or (checkpoint_every and progress.step % checkpoint_every == 0):
+            if last or interrupted or (stepped and checkpoint_every and progress.step % checkpoint_every == 0):
                 save()
             if interrupted:
                 return Result("interrupted", progress, resumed_from, log.rate, peak_memory(device))
@@ -326,12 +338,13 @@ def _put_back(phases: Sequence[Phase], base_rates, parameters) -> None:
                 group["lr"] = rate
 
 
-def _check_call(phases: Sequence[Phase], **at_least_one: int) -> None:
+def _check_call(phases: Sequence[Phase], max_skips: int, **at_least_one: int) -> None:
     names = [phase.name for phase in phases]
     if not names or len({*names}) < len(names):
         raise UsageError(f"phases must be at least one, each with a name of its own; got {names}.")
     for name, value in {**at_least_one, **{f"every of {p.name}": p.every for p in phases}}.items():
         if value < 1:
             raise UsageError(f"{name} must be at least 1; got {value}.")
-    for phase in (p for p in phases if p.after < 0):
-        raise UsageError(f"after of {phase.name} must be at least 0; got {phase.after}.")
+    for name, value in {"max_skips": max_skips, **{f"after of {p.name}": p.after for p in phases}}.items():
+        if value < 0:
+            raise UsageError(f"{name} must be at least 0; got {value}.")
