@@ -60,7 +60,7 @@ def players(log: str, env: dict[str, str], folder: str, batch_size: int, accumul
         with torch.no_grad():
             fake = g(draw.normal("z_d", (2,)).double())
         loss = (d(fake) - d(batch["y"])).mean()
-        bad = trouble == "nan" and draw.position >= 24 or trouble == "nan once" and draw.position == 24
+        bad = draw.position >= 24 if trouble == "nan" else draw.position == 24 and trouble == "nan once"
         return {"loss": loss * (float("nan") if bad and rank == accelerator.num_processes - 1 else 1)}
 
     def generator(batch, draw):

@@ -715,11 +715,11 @@ def test_buffers_and_the_other_players_stay_whole_when_a_step_is_passed_over(tmp
 def test_resumed_around_a_step_that_was_passed_over_the_end_is_the_same(tmp_path, step):
     make = lambda: bad_at(gan(), 0, 15, 20, name="critic")  # noqa: E731
     options = {"batch_size": 5, "max_skips": 3}
-    phases, result = run(tmp_path / "whole", 6, phases=make(), **options)
+    _, result = run(tmp_path / "whole", 6, phases=make(), **options)
     assert result.progress.skipped == 3
     with pytest.raises(Killed):
         run(tmp_path / "part", 6, phases=killer(make(), step + 3), **options)
-    again, result = run(tmp_path / "part", 6, phases=make(), **options)
+    _, result = run(tmp_path / "part", 6, phases=make(), **options)
     assert held(tmp_path / "part", 6) == held(tmp_path / "whole", 6) and result.progress.skipped == 3
     told = [[(row["images"], row.get("skipped")) for row in lines(tmp_path / name)] for name in ("whole", "part")]
     assert told[0] == told[1]
