@@ -15,12 +15,16 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from children import EXAMPLES, ONE_CORE, ended, enter, example, ranks, steps_logged, torchrun, wait_for
+from PIL import Image
 from safetensors.torch import load_file
+
+import latentia
 
 pytestmark = pytest.mark.fault
 EXAMPLE = EXAMPLES / "train_ddpm.py"
@@ -406,6 +410,65 @@ def test_another_number_of_processes_goes_on(start, undisturbed, tmp_path, befor
         assert "--train_batch_size x --gradient_accumulation_steps x processes must be 8" in text, text
 
 
+SHARDED = {
+    "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "AttentionBlock",
+}  # fmt: skip
+PARTS = ["unet.model", "unet.ema", "unet.optimizer"]
+
+
+@pytest.fixture
+def train_on(start, tmp_path):
+    """The example on one or two processes, sharded or not, until it ends or is asked to stop at a step."""
+
+    def train_on(world, env, *more, until=None):
+        folder = tmp_path / "run"
+        argv = command(folder, "--train_batch_size", 8 // world, *more)
+        children = ranks(start, example, EXAMPLE.name, argv, world=world, env=env)
+        if until is not None:
+            wait_for(folder / "metrics.jsonl", children[0], f'"step": {until}')
+            os.kill(children[-1].pid, signal.SIGTERM)
+        for child in children:
+            code, text = ended(child)
+            assert code == (0 if until is None else 75), text
+        return folder
+
+    return train_on
+
+
+def test_sharded_weights_equal_whole_ones(train_on, undisturbed):
+    """Pictures on the way need whole weights, and training goes on with its shards."""
+    folder = train_on(2, SHARDED, "--validation_steps", 8)
+    assert_close(folder, undisturbed[0], PARTS, 1e-5)
+    pictures = [Image.open(root / "samples" / "grid.png") for root in (folder, undisturbed[0])]
+    assert np.abs(np.subtract(*(np.asarray(picture, np.int16) for picture in pictures))).max() <= 1
+    assert len([*(folder / "samples").glob("step-*.png")]) == 6
+    pipe = latentia.DiffusionPipeline.from_pretrained(folder)
+    assert type(pipe.unet) is latentia.UNet2D
+    for key, value in weights(folder, "unet.ema").items():
+        if key.startswith("unet.ema.module."):
+            assert torch.equal(value, pipe.unet.state_dict()[key.removeprefix("unet.ema.module.")])
+    tidy(folder)
+
+
+@pytest.mark.parametrize("before, after", [((2, SHARDED), (1, {})), ((1, {}), (2, SHARDED)), ((2, SHARDED),) * 2])
+def test_sharded_runs_go_on_whole_and_whole_ones_sharded(train_on, undisturbed, before, after):
+    train_on(*before, "--checkpointing_steps", 1000, until=6)
+    folder = train_on(*after, "--checkpointing_steps", 1000)
+    assert_close(folder, undisturbed[0], PARTS, 1e-5)
+    tidy(folder)
+
+
+def test_what_cannot_be_sharded(start, tmp_path):
+    argv = ["--dataset_name", "digits", "--latent_dim", "4", "--block_out_channels", "4", "--output_dir", str(tmp_path)]
+    for child in ranks(start, example, "train_gan.py", [*argv, "--max_train_steps", "1"], env=SHARDED):
+        code, text = ended(child)
+        assert code == 2 and "FSDP shards a run of one network" in text, text
+    for child in ranks(start, example, EXAMPLE.name, command(tmp_path / "run"), env={**SHARDED, "FSDP_VERSION": "1"}):
+        code, text = ended(child)
+        assert code == 2 and "fsdp_version must be 2" in text, text
+
+
 def test_nobody_waits_for_ever(start, tmp_path):
     folder = tmp_path / "run"
     argv = command(folder, "--train_batch_size", 4, "--distributed_timeout", 3)
@@ -461,8 +524,6 @@ def test_accelerate_launch(undisturbed, tmp_path):
 
 def parquet(folder: Path) -> Path:
     import io
-
-    from PIL import Image
 
     def png(i: int) -> bytes:
         file = io.BytesIO()

@@ -27,6 +27,7 @@ from latentia.training.arguments import DataArguments, flat_values, parse_argume
 from latentia.training.checkpoint import replace_file
 from latentia.training.loop import Hook, Phase, Result, train
 from latentia.training.processes import process_group
+from latentia.training.sharding import ShardingAccelerator, make_whole
 from latentia.training.state import owner
 from latentia.watch import Watch
 
@@ -70,7 +71,7 @@ def start(args: Any) -> Accelerator:
     if options.allow_tf32:
         torch.set_float32_matmul_precision("high")
     folder = Path(args.output.output_dir)
-    accelerator = Accelerator(
+    accelerator = ShardingAccelerator(
         mixed_precision=options.mixed_precision,
         log_with=args.output.report_to,
         project_dir=str(folder / args.output.logging_dir),
@@ -230,7 +231,7 @@ def fit(
     """
     options, output = args.optimization, args.output
     try:
-        return train(
+        result = train(
             accelerator,
             phases,
             data,
@@ -248,6 +249,10 @@ def fit(
             log_every=output.logging_steps,
             max_skips=options.max_skips if options.on_nonfinite == "skip" else 0,
         )
+        if result.status != "interrupted":  # else nothing is made of the weights
+            networks = [accelerator.unwrap_model(phase.trains) for phase in phases]
+            make_whole(accelerator, networks + [phase.ema.module for phase in phases if phase.ema is not None])
+        return result
     except (NumericsError, DataError) as error:  # of the run itself, not of a folder that may be another run's
         if accelerator.is_main_process:
             summary = {"status": "failed", "exit_code": error.exit_code, "error": str(error)}

@@ -13,12 +13,14 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from latentia.errors import NumericsError, UsageError
 from latentia.random import Draws, seed_from, seed_global
 from latentia.training import checkpoint as ckpt
 from latentia.training.ema import EMA
 from latentia.training.progress import Log, Progress, peak_memory
+from latentia.training.sharding import joined, shard, whole
 from latentia.training.signals import Signals, Stopped
 from latentia.training.skips import Skips
 from latentia.training.state import check_config, lock, plain_optimizer, restore, stateful_parts, versions
@@ -163,6 +165,9 @@ def train(
     config = json.loads(
         json.dumps({**(config or {}), "global_batch": global_batch, "seed": seed, "data": data.fingerprint})
     )
+    averages = [phase.ema.module for phase in phases if phase.ema is not None]
+    for network in averages:
+        shard(accelerator, network)
     stateful = stateful_parts(accelerator, phases)
     parameters = {phase.name: [p for p in phase.trains.parameters() if p.requires_grad] for phase in phases}
     plain = {phase.name: accelerator.unwrap_model(phase.trains) for phase in phases}
@@ -195,10 +200,11 @@ def train(
             return Result("nothing to do", progress, resumed_from, 0.0, peak_memory(device))
 
         def save() -> None:
-            if accelerator.is_main_process:
+            main = accelerator.is_main_process
+            trees = {name: joined(thing.state_dict(), main) for name, thing in stateful.items()}
+            if main:
                 log.flush()
                 info = {"progress": asdict(progress), "config": config, "world_size": world, "versions": versions()}
-                trees = {name: thing.state_dict() for name, thing in stateful.items()}
                 path = ckpt.save_checkpoint(root, progress.step, trees, info, run_id)
                 ckpt.rotate(root, checkpoints_limit, run_id, keep=frozenset({path, *([found] if found else [])}))
             accelerator.wait_for_everyone()
@@ -240,11 +246,11 @@ def train(
                 log.step(log_every)
             else:
                 log.write({"skipped": progress.skipped})
+            due = [hook for hook in hooks if last or (stepped and hook.every and progress.step % hook.every == 0)]
             try:
-                with stop.polled():
-                    for hook in hooks:
-                        due = last or (stepped and hook.every and progress.step % hook.every == 0)
-                        if accelerator.is_main_process and due and not stop.raised:
+                with whole(accelerator, [*plain.values(), *averages] if due else []), stop.polled():
+                    for hook in due:
+                        if accelerator.is_main_process and not stop.raised:
                             log.write(hook.call(progress) or {})
             except Stopped:
                 pass  # what the hook was about to make can be made again from the checkpoint
@@ -309,6 +315,8 @@ def _step(accelerator, phase: Phase, parameters, progress: Progress) -> Tensor:
     else:
         accelerator.unscale_gradients()
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
     if accelerator.scaler is None and not math.isfinite(float(norm)):
         raise NumericsError(
             f'The gradient of phase "{phase.name}" is not finite at step {progress.step + 1} ({progress.images} '

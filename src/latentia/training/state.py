@@ -18,6 +18,7 @@ from torch import Tensor
 
 import latentia
 from latentia.errors import CheckpointError, UsageError
+from latentia.training.sharding import spread
 
 
 def stateful_parts(accelerator: Accelerator, phases: Sequence[Any]) -> dict[str, Any]:
@@ -42,13 +43,18 @@ def restore(stateful: Mapping[str, Any], state: Mapping[str, Any], path: Path) -
         raise CheckpointError(f"{path} holds {sorted(state)}, but this run needs {sorted(stateful)}.")
     for name, thing in stateful.items():
         try:
-            thing.load_state_dict(state[name])
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            like = thing.state_dict()
+            if isinstance(thing, torch.optim.Optimizer):
+                parameters = [parameter for group in thing.param_groups for parameter in group["params"]]
+                moments = state[name]["state"].items()
+                like = {"state": {index: dict.fromkeys(values, parameters[index]) for index, values in moments}}
+            saved = spread(state[name], like)
+            thing.load_state_dict(saved)
+        except (RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path}: {name} does not fit this run: {error}") from error
         if isinstance(thing, torch.optim.Optimizer):
             # torch casts moments to the parameters' dtype: they get their own back, and the parameters' memory format.
-            parameters = [parameter for group in thing.param_groups for parameter in group["params"]]
-            for index, values in state[name]["state"].items():
+            for index, values in saved["state"].items():
                 parameter, loaded = parameters[index], thing.state[parameters[index]]
                 for key, value in values.items():
                     if isinstance(value, Tensor):
