@@ -38,6 +38,17 @@ def example(log: str, env: dict[str, str], script: str, argv: list[str]) -> None
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
+def torchrun(log: str, env: dict[str, str], entry, trouble: str, folder: str, argv: list[str], options) -> None:
+    """`torchrun` with workers that are forks of this process and run `entry`: its own agent, its own restarts,
+    but no import at each start."""
+    enter(log, {**ONE_CORE, **env})
+    from torch.distributed.launcher.api import elastic_launch
+    from torch.distributed.run import config_from_args, parse_args
+
+    config, _, _ = config_from_args(parse_args([*options, "--start-method=fork", "--monitor-interval=0.05", "script"]))
+    elastic_launch(config, entry)(trouble, folder, argv)
+
+
 def ended(child, timeout: float = 120) -> tuple[int, str]:
     """Exit code and output of a child, which must end by itself."""
     child.join(timeout)

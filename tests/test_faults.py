@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import runpy
 import shutil
 import signal
 import subprocess
@@ -14,12 +15,16 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from children import EXAMPLES, ONE_CORE, ended, enter, example, ranks, steps_logged, wait_for
+from children import EXAMPLES, ONE_CORE, ended, enter, example, ranks, steps_logged, torchrun, wait_for
+from PIL import Image
 from safetensors.torch import load_file
+
+import latentia
 
 pytestmark = pytest.mark.fault
 EXAMPLE = EXAMPLES / "train_ddpm.py"
@@ -65,13 +70,15 @@ def players(log: str, env: dict[str, str], folder: str, batch_size: int, accumul
         with torch.no_grad():
             fake = g(draw.normal("z_d", (2,)).double())
         loss = (d(fake) - d(batch["y"])).mean()
-        return {"loss": loss * (float("nan") if rank == 1 and trouble == "nan" and draw.position >= 24 else 1)}
+        bad = draw.position >= 24 if trouble == "nan" else draw.position == 24 and trouble == "nan once"
+        return {"loss": loss * (float("nan") if bad and rank == accelerator.num_processes - 1 else 1)}
 
     def generator(batch, draw):
         return {"loss": -d(g(draw.normal("z_g", (2,)).double())).mean()}
 
     phases = [Phase("d", critic, d, d_opt), Phase("g", generator, g, g_opt, every=2, ema=average)]
     options = {"batch_size": batch_size, "accumulate": accumulate, "log_every": 1, "checkpoint_every": 1}
+    options["max_skips"] = int(trouble == "nan once")
     Path(folder).mkdir(exist_ok=True)
     try:
         train(accelerator, phases, Points(), output_dir=folder, max_steps=6, **options)
@@ -308,24 +315,189 @@ def test_a_process_of_two_is_killed(start, pair, tmp_path, victim):
     tidy(folder)
 
 
-def test_one_process_goes_on_where_two_were(start, run, undisturbed, tmp_path):
-    folder = tmp_path / "run"
-    for child in ranks(start, example, EXAMPLE.name, command(folder, "--train_batch_size", 4, "--max_train_steps", 8)):
-        assert ended(child)[0] == 0
-    shutil.rmtree(folder / "unet")
-    run(folder, "--lr_scheduler", "constant", expect=5)  # another recipe: refused
-    run(folder)
+RESTARTS = ("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--nproc_per_node=2", "--max-restarts=3")
+
+
+def worker(trouble: str, folder: str, argv: list[str]) -> None:
+    """A process of `torchrun`: the example, with trouble in the first starts."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)  # a fork has the launcher's
+    import latentia.run
+    from latentia.training import checkpoint
+
+    starts, rank = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), int(os.environ["RANK"])
+    Path(folder, f"rank-{rank}.pid").write_text(str(os.getpid()))
+    train, died = latentia.run.train, checkpoint.fail_point
+
+    def disturbed(accelerator, phases, data, **options):
+        loss = phases[0].loss
+
+        def wrapped(batch, draw):
+            if starts == 0 and rank == 1 and draw.position >= 8 * 6:
+                if trouble == "kills":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if trouble == "raises":
+                    raise OSError("only here")
+            if trouble == "slow":
+                time.sleep(0.1)
+            return loss(batch, draw)
+
+        phases[0].loss = wrapped
+        return train(accelerator, phases, data, **options)
+
+    def fail_point(name):
+        if trouble == "kills" and starts == 1 and name == "before-manifest":
+            os.kill(int(Path(folder, "rank-1.pid").read_text()), signal.SIGKILL)  # who waits for this save
+        if trouble == "kills" and starts == 2 and name == "mid-state":
+            os.kill(os.getpid(), signal.SIGKILL)
+        died(name)
+
+    latentia.run.train, checkpoint.fail_point = disturbed, fail_point
+    sys.argv = [str(EXAMPLE), *argv]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+@pytest.fixture
+def launch(start, tmp_path):
+    def launch(trouble, folder, *more, options=RESTARTS):
+        argv = command(folder, "--train_batch_size", 4, *more)
+        return start(torchrun, worker, trouble, str(tmp_path), argv, options)
+
+    return launch
+
+
+def test_torchrun_starts_them_again(launch, pair, tmp_path):
+    """One dies in a step, one while it waits for a save, one amid a save; the end is that of an undisturbed run."""
+    code, text = ended(launch("kills", tmp_path / "run"))
+    assert code == 0 and text.count(f"{STEPS} steps of 8 images") == 4, text
+    assert end_of(tmp_path / "run") == end_of(pair)
+    tidy(tmp_path / "run")
+
+
+def test_torchrun_shows_the_first_error(launch, tmp_path):
+    code, text = ended(launch("raises", tmp_path / "run", options=RESTARTS[:3]), 60)
+    assert code != 0 and "OSError: only here" in text, text
+
+
+def test_torchrun_is_asked_to_stop(launch, pair, tmp_path):
+    child = launch("slow", tmp_path / "run", "--checkpointing_steps", 1000)
+    wait_for(tmp_path / "run" / "metrics.jsonl", child, '"step": 3')
+    os.kill(child.pid, signal.SIGTERM)
+    code, text = ended(child, 60)
+    assert code == 1, text  # torchrun's own; what its processes end with is 75
+    assert json.loads((tmp_path / "run" / "run_summary.json").read_text())["status"] == "interrupted"
+    code, text = ended(launch("", tmp_path / "run"))
+    assert code == 0 and end_of(tmp_path / "run") == end_of(pair), text
+
+
+# Processes, images of a micro-batch, micro-batches: always a global batch of 8.
+LAYOUTS = {"two": (2, 4, 1), "one": (1, 8, 1), "one, in parts": (1, 4, 2), "two, in parts": (2, 2, 2)}
+
+
+@pytest.mark.parametrize("before, after", [("two", "one, in parts"), ("one", "two"), ("two, in parts", "one")])
+def test_another_number_of_processes_goes_on(start, undisturbed, tmp_path, before, after):
+    folder, every = tmp_path / "run", ("--checkpointing_steps", 1000)
+    for layout in (before, after):
+        world, size, parts = LAYOUTS[layout]
+        batch = ("--train_batch_size", size, "--gradient_accumulation_steps", parts)
+        children = ranks(start, example, EXAMPLE.name, command(folder, *batch, *every), world=world)
+        if layout == before:
+            wait_for(folder / "metrics.jsonl", children[0], '"step": 6')
+            os.kill(children[-1].pid, signal.SIGTERM)
+        for child in children:
+            code, text = ended(child)
+            assert code == (75 if layout == before else 0), text
+    assert json.loads((folder / "run_summary.json").read_text())["resumed_from"]
+    assert_close(folder, undisturbed[0], ["unet.model", "unet.ema"], 1e-5)
+    tidy(folder)
+    for child in ranks(start, example, EXAMPLE.name, command(folder, "--max_train_steps", 30)):  # 2 x 8 images
+        code, text = ended(child)
+        assert code == 5
+        assert "global_batch: 8 in the checkpoint, 16 now" in text
+        assert "--train_batch_size x --gradient_accumulation_steps x processes must be 8" in text, text
+
+
+SHARDED = {
+    "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "AttentionBlock",
+}  # fmt: skip
+PARTS = ["unet.model", "unet.ema", "unet.optimizer"]
+
+
+@pytest.fixture
+def train_on(start, tmp_path):
+    """The example on one or two processes, sharded or not, until it ends or is asked to stop at a step."""
+
+    def train_on(world, env, *more, until=None):
+        folder = tmp_path / "run"
+        argv = command(folder, "--train_batch_size", 8 // world, *more)
+        children = ranks(start, example, EXAMPLE.name, argv, world=world, env=env)
+        if until is not None:
+            wait_for(folder / "metrics.jsonl", children[0], f'"step": {until}')
+            os.kill(children[-1].pid, signal.SIGTERM)
+        for child in children:
+            code, text = ended(child)
+            assert code == (0 if until is None else 75), text
+        return folder
+
+    return train_on
+
+
+def test_sharded_weights_equal_whole_ones(train_on, undisturbed):
+    """Pictures on the way need whole weights, and training goes on with its shards."""
+    folder = train_on(2, SHARDED, "--validation_steps", 8)
+    assert_close(folder, undisturbed[0], PARTS, 1e-5)
+    pictures = [Image.open(root / "samples" / "grid.png") for root in (folder, undisturbed[0])]
+    assert np.abs(np.subtract(*(np.asarray(picture, np.int16) for picture in pictures))).max() <= 1
+    assert len([*(folder / "samples").glob("step-*.png")]) == 6
+    pipe = latentia.DiffusionPipeline.from_pretrained(folder)
+    assert type(pipe.unet) is latentia.UNet2D
+    for key, value in weights(folder, "unet.ema").items():
+        if key.startswith("unet.ema.module."):
+            assert torch.equal(value, pipe.unet.state_dict()[key.removeprefix("unet.ema.module.")])
     tidy(folder)
 
 
-def test_two_players_on_two_processes_equal_one(start, tmp_path):
+@pytest.mark.parametrize("before, after", [((2, SHARDED), (1, {})), ((1, {}), (2, SHARDED)), ((2, SHARDED),) * 2])
+def test_sharded_runs_go_on_whole_and_whole_ones_sharded(train_on, undisturbed, before, after):
+    train_on(*before, "--checkpointing_steps", 1000, until=6)
+    folder = train_on(*after, "--checkpointing_steps", 1000)
+    assert_close(folder, undisturbed[0], PARTS, 1e-5)
+    tidy(folder)
+
+
+def test_what_cannot_be_sharded(start, tmp_path):
+    argv = ["--dataset_name", "digits", "--latent_dim", "4", "--block_out_channels", "4", "--output_dir", str(tmp_path)]
+    for child in ranks(start, example, "train_gan.py", [*argv, "--max_train_steps", "1"], env=SHARDED):
+        code, text = ended(child)
+        assert code == 2 and "FSDP shards a run of one network" in text, text
+    for child in ranks(start, example, EXAMPLE.name, command(tmp_path / "run"), env={**SHARDED, "FSDP_VERSION": "1"}):
+        code, text = ended(child)
+        assert code == 2 and "fsdp_version must be 2" in text, text
+
+
+def test_nobody_waits_for_ever(start, tmp_path):
+    folder = tmp_path / "run"
+    argv = command(folder, "--train_batch_size", 4, "--distributed_timeout", 3)
+    children = ranks(start, example, EXAMPLE.name, argv)
+    wait_for(folder / "metrics.jsonl", children[0], '"step": 3')
+    os.kill(children[1].pid, signal.SIGSTOP)
+    code, text = ended(children[0], 60)
+    assert code not in (0, 75) and "Timed out" in text, text
+
+
+@pytest.mark.parametrize("trouble", ["", "nan once"])
+def test_two_players_on_two_processes_equal_one(start, tmp_path, trouble):
+    """Also where one process meets a loss that is not finite, and all pass over that step."""
     one, two = tmp_path / "one", tmp_path / "two"
-    alone = ended(start(players, str(one), 12, 1, ""))
+    alone = ended(start(players, str(one), 12, 1, trouble))
     assert alone[0] == 0, alone[1]
-    for child in ranks(start, players, str(two), 3, 2, ""):
+    for child in ranks(start, players, str(two), 3, 2, trouble):
         code, text = ended(child)
         assert code == 0, text
     assert_close(one, two, ["d.model", "g.model", "g.ema", "d.optimizer", "g.optimizer"], 1e-9)
+    told = [row for row in (two / "metrics.jsonl").read_text().splitlines() if "skipped" in row]
+    assert len(told) == bool(trouble)
 
 
 def test_no_process_goes_on_before_the_checkpoint_is_there(start, tmp_path):
@@ -365,8 +537,6 @@ def test_accelerate_launch(undisturbed, tmp_path):
 
 def parquet(folder: Path) -> Path:
     import io
-
-    from PIL import Image
 
     def png(i: int) -> bytes:
         file = io.BytesIO()

@@ -662,6 +662,109 @@ def test_a_gradient_that_is_not_finite_stops_before_it_does_harm(tmp_path, limit
     assert all((a == b).all() for a, b in zip(before, net.parameters())) and int(phase.ema.steps) == 0
 
 
+def bad_at(phases: list[Phase], *positions: int, name: str | None = None) -> list[Phase]:
+    """The loss of a phase (the last that learns, or `name`) is not a number where these images are seen."""
+    phase = next(p for p in reversed(phases) if (p.name == name if name else p.optimizer is not None))
+    real = phase.loss
+
+    def loss(batch, draw):
+        values = real(batch, draw)
+        return {**values, "loss": values["loss"] * (math.nan if draw.position in positions else 1.0)}
+
+    phase.loss = loss
+    return phases
+
+
+class Without(Points):
+    """The same points without the images at [start, start + count) of the stream."""
+
+    def __init__(self, start: int, count: int):
+        super().__init__()
+        self.start, self.count = start, count
+
+    def batch(self, start, stop, **options):
+        past = self.count if start >= self.start else 0
+        return super().batch(start + past, stop + past, **options)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_that_is_passed_over_is_as_if_its_batch_were_not_there(tmp_path, accumulate):
+    make = lambda: regression(noise=0, dropout=0, learning_rate=learning_rate_schedule("cosine", 2, 6))  # noqa: E731
+    options = {"batch_size": 6 // accumulate, "accumulate": accumulate}
+    phases, result = run(tmp_path / "a", 6, phases=bad_at(make(), 12), max_skips=1, **options)
+    assert (result.progress.step, result.progress.images, result.progress.skipped) == (6, 42, 1)
+    twin, _ = run(tmp_path / "b", 6, make, Without(12, 6), **options)
+    assert differences(phases, twin) == []
+    assert int(phases[0].ema.steps) == 6
+    told = [(row["step"], row["images"], row.get("skipped")) for row in lines(tmp_path / "a")]
+    assert told[1:5] == [(2, 12, None), (2, 18, 1), (3, 24, None), (4, 30, None)]
+    rates = [[row["net/lr"] for row in lines(folder) if "net/lr" in row] for folder in (tmp_path / "a", tmp_path / "b")]
+    assert rates[0] == rates[1]
+
+
+def test_buffers_and_the_other_players_stay_whole_when_a_step_is_passed_over(tmp_path):
+    def make():
+        phases = gan()
+        real, d = phases[0].loss, phases[0].trains
+        shown = lambda batch: {**batch, "y": batch["y"] * math.nan}  # noqa: E731
+        phases[0].loss = lambda batch, draw: real(shown(batch) if draw.position == 10 else batch, draw)
+        return phases, d
+
+    phases, critic = make()
+    _, result = run(tmp_path, 6, phases=phases, batch_size=5, max_skips=1)
+    assert result.progress.skipped == 1
+    assert all(bool(value.isfinite().all()) for value in critic.state_dict().values())
+    moments = [value for phase in phases[:3] for state in phase.optimizer.state.values() for value in state.values()]
+    assert all(bool(torch.as_tensor(value).isfinite().all()) for value in moments)
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_resumed_around_a_step_that_was_passed_over_the_end_is_the_same(tmp_path, step):
+    make = lambda: bad_at(gan(), 0, 15, 20, name="critic")  # noqa: E731
+    options = {"batch_size": 5, "max_skips": 3}
+    _, result = run(tmp_path / "whole", 6, phases=make(), **options)
+    assert result.progress.skipped == 3
+    with pytest.raises(Killed):
+        run(tmp_path / "part", 6, phases=killer(make(), step + 3), **options)
+    _, result = run(tmp_path / "part", 6, phases=make(), **options)
+    assert held(tmp_path / "part", 6) == held(tmp_path / "whole", 6) and result.progress.skipped == 3
+    told = [[(row["images"], row.get("skipped")) for row in lines(tmp_path / name)] for name in ("whole", "part")]
+    assert told[0] == told[1]
+
+
+def test_asked_to_stop_while_a_step_is_passed_over(tmp_path):
+    run(tmp_path / "whole", 4, phases=bad_at(regression(), 6), max_skips=1)
+    phases = signalled(bad_at(regression(), 6), 3, signal.SIGTERM)
+    _, result = run(tmp_path / "part", 4, phases=phases, max_skips=1, checkpoint_every=None)
+    assert (result.status, result.progress.step, result.progress.skipped) == ("interrupted", 2, 1)
+    run(tmp_path / "part", 4, phases=bad_at(regression(), 6), max_skips=1)
+    assert held(tmp_path / "part", 4) == held(tmp_path / "whole", 4)
+
+
+def test_more_than_so_many_steps_are_not_passed_over(tmp_path):
+    phases = bad_at(regression(), 6, 12, 15)
+    with pytest.raises(
+        NumericsError, match=r"not finite at step 4 \(15 images\).* 2 steps were skipped before"
+    ) as caught:
+        run(tmp_path, 6, phases=phases, max_skips=2)
+    assert caught.value.exit_code == 3 and int(phases[0].ema.steps) == 3
+    assert max(int(p.name[11:]) for p in (tmp_path / "checkpoints").iterdir()) == 3
+    _, result = run(tmp_path, 6, phases=bad_at(regression(), 6, 12, 15), max_skips=3)  # allowed now
+    assert (result.progress.step, result.progress.skipped) == (6, 3)
+
+
+def test_a_gradient_that_is_not_finite_is_passed_over_too(tmp_path):
+    net = linear(1)
+
+    def loss(batch, draw):
+        steep = (net(batch["x"]) * 0).abs().sum().sqrt() if draw.position == 3 else 0.0  # 0, with an infinite slope
+        return {"loss": (net(batch["x"]) - batch["y"]).square().mean() + steep}
+
+    phase = Phase("net", loss, net, torch.optim.SGD(net.parameters(), lr=0.1), max_grad_norm=1.0)
+    _, result = run(tmp_path, 3, phases=[phase], max_skips=1)
+    assert result.progress.skipped == 1 and all(bool(p.isfinite().all()) for p in net.parameters())
+
+
 def half_precision(phases: list[Phase], scale: float) -> tuple[Accelerator, list[Phase]]:
     """The arithmetic of fp16 training on a CPU: a real loss scaler around networks in single precision."""
     accelerator = Accelerator(cpu=True)
@@ -722,6 +825,19 @@ def test_an_overflow_lowers_the_scale_and_nothing_else(tmp_path):
     later, again = half_precision(single_gan(), 1.0)
     train(later, again, SinglePoints(), output_dir=tmp_path / "a", max_steps=5, **options)
     assert later.scaler.get_scale() == accelerator.scaler.get_scale() != 1.0
+
+
+def test_an_overflow_at_any_scale_is_passed_over_and_the_scale_put_back(tmp_path):
+    net = nn.Linear(2, 2)
+
+    def loss(batch, draw):
+        steep = (net(batch["x"]) * 0).abs().sum().sqrt() if draw.position == 2 else 0.0
+        return {"loss": (net(batch["x"]) - batch["y"]).square().mean() + steep}
+
+    accelerator, phases = half_precision([Phase("net", loss, net, torch.optim.SGD(net.parameters(), lr=0.1))], 2.0**16)
+    data, options = SinglePoints(), {"output_dir": tmp_path, "max_steps": 3, "batch_size": 2}
+    result = train(accelerator, phases, data, max_skips=1, **options)
+    assert result.progress.skipped == 1 and accelerator.scaler.get_scale() == 2.0**16
 
 
 @pytest.mark.timeout(60)

@@ -26,6 +26,8 @@ from latentia.hub.push import push_to_hub
 from latentia.training.arguments import DataArguments, flat_values, parse_arguments, run_identity
 from latentia.training.checkpoint import replace_file
 from latentia.training.loop import Hook, Phase, Result, train
+from latentia.training.processes import process_group
+from latentia.training.sharding import ShardingAccelerator, make_whole
 from latentia.training.state import owner
 from latentia.watch import Watch
 
@@ -69,11 +71,14 @@ def start(args: Any) -> Accelerator:
     if options.allow_tf32:
         torch.set_float32_matmul_precision("high")
     folder = Path(args.output.output_dir)
-    accelerator = Accelerator(
+    accelerator = ShardingAccelerator(
         mixed_precision=options.mixed_precision,
         log_with=args.output.report_to,
         project_dir=str(folder / args.output.logging_dir),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # every process computes the same
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),  # every process computes the same
+            process_group(options.distributed_timeout),
+        ],
     )
     if accelerator.is_main_process:
         try:
@@ -226,7 +231,7 @@ def fit(
     """
     options, output = args.optimization, args.output
     try:
-        return train(
+        result = train(
             accelerator,
             phases,
             data,
@@ -242,7 +247,12 @@ def fit(
             config=run_identity(*identity),
             arguments=flat_values(args),
             log_every=output.logging_steps,
+            max_skips=options.max_skips if options.on_nonfinite == "skip" else 0,
         )
+        if result.status != "interrupted":  # else nothing is made of the weights
+            networks = [accelerator.unwrap_model(phase.trains) for phase in phases]
+            make_whole(accelerator, networks + [phase.ema.module for phase in phases if phase.ema is not None])
+        return result
     except (NumericsError, DataError) as error:  # of the run itself, not of a folder that may be another run's
         if accelerator.is_main_process:
             summary = {"status": "failed", "exit_code": error.exit_code, "error": str(error)}
@@ -273,6 +283,7 @@ def finish(
     progress, report = result.progress, watch.report
     summary = {
         "status": result.status, "steps": progress.step, "images": progress.images, "restarts": progress.restarts,
+        "skipped_steps": progress.skipped,
         "training_seconds": round(progress.seconds, 1), "images_per_second": round(result.images_per_second, 1),
         "peak_memory_mb": round(result.peak_memory_mb), "resumed_from": result.resumed_from,
         "score": report.to_dict() if report else None,

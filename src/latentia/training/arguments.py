@@ -94,6 +94,10 @@ class OptimizationArguments:
     """Added to the denominator."""
     max_grad_norm: float = 1.0
     """Clip gradients to this norm."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do when a loss or gradient is not finite: end with exit code 3, or pass over the batch and go on."""
+    max_skips: int = 10
+    """Batches that `--on_nonfinite skip` passes over in the whole run; one more ends it."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision of the forward pass; bf16 is safe, fp16 often is not for small networks."""
     allow_tf32: bool = False
@@ -102,6 +106,8 @@ class OptimizationArguments:
     """Recompute activations on the way back: less memory, more time."""
     compile: bool = False
     """Compile the network with torch.compile."""
+    distributed_timeout: float = 600.0
+    """Seconds that one of several processes waits for another; longer than the longest score on the way."""
     seed: int = 0
     """Seed of everything."""
 
@@ -242,7 +248,8 @@ def flat_values(arguments: Any) -> dict[str, Any]:
 # Flags that may change between the parts of one run: how long, how fast, how spread out (the global batch must stay).
 _FREE = {
     "max_train_steps", "num_train_epochs", "train_batch_size", "gradient_accumulation_steps",
-    "gradient_checkpointing", "compile", "allow_tf32",
+    "gradient_checkpointing", "compile", "allow_tf32", "distributed_timeout", "on_nonfinite",
+    "max_skips",
 }  # fmt: skip
 
 

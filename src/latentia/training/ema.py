@@ -1,9 +1,12 @@
 """Exponential moving average of a network's weights, kept as a network of its own."""
 
 import copy
+from collections.abc import Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 class EMA:
@@ -52,6 +55,7 @@ class EMA:
         self.module.load_state_dict(state["module"])
 
 
-def _tensors(module: nn.Module):
-    yield from module.parameters()
-    yield from module.buffers()
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers; of sharded ones what this process holds of them."""
+    for tensor in chain(module.parameters(), module.buffers()):
+        yield tensor.to_local() if isinstance(tensor, DTensor) else tensor

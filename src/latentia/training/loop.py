@@ -13,13 +13,16 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from latentia.errors import NumericsError, UsageError
 from latentia.random import Draws, seed_from, seed_global
 from latentia.training import checkpoint as ckpt
 from latentia.training.ema import EMA
 from latentia.training.progress import Log, Progress, peak_memory
+from latentia.training.sharding import joined, shard, whole
 from latentia.training.signals import Signals, Stopped
+from latentia.training.skips import Skips
 from latentia.training.state import check_config, lock, plain_optimizer, restore, stateful_parts, versions
 
 
@@ -118,6 +121,7 @@ def train(
     config: Mapping[str, Any] | None = None,
     arguments: Mapping[str, Any] | None = None,
     log_every: int = 10,
+    max_skips: int = 0,
 ) -> Result:
     """Run the phases until `max_steps`, and be able to go on from any moment at which the process is killed.
 
@@ -141,6 +145,8 @@ def train(
         config: what must be equal for a checkpoint to be continued; it is stored in each.
         arguments: all flags, written to `training_config.json` once it is clear that the run may start.
         log_every: steps between lines of `metrics.jsonl`.
+        max_skips: steps of the run that may be passed over because a loss or gradient is not finite, see `Skips`;
+            0 (default): the first one ends it.
 
     Returns:
         A `Result`. SIGTERM, SIGUSR1 and the first Ctrl-C end with a checkpoint and the status "interrupted", also amid
@@ -148,9 +154,10 @@ def train(
 
     Raises:
         CheckpointError: nothing to resume, a damaged checkpoint, or one of another configuration.
-        NumericsError: a loss or gradient that is not finite; nothing was updated or saved with it.
+        NumericsError: a loss or gradient that is not finite, once more than `max_skips` allows; nothing was updated or
+            saved with it.
     """
-    _check_call(phases, max_steps=max_steps, batch_size=batch_size, accumulate=accumulate)
+    _check_call(phases, max_skips, max_steps=max_steps, batch_size=batch_size, accumulate=accumulate)
     root = Path(output_dir) / "checkpoints"
     world, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
     local_batch = batch_size * accumulate
@@ -158,6 +165,9 @@ def train(
     config = json.loads(
         json.dumps({**(config or {}), "global_batch": global_batch, "seed": seed, "data": data.fingerprint})
     )
+    averages = [phase.ema.module for phase in phases if phase.ema is not None]
+    for network in averages:
+        shard(accelerator, network)
     stateful = stateful_parts(accelerator, phases)
     parameters = {phase.name: [p for p in phase.trains.parameters() if p.requires_grad] for phase in phases}
     plain = {phase.name: accelerator.unwrap_model(phase.trains) for phase in phases}
@@ -190,16 +200,18 @@ def train(
             return Result("nothing to do", progress, resumed_from, 0.0, peak_memory(device))
 
         def save() -> None:
-            if accelerator.is_main_process:
+            main = accelerator.is_main_process
+            trees = {name: joined(thing.state_dict(), main) for name, thing in stateful.items()}
+            if main:
                 log.flush()
                 info = {"progress": asdict(progress), "config": config, "world_size": world, "versions": versions()}
-                trees = {name: thing.state_dict() for name, thing in stateful.items()}
                 path = ckpt.save_checkpoint(root, progress.step, trees, info, run_id)
                 ckpt.rotate(root, checkpoints_limit, run_id, keep=frozenset({path, *([found] if found else [])}))
             accelerator.wait_for_everyone()
 
         for phase in phases:
             phase.trains.train()
+        skips = Skips(accelerator, phases, max_skips)
         first_images, train_seconds, started = progress.images, 0.0, time.perf_counter()
         while progress.step < max_steps:
             # Fetch the step's micro-batches, then let each due phase run through all of them and step once.
@@ -209,35 +221,41 @@ def train(
                 position = progress.images + offset
                 batch = data.batch(position, position + batch_size, seed=seed, device=device)
                 micros.append((batch, Draws(seed, progress.images, global_batch, offset, batch_size, device)))
-            for phase in phases:
-                if progress.step % phase.every or progress.step < phase.after:
-                    continue
-                if phase.optimizer is not None:
-                    factor = phase.learning_rate(progress.step)
-                    for group, rate in zip(phase.optimizer.param_groups, base_rates[phase.name]):
-                        group["lr"] = rate * factor
-                    log.add({f"{phase.name}/lr": phase.optimizer.param_groups[0]["lr"]})
-                _only_trains(phase, phases, parameters)
-                values = _take(accelerator, phase, phases, micros, seed, progress, parameters[phase.name])
-                log.add({f"{phase.name}/{key}": value for key, value in values.items()})
-                if phase.optimizer is not None and phase.ema is not None:
-                    phase.ema.update(plain[phase.name])
-            progress.step += 1
+            step, told = progress.step, {}
+            with skips.passed_over(progress):
+                for phase in phases:
+                    if step % phase.every or step < phase.after:
+                        continue
+                    if phase.optimizer is not None:
+                        factor = phase.learning_rate(step)
+                        for group, rate in zip(phase.optimizer.param_groups, base_rates[phase.name]):
+                            group["lr"] = rate * factor
+                        told[f"{phase.name}/lr"] = phase.optimizer.param_groups[0]["lr"]
+                    _only_trains(phase, phases, parameters)
+                    values = _take(accelerator, phase, phases, micros, seed, progress, parameters[phase.name])
+                    told |= {f"{phase.name}/{key}": value for key, value in values.items()}
+                    if phase.optimizer is not None and phase.ema is not None:
+                        phase.ema.update(plain[phase.name])
+                progress.step += 1
             progress.images += global_batch
             taken = time.perf_counter() - started
             progress.seconds, train_seconds = progress.seconds + taken, train_seconds + taken
-            log.step(log_every)
-            last = progress.step == max_steps
+            stepped, last = progress.step > step, progress.step == max_steps
+            if stepped:
+                log.add(told)
+                log.step(log_every)
+            else:
+                log.write({"skipped": progress.skipped})
+            due = [hook for hook in hooks if last or (stepped and hook.every and progress.step % hook.every == 0)]
             try:
-                with stop.polled():
-                    for hook in hooks:
-                        due = last or (hook.every and progress.step % hook.every == 0)
-                        if accelerator.is_main_process and due and not stop.raised:
+                with whole(accelerator, [*plain.values(), *averages] if due else []), stop.polled():
+                    for hook in due:
+                        if accelerator.is_main_process and not stop.raised:
                             log.write(hook.call(progress) or {})
             except Stopped:
                 pass  # what the hook was about to make can be made again from the checkpoint
             interrupted = stop.agreed(accelerator)
-            if last or interrupted or (checkpoint_every and progress.step % checkpoint_every == 0):
+            if last or interrupted or (stepped and checkpoint_every and progress.step % checkpoint_every == 0):
                 save()
             if interrupted:
                 return Result("interrupted", progress, resumed_from, log.rate, peak_memory(device))
@@ -297,6 +315,8 @@ def _step(accelerator, phase: Phase, parameters, progress: Progress) -> Tensor:
     else:
         accelerator.unscale_gradients()
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
     if accelerator.scaler is None and not math.isfinite(float(norm)):
         raise NumericsError(
             f'The gradient of phase "{phase.name}" is not finite at step {progress.step + 1} ({progress.images} '
@@ -326,12 +346,13 @@ def _put_back(phases: Sequence[Phase], base_rates, parameters) -> None:
                 group["lr"] = rate
 
 
-def _check_call(phases: Sequence[Phase], **at_least_one: int) -> None:
+def _check_call(phases: Sequence[Phase], max_skips: int, **at_least_one: int) -> None:
     names = [phase.name for phase in phases]
     if not names or len({*names}) < len(names):
         raise UsageError(f"phases must be at least one, each with a name of its own; got {names}.")
     for name, value in {**at_least_one, **{f"every of {p.name}": p.every for p in phases}}.items():
         if value < 1:
             raise UsageError(f"{name} must be at least 1; got {value}.")
-    for phase in (p for p in phases if p.after < 0):
-        raise UsageError(f"after of {phase.name} must be at least 0; got {phase.after}.")
+    for name, value in {"max_skips": max_skips, **{f"after of {p.name}": p.after for p in phases}}.items():
+        if value < 0:
+            raise UsageError(f"{name} must be at least 0; got {value}.")

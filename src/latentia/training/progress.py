@@ -23,6 +23,7 @@ class Progress:
     images: int = 0
     seconds: float = 0.0
     restarts: int = 0
+    skipped: int = 0  # steps that were passed over; their images are in `images`
 
 
 def peak_memory(device: torch.device) -> float:
@@ -45,10 +46,10 @@ class Log:
 
     def __enter__(self):
         if self.main:
-            self._keep_up_to(self.progress.step)
+            self._keep_up_to(self.progress.images)
             self.file = open(self.path, "a", encoding="utf-8")
             self.bar = tqdm(
-                total=self.max_steps * self.global_batch,
+                total=self.progress.images + (self.max_steps - self.progress.step) * self.global_batch,
                 initial=self.progress.images,
                 unit="img",
                 desc="train",
@@ -62,13 +63,13 @@ class Log:
             self.file.close()
             self.bar.close()
 
-    def _keep_up_to(self, step: int) -> None:
+    def _keep_up_to(self, images: int) -> None:
         """Lines of steps that will be run again are dropped, so each step stands in the file once."""
         if self.path.exists():
             lines = []
             for line in self.path.read_text().splitlines():
                 try:
-                    if json.loads(line)["step"] <= step:
+                    if json.loads(line)["images"] <= images:
                         lines.append(line)
                 except (ValueError, KeyError, TypeError):
                     continue  # the half line of a process that was killed

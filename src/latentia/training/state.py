@@ -18,6 +18,7 @@ from torch import Tensor
 
 import latentia
 from latentia.errors import CheckpointError, UsageError
+from latentia.training.sharding import spread
 
 
 def stateful_parts(accelerator: Accelerator, phases: Sequence[Any]) -> dict[str, Any]:
@@ -42,13 +43,18 @@ def restore(stateful: Mapping[str, Any], state: Mapping[str, Any], path: Path) -
         raise CheckpointError(f"{path} holds {sorted(state)}, but this run needs {sorted(stateful)}.")
     for name, thing in stateful.items():
         try:
-            thing.load_state_dict(state[name])
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            like = thing.state_dict()
+            if isinstance(thing, torch.optim.Optimizer):
+                parameters = [parameter for group in thing.param_groups for parameter in group["params"]]
+                moments = state[name]["state"].items()
+                like = {"state": {index: dict.fromkeys(values, parameters[index]) for index, values in moments}}
+            saved = spread(state[name], like)
+            thing.load_state_dict(saved)
+        except (RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path}: {name} does not fit this run: {error}") from error
         if isinstance(thing, torch.optim.Optimizer):
             # torch casts moments to the parameters' dtype: they get their own back, and the parameters' memory format.
-            parameters = [parameter for group in thing.param_groups for parameter in group["params"]]
-            for index, values in state[name]["state"].items():
+            for index, values in saved["state"].items():
                 parameter, loaded = parameters[index], thing.state[parameters[index]]
                 for key, value in values.items():
                     if isinstance(value, Tensor):
@@ -60,9 +66,11 @@ def restore(stateful: Mapping[str, Any], state: Mapping[str, Any], path: Path) -
 def check_config(path: Path, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     keys = sorted(key for key in {*saved, *config} if saved.get(key) != config.get(key))
     if keys:
+        batch = "--train_batch_size x --gradient_accumulation_steps x processes must be {}.\n"
+        hint = batch.format(saved.get("global_batch")) if "global_batch" in keys else ""
         rows = "\n".join(f"  {key}: {saved.get(key)} in the checkpoint, {config.get(key)} now" for key in keys)
         raise CheckpointError(
-            f"{path} was written by a run of another configuration:\n{rows}\n"
+            f"{path} was written by a run of another configuration:\n{rows}\n{hint}"
             "Give the same values to go on with it, or use another --output_dir or --resume_from_checkpoint none."
         )
 

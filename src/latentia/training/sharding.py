@@ -1,0 +1,135 @@
+"""Networks whose weights are spread over the processes (FSDP2 of torch), and whole again where that is needed.
+
+A checkpoint holds whole tensors under the names of an unsharded run, so it fits any number of processes, sharded or
+not. Pictures, scores and the export are made by the main process alone, with an ordinary network.
+"""
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
+from accelerate.utils import DistributedType
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from latentia.errors import UsageError
+
+
+class ShardingAccelerator(Accelerator):
+    """accelerate's, which shards on CPUs too, and networks in the channels-last format, where that is asked for.
+
+    Raises:
+        UsageError: FSDP of version 1 was asked for, or a second network is to be sharded.
+    """
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+            if self.distributed_type == DistributedType.MULTI_CPU:  # accelerate would not shard, without a word
+                PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+                self.state.distributed_type = DistributedType.FSDP
+                self.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+                if self.mixed_precision != "no":
+                    self.state.fsdp_plugin.set_mixed_precision(self.mixed_precision)
+            if self.distributed_type == DistributedType.FSDP and not self.is_fsdp2:
+                raise UsageError("fsdp_version must be 2; got 1. Say `--fsdp_version 2` or FSDP_VERSION=2.")
+
+    def prepare(self, *things: Any, **options: Any) -> Any:
+        if self.is_fsdp2:
+            networks = [thing for thing in things if isinstance(thing, nn.Module)]
+            if len(self._models) + len(networks) > 1:
+                raise UsageError(
+                    "FSDP shards a run of one network, and this one trains several. Start it without FSDP."
+                )
+            for network in networks:
+                network.to(memory_format=torch.contiguous_format)
+        return super().prepare(*things, **options)
+
+
+def shard(accelerator: Accelerator, network: nn.Module) -> None:
+    """Spread a network that is not trained itself as `accelerator.prepare` spreads those that are."""
+    if accelerator.is_fsdp2 and not isinstance(network, FSDPModule):
+        fsdp2_prepare_model(accelerator, network.to(memory_format=torch.contiguous_format))
+
+
+def joined(tree: Any, keep: bool) -> Any:
+    """A state dict with whole tensors for sharded ones, on the CPU; all processes call it, and `keep` is for one."""
+    if isinstance(tree, DTensor):
+        whole = tree.detach().full_tensor()
+        return whole.cpu() if keep else None
+    if isinstance(tree, Mapping):
+        return {key: joined(value, keep) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [joined(value, keep) for value in tree]
+    return tree
+
+
+def spread(tree: Any, like: Any) -> Any:
+    """The inverse of `joined`, for this process: tensors are cut as the sharded ones at their place in `like` are."""
+    if isinstance(tree, Mapping) and isinstance(like, Mapping):
+        return {key: spread(value, like.get(key)) for key, value in tree.items()}
+    if isinstance(tree, Tensor) and isinstance(like, DTensor) and tree.shape == like.shape:
+        return distribute_tensor(tree, like.device_mesh, like.placements, src_data_rank=None)
+    return tree
+
+
+def make_whole(accelerator: Accelerator, networks: Iterable[nn.Module]) -> list[tuple[nn.Module, type, dict]]:
+    """Turn sharded networks into ordinary ones in place, on the main process; elsewhere they lose their weights.
+
+    All processes call it.
+
+    Returns:
+        What they were, for `as_before`.
+    """
+    kept = []
+    for network in networks:
+        if isinstance(network, FSDPModule):
+            whole = _plain(network, accelerator.is_main_process)
+            kept.append((network, type(network), network.__dict__))
+            network.__class__, network.__dict__ = type(whole), whole.__dict__
+    return kept
+
+
+@contextmanager
+def whole(accelerator: Accelerator, networks: Iterable[nn.Module]) -> Iterator[None]:
+    """`make_whole` for the time being."""
+    kept = make_whole(accelerator, networks)
+    try:
+        yield
+    finally:
+        for network, kind, state in kept:
+            network.__class__, network.__dict__ = kind, state
+
+
+def _plain(module: nn.Module, keep: bool) -> nn.Module:
+    """A copy of a module tree with whole weights, of the classes that it had before, without the hooks of sharding."""
+    kind = type(module)
+    sharded = isinstance(module, FSDPModule)
+    copy = object.__new__(next(c for c in kind.__mro__ if not issubclass(c, FSDPModule)) if sharded else kind)
+    copy.__dict__ = dict(module.__dict__)
+    for name, value in module.__dict__.items():
+        if isinstance(value, OrderedDict) and name.endswith("_hooks"):
+            copy.__dict__[name] = OrderedDict()
+    copy.__dict__["_parameters"] = {
+        name: None if p is None else nn.Parameter(_full(p, keep), requires_grad=p.requires_grad)
+        for name, p in module._parameters.items()
+    }
+    copy.__dict__["_buffers"] = dict(module._buffers)
+    copy.__dict__["_modules"] = {
+        name: None if child is None else _plain(child, keep) for name, child in module._modules.items()
+    }
+    return copy
+
+
+def _full(parameter: Tensor, keep: bool) -> Tensor:
+    value = parameter.detach()
+    if isinstance(value, DTensor):
+        value = value.full_tensor()
+        return value if keep else torch.empty_like(value, device="meta")
+    return value
