@@ -26,7 +26,7 @@ MAX_SIDE = 4096  # pixels
 MAX_ITEMS = 4096  # of one list; DDPM's longest table of betas has 4000
 MAX_DEPTH = 16
 MAX_HEADER = 2**24  # bytes; more than 100 000 tensors
-_SIDES = ("sample_size", "image_size", "resolution")
+_SIDES = ("sample_size", "image_size", "resolution", "height", "width", "shortest_edge")
 _LARGE = ("theta", "model_max_length", "_version")  # keys of numbers that size nothing
 _FLAGS = {  # of loaders: a file that could set them would choose what is imported, fetched or unpickled
     *("trust_remote_code", "custom_pipeline", "use_safetensors", "weights_only", "device_map", "quantization_config"),
@@ -85,7 +85,7 @@ def fetch(name: str, patterns: list[str], **options: Any) -> Path:
     except HFValidationError as error:
         raise UsageError(f'"{name}" is neither a folder nor the name of a Hub repository ("user/name").') from error
     except (OSError, ValueError) as error:  # those of the Hub are OSErrors
-        raise HubError(f"{name} cannot be fetched from the Hub: {error}") from error
+        raise HubError(f"{name} is no file or folder here, and cannot be fetched from the Hub: {error}") from error
 
 
 def check_link(path: Path, home: Path) -> None:
@@ -339,3 +339,21 @@ def differences(network: torch.nn.Module, held: Mapping[str, Weight]) -> dict[st
         },
     }
     return {what: keys for what, keys in found.items() if keys}
+
+
+def check_network(
+    folder: Path, config: dict[str, Any], stem: str, build: Callable[[], torch.nn.Module], variant: str | None = None
+) -> None:
+    """Judges a network of another library: `build` makes it of `config`, and `folder/stem.safetensors` bounds it.
+
+    Raises:
+        CheckpointError: a file is missing, a link out of the folder, without bounds, or sets what belongs to the one
+            who loads; the network asks for more than its weights hold.
+    """
+    check_files(folder)
+    check_flags(config, str(folder / "config.json"))
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointError(f"{folder} holds adapter_config.json, which names weights elsewhere. Merge them first.")
+    held = weights_in(folder, stem, variant if variant and any(folder.glob(f"{stem}*.{variant}*")) else None)
+    # Weights may be shared, of an older layout, or of one half of a network only.
+    build_without_memory(build, held, str(folder), factor=4)

@@ -6,7 +6,6 @@ anything is imported or any path is joined, and no code that lies in a repositor
 
 import os
 import re
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 
 import latentia
 from latentia.errors import CheckpointError, did_you_mean
-from latentia.untrusted import build_without_memory, check_files, check_flags, check_link, read_json, weights_in
+from latentia.untrusted import check_files, check_flags, check_link, check_network, read_json
 
 INDEX_NAME = "model_index.json"
 _PARTS = {  # of each library; a pipeline in a pipeline would bring an index of its own
@@ -164,21 +163,4 @@ def check_component(kind: type, root: Path, name: str, variant: str | None = Non
         check_network(folder, config, "diffusion_pytorch_model", lambda: kind.from_config(config), variant)
     elif issubclass(kind, torch.nn.Module):  # of transformers
         config = read_json(folder / "config.json")
-        check_network(folder, config, "model", lambda: kind(kind.config_class.from_dict(config)), variant)
-
-
-def check_network(
-    folder: Path, config: dict[str, Any], stem: str, build: Callable[[], torch.nn.Module], variant: str | None = None
-) -> None:
-    """Judges a network of another library: `build` makes it of `config`, and `folder/stem.safetensors` bounds it.
-
-    Raises:
-        CheckpointError: see `check_component`.
-    """
-    check_files(folder)
-    check_flags(config, str(folder / "config.json"))
-    if (folder / "adapter_config.json").exists():
-        raise CheckpointError(f"{folder} holds adapter_config.json, which names weights elsewhere. Merge them first.")
-    held = weights_in(folder, stem, variant if variant and any(folder.glob(f"{stem}*.{variant}*")) else None)
-    # Weights may be shared, of an older layout, or of one half of a network only.
-    build_without_memory(build, held, str(folder), factor=4)
+        check_network(folder, config, "model", lambda: kind(kind.config_class.from_pretrained(folder)), variant)
