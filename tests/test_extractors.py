@@ -385,7 +385,7 @@ def test_a_model_in_parts_has_a_hash_of_all_of_them(tmp_path):
     assert len(files) > 1
     assert parts.sha256 == hashlib.sha256("\n".join(map(sha256, files)).encode()).hexdigest()
     files[0].unlink()
-    with pytest.raises(CheckpointError, match="names model-.* which is not there"):
+    with pytest.raises(CheckpointError, match=r"names model-.* which is not there"):
         transformers_extractor(tmp_path / "parts")
 
 

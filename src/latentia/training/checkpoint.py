@@ -210,8 +210,9 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} has checkpoint format {version}; this version reads {FORMAT}.")
     if manifest.get("sha256") != _manifest_sha256(manifest):
         raise CheckpointError(f"{path} is damaged: manifest.json was altered after it was written.")
-    if not (_is_list_of_files(manifest.get("files")) and type(manifest.get("step")) is int):
-        raise CheckpointError(f"{path} is not a whole checkpoint: manifest.json lists no files.")
+    named = isinstance(manifest.get("run_id"), str) and re.fullmatch(r"[A-Za-z0-9_\-]+", manifest["run_id"])
+    if not (named and type(manifest.get("step")) is int and _is_list_of_files(manifest.get("files"))):
+        raise CheckpointError(f"{path} is not a whole checkpoint: manifest.json says not which step, run and files.")
     for name, expected in manifest["files"].items():
         file = path / name
         if Path(name).name != name or not file.is_file():
