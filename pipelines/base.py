@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from latentia.errors import CheckpointError, HubError, LatentiaError, NumericsError, UsageError, did_you_mean
-from latentia.hub.load import INDEX_NAME, component_class, pipeline_class, read_index
+from latentia.hub.load import INDEX_NAME, check_component, component_class, pipeline_class, read_index
 
 logger = logging.get_logger(__name__)
 
@@ -84,7 +84,8 @@ class DiffusionPipeline(diffusers.DiffusionPipeline):
         where = os.path.join(name, INDEX_NAME)
         for component, value in index.items():
             if isinstance(value, list) and value[0] is not None and component not in kwargs:
-                component_class(value[0], value[1], where)
+                part = component_class(value[0], value[1], where)
+                check_component(part, Path(folder), component, kwargs.get("variant"))
         kind = pipeline_class(index, where) if cls is DiffusionPipeline else cls
         kwargs["use_safetensors"] = True
         try:
@@ -92,7 +93,7 @@ class DiffusionPipeline(diffusers.DiffusionPipeline):
             pipe = load(kind, folder, **kwargs)  # `super()` would not do: `kind` may be diffusers' own
         except LatentiaError:
             raise
-        except (OSError, ValueError, TypeError) as error:
+        except Exception as error:  # each of the three libraries has errors of its own
             raise CheckpointError(f"{kind.__name__} cannot be loaded from {name}: {error}") from error
         # A folder of this machine, the cache included, must not end up in saved files.
         pipe.register_to_config(_name_or_path=None if local else name)

@@ -10,10 +10,12 @@ from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
 from torch import Tensor, nn
 
 from latentia.errors import CheckpointError, LatentiaError, UsageError
+from latentia.hub.load import check_component
 from latentia.models.vqvae import VQVAE
 from latentia.pipelines.autoencoder import in_chunks
 from latentia.pipelines.base import DiffusionPipeline
 from latentia.pipelines.conditioning import Given, given_picture
+from latentia.untrusted import read_json
 
 AUTOENCODERS = (AutoencoderKL, AutoencoderTiny, VQModel, VQVAE)
 _CHUNK = 16  # pictures at once: large ones fill the memory
@@ -112,14 +114,15 @@ def load_autoencoder(name: str):
 
 def _load_alone(folder: Path):
     try:
-        saved = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
+        saved = read_json(folder / "config.json").get("_class_name")
         kind = next((kind for kind in AUTOENCODERS if kind.__name__ == saved), None)
         if kind is None:
             return None
+        check_component(kind, folder, "")
         found, info = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
     except LatentiaError:
         raise
-    except (OSError, ValueError, AttributeError) as error:
+    except Exception as error:  # each of the layers below has errors of its own
         raise CheckpointError(f"{folder} cannot be loaded as an autoencoder: {error}") from error
     missing = [key for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]]
     if missing:

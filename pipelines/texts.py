@@ -3,14 +3,16 @@
 import json
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from latentia.errors import CheckpointError, DataError, HubError, UsageError
+from latentia.errors import CheckpointError, DataError, LatentiaError, UsageError
 from latentia.pipelines.latents import digest_of
+from latentia.untrusted import check_files, check_network, fetch, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -59,12 +61,8 @@ def load_text_encoder(source: str | Path, *, revision: str | None = None, cache_
             f"{source} must hold a text encoder: config.json of a model of transformers, or the folders tokenizer/ and "
             "text_encoder/. examples/train_text_encoder.py leaves such a one."
         )
-    pickled = sorted(path.name for path in place.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-    if pickled and not any(place.glob("*.safetensors")):
-        raise CheckpointError(
-            f"{place} holds its weights as {pickled[0]}, and such pickled files can run code when they are read. Load "
-            "them once with transformers and save them again with save_pretrained(folder), which writes safetensors."
-        )
+    check_files(words)
+    saved = read_json(place / "config.json")
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         if config.model_type in ("clip", "clip_text_model"):
@@ -74,9 +72,15 @@ def load_text_encoder(source: str | Path, *, revision: str | None = None, cache_
         options = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
         if kind in (AutoModel, AutoModelForTextEncoding):
             options["trust_remote_code"] = False
+            build = partial(kind.from_config, config, trust_remote_code=False)
+        else:
+            build = partial(kind, kind.config_class.from_pretrained(place))
+        check_network(place, saved, "model", build)
         encoder, info = kind.from_pretrained(place, **options)
         tokenizer = AutoTokenizer.from_pretrained(words, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError) as error:
+    except LatentiaError:
+        raise
+    except Exception as error:  # each of the layers below has errors of its own
         raise CheckpointError(f"{source} cannot be loaded as a tokenizer and a text encoder: {error}") from error
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if len(missing) < len(info["missing_keys"]):  # many encoders come without a pooler, and it is not used here
@@ -93,18 +97,8 @@ def load_text_encoder(source: str | Path, *, revision: str | None = None, cache_
 
 
 def _folder(source: str | Path, revision: str | None, cache_dir: str | Path | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
-    try:
-        return Path(snapshot_download(str(source), revision=revision, cache_dir=cache_dir, allow_patterns=_HUB_FILES))
-    except HFValidationError as error:
-        raise UsageError(f'"{source}" is neither a folder nor the name of a Hub repository ("user/name").') from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise HubError(f"{source} cannot be fetched from the Hub: {error}") from error
+    return folder if folder.is_dir() else fetch(str(source), _HUB_FILES, revision=revision, cache_dir=cache_dir)
 
 
 def check_text_encoder(tokenizer, text_encoder) -> None:

@@ -11,7 +11,7 @@ import latentia
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"models", "losses", "schedulers", "training", "data", "evaluation", "hub"}
-SHARED = {"errors", "random"}
+SHARED = {"errors", "random", "untrusted"}
 HOUSE = {
     "pipelines",
     "cli",

@@ -406,6 +406,53 @@ def test_one_commit_is_fetched_even_if_the_branch_moves(hub, trained, tmp_path, 
     monkeypatch.undo()
 
 
+def test_a_network_alone_comes_from_one_commit_even_if_the_branch_moves(hub, trained, tmp_path, monkeypatch):
+    push_to_hub(trained, "user/digits")
+    first = hub.refs["user/digits"]["main"]
+    answer, asked = type(hub).find, []
+
+    def find_and_move(self, repo, revision):
+        asked.append(revision)
+        found = answer(self, repo, revision)
+        if revision == "main":
+            self.refs[repo]["main"] = evil
+        return found
+
+    other = {name: b"[]" for name in EXPORT if name.endswith(".json")} | {EXPORT[-1]: b"evil"}
+    evil = hub.put("user/digits", other)
+    hub.refs["user/digits"]["main"] = first
+    monkeypatch.setattr(type(hub), "find", find_and_move)
+    place = {"revision": "main", "cache_dir": tmp_path / "c"}
+    unet = latentia.UNet2D.from_pretrained("user/digits", subfolder="unet", **place)
+    assert unet.config._name_or_path == "user/digits" and asked.count("main") == 1 and set(asked) == {"main", first}
+    want = latentia.UNet2D.from_pretrained(trained / "unet").state_dict()
+    assert all(torch.equal(value, want[key]) for key, value in unet.state_dict().items())
+    fetched = {path for _, path in hub.requests if "/resolve/" in path}
+    assert {path.split("/resolve/")[1].split("/", 1)[1] for path in fetched} == set(EXPORT[-2:])
+    for kind, folder in ((latentia.UNet2D, "unet"), (latentia.DDIMScheduler, "scheduler")):
+        hub.refs["user/digits"]["main"] = first
+        kind.from_pretrained("user/digits", subfolder=folder, **place)
+        with pytest.raises(CheckpointError):  # the branch has moved on, to what does not load
+            kind.from_pretrained("user/digits", subfolder=folder, revision=evil, cache_dir=tmp_path / "d")
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("subfolder", ["../x", "..", "/etc", "unet/../..", "a//b", "unet/", ".", "un et", "a\\b", 7])
+@pytest.mark.parametrize("kind", [latentia.UNet2D, latentia.DDPMScheduler])
+def test_a_subfolder_is_plain_names(hub, trained, kind, subfolder):
+    for name in (trained, "user/digits"):
+        with pytest.raises(UsageError, match="subfolder must be names"):
+            kind.from_pretrained(name, subfolder=subfolder)
+    assert hub.requests == []
+
+
+def test_a_network_alone_that_the_hub_has_not(hub, tmp_path):
+    with pytest.raises(HubError, match="user/none"):
+        latentia.UNet2D.from_pretrained("user/none", subfolder="unet", cache_dir=tmp_path)
+    with pytest.raises(UsageError, match="neither a folder nor"):
+        latentia.UNet2D.from_pretrained("no/such/folder")
+
+
 def test_a_hostile_repository_is_refused_before_its_other_files_are_fetched(hub, tmp_path):
     index = {"_class_name": ["pipeline", "Evil"], "unet": ["evil", "Evil"]}
     files = {"model_index.json": json.dumps(index).encode(), "pipeline.py": b"raise SystemExit", "unet/evil.py": b"1/0"}

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentia.errors import CheckpointError, HubError, UsageError, did_you_mean
+from latentia.errors import CheckpointError, LatentiaError, UsageError, did_you_mean
 from latentia.evaluation.features import WEIGHTS_FILE, Predictions, check_images, check_statement, hash_of, in_batches
-from latentia.evaluation.preparation import Preparation, preparation_of, read_json
+from latentia.evaluation.preparation import Preparation, preparation_of
+from latentia.untrusted import check_network, fetch, read_json, weights_in
 
 # Of pt_inception-2015-12-05, the file that pytorch-fid and torch-fidelity download, before it is made a safetensors.
 INCEPTION_PTH_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -192,9 +194,17 @@ def transformers_extractor(
         raise CheckpointError(f"{folder} holds {kind}, text and images in one; of such models only clip is taken.")
     loader: Any = transformers.CLIPVisionModelWithProjection if projected else transformers.AutoModel
     try:
+        if projected:
+            build = partial(loader, loader.config_class.from_pretrained(folder))
+        else:
+            described = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            build = partial(loader.from_config, described, trust_remote_code=False)
+        check_network(folder, config, "model", build)
         model, info = loader.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=torch.float32
         )
+    except LatentiaError:
+        raise
     except Exception as error:  # each of the layers below has errors of its own
         raise CheckpointError(f"{folder} cannot be loaded with transformers: {error}") from error
     if kind == "clip":
@@ -228,18 +238,7 @@ def _at(name_or_path: str | Path, revision: str | None, patterns: list[str]) -> 
         if revision is not None:
             raise UsageError(f'`revision` is for the Hub, and {path} lies on this machine. Got "{revision}".')
         return path, None
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    name = os.fspath(name_or_path)
-    try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except HFValidationError as error:
-        raise UsageError(
-            f'"{name}" is neither a file or folder here nor the name of a Hub repository ("user/name").'
-        ) from error
-    except (OSError, ValueError) as error:
-        raise HubError(f"{name} is no file or folder here, and cannot be fetched from the Hub: {error}") from error
+    folder = fetch(os.fspath(name_or_path), patterns, revision=revision)
     return folder, folder.name
 
 
@@ -287,11 +286,6 @@ def _hash_of_shards(folder: Path) -> str:
     """sha256 of model.safetensors or, of a model in parts, of the list of their hashes."""
     if (folder / "model.safetensors").is_file():
         return hash_of(folder / "model.safetensors")
-    index = folder / "model.safetensors.index.json"
-    names = sorted(set(read_json(index).get("weight_map", {}).values())) if index.is_file() else []
-    if not names or any(Path(name).name != name or not (folder / name).is_file() for name in names):
-        raise CheckpointError(
-            f"{folder} must hold model.safetensors or all parts that its index names; pickled weights are not read. "
-            "Load the model with transformers once, and save it again with save_pretrained, which writes safetensors."
-        )
+    weights_in(folder, "model")  # which refuses what is none
+    names = sorted(set(read_json(folder / "model.safetensors.index.json", sizes=False)["weight_map"].values()))
     return hashlib.sha256("\n".join(hash_of(folder / name) for name in names).encode()).hexdigest()

@@ -1,6 +1,5 @@
 """What is done to images before a network that was trained elsewhere: resizing, cropping, normalising."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentia.errors import CheckpointError
+from latentia.untrusted import read_json
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def preparation_of(folder: Path) -> Preparation:
         mean, std = (tuple(asked[key]) for key in ("image_mean", "image_std")) if normal else ((0.0,), (1.0,))
         kinds: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
         kind = kinds[asked["resample"]] if size is not None else "bilinear"
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{file} must give `size` as a number, height and width, or shortest_edge, `resample` 2 or 3, `image_mean` "
             f"and `image_std`, and rescale by 1/255. Not so: {error}. Prepare the images yourself, and wrap the "
@@ -105,14 +105,3 @@ def preparation_of(folder: Path) -> Preparation:
     if crop and smallest and (crop[0] > smallest[0] or crop[1] > smallest[1]):
         raise CheckpointError(f"{file} must not crop to more than it resizes to. Got {crop} of {smallest}.")
     return Preparation(resize, kind, True, mean, std, crop)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file."""
-    try:
-        read = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
-    if not isinstance(read, dict):
-        raise CheckpointError(f"{file} must hold a JSON object. Got {type(read).__name__}.")
-    return read

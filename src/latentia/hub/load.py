@@ -4,17 +4,29 @@
 anything is imported or any path is joined, and no code that lies in a repository is ever run.
 """
 
-import json
 import os
 import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from latentia.errors import CheckpointError, did_you_mean
+import diffusers
+import torch
 
-LIBRARIES = ("latentia", "diffusers", "transformers")
+import latentia
+from latentia.errors import CheckpointError, did_you_mean
+from latentia.untrusted import check_files, check_flags, check_link, check_network, read_json
+
 INDEX_NAME = "model_index.json"
+_PARTS = {  # of each library; a pipeline in a pipeline would bring an index of its own
+    "latentia": ("ModelMixin", "SchedulerMixin"),
+    "diffusers": ("ModelMixin", "SchedulerMixin"),
+    "transformers": (
+        *("PreTrainedModel", "PreTrainedTokenizer", "PreTrainedTokenizerFast", "PreTrainedTokenizerBase"),
+        *("FeatureExtractionMixin", "ImageProcessingMixin", "ProcessorMixin"),
+    ),
+}
+LIBRARIES = tuple(_PARTS)
 _COMPONENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]*")
 _CLASS = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _OWN_KEYS = {"_class_name", "_diffusers_version", "_name_or_path", "_module"}
@@ -35,20 +47,19 @@ def read_index(folder: str | os.PathLike) -> dict[str, Any]:
         latentia.errors.CheckpointError: /nowhere has no model_index.json, so it is no saved pipeline. ...
     """
     path = Path(folder, INDEX_NAME)
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         raise CheckpointError(
             f"{folder} has no {INDEX_NAME}, so it is no saved pipeline. Give the folder that save_pretrained or a "
             "training run wrote, not one of its parts."
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}. Save or fetch the pipeline again.") from error
+        )
+    check_link(path, path.parent)
+    index = read_json(path)
+    check_flags(index, str(path))
     check_index(index, str(path))
     return index
 
 
-def check_index(index: Any, where: str) -> None:
+def check_index(index: dict[str, Any], where: str) -> None:
     """Refuses any name in `index` that does not follow the rules; imports nothing.
 
     Args:
@@ -58,8 +69,6 @@ def check_index(index: Any, where: str) -> None:
     Raises:
         CheckpointError: a component, library or class name is not allowed.
     """
-    if not isinstance(index, dict):
-        raise CheckpointError(f"{where} must hold a JSON object, got {type(index).__name__}.")
     _check_name(index.get("_class_name"), _CLASS, "_class_name", where)
     for component, value in index.items():
         if component in _OWN_KEYS:
@@ -90,8 +99,6 @@ def component_class(library: str, name: str, where: str) -> type:
     Raises:
         CheckpointError: the library has no such class, or is not installed.
     """
-    from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
-
     try:
         module = import_module(library)
         found = getattr(module, name, None)
@@ -99,7 +106,7 @@ def component_class(library: str, name: str, where: str) -> type:
         raise CheckpointError(
             f"{where} needs {name} of {library}, which cannot be imported: {error}. Install {library} and try again."
         ) from error
-    bases = tuple(base for base in (getattr(module, key, None) for key in LOADABLE_CLASSES[library]) if base)
+    bases = tuple(base for base in (getattr(module, key, None) for key in _PARTS[library]) if base)
     if not isinstance(found, type) or not issubclass(found, bases):
         hint = did_you_mean(name, getattr(module, "__all__", []))
         raise CheckpointError(
@@ -115,10 +122,6 @@ def pipeline_class(index: dict[str, Any], where: str) -> type:
     Raises:
         CheckpointError: neither library has such a pipeline.
     """
-    import diffusers
-
-    import latentia
-
     name = index["_class_name"]
     found = getattr(latentia, name) if name in latentia.__all__ else getattr(diffusers, name, None)
     if not isinstance(found, type) or not issubclass(found, diffusers.DiffusionPipeline):
@@ -127,4 +130,37 @@ def pipeline_class(index: dict[str, Any], where: str) -> type:
             f"{where} names the pipeline {name}, which neither latentia nor diffusers has."
             f"{did_you_mean(name, pipelines)} Perhaps it was saved with another version."
         )
+    if found._load_connected_pipes:
+        raise CheckpointError(
+            f"{where} names the pipeline {name}, which fetches further repositories that the card names. Load the "
+            "pipelines that it is made of one by one."
+        )
     return found
+
+
+def check_component(kind: type, root: Path, name: str, variant: str | None = None) -> None:
+    """Judges the files of a component of diffusers or transformers; networks of latentia judge their own.
+
+    Args:
+        kind: its class, from `component_class`.
+        root: the folder of the pipeline.
+        name: of the component, and of the folder that holds it, if there is one.
+        variant: of the weights, such as "fp16", where there are such.
+
+    Raises:
+        CheckpointError: a file is missing, a link out of the folder, without bounds, or sets what belongs to the one
+            who loads; the network asks for more than its weights hold.
+    """
+    folder = root / name if (root / name).is_dir() else root
+    check_link(folder, root)
+    if issubclass(kind, latentia.ModelMixin):
+        return
+    check_files(folder)
+    if issubclass(kind, diffusers.SchedulerMixin):
+        check_flags(read_json(folder / kind.config_name), str(folder / kind.config_name))
+    elif issubclass(kind, diffusers.ModelMixin):
+        config = read_json(folder / kind.config_name)
+        check_network(folder, config, "diffusion_pytorch_model", lambda: kind.from_config(config), variant)
+    elif issubclass(kind, torch.nn.Module):  # of transformers
+        config = read_json(folder / "config.json")
+        check_network(folder, config, "model", lambda: kind(kind.config_class.from_pretrained(folder)), variant)

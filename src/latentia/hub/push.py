@@ -1,7 +1,9 @@
 """Pushing an export to the Hub: the pipeline, its card and the pictures of the card, and nothing else."""
 
+import os
 import re
 import shlex
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -162,7 +164,10 @@ def _check_loads(root: Path, files: list[str]) -> None:
         for name in files:
             link = Path(scratch, name)
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to((root / name).resolve())
+            try:
+                os.link((root / name).resolve(), link)
+            except OSError:  # another file system
+                shutil.copyfile(root / name, link)
         kind: Any = pipeline_class(read_index(scratch), str(root / INDEX_NAME))
         try:
             kind.from_pretrained(scratch, use_safetensors=True)

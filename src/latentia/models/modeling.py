@@ -1,13 +1,27 @@
 """The base of every network: diffusers' `ModelMixin`, strict about what it loads."""
 
+import inspect
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Self
 
 import diffusers
 import torch
 
-from latentia.errors import CheckpointError, UsageError
+from latentia.errors import CheckpointError, UsageError, did_you_mean
+from latentia.untrusted import (
+    Weight,
+    build_without_memory,
+    check_files,
+    check_subfolder,
+    differences,
+    fetch,
+    read_json,
+    weights_in,
+)
+
+STEM = "diffusion_pytorch_model"
 
 
 def _first(keys: Iterable[object], shown: int = 3) -> str:
@@ -42,52 +56,72 @@ class ModelMixin(diffusers.ModelMixin):
                 value to change.
 
         Raises:
-            CheckpointError: the weights do not fit, are damaged, or are not safetensors.
-            UsageError: `use_safetensors=False`.
+            CheckpointError: the weights do not fit, are damaged, or are not safetensors; the configuration asks for
+                more than they hold.
+            HubError: the repository cannot be had.
+            UsageError: `use_safetensors=False`, or a `subfolder` that is more than plain names.
         """
-        where = os.path.join(str(pretrained_model_name_or_path), kwargs.get("subfolder") or "")
         if kwargs.pop("use_safetensors", True) is False:
             raise UsageError(
-                "use_safetensors must be True, got False: pickled weights can run code. Load such weights once with "
-                "diffusers and save them again with save_pretrained(folder), which writes safetensors."
+                "use_safetensors must be True, got False: pickled weights can run code. Turn them into safetensors "
+                "first, which runs nothing: latentia convert FOLDER OUTPUT"
+            )
+        name, subfolder = str(pretrained_model_name_or_path), check_subfolder(kwargs.pop("subfolder", None))
+        local = os.path.isdir(name)
+        place = {key: kwargs.pop(key, None) for key in ("revision", "cache_dir", "token", "local_files_only")}
+        place["force_download"] = kwargs.pop("force_download", None)
+        if local:
+            root = Path(name)
+        else:
+            patterns = [cls.config_name, f"{STEM}.safetensors*", f"{STEM}.*.safetensors", f"{STEM}-*.safetensors"]
+            root = fetch(name, [os.path.join(subfolder, pattern) for pattern in patterns], **place)
+        folder = root / subfolder
+        held, network = cls._judged(folder, kwargs, strict)
+        unfit = differences(network, held)
+        if unfit and strict:
+            raise CheckpointError(
+                f"The weights in {folder} do not fit {cls.__name__}: "
+                + "; ".join(f"{len(keys)} {what} ({_first(keys.values())})" for what, keys in unfit.items())
+                + f". Check that {cls.config_name} and the weights belong together, or pass strict=False to load what "
+                "fits and start the rest afresh."
             )
         wants_info = kwargs.pop("output_loading_info", False)
-        kwargs["ignore_mismatched_sizes"] = True  # they come back in `info`, all of them, and are judged below
+        kwargs["ignore_mismatched_sizes"] = True  # with strict=False
         try:
-            network, info = super().from_pretrained(
-                pretrained_model_name_or_path, use_safetensors=True, output_loading_info=True, **kwargs
-            )
+            network, info = super().from_pretrained(folder, use_safetensors=True, output_loading_info=True, **kwargs)
         except CheckpointError:
             raise
         except (OSError, ValueError, RuntimeError, TypeError) as error:
-            pickled = os.path.isdir(where) and sorted(
-                name for name in os.listdir(where) if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))
-            )
-            if pickled and not any(name.endswith(".safetensors") for name in os.listdir(where)):
-                raise CheckpointError(
-                    f"{where} holds its weights as {_first(pickled)}, and such pickled files can run code when they "
-                    "are read. Load them once with diffusers and save them again with save_pretrained(folder), which "
-                    "writes diffusion_pytorch_model.safetensors."
-                ) from error
-            raise CheckpointError(f"{cls.__name__} cannot be loaded from {where}: {error}") from error
-        unfit = {
-            "missing": info["missing_keys"],
-            "not part of the network": info["unexpected_keys"],
-            "of another shape": [f"{key} {tuple(a)} instead of {tuple(b)}" for key, a, b in info["mismatched_keys"]],
-        }
-        if any(unfit.values()):
-            if strict:
-                raise CheckpointError(
-                    f"The weights in {where} do not fit {cls.__name__}: "
-                    + "; ".join(f"{len(keys)} {what} ({_first(keys)})" for what, keys in unfit.items() if keys)
-                    + ". Check that config.json and the weights belong together, or pass strict=False to load what "
-                    "fits and start the rest afresh."
-                )
+            raise CheckpointError(f"{cls.__name__} cannot be loaded from {folder}: {error}") from error
+        if unfit:
             # The loader has left the other weights unset: without initialisation, or without memory.
             fresh = torch.nn.Module.to(cls.from_config(network.config), network.dtype).eval()
-            absent = {*info["missing_keys"], *(key for key, _, _ in info["mismatched_keys"])}
-            fresh.load_state_dict({k: v for k, v in network.state_dict().items() if k not in absent}, strict=False)
+            fits = {
+                key: value for key, value in network.state_dict().items() if not any(key in k for k in unfit.values())
+            }
+            fresh.load_state_dict(fits, strict=False)
             network = fresh
-        if os.path.isdir(pretrained_model_name_or_path):
-            network.register_to_config(_name_or_path=None)  # else a folder of this machine ends up in saved files
+        network.register_to_config(_name_or_path=None if local else name)  # no folder of this machine in saved files
         return (network, info) if wants_info else network  # type: ignore[return-value]
+
+    @classmethod
+    def _judged(cls, folder: Path, changes: dict[str, Any], strict: bool) -> tuple[dict[str, Weight], torch.nn.Module]:
+        """What the file of weights in `folder` holds, and the network of its configuration, built without memory."""
+        where = folder / cls.config_name
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder} is no folder, so {cls.__name__} cannot be loaded from it.")
+        check_files(folder)
+        config = read_json(where)
+        known = [key for key in inspect.signature(cls.__init__).parameters if key != "self"]
+        for key in config:
+            if key not in known and not key.startswith("_"):
+                raise CheckpointError(
+                    f"{where} has {key!r}, which is no setting of {cls.__name__}.{did_you_mean(key, known)} Was it "
+                    "saved with a newer version, or does it belong to another network?"
+                )
+        if not isinstance(config.get("_class_name", ""), str):
+            raise CheckpointError(f"_class_name in {where} must be plain text, got {config['_class_name']!r}.")
+        held = weights_in(folder, STEM, changes.get("variant"))
+        changes = {key: value for key, value in changes.items() if key in known}
+        factor = 1 if strict else 8
+        return held, build_without_memory(lambda: cls.from_config(config, **changes), held, str(folder), factor=factor)

@@ -198,6 +198,9 @@ class UNet2D(ModelMixin, ConfigMixin):
         levels = len(block_out_channels)
         if attention_levels is None:
             attention_levels = (*[False] * (levels - 1), True)
+        for name, value in (("layers_per_block", layers_per_block), ("attention_head_dim", attention_head_dim)):
+            if value < 1:
+                raise UsageError(f"{name} must be at least 1; got {value}.")
         self._check_config(sample_size, in_channels, patch_size, block_out_channels, attention_levels)
         for channels, attends in zip(block_out_channels, attention_levels):
             if attends and channels % attention_head_dim:
@@ -258,11 +261,14 @@ class UNet2D(ModelMixin, ConfigMixin):
             "in_channels": in_channels,
             "patch_size": patch_size,
             "levels": len(block_out_channels),
+            "block_out_channels": min(block_out_channels, default=0),
         }.items():
             if value < 1:
                 raise UsageError(f"{name} must be at least 1; got {value}.")
         factor = patch_size * 2 ** (len(block_out_channels) - 1)
         sides = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
+        if len(sides) != 2:
+            raise UsageError(f"sample_size must be one number, or height and width; got {len(sides)} numbers.")
         for side in sides:
             if side < factor or side % factor:
                 below, above = side // factor * factor, (side // factor + 1) * factor

@@ -80,6 +80,7 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
         self.final_alpha_cumprod = torch.ones_like(first) if set_alpha_to_one else first
         self._set_chain(diffusion.every_timestep(self.config), None, None)
 
+    from_pretrained = classmethod(diffusion.from_pretrained)
     to = diffusion.to
     __len__ = diffusion.num_timesteps
     scale_model_input = diffusion.scale_model_input

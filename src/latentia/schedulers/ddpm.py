@@ -75,6 +75,7 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
         diffusion.start(self)
         self._set_chain(diffusion.every_timestep(self.config), None)
 
+    from_pretrained = classmethod(diffusion.from_pretrained)
     to = diffusion.to
     __len__ = diffusion.num_timesteps
     scale_model_input = diffusion.scale_model_input

@@ -12,15 +12,19 @@ functions below "Methods" are bound in the bodies of both classes, so that each 
 """
 
 import math
+import os
 from collections.abc import Sequence
 from numbers import Integral
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from diffusers.utils.torch_utils import randn_tensor
 
-from latentia.errors import UsageError, did_you_mean
+from latentia.errors import CheckpointError, LatentiaError, UsageError, did_you_mean
+from latentia.untrusted import MAX_NUMBER, check_flags, check_link, check_subfolder, fetch, read_json
 
 COMPATIBLES = [scheduler.name for scheduler in KarrasDiffusionSchedulers]
 CHOICES = {
@@ -42,7 +46,12 @@ def check_config(config) -> None:
             raise UsageError(
                 f"{name} must be one of {', '.join(known)}. Got {given!r}.{did_you_mean(str(given), known)}"
             )
-    if config.num_train_timesteps < 1:
+    T, offset = config.num_train_timesteps, config.steps_offset
+    if not isinstance(T, Integral) or T > MAX_NUMBER:
+        raise UsageError(f"num_train_timesteps must be an integer, at most {MAX_NUMBER}. Got {T!r}; 1000 is usual.")
+    if not isinstance(offset, Integral) or not 0 <= offset < MAX_NUMBER:
+        raise UsageError(f"steps_offset must be an integer, at least 0. Got {offset!r}; 0 and 1 are usual.")
+    if T < 1:
         raise UsageError(f"num_train_timesteps must be at least 1. Got {config.num_train_timesteps}; 1000 is usual.")
     if config.trained_betas is not None and len(config.trained_betas) != config.num_train_timesteps:
         raise UsageError(
@@ -53,9 +62,9 @@ def check_config(config) -> None:
         raise UsageError("rescale_betas_zero_snr needs num_train_timesteps of at least 2. Got 1; switch it off.")
     if not 0 < config.dynamic_thresholding_ratio <= 1:
         raise UsageError(f"dynamic_thresholding_ratio must be in (0, 1]. Got {config.dynamic_thresholding_ratio}.")
-    if config.sample_max_value < 1:
+    if not config.sample_max_value >= 1:  # also if it is not a number
         raise UsageError(f"sample_max_value must be at least 1, the range of images. Got {config.sample_max_value}.")
-    if config.clip_sample_range <= 0:
+    if not config.clip_sample_range > 0:
         raise UsageError(f"clip_sample_range must be positive. Got {config.clip_sample_range}; images are in [-1, 1].")
 
 
@@ -247,6 +256,42 @@ def check_ready(scheduler) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- Methods
+
+
+def from_pretrained(
+    cls,
+    pretrained_model_name_or_path: str | os.PathLike,
+    subfolder: str | None = None,
+    return_unused_kwargs: bool = False,
+    **kwargs: Any,
+):
+    """Loads a saved scheduler from a folder or from the Hub. Its configuration is judged before tables are made of it.
+
+    Args:
+        pretrained_model_name_or_path: a folder, or "user/name" on the Hub.
+        subfolder: where in it; `None` (default): at its top.
+        return_unused_kwargs: as in diffusers. Default False.
+        **kwargs: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download`, or a value to change.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or without bounds.
+        HubError: the repository cannot be had.
+        UsageError: a value out of its range, or a `subfolder` that is more than plain names.
+    """
+    name, subfolder = str(pretrained_model_name_or_path), check_subfolder(subfolder)
+    place = {key: kwargs.pop(key, None) for key in ("revision", "cache_dir", "token", "local_files_only")}
+    place["force_download"] = kwargs.pop("force_download", None)
+    root = Path(name) if os.path.isdir(name) else fetch(name, [os.path.join(subfolder, cls.config_name)], **place)
+    path = root / subfolder / cls.config_name
+    check_link(path, root)
+    config = read_json(path)
+    check_flags(config, str(path))
+    try:
+        return cls.from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+    except LatentiaError:
+        raise
+    except Exception as error:  # a hostile configuration can make a constructor raise anything
+        raise CheckpointError(f"{path} makes no {cls.__name__}: {error}") from error
 
 
 def to(self, device: str | torch.device):

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from latentia.errors import CheckpointError
+from latentia.untrusted import check_files
 
 FORMAT = 1
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -198,15 +199,20 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: naming the first file that is missing, cut or altered.
     """
+    if path.is_dir():
+        check_files(path)
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
         version = manifest["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a whole checkpoint: manifest.json cannot be read ({error}).") from error
     if version != FORMAT:
         raise CheckpointError(f"{path} has checkpoint format {version}; this version reads {FORMAT}.")
     if manifest.get("sha256") != _manifest_sha256(manifest):
         raise CheckpointError(f"{path} is damaged: manifest.json was altered after it was written.")
+    named = isinstance(manifest.get("run_id"), str) and re.fullmatch(r"[A-Za-z0-9_\-]+", manifest["run_id"])
+    if not (named and type(manifest.get("step")) is int and _is_list_of_files(manifest.get("files"))):
+        raise CheckpointError(f"{path} is not a whole checkpoint: manifest.json says not which step, run and files.")
     for name, expected in manifest["files"].items():
         file = path / name
         if Path(name).name != name or not file.is_file():
@@ -217,6 +223,12 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
         if _sha256(file) != expected["sha256"]:
             raise CheckpointError(f"{path} is damaged: the SHA-256 of {name} differs from the manifest's.")
     return manifest
+
+
+def _is_list_of_files(files: Any) -> bool:
+    return isinstance(files, dict) and all(
+        isinstance(about, dict) and {"size", "sha256"} <= about.keys() for about in files.values()
+    )
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -235,7 +247,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             try:
                 tensors = load_file(path / f"{file[:-5]}.safetensors")
                 state[file[:-5]] = unflatten(json.loads((path / file).read_bytes()), tensors)
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
+            except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
                 raise CheckpointError(f"{path} cannot be read: {file}: {error}.") from error
     return state, manifest
 

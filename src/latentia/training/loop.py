@@ -186,9 +186,9 @@ def train(
         found = ckpt.resolve_resume(resume, root)
         if found is not None:
             state, manifest = ckpt.load_checkpoint(found)
-            check_config(found, manifest["config"], config)
+            check_config(found, manifest.get("config"), config)
             restore(stateful, state, found)
-            progress, run_id = Progress(**manifest["progress"]), manifest["run_id"]
+            progress, run_id = Progress.of(manifest, found), manifest["run_id"]
             progress.restarts += 1
         if accelerator.is_main_process:
             ckpt.replace_file(Path(output_dir) / "training_config.json", json.dumps(arguments or {}, indent=1) + "\n")

@@ -4,14 +4,16 @@ import json
 import resource
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from latentia.errors import CheckpointError
 from latentia.training.checkpoint import replace_file
 
 
@@ -24,6 +26,15 @@ class Progress:
     seconds: float = 0.0
     restarts: int = 0
     skipped: int = 0  # steps that were passed over; their images are in `images`
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any], path: Path) -> Self:
+        """What the manifest of the checkpoint at `path` says."""
+        found = manifest.get("progress")
+        known = {field.name: type(field.default) for field in fields(cls)}
+        if not isinstance(found, Mapping) or {key: type(value) for key, value in found.items()} != known:
+            raise CheckpointError(f"{path} is not a checkpoint of a run: its manifest does not say where that stood.")
+        return cls(**found)
 
 
 def peak_memory(device: torch.device) -> float:

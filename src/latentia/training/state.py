@@ -50,20 +50,27 @@ def restore(stateful: Mapping[str, Any], state: Mapping[str, Any], path: Path) -
                 like = {"state": {index: dict.fromkeys(values, parameters[index]) for index, values in moments}}
             saved = spread(state[name], like)
             thing.load_state_dict(saved)
-        except (RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            if isinstance(thing, torch.optim.Optimizer):
+                _put_moments(thing, saved["state"])
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path}: {name} does not fit this run: {error}") from error
-        if isinstance(thing, torch.optim.Optimizer):
-            # torch casts moments to the parameters' dtype: they get their own back, and the parameters' memory format.
-            for index, values in saved["state"].items():
-                parameter, loaded = parameters[index], thing.state[parameters[index]]
-                for key, value in values.items():
-                    if isinstance(value, Tensor):
-                        like = parameter if value.shape == parameter.shape else value
-                        target = torch.empty_like(like, dtype=value.dtype, device=loaded[key].device)
-                        loaded[key] = target.copy_(value)
 
 
-def check_config(path: Path, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+def _put_moments(optimizer: torch.optim.Optimizer, state: Mapping[int, Mapping[str, Any]]) -> None:
+    """torch casts moments to the parameters' dtype: they get their own back, and the parameters' memory format."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, values in state.items():
+        parameter, loaded = parameters[index], optimizer.state[parameters[index]]
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                like = parameter if value.shape == parameter.shape else value
+                target = torch.empty_like(like, dtype=value.dtype, device=loaded[key].device)
+                loaded[key] = target.copy_(value)
+
+
+def check_config(path: Path, saved: Any, config: Mapping[str, Any]) -> None:
+    if not isinstance(saved, Mapping):
+        raise CheckpointError(f"{path} is not a checkpoint of a run: its manifest holds no configuration.")
     keys = sorted(key for key in {*saved, *config} if saved.get(key) != config.get(key))
     if keys:
         batch = "--train_batch_size x --gradient_accumulation_steps x processes must be {}.\n"

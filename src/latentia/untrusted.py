@@ -1,0 +1,359 @@
+"""Files of strangers: fetched from one commit, and judged before they cost memory.
+
+What a configuration asks for is bounded by the file of weights beside it. The network is first built on torch's meta
+device, where it takes no memory, and building stops as soon as it asks for more tensors or numbers than lie there.
+"""
+
+import json
+import math
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch.nn.modules import module as hooks
+
+from latentia.errors import CheckpointError, HubError, UsageError
+
+MAX_JSON = 1_000_000  # bytes of a configuration
+MAX_TEXT = 2**26  # bytes of a vocabulary
+MAX_NUMBER = 2**20  # layers, channels, pixels, tokens, time steps
+MAX_SIDE = 4096  # pixels
+MAX_ITEMS = 4096  # of one list; DDPM's longest table of betas has 4000
+MAX_DEPTH = 16
+MAX_HEADER = 2**24  # bytes; more than 100 000 tensors
+_SIDES = ("sample_size", "image_size", "resolution", "height", "width", "shortest_edge")
+_LARGE = ("theta", "model_max_length", "_version")  # keys of numbers that size nothing
+_FLAGS = {  # of loaders: a file that could set them would choose what is imported, fetched or unpickled
+    *("trust_remote_code", "custom_pipeline", "use_safetensors", "weights_only", "device_map", "quantization_config"),
+    *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "use_kernels"),
+    *("experts_implementation", "_experts_implementation", "_experts_implementation_internal"),
+}
+_SUBFOLDER = re.compile(r"[A-Za-z0-9_\-]+(/[A-Za-z0-9_\-]+)*")
+_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors")
+_FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
+
+
+class Weight(NamedTuple):
+    """A tensor in a file, as its header describes it."""
+
+    shape: tuple[int, ...]
+    floating: bool
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+def check_subfolder(subfolder: str | None) -> str:
+    """`subfolder`, "" for None.
+
+    Raises:
+        UsageError: it is more than plain names, joined by "/".
+
+    Example:
+        >>> check_subfolder("../x")
+        Traceback (most recent call last):
+        latentia.errors.UsageError: subfolder must be names of letters, digits, _ and -, joined by /; got '../x'.
+    """
+    if subfolder and not (isinstance(subfolder, str) and _SUBFOLDER.fullmatch(subfolder)):
+        raise UsageError(f"subfolder must be names of letters, digits, _ and -, joined by /; got {subfolder!r}.")
+    return subfolder or ""
+
+
+def fetch(name: str, patterns: list[str], **options: Any) -> Path:
+    """The files of a Hub repository that match `patterns`, all of one commit, which the folder is named after.
+
+    Args:
+        name: "user/name".
+        patterns: of paths in the repository.
+        **options: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download`, as in huggingface_hub.
+
+    Raises:
+        HubError: the repository, its revision or a file of it cannot be had.
+        UsageError: `name` is no repository's.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    options = {key: value for key, value in options.items() if value is not None}
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, **options))
+    except HFValidationError as error:
+        raise UsageError(f'"{name}" is neither a folder nor the name of a Hub repository ("user/name").') from error
+    except (OSError, ValueError) as error:  # those of the Hub are OSErrors
+        raise HubError(f"{name} is no file or folder here, and cannot be fetched from the Hub: {error}") from error
+
+
+def check_link(path: Path, home: Path) -> None:
+    """Refuses a link out of `home`, but for those of the Hub's cache to the files that it keeps.
+
+    Raises:
+        CheckpointError: naming the link.
+    """
+    home, target = home.resolve(), path.resolve()
+    kept = [above.parents[1] / "blobs" for above in (home, *home.parents) if above.parent.name == "snapshots"]
+    if not any(target.is_relative_to(place) for place in (home, *kept)):
+        raise CheckpointError(f"{path} is a link out of its folder, to {target}. Put a copy there if it is yours.")
+
+
+def check_files(folder: Path) -> None:
+    """Refuses what in a component's folder is no file or folder of its own, or larger than any text that is parsed.
+
+    Raises:
+        CheckpointError: naming the file.
+    """
+    for path in sorted(folder.iterdir()):
+        check_link(path, folder)
+        if not path.is_file() and not path.is_dir():  # a pipe would be waited for without end
+            raise CheckpointError(f"{path} must be a file.")
+        if path.suffix in (".json", ".txt", ".jinja", ".model") and path.stat().st_size > MAX_TEXT:
+            raise CheckpointError(f"{path} has {path.stat().st_size} bytes; {MAX_TEXT} are the most that is read.")
+
+
+def read_json(path: Path, *, sizes: bool = True) -> dict[str, Any]:
+    """A JSON object of a stranger, within bounds.
+
+    Args:
+        path: the file.
+        sizes: whether its numbers become sizes of networks and tables, so that they are bounded by `MAX_NUMBER`.
+
+    Raises:
+        CheckpointError: it is missing, no regular file, too large, too deep, no JSON object, or holds a number that is
+            not finite or larger than any size here.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent} holds no file {path.name}.")
+    if path.stat().st_size > MAX_JSON:
+        raise CheckpointError(f"{path} has {path.stat().st_size} bytes; {MAX_JSON} are the most that is read.")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}. Save or fetch it again.") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, got {type(found).__name__}.")
+    check_values(found, str(path), sizes=sizes)
+    return found
+
+
+def check_values(found: Any, where: str, *, sizes: bool = True) -> None:
+    """Refuses numbers that are not finite or, with `sizes`, larger than `MAX_NUMBER`; lists and nesting without end.
+
+    Raises:
+        CheckpointError: naming the first key that breaks a rule.
+
+    Example:
+        >>> check_values({"layers": 10**9}, "config.json")
+        Traceback (most recent call last):
+        latentia.errors.CheckpointError: layers in config.json must be at most 1048576 as any size here, got 1000000000.
+    """
+    todo = [("", found, 0)]
+    while todo:
+        key, value, depth = todo.pop()
+        if depth > MAX_DEPTH:
+            raise CheckpointError(f"{where} is nested more than {MAX_DEPTH} deep, at {key[:100]}.")
+        if isinstance(value, Mapping):
+            todo += [(str(name), inner, depth + 1) for name, inner in value.items()]
+        elif isinstance(value, list):
+            if len(value) > MAX_ITEMS and sizes:
+                raise CheckpointError(f"{key[:100]} in {where} has {len(value)} items; at most {MAX_ITEMS} are taken.")
+            todo += [(key, inner, depth + 1) for inner in value]
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            if not math.isfinite(value):
+                raise CheckpointError(f"{key[:100]} in {where} must be finite, got {value}.")
+            most = math.inf if not sizes or key.endswith(_LARGE) else MAX_SIDE if key in _SIDES else MAX_NUMBER
+            if value > most:
+                raise CheckpointError(f"{key[:100]} in {where} must be at most {most} as any size here, got {value}.")
+
+
+def check_flags(config: Any, where: str) -> None:
+    """Refuses what only the caller of a loader may say, wherever in a configuration it stands.
+
+    Raises:
+        CheckpointError: naming the flag.
+    """
+    todo = [config]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, Mapping):
+            if flags := sorted(_FLAGS.intersection(key for key in value if value[key] is not None)):
+                raise CheckpointError(
+                    f"{where} sets {flags[0]}, which belongs to the one who loads and not to a file. Delete that line "
+                    "if the network works without it, or load it with its own library."
+                )
+            todo += value.values()
+        elif isinstance(value, list):
+            todo += value
+
+
+# -------------------------------------------------------------------------------------------------------------- weights
+
+
+def weights_in(folder: Path, stem: str, variant: str | None = None) -> dict[str, Weight]:
+    """What the headers of a saved network's files say; no weight is read.
+
+    Args:
+        folder: holds `stem.safetensors`, or `stem.safetensors.index.json` and the files that it names.
+        stem: "diffusion_pytorch_model", or "model" of transformers.
+        variant: as in diffusers, "fp16" for `stem.fp16.safetensors`.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, pickled, or no plain name in the same folder.
+        UsageError: `variant` is no word.
+    """
+    if variant is not None and not re.fullmatch(r"[A-Za-z0-9_\-]+", str(variant)):
+        raise UsageError(f"variant must be letters, digits, _ and -; got {variant!r}.")
+    whole = f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors"
+    index = folder / (f"{stem}.safetensors.index.{variant}.json" if variant else f"{stem}.safetensors.index.json")
+    if not index.exists():
+        if not (folder / whole).exists():
+            _refuse_pickles(folder, whole)
+        return _header(folder / whole)
+    parts = read_json(index, sizes=False).get("weight_map")
+    if not isinstance(parts, dict) or not parts:
+        raise CheckpointError(f"{index} must hold weight_map, the file of each weight.")
+    names = {str(name) for name in parts.values()}
+    if wrong := sorted(name for name in names if not _FILE.fullmatch(name)):
+        raise CheckpointError(
+            f"weight_map in {index} must hold names of .safetensors files in the same folder, got {wrong[0][:200]!r}."
+        )
+    if missing := sorted(name for name in names if not (folder / name).exists()):
+        raise CheckpointError(f"{index} names {missing[0]}, which is not there. Fetch the folder again.")
+    found: dict[str, Weight] = {}
+    for name in sorted(names):
+        found |= _header(folder / name)
+    return found
+
+
+def _refuse_pickles(folder: Path, wanted: str) -> None:
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
+    if pickled:
+        raise CheckpointError(
+            f"{folder} holds its weights as {pickled[0]}, and such pickled files can run code when they are read. Turn "
+            f"them into {wanted} first, which runs nothing: latentia convert {folder} OUTPUT"
+        )
+    raise CheckpointError(f"{folder} holds no {wanted}.")
+
+
+def _header(path: Path) -> dict[str, Weight]:
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if length > MAX_HEADER:
+            raise CheckpointError(f"{path} is damaged: its header would have {length} bytes, more than {MAX_HEADER}.")
+        with safe_open(path, "pt") as opened:
+            slices = {key: opened.get_slice(key) for key in opened.keys()}
+            return {k: Weight(tuple(s.get_shape()), s.get_dtype() in _FLOATS) for k, s in slices.items()}
+    except (OSError, ValueError, SafetensorError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} cannot be read as safetensors: {error}. Save or fetch it again.") from error
+
+
+# ------------------------------------------------------------------------------------------------------------- networks
+
+
+def build_without_memory(
+    build: Callable[[], torch.nn.Module], held: Mapping[str, Weight], where: str, *, factor: int = 1
+) -> torch.nn.Module:
+    """The network that `build` makes, on the meta device, or an error as soon as it is larger than what the file holds.
+
+    Args:
+        build: makes it.
+        held: what the file holds.
+        where: the folder, for messages.
+        factor: how many times as many tensors and numbers as the file holds may be asked for. Default 1; more where
+            weights are shared, or where not all of them are saved.
+
+    Raises:
+        CheckpointError: it asks for more, or its configuration is none.
+    """
+    tensors, numbers = (factor * most for most in (len(held), sum(math.prod(weight.shape) for weight in held.values())))
+    slack = 1024 + tensors // 4  # tables that are computed and not saved
+    try:
+        with _counted(tensors + slack, numbers + max(2**20, numbers // 4), where), torch.device("meta"):
+            return build()
+    except CheckpointError:
+        raise
+    except Exception as error:  # a hostile configuration can make a constructor raise anything
+        raise CheckpointError(f"The configuration in {where} makes no network: {error}") from error
+
+
+@contextmanager
+def _counted(most_tensors: int, most_numbers: int, where: str) -> Iterator[None]:
+    thread, seen = threading.get_ident(), {"modules": 0, "tensors": 0, "numbers": 0}
+
+    def count(what: str, number: int) -> None:
+        seen[what] += number
+        if seen["modules"] > 16 * most_tensors or seen["tensors"] > most_tensors or seen["numbers"] > most_numbers:
+            raise CheckpointError(
+                f"The configuration in {where} asks for more than the weights beside it hold: {seen['tensors']} "
+                f"tensors with {seen['numbers']} numbers so far. Check that the two belong together."
+            )
+
+    def tensor(module: torch.nn.Module, name: str, value: torch.Tensor | None) -> None:
+        if value is not None and threading.get_ident() == thread:
+            count("numbers", value.numel())
+            count("tensors", 1)
+
+    def part(module: torch.nn.Module, name: str, value: torch.nn.Module | None) -> None:
+        if threading.get_ident() == thread:
+            count("modules", 1)
+
+    handles = [
+        hooks.register_module_parameter_registration_hook(tensor),
+        hooks.register_module_buffer_registration_hook(tensor),
+        hooks.register_module_module_registration_hook(part),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def differences(network: torch.nn.Module, held: Mapping[str, Weight]) -> dict[str, dict[str, str]]:
+    """How the weights that a network has and those that a file holds differ: kind -> {key: what is said of it}.
+
+    Example:
+        >>> differences(torch.nn.Linear(2, 3), {"weight": Weight((3, 2), True), "bias": Weight((2,), True)})
+        {'of another shape': {'bias': 'bias (2,) instead of (3,)'}}
+    """
+    wanted = {key: Weight(tuple(value.shape), value.is_floating_point()) for key, value in network.state_dict().items()}
+    both = [key for key in wanted if key in held]
+    found = {
+        "missing": {key: key for key in wanted if key not in held},
+        "not part of the network": {key: key for key in held if key not in wanted},
+        "of another shape": {
+            key: f"{key} {held[key].shape} instead of {wanted[key].shape}"
+            for key in both
+            if held[key].shape != wanted[key].shape
+        },
+        "of another type": {
+            key: f"{key} {'floats' if held[key].floating else 'integers'}"
+            for key in both
+            if held[key].shape == wanted[key].shape and held[key].floating != wanted[key].floating
+        },
+    }
+    return {what: keys for what, keys in found.items() if keys}
+
+
+def check_network(
+    folder: Path, config: dict[str, Any], stem: str, build: Callable[[], torch.nn.Module], variant: str | None = None
+) -> None:
+    """Judges a network of another library: `build` makes it of `config`, and `folder/stem.safetensors` bounds it.
+
+    Raises:
+        CheckpointError: a file is missing, a link out of the folder, without bounds, or sets what belongs to the one
+            who loads; the network asks for more than its weights hold.
+    """
+    check_files(folder)
+    check_flags(config, str(folder / "config.json"))
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointError(f"{folder} holds adapter_config.json, which names weights elsewhere. Merge them first.")
+    held = weights_in(folder, stem, variant if variant and any(folder.glob(f"{stem}*.{variant}*")) else None)
+    # Weights may be shared, of an older layout, or of one half of a network only.
+    build_without_memory(build, held, str(folder), factor=4)
