@@ -32,7 +32,8 @@ class Progress:
         """What the manifest of the checkpoint at `path` says."""
         found = manifest.get("progress")
         known = {field.name: type(field.default) for field in fields(cls)}
-        if not isinstance(found, Mapping) or {key: type(value) for key, value in found.items()} != known:
+        fits = isinstance(found, Mapping) and {"step", "images"} <= found.keys()  # what came later has a default
+        if not fits or any(type(value) is not known.get(key) for key, value in found.items()):
             raise CheckpointError(f"{path} is not a checkpoint of a run: its manifest does not say where that stood.")
         return cls(**found)
 
