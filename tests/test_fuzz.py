@@ -26,8 +26,10 @@ from PIL import Image, features
 
 import latentia
 from latentia import cli
+from latentia.data import load_images
 from latentia.data.decode import BadImage, Fit, open_image
 from latentia.errors import LatentiaError, UsageError
+from latentia.sources import open_source
 from latentia.training.arguments import parse_arguments
 from latentia.training.checkpoint import load_checkpoint, save_checkpoint
 from latentia.training.progress import Progress
@@ -254,6 +256,29 @@ def picture(root, case):
             assert found.shape == (channels, 8, 8) and found.dtype == np.uint8
 
 
+@cache
+def arrays() -> dict[str, bytes]:
+    """Images as one array, plain and in an archive."""
+    draw, files = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8), {}
+    for suffix, save in (("npy", np.save), ("npz", np.savez), ("npz", np.savez_compressed)):
+        file = io.BytesIO()
+        save(file, draw)
+        files[f"{len(files)}.{suffix}"] = file.getvalue()
+    return files
+
+
+def array(root, case):
+    name, edits = case
+    path = root / name
+    path.write_bytes(spoilt_bytes(arrays()[name], edits))
+    allowed(open_source, path, digits())
+
+
+@cache
+def digits():
+    return load_images("digits")
+
+
 # -------------------------------------------------------------------------------------------------------- command lines
 
 
@@ -341,6 +366,7 @@ FUZZ = {  # name -> (what chance chooses, what is tried, how many in the ordinar
     "checkpoint": (BYTES, text_file("checkpoint-3/manifest.json", checkpoint), 30),
     "manifest": (EDITS, manifest, 60),
     "state": (EDITS, state, 60),
+    "arrays": (st.tuples(st.sampled_from(["0.npy", "1.npz", "2.npz"]), BYTES), array, 60),
     "pictures": (st.tuples(st.integers(0, 99), BYTES), picture, 150),
     "latentia": (
         st.tuples(st.lists(st.sampled_from([*cli.COMMANDS, "generat", ""]), max_size=1), WORDS),
