@@ -13,6 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import latentia
+from latentia.data.decode import BadImage, open_image
 from latentia.errors import UsageError
 from latentia.evaluation import grid
 from latentia.pipelines.base import DiffusionPipeline, from_input
@@ -120,11 +121,9 @@ def generate(
 
 def _opened(flag: str, path: Path) -> Image.Image:
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UsageError(f"--{flag} must be a picture; {path} cannot be read as one: {error}") from error
+        return open_image(path)
+    except BadImage as error:
+        raise UsageError(f"--{flag} must be a picture; {path} {error}.") from error
 
 
 def _choose(pipe: Any, sampler: str) -> None:

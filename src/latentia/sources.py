@@ -213,13 +213,16 @@ def _not_empty(found: Any, name: str) -> Any:
 
 def _read_array(path: Path) -> np.ndarray:
     try:
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return found
-        if len(found.files) != 1:
-            raise DataError(f"{path} must hold one array. It holds {', '.join(found.files) or 'none'}.")
-        return found[found.files[0]]
-    except (OSError, ValueError) as error:
+        with open(path, "rb") as file:
+            found = np.load(file, allow_pickle=False)
+            if isinstance(found, np.ndarray):
+                return found
+            if len(found.files) != 1:
+                raise DataError(f"{path} must hold one array. It holds {', '.join(found.files) or 'none'}.")
+            return found[found.files[0]]
+    except DataError:
+        raise
+    except Exception as error:  # of the zip archive, of what it unpacks, of the header in it
         raise DataError(f"{path} cannot be read as an array of images: {error}") from error
 
 
