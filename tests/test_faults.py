@@ -12,8 +12,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from children import EXAMPLES, ONE_CORE, ended, enter, example, ranks, steps_logged, torchrun, wait_for
+from hub_server import Handler, picture_set, point_client_at, point_datasets_at, running_hub
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -517,6 +520,63 @@ def test_accelerate_launch(undisturbed, tmp_path):
     folder = tmp_path / "run"
     launched("-m", "accelerate.commands.launch", "--cpu", "--num_processes", 1, EXAMPLE, *command(folder))
     assert end_of(folder) == end_of(undisturbed[0])
+
+
+# ------------------------------------------------------------------------------------------------------------- streams
+
+
+def streamed(log: str, env: dict[str, str], endpoint: str, cache: str, argv: list[str]) -> None:
+    """The example, with the Hub at `endpoint`, where pauses pass at once but steps take a while."""
+    from latentia.data import streaming
+
+    patch = pytest.MonkeyPatch()
+    point_client_at(SimpleNamespace(endpoint=endpoint), patch, f"{cache}/hub")
+    point_datasets_at(SimpleNamespace(endpoint=endpoint), patch, f"{cache}/datasets")
+    patch.setattr("time.sleep", lambda seconds: None)
+    batch, wait = streaming.StreamedImages.batch, threading.Event().wait
+    patch.setattr(streaming.StreamedImages, "batch", lambda *a, **k: (wait(0.05), batch(*a, **k))[1])
+    example(log, env, EXAMPLE.name, argv)
+
+
+@pytest.mark.parametrize("trouble", ["500", "cut"])
+def test_a_stream_that_breaks_ends_as_an_error_of_the_data_and_goes_on_later(start, tmp_path, monkeypatch, trouble):
+    """The source breaks for good amid training, by its status or amid a file; later it answers again."""
+    broken = threading.Event()
+    real = Handler.resolve
+
+    def resolve(self, repo, revision, name):
+        if not broken.is_set() or not name.endswith(".parquet") or self.command != "GET":
+            return real(self, repo, revision, name)
+        if trouble == "500":
+            return self.answer(500, b"")
+        self.send_response(200)
+        self.send_header("Content-Length", "1000000")
+        self.end_headers()
+        self.wfile.write(b"PAR1")
+        self.close_connection = True
+
+    monkeypatch.setattr(Handler, "resolve", resolve)
+    more = ("--dataset_name", "user/set", "--streaming", "--eval_num_samples", 0)
+    with running_hub() as hub:
+        hub.put("datasets/user/set", picture_set(shards=2))
+
+        def begin(name):
+            argv = command(tmp_path / name, *more)
+            return start(streamed, hub.endpoint, str(tmp_path / f"cache-{name}"), argv, env={"HF_HUB_OFFLINE": "0"})
+
+        code, text = ended(begin("whole"))
+        assert code == 0 and "at-least-once" in text, text
+        child = begin("run")
+        wait_for(tmp_path / "run" / "metrics.jsonl", child, '"step": 5')
+        broken.set()
+        code, text = ended(child)
+        assert code == 4 and "user/set failed 4 times" in text and "resumed from its last checkpoint" in text, text
+        assert json.loads((tmp_path / "run" / "run_summary.json").read_text())["exit_code"] == 4
+        broken.clear()
+        code, text = ended(begin("run"))
+        assert code == 0, text
+    assert end_of(tmp_path / "run") == end_of(tmp_path / "whole")
+    tidy(tmp_path / "run")
 
 
 # ------------------------------------------------------------------------------------------------------------ nonsense
