@@ -22,7 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from children import EXAMPLES, ONE_CORE, ended, enter, example, ranks, steps_logged, torchrun, wait_for
+import yaml
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from children import EXAMPLES, ONE_CORE, ended, enter, example, free_port, ranks, steps_logged, torchrun, wait_for
 from hub_server import Handler, picture_set, point_client_at, point_datasets_at, running_hub
 from PIL import Image
 from safetensors.torch import load_file
@@ -516,10 +518,36 @@ def test_an_error_on_one_process_ends_all(start, tmp_path):
     assert 0 not in codes
 
 
-def test_accelerate_launch(undisturbed, tmp_path):
-    folder = tmp_path / "run"
-    launched("-m", "accelerate.commands.launch", "--cpu", "--num_processes", 1, EXAMPLE, *command(folder))
-    assert end_of(folder) == end_of(undisturbed[0])
+@pytest.mark.parametrize("file", ["one_cpu", "two_cpu_processes", "fsdp2", "several_gpus", "one_gpu"])
+def test_accelerate_launch(pair, undisturbed, tmp_path, file):
+    """The configuration files; those for GPUs are read, and the sharded one is started on the CPU."""
+    config = yaml.safe_load((EXAMPLES / "accelerate" / f"{file}.yaml").read_text())
+    if "gpu" in file:
+        args = launch_command_parser().parse_args(["--config_file", str(EXAMPLES / "accelerate" / f"{file}.yaml"), "x"])
+        _validate_launch_command(args)
+        assert args.num_processes == config["num_processes"] and args.mixed_precision == "bf16"
+        return
+    if file == "fsdp2":
+        config |= {"use_cpu": True, "num_processes": 2, "mixed_precision": "no"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    folder, size = tmp_path / "run", 8 // config["num_processes"]
+    launcher = ("-m", "accelerate.commands.launch", "--config_file", tmp_path / "config.yaml")
+    launched(*launcher, EXAMPLE, *command(folder, "--train_batch_size", size))
+    if file == "fsdp2":
+        assert_close(folder, undisturbed[0], PARTS, 1e-5)
+    else:
+        assert end_of(folder) == end_of(pair if size == 4 else undisturbed[0])
+
+
+def test_two_machines(start, pair, tmp_path):
+    """Two launchers of one process each, which find each other at an address."""
+    place = f"localhost:{free_port()}"
+    options = ("--nnodes=2", "--nproc_per_node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint={place}", "--rdzv-id=run")
+    argv = command(tmp_path / "run", "--train_batch_size", 4)
+    for child in [start(torchrun, worker, "", str(tmp_path), argv, options) for _ in range(2)]:
+        code, text = ended(child)
+        assert code == 0, text
+    assert end_of(tmp_path / "run") == end_of(pair)
 
 
 # ------------------------------------------------------------------------------------------------------------- streams
