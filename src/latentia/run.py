@@ -256,7 +256,7 @@ def fit(
         )
         if result.status != "interrupted":  # else nothing is made of the weights
             networks = [accelerator.unwrap_model(phase.trains) for phase in phases]
-            make_whole(accelerator, networks + [phase.ema.module for phase in phases if phase.ema is not None])
+            make_whole(networks + [phase.ema.module for phase in phases if phase.ema is not None])
         return result
     except (NumericsError, DataError) as error:  # of the run itself, not of a folder that may be another run's
         if accelerator.is_main_process:
