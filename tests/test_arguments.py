@@ -179,8 +179,9 @@ FLAGS = """
     num_train_timesteps beta_schedule prediction_type time_sampling time_loc time_scale loss_weighting snr_gamma
     class_dropout
     train_batch_size gradient_accumulation_steps max_train_steps num_train_epochs learning_rate scale_lr lr_scheduler
-    lr_warmup_steps adam_beta1 adam_beta2 adam_weight_decay adam_epsilon max_grad_norm mixed_precision allow_tf32
-    gradient_checkpointing compile seed
+    lr_warmup_steps adam_beta1 adam_beta2 adam_weight_decay adam_epsilon max_grad_norm on_nonfinite max_skips
+    mixed_precision allow_tf32
+    gradient_checkpointing compile distributed_timeout seed
     use_ema ema_decay ema_warmup
     validation_steps eval_steps eval_num_samples eval_metrics num_inference_steps
     output_dir overwrite_output_dir checkpointing_steps checkpoints_total_limit resume_from_checkpoint report_to

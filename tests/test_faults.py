@@ -12,17 +12,23 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from children import EXAMPLES, ONE_CORE, ended, enter, example, ranks, steps_logged, torchrun, wait_for
+import yaml
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from children import EXAMPLES, ONE_CORE, ended, enter, example, free_port, ranks, steps_logged, torchrun, wait_for
+from hub_server import Handler, picture_set, point_client_at, point_datasets_at, running_hub
 from PIL import Image
 from safetensors.torch import load_file
+from torch.distributed.run import parse_args
 
 import latentia
 
@@ -271,12 +277,14 @@ def launched(*argv) -> str:
     return text
 
 
+LAUNCH, HALF = ("-m", "accelerate.commands.launch", "--config_file"), ("--train_batch_size", 4)
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """2 processes x 4 images, started as users start them."""
     folder = tmp_path_factory.mktemp("pair") / "run"
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    launched(*torchrun, EXAMPLE, *command(folder, "--train_batch_size", 4))
+    launched(*LAUNCH, EXAMPLES / "accelerate" / "two_cpu_processes.yaml", EXAMPLE, *command(folder, *HALF))
     return folder
 
 
@@ -360,7 +368,7 @@ def worker(trouble: str, folder: str, argv: list[str]) -> None:
 @pytest.fixture
 def launch(start, tmp_path):
     def launch(trouble, folder, *more, options=RESTARTS):
-        argv = command(folder, "--train_batch_size", 4, *more)
+        argv = command(folder, *HALF, *more)
         return start(torchrun, worker, trouble, str(tmp_path), argv, options)
 
     return launch
@@ -443,9 +451,13 @@ def train_on(start, tmp_path):
     return train_on
 
 
-def test_sharded_weights_equal_whole_ones(train_on, undisturbed):
-    """Pictures on the way need whole weights, and training goes on with its shards."""
-    folder = train_on(2, SHARDED, "--validation_steps", 8)
+def test_sharded_weights_equal_whole_ones(undisturbed, tmp_path):
+    """By the file for GPUs on two CPU processes. Pictures on the way need whole weights, and then it trains on."""
+    config = yaml.safe_load((EXAMPLES / "accelerate" / "fsdp2.yaml").read_text())
+    config |= {"use_cpu": True, "num_processes": 2, "mixed_precision": "no"}
+    folder, path = tmp_path / "run", tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    launched(*LAUNCH, path, EXAMPLE, *command(folder, *HALF, "--validation_steps", 8))
     assert_close(folder, undisturbed[0], PARTS, 1e-5)
     pictures = [Image.open(root / "samples" / "grid.png") for root in (folder, undisturbed[0])]
     assert np.abs(np.subtract(*(np.asarray(picture, np.int16) for picture in pictures))).max() <= 1
@@ -458,7 +470,7 @@ def test_sharded_weights_equal_whole_ones(train_on, undisturbed):
     tidy(folder)
 
 
-@pytest.mark.parametrize("before, after", [((2, SHARDED), (1, {})), ((1, {}), (2, SHARDED)), ((2, SHARDED),) * 2])
+@pytest.mark.parametrize("before, after", [((2, SHARDED), (1, {})), ((1, {}), (2, SHARDED))])
 def test_sharded_runs_go_on_whole_and_whole_ones_sharded(train_on, undisturbed, before, after):
     train_on(*before, "--checkpointing_steps", 1000, until=6)
     folder = train_on(*after, "--checkpointing_steps", 1000)
@@ -527,9 +539,92 @@ def test_an_error_on_one_process_ends_all(start, tmp_path):
 
 
 def test_accelerate_launch(undisturbed, tmp_path):
-    folder = tmp_path / "run"
-    launched("-m", "accelerate.commands.launch", "--cpu", "--num_processes", 1, EXAMPLE, *command(folder))
-    assert end_of(folder) == end_of(undisturbed[0])
+    launched(*LAUNCH, EXAMPLES / "accelerate" / "one_cpu.yaml", EXAMPLE, *command(tmp_path / "run"))
+    assert end_of(tmp_path / "run") == end_of(undisturbed[0])
+
+
+@pytest.mark.parametrize("path", sorted((EXAMPLES / "accelerate").iterdir()), ids=lambda path: path.stem)
+def test_accelerate_knows_every_key_of_the_configuration_files(path):
+    args = launch_command_parser().parse_args(["--config_file", str(path), "script.py"])
+    _validate_launch_command(args)
+    assert args.num_processes == yaml.safe_load(path.read_text())["num_processes"]
+
+
+def test_the_files_for_clusters_can_be_read():
+    subprocess.run(["bash", "-n", EXAMPLES / "cluster" / "slurm.sh"], check=True)
+    service, job = yaml.safe_load_all((EXAMPLES / "cluster" / "kubernetes.yaml").read_text())
+    words = job["spec"]["template"]["spec"]["containers"][0]["command"]
+    assert service["metadata"]["name"] == job["spec"]["template"]["spec"]["subdomain"]
+    parsed = parse_args(words[1:])
+    assert parsed.training_script == "examples/train_ddpm.py" and parsed.nnodes == str(job["spec"]["completions"])
+
+
+def test_two_machines(start, pair, tmp_path):
+    """Two launchers of one process each, which find each other at an address."""
+    place = f"localhost:{free_port()}"
+    options = ("--nnodes=2", "--nproc_per_node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint={place}", "--rdzv-id=run")
+    argv = command(tmp_path / "run", *HALF)
+    for child in [start(torchrun, worker, "", str(tmp_path), argv, options) for _ in range(2)]:
+        code, text = ended(child)
+        assert code == 0, text
+    assert end_of(tmp_path / "run") == end_of(pair)
+
+
+# ------------------------------------------------------------------------------------------------------------- streams
+
+
+def streamed(log: str, env: dict[str, str], endpoint: str, cache: str, argv: list[str]) -> None:
+    """The example, with the Hub at `endpoint`, where pauses pass at once but steps take a while."""
+    from latentia.data import streaming
+
+    patch = pytest.MonkeyPatch()
+    point_client_at(SimpleNamespace(endpoint=endpoint), patch, f"{cache}/hub")
+    point_datasets_at(SimpleNamespace(endpoint=endpoint), patch, f"{cache}/datasets")
+    patch.setattr("time.sleep", lambda seconds: None)
+    batch, wait = streaming.StreamedImages.batch, threading.Event().wait
+    patch.setattr(streaming.StreamedImages, "batch", lambda *a, **k: (wait(0.05), batch(*a, **k))[1])
+    example(log, env, EXAMPLE.name, argv)
+
+
+@pytest.mark.parametrize("trouble", ["500", "cut"])
+def test_a_stream_that_breaks_ends_as_an_error_of_the_data_and_goes_on_later(start, tmp_path, monkeypatch, trouble):
+    """The source breaks for good amid training, by its status or amid a file; later it answers again."""
+    broken = threading.Event()
+    real = Handler.resolve
+
+    def resolve(self, repo, revision, name):
+        if not broken.is_set() or not name.endswith(".parquet") or self.command != "GET":
+            return real(self, repo, revision, name)
+        if trouble == "500":
+            return self.answer(500, b"")
+        self.send_response(200)
+        self.send_header("Content-Length", "1000000")
+        self.end_headers()
+        self.wfile.write(b"PAR1")
+        self.close_connection = True
+
+    monkeypatch.setattr(Handler, "resolve", resolve)
+    more = ("--dataset_name", "user/set", "--streaming", "--eval_num_samples", 0)
+    with running_hub() as hub:
+        hub.put("datasets/user/set", picture_set(shards=2))
+
+        def begin(name):
+            argv = command(tmp_path / name, *more)
+            return start(streamed, hub.endpoint, str(tmp_path / f"cache-{name}"), argv, env={"HF_HUB_OFFLINE": "0"})
+
+        code, text = ended(begin("whole"))
+        assert code == 0 and "at-least-once" in text, text
+        child = begin("run")
+        wait_for(tmp_path / "run" / "metrics.jsonl", child, '"step": 5')
+        broken.set()
+        code, text = ended(child)
+        assert code == 4 and "user/set failed 4 times" in text and "resumed from its last checkpoint" in text, text
+        assert json.loads((tmp_path / "run" / "run_summary.json").read_text())["exit_code"] == 4
+        broken.clear()
+        code, text = ended(begin("run"))
+        assert code == 0, text
+    assert end_of(tmp_path / "run") == end_of(tmp_path / "whole")
+    tidy(tmp_path / "run")
 
 
 # ------------------------------------------------------------------------------------------------------------ nonsense

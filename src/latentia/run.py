@@ -182,6 +182,11 @@ def plan(accelerator: Accelerator, args: Any, data: Any, network: nn.Module) -> 
         )
     parts = network if isinstance(network, nn.ModuleList) else [network]
     names = " and ".join(type(part).__name__ for part in parts)
+    if args.data.streaming:
+        accelerator.print(
+            "A stream goes on at-least-once: it is read again up to where the run stands, so all is as without the "
+            "break while the source stays as it is; one that changed shows some images twice or not at all."
+        )
     epochs = "" if args.data.streaming else f" ({steps * global_batch / len(data):.1f} epochs)"
     accelerator.print(
         f"{data}\n{names}: {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters\n"
@@ -251,7 +256,7 @@ def fit(
         )
         if result.status != "interrupted":  # else nothing is made of the weights
             networks = [accelerator.unwrap_model(phase.trains) for phase in phases]
-            make_whole(accelerator, networks + [phase.ema.module for phase in phases if phase.ema is not None])
+            make_whole(networks + [phase.ema.module for phase in phases if phase.ema is not None])
         return result
     except (NumericsError, DataError) as error:  # of the run itself, not of a folder that may be another run's
         if accelerator.is_main_process:

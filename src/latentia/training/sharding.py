@@ -79,18 +79,20 @@ def spread(tree: Any, like: Any) -> Any:
     return tree
 
 
-def make_whole(accelerator: Accelerator, networks: Iterable[nn.Module]) -> list[tuple[nn.Module, type, dict]]:
-    """Turn sharded networks into ordinary ones in place, on the main process; elsewhere they lose their weights.
+def make_whole(networks: Iterable[nn.Module], keep: bool = True) -> list[tuple[nn.Module, type, dict]]:
+    """Turn sharded networks into ordinary ones in place; all processes call it.
 
-    All processes call it.
+    Args:
+        networks: sharded ones; others stay as they are.
+        keep: whether this process gets the weights; otherwise they lie on the meta device.
 
     Returns:
-        What they were, for `as_before`.
+        Each with the class and the state that it had.
     """
     kept = []
     for network in networks:
         if isinstance(network, FSDPModule):
-            whole = _plain(network, accelerator.is_main_process)
+            whole = _plain(network, keep)
             kept.append((network, type(network), network.__dict__))
             network.__class__, network.__dict__ = type(whole), whole.__dict__
     return kept
@@ -98,8 +100,8 @@ def make_whole(accelerator: Accelerator, networks: Iterable[nn.Module]) -> list[
 
 @contextmanager
 def whole(accelerator: Accelerator, networks: Iterable[nn.Module]) -> Iterator[None]:
-    """`make_whole` for the time being."""
-    kept = make_whole(accelerator, networks)
+    """`make_whole` for the time being, on the main process."""
+    kept = make_whole(networks, accelerator.is_main_process)
     try:
         yield
     finally:
