@@ -270,12 +270,19 @@ def cut(to, path: str = f"unet/{WEIGHTS}"):
     return apply
 
 
-def shards(weight_map, path: str = "unet", stem: str = "diffusion_pytorch_model"):
+def shards(place, path: str = "unet", stem: str = "diffusion_pytorch_model"):
+    """All weights honest, in the file that an index names: `place`, or whatever else weight_map is."""
+
     def apply(folder: Path) -> None:
+        outside = folder.parent / "outside.safetensors"
         (folder / path / f"{stem}.safetensors").rename(folder / path / "part.safetensors")
+        (folder / path / "in").mkdir()
+        for copy in (outside, folder / path / "in" / "part.safetensors"):
+            shutil.copy(folder / path / "part.safetensors", copy)
+        named = place.replace("{outside}", str(outside)) if isinstance(place, str) else place
+        weight_map = dict.fromkeys(load_file(outside), named) if isinstance(named, str) else named
         index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
         (folder / path / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
-        shutil.copy(folder / path / "part.safetensors", folder.parent / "outside.safetensors")
 
     return apply
 
@@ -450,11 +457,11 @@ CASES = {
     **{
         f"shards: {name}": ("unet", shards(weight_map))
         for name, weight_map in {
-            "in the parent": {"conv_in.bias": "../../outside.safetensors"},
-            "absolute": {"conv_in.bias": "/etc/passwd"},
-            "in a folder": {"conv_in.bias": "part/part.safetensors"},
-            "not there": {"conv_in.bias": "gone.safetensors"},
-            "a pickle": {"conv_in.bias": "part.bin"},
+            "in the parent": "../../outside.safetensors",
+            "absolute": "{outside}",
+            "in a folder": "in/part.safetensors",
+            "not there": "gone.safetensors",
+            "a pickle": "part.bin",
             "a number": {"conv_in.bias": 7},
             "a list": ["part.safetensors"],
             "none": {},
@@ -487,7 +494,7 @@ CASES = {
     },
     "diffusers: a pickle": ("theirs", pickled()),
     "diffusers: half the weights": ("theirs", cut(lambda data: data[: len(data) // 2])),
-    "diffusers: shards in the parent": ("theirs", shards({"conv_in.bias": "../../outside.safetensors"})),
+    "diffusers: shards in the parent": ("theirs", shards("../../outside.safetensors")),
     "diffusers: an adapter": ("theirs", raw("unet/adapter_config.json", '{"base_model_name_or_path": "evil/evil"}')),
     **{
         f"diffusers: time steps {n}": ("theirs", edit(SCHEDULE, num_train_timesteps=n))
@@ -506,7 +513,7 @@ CASES = {
     "text: a pickle": ("told", pickled(MODEL, "pytorch_model.bin")),
     "text: half the weights": ("told", cut(lambda data: data[: len(data) // 2], MODEL)),
     "text: a weight missing": ("encoder", tensors(lambda w: w.pop("text_projection.weight"), MODEL)),
-    "text: shards in the parent": ("told", shards({"a": "../../outside.safetensors"}, "text_encoder", "model")),
+    "text: shards in the parent": ("told", shards("../../outside.safetensors", "text_encoder", "model")),
     "text: an adapter": ("told", raw("text_encoder/adapter_config.json", '{"base_model_name_or_path": "evil/evil"}')),
     "text: configuration of brackets": ("told", raw(TEXT, DEEP)),
     "words: none": ("told", both(remove(WORDS), remove("tokenizer/tokenizer.json"))),
@@ -532,7 +539,7 @@ CASES = {
     # an autoencoder alone, and what evaluation measures with
     "vae: channels": ("vae", edit("config.json", block_out_channels=[2**20])),
     "vae: layers": ("vae", edit("config.json", layers_per_block=1_000_000)),
-    "vae: shards": ("vae", shards({"a": "../outside.safetensors"}, ".")),
+    "vae: shards": ("vae", shards("../outside.safetensors", ".")),
     "vae: a pickle": ("vae", pickled(WEIGHTS)),
     "vae: class that is a list": ("vae", edit("config.json", _class_name=["evil", "Evil"])),
     "classifier: sizes": ("classifier", edit("config.json", hidden_channels=HUGE)),
@@ -546,7 +553,7 @@ CASES = {
     "vision: pictures of text": ("vision", edit("preprocessor_config.json", size={"shortest_edge": "x"})),
     "vision: code": ("vision", both(code(), edit("config.json", model_type="evil", auto_map=EVIL_MAP))),
     "vision: a pickle": ("vision", pickled("model.safetensors", "pytorch_model.bin")),
-    "vision: shards": ("vision", shards({"a": "../outside.safetensors"}, ".", "model")),
+    "vision: shards": ("vision", shards("../outside.safetensors", ".", "model")),
     "inception: other weights": ("inception", lambda folder: None),
     "inception: a pickle": ("inception", pickled(WEIGHTS, "inception.pth")),
     # checkpoints

@@ -213,6 +213,11 @@ HOSTILE = {
     "class module": ({"unet": ["diffusers", "utils"]}, "no network, scheduler or tokenizer"),
     "class function": ({"unet": ["latentia", "push_to_hub"]}, "no network, scheduler or tokenizer"),
     "class unknown": ({"unet": ["latentia", "UNet3D"]}, 'Did you mean "UNet2D"'),
+    "class pipeline": ({"unet": ["diffusers", "DDPMPipeline"]}, "no network, scheduler or tokenizer"),
+    "class automatic": ({"unet": ["transformers", "AutoModel"]}, "no network, scheduler or tokenizer"),
+    "pipeline that fetches others": ({"_class_name": "KandinskyCombinedPipeline"}, "fetches further repositories"),
+    "flag of a loader": ({"trust_remote_code": True}, "sets trust_remote_code, which belongs to the one who loads"),
+    "number without bounds": ({"steps": 10**12}, "steps .* must be at most"),
     "component parent": ({"../evil": ["latentia", "UNet2D"]}, "component's name .* must match"),
     "component private": ({"_evil": ["latentia", "UNet2D"]}, "component's name .* must match"),
     "private list": ({"_name_or_path": ["evil", "Evil"]}, "must be plain text"),
@@ -242,6 +247,48 @@ def test_hostile_indexes_are_refused(folder, case, monkeypatch):
         latentia.DiffusionPipeline.from_pretrained(folder)
     assert not (folder / "ran").exists()
     assert not {name for name in set(sys.modules) - before if "evil" in name or name == "antigravity"}
+
+
+SHARDS = {
+    "../weights.safetensors": "names of .safetensors files in the same folder",
+    "in/weights.safetensors": "names of .safetensors files in the same folder",
+    "weights.bin": "names of .safetensors files in the same folder",
+    "gone.safetensors": "names gone.safetensors, which is not there",
+}
+
+
+@pytest.mark.parametrize("name", [*SHARDS, "weights.safetensors"])
+def test_shards_are_plain_files_of_their_folder(folder, name):
+    """The weights themselves are honest, wherever they lie."""
+    unet = folder / "unet"
+    (unet / "in").mkdir()
+    honest = (unet / WEIGHTS).rename(unet / "weights.safetensors")
+    for place in (folder / "weights.safetensors", unet / "in" / "weights.safetensors", unet / "weights.bin"):
+        shutil.copy(honest, place)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(honest), name)}
+    (unet / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+    for load in LOADERS.values():
+        if name in SHARDS:
+            with pytest.raises(CheckpointError, match=SHARDS[name]):
+                load(folder)
+        else:
+            load(folder)
+
+
+def test_links_lead_nowhere_but_to_what_the_cache_of_the_hub_keeps(folder, tmp_path):
+    outside = (folder / "unet" / WEIGHTS).rename(tmp_path / "outside")
+    (folder / "unet" / WEIGHTS).symlink_to(outside)
+    for load in LOADERS.values():
+        with pytest.raises(CheckpointError, match="is a link out of its folder"):
+            load(folder)
+    snapshot = tmp_path / "models--user--name" / "snapshots" / "ab12"
+    shutil.copytree(folder, snapshot, symlinks=True)
+    (snapshot / "unet" / WEIGHTS).unlink()
+    (snapshot.parents[1] / "blobs").mkdir()
+    outside.rename(snapshot.parents[1] / "blobs" / "cd34")
+    (snapshot / "unet" / WEIGHTS).symlink_to("../../../blobs/cd34")
+    for load in LOADERS.values():
+        load(snapshot)
 
 
 def test_code_beside_a_component_is_not_run(folder, monkeypatch):
