@@ -131,7 +131,8 @@ def test_the_text_says_how_to_load_train_and_judge():
     assert 'latentia.DiffusionPipeline.from_pretrained("me/digits")' in text
     assert "![Samples](samples/grid.png)" in text
     assert re.search(r"\| learning\\_rate \| 0.0002 \|\n\| optim.name \| adam \|", text)
-    assert "| FID | 3.25 | 1.5 | 1000 | digits |" in text and "| KID | 0.01 |  | 1000 |  |" in text
+    assert "| FID | 3.25 | 1.5 | 1000 | digits abababab | someone/digits test |" in text
+    assert "| KID | 0.01 |  | 1000 |  | someone/digits |" in text
     assert "2 CPU cores in 12 minutes, seed 7" in text and "- Only zeros." in text
     assert "![" not in card(grid=None).text
     compile(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], "card", "exec")
@@ -163,7 +164,7 @@ def test_hostile_text_stays_text():
         *("## Use", "## Training", "## Evaluation", "## Limits"),
     ]
     rows = [line for line in nasty.text.splitlines() if line.startswith("|")]
-    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {3, 6}
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {3, 7}
 
 
 def test_secrets_and_folders_of_the_machine_are_left_out():
@@ -229,7 +230,11 @@ def test_a_push_is_fetched_again_in_a_fresh_interpreter(hub, trained, tmp_path):
     commit, tree = hub.find("user/digits", "main")
     assert sorted(tree) == EXPORT
     for name, content in tree.items():
-        assert content == (trained / name).read_bytes(), name
+        assert name == "README.md" or content == (trained / name).read_bytes(), name
+    assert b'from_pretrained("user/digits")' in tree["README.md"]
+    mine, theirs = (trained / "README.md").read_text().splitlines(), tree["README.md"].decode().splitlines()
+    changed = [(a, b) for a, b in zip(mine, theirs, strict=True) if a != b]
+    assert len(changed) == 2 and all("from_pretrained" in a or "latentia:use" in a for a, _ in changed)
     sent = b"".join(hub.bodies)
     assert TOKEN.encode() not in sent and b"optimizer" not in sent and b"checkpoint" not in sent
     assert len(hub.repos["user/digits"]) == 2  # the empty repository and one commit

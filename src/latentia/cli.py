@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional, arg
 
+from latentia.cli_hub import card, convert, pull, push, verify
 from latentia.errors import LatentiaError
 
 Source = Annotated[str, arg(metavar="FOLDER|USER/NAME")]
@@ -258,51 +259,6 @@ def data(
         print(f"  {key}: {value}")
 
 
-def verify(folder: Positional[Path]) -> None:
-    """Check that a checkpoint or a saved pipeline is whole: hashes, and every weight where it belongs.
-
-    Args:
-        folder: a checkpoint, a saved pipeline, or the output folder of a run (then both).
-    """
-    from latentia.training.checkpoint import CheckpointError, verify_checkpoint
-
-    found = sorted(folder.glob("checkpoints/checkpoint-*"))
-    found += [folder] if (folder / "manifest.json").exists() else []
-    for path in found:
-        manifest = verify_checkpoint(path)
-        print(f"{path}: whole, step {manifest['step']}, {len(manifest['files'])} files")
-    if (folder / "model_index.json").exists():
-        import latentia
-
-        pipe = latentia.DiffusionPipeline.from_pretrained(folder)
-        print(f"{folder}: a {type(pipe).__name__} that loads, every weight in place")
-    elif not found:
-        raise CheckpointError(f"{folder} is neither a checkpoint, nor a saved pipeline, nor the folder of a run.")
-
-
-def push(
-    folder: Positional[Path],
-    repo_id: Positional[str],
-    private: bool = False,
-    create_pr: bool = False,
-    revision: str | None = None,
-) -> None:
-    """Upload a saved pipeline and its card to the Hub; never checkpoints, logs or optimizer state.
-
-    Log in first with `hf auth login`, or set HF_TOKEN.
-
-    Args:
-        folder: a saved pipeline with its card, such as the output folder of a run.
-        repo_id: user/name.
-        private: make the repository private.
-        create_pr: open a pull request.
-        revision: branch to commit to.
-    """
-    from latentia.hub.push import push_to_hub
-
-    print(push_to_hub(folder, repo_id, private=private, create_pr=create_pr, revision=revision))
-
-
 def embed(
     source: Positional[Annotated[str, arg(metavar="FOLDER|USER/NAME|pixels|pca")]],
     data: str = "digits",
@@ -357,7 +313,10 @@ COMMANDS = {
     "votes": votes,
     "data": data,
     "verify": verify,
+    "convert": convert,
+    "card": card,
     "push": push,
+    "pull": pull,
     "embed": embed,
     "doctor": doctor,
 }

@@ -5,15 +5,17 @@ import logging
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from filelock import FileLock, Timeout
-from huggingface_hub import get_token
+from huggingface_hub import ModelCard, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from torch import nn
@@ -22,6 +24,7 @@ from latentia.data import load_images
 from latentia.errors import DataError, HubError, LatentiaError, NumericsError, UsageError
 from latentia.evaluation import curves, grid
 from latentia.hub.card import model_card
+from latentia.hub.folder_card import merged
 from latentia.hub.push import push_to_hub
 from latentia.training.arguments import DataArguments, flat_values, parse_arguments, run_identity
 from latentia.training.checkpoint import replace_file
@@ -287,6 +290,8 @@ def finish(
         "training_seconds": round(progress.seconds, 1), "images_per_second": round(result.images_per_second, 1),
         "peak_memory_mb": round(result.peak_memory_mb), "resumed_from": result.resumed_from,
         "score": report.to_dict() if report else None,
+        "family": family, "pipeline_tag": pipeline_tag, "limits": list(limits), "hardware": _hardware(accelerator),
+        "command": ["python", *sys.argv], "lineage": _lineage(),
     }  # fmt: skip
     if result.status == "interrupted":
         replace_file(folder / "run_summary.json", json.dumps(summary, indent=1) + "\n")
@@ -308,12 +313,19 @@ def finish(
             license=args.hub.hub_license,
             recipe={**flat_values(args), "data": watch.data.describe()},
             metrics=report.for_card() if report else [],
-            hardware=_hardware(accelerator),
+            hardware=summary["hardware"],
             minutes=progress.seconds / 60,
             seed=args.optimization.seed,
+            command=summary["command"],
+            lineage=summary["lineage"],
             repo_id=args.hub.hub_model_id,
             limits=limits,
         )
+        if (folder / "README.md").is_file():  # it was trained further, and a person may have written into the card
+            text, kept = merged(ModelCard.load(folder / "README.md"), card, keep_results=False)
+            card = ModelCard(text)
+            if kept:
+                print(f"README.md: {', '.join(kept)} changed by hand, so left as it is.")
         export(pipeline, folder, card)
         summary |= {"score": report.to_dict() if report else None, "data": watch.data.describe()}
         replace_file(folder / "run_summary.json", json.dumps(summary, indent=1, default=str) + "\n")
@@ -367,3 +379,15 @@ def _hardware(accelerator: Accelerator) -> str:
     if accelerator.device.type == "cuda":
         return f"{accelerator.num_processes} x {torch.cuda.get_device_name(accelerator.device)}"
     return f"{torch.get_num_threads() * accelerator.num_processes} CPU threads ({platform.machine()})"
+
+
+def _lineage() -> dict[str, str]:
+    """The versions that a run used, and the commit of the repository that its script lies in, if it lies in one."""
+    found = {name: version(name) for name in ("torch", "diffusers", "accelerate")}
+    place = Path(sys.argv[0]).resolve().parent
+    git = ["git", "-C", str(place), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        commit = ""
+    return found | ({"commit": commit} if commit else {})
