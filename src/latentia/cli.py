@@ -8,7 +8,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from latentia.cli_hub import card, convert, pull, push, verify
-from latentia.errors import LatentiaError
+from latentia.errors import LatentiaError, UsageError
 
 Source = Annotated[str, arg(metavar="FOLDER|USER/NAME")]
 AnySource = Annotated[str, arg(metavar="FOLDER|USER/NAME|FILE|MODULE:FUNCTION|pca|kde")]
@@ -298,11 +298,21 @@ def embed(
     print(f"{found.text()}\nLatents and maps: {output_dir}")
 
 
-def doctor() -> None:
-    """Print what a bug report needs: versions, devices, disk, Hub login. Never a token."""
+def doctor(output_dir: Path | None = None, hub: bool = False) -> None:
+    """Print what a bug report needs, and what would stop a run: versions, devices, folders, disk, Hub. Never a token.
+
+    Exit code 2 if something is wrong, with a way out of it.
+
+    Args:
+        output_dir: where a run would write; whether it can.
+        hub: ask the Hub whether it answers, for at most 10 seconds.
+    """
     from latentia.doctor import report
 
-    print(report())
+    lines, wrong = report(output_dir, hub=hub)
+    print(lines)
+    if wrong:
+        raise UsageError("; ".join(wrong))
 
 
 COMMANDS = {

@@ -314,7 +314,7 @@ def finish(
             recipe={**flat_values(args), "data": watch.data.describe()},
             metrics=report.for_card() if report else [],
             hardware=summary["hardware"],
-            minutes=progress.seconds / 60,
+            minutes=summary["training_seconds"] / 60,
             seed=args.optimization.seed,
             command=summary["command"],
             lineage=summary["lineage"],

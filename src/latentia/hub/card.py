@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 import latentia
@@ -148,7 +149,7 @@ def add_results(path: Path, metrics: Sequence[Mapping[str, Any]], *, dataset: st
     """
     try:
         card = ModelCard.load(path)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, yaml.YAMLError) as error:
         raise UsageError(f"{path} is not a model card: {error}") from error
     data, dataset = card.data, _plain(dataset)
     fresh = _results(metrics, data.pipeline_tag or "unconditional-image-generation", dataset, seed)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard
 
 from latentia.errors import UsageError
@@ -183,5 +184,5 @@ def _json(path: Path) -> dict[str, Any]:
 def _load(path: Path) -> ModelCard:
     try:
         return ModelCard.load(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UsageError(f"The metadata at the head of {path} cannot be read: {error}. Mend or remove them.") from error
