@@ -279,6 +279,19 @@ def test_verify_is_stricter_than_diffusers(tmp_path):
     diffusers.AutoencoderKL.from_pretrained(tmp_path / "vae")
     with pytest.raises(CheckpointError, match=r"1 missing keys, such as decoder\.conv_in\.bias"):
         verify(str(tmp_path / "vae"))
+    unet = diffusers.UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(32,), layers_per_block=1,
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+    )  # fmt: skip
+    diffusers.DDPMPipeline(unet=unet, scheduler=diffusers.DDPMScheduler()).save_pretrained(tmp_path / "pipe")
+    assert "a DDPMPipeline: " in verify(str(tmp_path / "pipe"))[0]
+    path = tmp_path / "pipe" / WEIGHTS
+    weights = load_file(path)
+    del weights["conv_in.bias"]
+    save_file(weights, path, metadata={"format": "pt"})
+    latentia.DiffusionPipeline.from_pretrained(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match=r"pipe.unet .*1 missing keys, such as conv_in\.bias"):
+        verify(str(tmp_path / "pipe"))
 
 
 # Loading by diffusers alone.

@@ -4,15 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from latentia.errors import CheckpointError, LatentiaError
-from latentia.hub.load import INDEX_NAME, component_class, read_index
+from latentia.hub.load import INDEX_NAME, component_class
 
 
 def load_strictly(folder: Path) -> str:
     """Loads what is saved in `folder`, and says what it is.
 
-    diffusers leaves a weight that is missing at random and only warns, and so does transformers; here each component
-    is loaded by itself and must come whole.
+    diffusers leaves a weight that is missing at random and only warns, and so does transformers; here each network of
+    theirs is loaded once more by itself and must come whole.
 
     Args:
         folder: a saved pipeline (model_index.json), network (config.json) or scheduler (scheduler_config.json).
@@ -70,13 +72,10 @@ def load_component(kind: Any, folder: Path) -> Any:
     Raises:
         CheckpointError: it does not load, or weights are missing or of another shape.
     """
-    import diffusers
-
     import latentia
 
-    library = kind.__module__.partition(".")[0]
     options: dict[str, Any] = {}
-    if issubclass(kind, diffusers.ModelMixin) or (library == "transformers" and hasattr(kind, "can_generate")):
+    if issubclass(kind, torch.nn.Module):
         options["use_safetensors"] = True
         if not issubclass(kind, latentia.ModelMixin):  # which is strict itself
             options["output_loading_info"] = True
@@ -100,18 +99,18 @@ def load_component(kind: Any, folder: Path) -> Any:
 def _pipeline(folder: Path) -> str:
     import latentia
 
-    index, parts = read_index(folder), {}
-    for component, value in index.items():
-        if isinstance(value, list) and value[0] is not None:
-            kind = component_class(value[0], value[1], str(folder / INDEX_NAME))
-            if not (folder / component).is_dir():
-                raise CheckpointError(f"{folder} has no folder {component}, which its {INDEX_NAME} names.")
-            parts[component] = load_component(kind, folder / component)
-    pipe = latentia.DiffusionPipeline.from_pretrained(folder, **parts)
-    names = ", ".join(f"{name} {type(part).__name__}" for name, part in parts.items())
-    return f"a {type(pipe).__name__}: {names}{_weights(parts.values())}"
+    pipe = latentia.DiffusionPipeline.from_pretrained(folder)  # with all that this refuses
+    parts = {name: part for name, part in pipe.components.items() if part is not None}
+    said = ", ".join(f"{name} {type(part).__name__}" for name, part in parts.items()) + _weights(parts.values())
+    saved = {name: type(part) for name, part in parts.items() if (folder / name).is_dir()}
+    title = type(pipe).__name__
+    del pipe, parts
+    for name, kind in saved.items():
+        if not issubclass(kind, latentia.ModelMixin) and issubclass(kind, torch.nn.Module):
+            load_component(kind, folder / name)  # again, since the pipeline's loader only warns of missing weights
+    return f"a {title}: {said}"
 
 
 def _weights(parts: Any) -> str:
-    counts = [sum(p.numel() for p in part.parameters()) for part in parts if hasattr(part, "parameters")]
+    counts = [sum(p.numel() for p in part.parameters()) for part in parts if isinstance(part, torch.nn.Module)]
     return f", {sum(counts) / 1e6:.3g} M weights" if counts else ""
