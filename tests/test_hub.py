@@ -18,6 +18,7 @@ from huggingface_hub import ModelCard, snapshot_download
 from PIL import Image
 
 import latentia
+from latentia.cli import main
 from latentia.errors import CheckpointError, HubError, UsageError
 from latentia.hub.push import export_files, push_to_hub
 
@@ -301,6 +302,22 @@ def test_a_fault_that_stays_ends_with_the_command_to_run_again(hub, trained, pat
     assert len(hub.naps) < 100 and sum(hub.naps) < 200
     assert hub.find("user/digits", "main") is None or hub.find("user/digits", "main")[1] == {}
     assert before == {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+
+
+def test_a_pull_request_is_asked_for_once(hub, trained, capsys):
+    """The first may have been opened before its answer was lost."""
+    hub.fail("POST .*/commit/", 503, times=10**6)
+    with pytest.raises(SystemExit) as exit:
+        main(["push", str(trained), "user/digits", "--create_pr", "--private", "--diffusers_code"])
+    said = capsys.readouterr().err
+    assert exit.value.code == 6 and "user/digits --private --create_pr --diffusers_code" in said
+    assert sum("/commit/" in path for _, path in hub.requests) == 1 and hub.naps == [] and TOKEN not in said
+    hub.faults.clear()
+    main(["push", str(trained), "user/digits", "--create_pr", "--private", "--diffusers_code"])
+    assert hub.private == {"user/digits"} and hub.find("user/digits", "main")[1] == {}
+    asked = hub.find("user/digits", "refs/pr/1")[1]
+    assert sorted(asked) == sorted([*EXPORT, "pipeline.py"])
+    assert not any(word in b"".join(asked.values()) for word in (b"HF_TOKEN", TOKEN.encode()))
 
 
 @pytest.mark.parametrize("status", [401, 403])
