@@ -129,6 +129,12 @@ def test_nothing_that_a_person_wrote_is_lost(run):
     assert path.read_text() == new  # again: nothing changes, nothing doubles
     add_results(path, [{"type": "fd", "name": "Frechet distance", "value": 3.0, "n": 9}], dataset="digits", seed=0)
     assert HANDMADE in path.read_text() and "A note on the numbers." in path.read_text()
+    (run / "training_config.json").unlink()
+    (run / "run_summary.json").unlink()
+    before = path.read_text()
+    folder_card(run).write()  # and what only the run knew stays when its files are gone
+    assert path.read_text() == before and "Only zeros." in before
+    (run / "run_summary.json").write_text(json.dumps(RUN["run_summary.json"]))
     folder_card(run).write()  # the run's older number does not come back
     assert "| 3 |" in path.read_text() and "12.5" not in path.read_text()
 

@@ -268,6 +268,13 @@ def test_nonsense_is_refused_with_a_way_out(unet, tmp_path):
     for said, (source, target, options) in cases.items():
         with pytest.raises(UsageError, match=said):
             convert(source, target, **options)
+    (tmp_path / "secret").write_text((old / "config.json").read_text())
+    (old / "config.json").unlink()
+    (old / "config.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match="link out of its folder"):
+        convert(old, tmp_path / "x")
+    (old / "config.json").unlink()
+    (tmp_path / "secret").unlink()
     (old / "config.json").write_text('{"_class_name": "os.system"}')
     with pytest.raises(CheckpointError, match="_class_name"):
         convert(old, tmp_path / "x")

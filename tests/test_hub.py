@@ -393,6 +393,24 @@ def test_pictures_outside_the_folder_stay_there(trained, tmp_path):
     assert export_files(root) == EXPORT
 
 
+@pytest.mark.parametrize("name", ["README.md", "unet/config.json"])
+def test_a_link_cannot_publish_a_file_of_this_machine(hub, trained, tmp_path, name):
+    root = shutil.copytree(trained, tmp_path / "run")
+    (root / name).rename(tmp_path / "secret")
+    (root / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match=f"{name} is a link out of its folder"):
+        push_to_hub(root, "user/digits")
+    assert hub.requests == []
+
+
+def test_what_the_cache_holds_may_be_pushed_again(hub, trained, tmp_path):
+    push_to_hub(trained, "user/digits")
+    folder = Path(snapshot_download("user/digits", cache_dir=tmp_path / "c"))
+    assert (folder / "README.md").is_symlink()
+    push_to_hub(folder, "user/again")
+    assert sorted(hub.find("user/again", "main")[1]) == EXPORT
+
+
 # Fetching.
 
 

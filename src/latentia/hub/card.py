@@ -111,13 +111,7 @@ def model_card(
     ]
     training = [] if recipe is None else _training(recipe, command, hardware, minutes, seed, lineage or {})
     unranked = [metric for metric in metrics if not _ranked(metric)]
-    said = [*limits]
-    if metrics:
-        said.append(
-            "The numbers compare only with numbers from the same extractor at the same number of samples. The floor is "
-            "what real images score against other real images, so no model can be expected below it."
-        )
-    said.append(f"It makes images like those of {dataset} and knows nothing else.")
+    said = [*limits, f"It makes images like those of {dataset} and knows nothing else."]
     parts = {
         "summary": summary,
         "use": use_lines(pipeline_tag, repo_id),
@@ -188,7 +182,14 @@ def evaluation_lines(results: Iterable[EvalResult], unranked: Sequence[Mapping[s
         rows.append([str(result.metric_name or result.metric_type), *map(_number, values), extractor, data])
     for metric in unranked:
         rows.append([*(_number(metric.get(key)) for key in ("name", "value", "floor", "n", "extractor")), ""])
-    return ["## Evaluation", "", *_table(columns, rows)]
+    return [
+        "## Evaluation",
+        "",
+        *_table(columns, rows),
+        "",
+        "The numbers compare only with numbers from the same extractor at the same number of samples. The floor is what"
+        " real images score against other real images, so no model can be expected below it.",
+    ]
 
 
 def use_lines(pipeline_tag: str, repo_id: str | None, diffusers_code: bool = False) -> list[str]:

@@ -80,6 +80,19 @@ def card_pictures(text: str) -> set[str]:
     return {str(path) for path in inside if path.suffix.lower() in PICTURE_SUFFIXES}
 
 
+def check_inside(path: Path, root: Path) -> Path:
+    """`path`, unless it is a link out of `root`; the Hub's cache links to its own blobs, and may.
+
+    Raises:
+        CheckpointError: a stranger's folder could publish, or copy, any file of this machine by such a link.
+    """
+    root, target = root.resolve(), path.resolve()
+    blobs = [above.parent / "blobs" for above in root.parents if above.name == "snapshots"]
+    if not any(target.is_relative_to(place) for place in (root, *blobs)):
+        raise CheckpointError(f"{path} is a link out of its folder, to {target}. Put a copy there if it is yours.")
+    return path
+
+
 def check_free(target: Path, flag: str) -> None:
     """Refuses a folder to be made if something is there already.
 

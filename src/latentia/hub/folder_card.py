@@ -97,7 +97,8 @@ def folder_card(
         limits=summary.get("limits") or (),
         **found,
     )
-    text, kept = merged(old, card, keep_results=True) if old else (str(card), [])
+    unknown = () if summary else ("limits",)  # what the run said of itself stays, where nothing else is left of it
+    text, kept = merged(old, card, keep_results=True, leave=unknown) if old else (str(card), [])
     remarks = [f"Left as it is, for it was changed by hand: the part {part}." for part in kept]
     return FolderCard(path, text, [*remarks, *lacks(text, folder)])
 
@@ -105,12 +106,13 @@ def folder_card(
 _LIKE = {"dataset": "user/name", "license": "apache-2.0"}
 
 
-def merged(old: ModelCard, new: ModelCard, *, keep_results: bool) -> tuple[str, list[str]]:
+def merged(old: ModelCard, new: ModelCard, *, keep_results: bool, leave: Sequence[str] = ()) -> tuple[str, list[str]]:
     """The card `new` with what a person wrote into `old`, and the names of the parts that were changed by hand.
 
     Args:
         old: a card, perhaps one without marks; all its text outside of latentia's parts stays.
         new: of `model_card`.
+        leave: parts that stay as they are in `old`, if it has them.
         keep_results: whether the numbers in `old` stay where both have one; False for a network that was trained anew.
     """
     text, kept, parts = old.text, [], read_blocks(new.text)
@@ -122,6 +124,8 @@ def merged(old: ModelCard, new: ModelCard, *, keep_results: bool) -> tuple[str, 
     for at, part in enumerate(_PARTS):
         if body := parts.get(part):
             there = read_blocks(text)
+            if part in leave and part in there:
+                continue
             later = next((name for name in _PARTS[at + 1 :] if name in there), None)
             text, written = put_block(text, part, body.split("\n"), before=later)
             kept += [] if written else [part]

@@ -15,7 +15,7 @@ from latentia.errors import CheckpointError, HubError, LatentiaError, UsageError
 from latentia.hub.blocks import put_block, read_blocks
 from latentia.hub.card import SECRET_VALUE, use_lines
 from latentia.hub.client import ask, may_pass, reason
-from latentia.hub.files import CARD_NAME, PICTURE_SUFFIXES, card_pictures, component_files
+from latentia.hub.files import CARD_NAME, PICTURE_SUFFIXES, card_pictures, check_inside, component_files
 from latentia.hub.load import INDEX_NAME, pipeline_class, read_index
 from latentia.hub.strict import load_strictly
 
@@ -30,7 +30,8 @@ def export_files(folder: str | Path) -> list[str]:
         model_index.json, README.md, the files of the components that the index names, and the card's pictures.
 
     Raises:
-        CheckpointError: the folder is no saved pipeline, or a component or the card is missing.
+        CheckpointError: the folder is no saved pipeline, a component or the card is missing, or a file of them is a
+            link out of the folder.
 
     Example:
         >>> export_files("/nowhere")  # doctest: +ELLIPSIS
@@ -50,6 +51,8 @@ def export_files(folder: str | Path) -> list[str]:
     card = root / CARD_NAME
     if not card.is_file():
         raise CheckpointError(f"{root} has no README.md. Write a card first: latentia card {root} --write")
+    for name in files:
+        check_inside(root / name, root)
     for name in card_pictures(card.read_text(encoding="utf-8")):
         path = root / name
         if path.is_file() and path.resolve().is_relative_to(root.resolve()):
