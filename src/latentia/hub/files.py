@@ -80,16 +80,23 @@ def card_pictures(text: str) -> set[str]:
     return {str(path) for path in inside if path.suffix.lower() in PICTURE_SUFFIXES}
 
 
+def is_inside(path: Path, root: Path) -> bool:
+    """Whether `path` is in `root` and no link out of it; the Hub's cache links to its own blobs, and may."""
+    root = root.resolve()
+    blobs = [above.parent / "blobs" for above in root.parents if above.name == "snapshots"]
+    return any(path.resolve().is_relative_to(place) for place in (root, *blobs))
+
+
 def check_inside(path: Path, root: Path) -> Path:
-    """`path`, unless it is a link out of `root`; the Hub's cache links to its own blobs, and may.
+    """`path`, unless it is a link out of `root`, by which a stranger's folder could publish any file of this machine.
 
     Raises:
-        CheckpointError: a stranger's folder could publish, or copy, any file of this machine by such a link.
+        CheckpointError: it is.
     """
-    root, target = root.resolve(), path.resolve()
-    blobs = [above.parent / "blobs" for above in root.parents if above.name == "snapshots"]
-    if not any(target.is_relative_to(place) for place in (root, *blobs)):
-        raise CheckpointError(f"{path} is a link out of its folder, to {target}. Put a copy there if it is yours.")
+    if not is_inside(path, root):
+        raise CheckpointError(
+            f"{path} is a link out of its folder, to {path.resolve()}. Put a copy there if it is yours."
+        )
     return path
 
 

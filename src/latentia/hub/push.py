@@ -15,7 +15,7 @@ from latentia.errors import CheckpointError, HubError, LatentiaError, UsageError
 from latentia.hub.blocks import put_block, read_blocks
 from latentia.hub.card import SECRET_VALUE, use_lines
 from latentia.hub.client import ask, may_pass, reason
-from latentia.hub.files import CARD_NAME, PICTURE_SUFFIXES, card_pictures, check_inside, component_files
+from latentia.hub.files import CARD_NAME, PICTURE_SUFFIXES, card_pictures, check_inside, component_files, is_inside
 from latentia.hub.load import INDEX_NAME, pipeline_class, read_index
 from latentia.hub.strict import load_strictly
 
@@ -54,8 +54,7 @@ def export_files(folder: str | Path) -> list[str]:
     for name in files:
         check_inside(root / name, root)
     for name in card_pictures(card.read_text(encoding="utf-8")):
-        path = root / name
-        if path.is_file() and path.resolve().is_relative_to(root.resolve()):
+        if (root / name).is_file() and is_inside(root / name, root):
             files.add(name)
     return sorted(files)
 
