@@ -129,7 +129,7 @@ def test_a_network_alone_comes_too(pushed, saved, tmp_path):
 DAMAGE = {
     "index": ({"model_index.json": b'{"_class_name": "os.system"}'}, "_class_name"),
     "library": ({"model_index.json": b'{"_class_name": "DDPMPipeline", "unet": ["os", "x"]}'}, "library"),
-    "cut weights": ({WEIGHTS: b"\x10"}, "UNet2D"),
+    "cut weights": ({WEIGHTS: b"\x10"}, "cannot be read as safetensors"),
     "other weights": ({"unet/config.json": None}, "do not fit|cannot be loaded"),
 }
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from safetensors import safe_open
 
 from latentia.errors import CheckpointError, UsageError
-from latentia.hub.files import CARD_NAME, check_free, check_inside, may_hold, staged
+from latentia.hub.files import CARD_NAME, check_free, may_hold, staged
 from latentia.hub.load import INDEX_NAME, read_index
 from latentia.hub.strict import load_strictly, saved_class
+from latentia.untrusted import check_link
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _NOT_WEIGHTS = re.compile(r"optimizer|scheduler|scaler|random_states|training_args|rng", re.IGNORECASE)
@@ -106,7 +107,8 @@ def _plan(source: Path, target: Path) -> dict[Path, Path]:
             (target / component).mkdir()
             files |= _plan_component(source / component, target / component, value[0])
     for name in {INDEX_NAME, CARD_NAME} & set(os.listdir(source)):
-        shutil.copyfile(check_inside(source / name, source), target / name)
+        check_link(source / name, source)
+        shutil.copyfile(source / name, target / name)
     return files
 
 
@@ -114,7 +116,8 @@ def _plan_component(source: Path, target: Path, library: str) -> dict[Path, Path
     names = sorted(path.name for path in source.iterdir() if path.is_file())
     for name in names:
         if may_hold(library, name) and not name.endswith(".bin.index.json"):
-            shutil.copyfile(check_inside(source / name, source), target / name)
+            check_link(source / name, source)
+            shutil.copyfile(source / name, target / name)
     old = [name for name in names if name.endswith(PICKLED) and not _NOT_WEIGHTS.search(name)]
     if not old or any(name.endswith(".safetensors") for name in names):
         return {}

@@ -12,6 +12,7 @@ from typing import Any
 
 from latentia.errors import CheckpointError, UsageError
 from latentia.hub.load import INDEX_NAME
+from latentia.untrusted import check_link
 
 CARD_NAME = "README.md"
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif"}
@@ -81,23 +82,12 @@ def card_pictures(text: str) -> set[str]:
 
 
 def is_inside(path: Path, root: Path) -> bool:
-    """Whether `path` is in `root` and no link out of it; the Hub's cache links to its own blobs, and may."""
-    root = root.resolve()
-    blobs = [above.parent / "blobs" for above in root.parents if above.name == "snapshots"]
-    return any(path.resolve().is_relative_to(place) for place in (root, *blobs))
-
-
-def check_inside(path: Path, root: Path) -> Path:
-    """`path`, unless it is a link out of `root`, by which a stranger's folder could publish any file of this machine.
-
-    Raises:
-        CheckpointError: it is.
-    """
-    if not is_inside(path, root):
-        raise CheckpointError(
-            f"{path} is a link out of its folder, to {path.resolve()}. Put a copy there if it is yours."
-        )
-    return path
+    """Whether `path` is no link out of `root`."""
+    try:
+        check_link(path, root)
+    except CheckpointError:
+        return False
+    return True
 
 
 def check_free(target: Path, flag: str) -> None:

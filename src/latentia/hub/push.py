@@ -15,9 +15,10 @@ from latentia.errors import CheckpointError, HubError, LatentiaError, UsageError
 from latentia.hub.blocks import put_block, read_blocks
 from latentia.hub.card import SECRET_VALUE, use_lines
 from latentia.hub.client import ask, may_pass, reason
-from latentia.hub.files import CARD_NAME, PICTURE_SUFFIXES, card_pictures, check_inside, component_files, is_inside
+from latentia.hub.files import CARD_NAME, PICTURE_SUFFIXES, card_pictures, component_files, is_inside
 from latentia.hub.load import INDEX_NAME, pipeline_class, read_index
 from latentia.hub.strict import load_strictly
+from latentia.untrusted import check_link
 
 
 def export_files(folder: str | Path) -> list[str]:
@@ -52,7 +53,7 @@ def export_files(folder: str | Path) -> list[str]:
     if not card.is_file():
         raise CheckpointError(f"{root} has no README.md. Write a card first: latentia card {root} --write")
     for name in files:
-        check_inside(root / name, root)
+        check_link(root / name, root)
     for name in card_pictures(card.read_text(encoding="utf-8")):
         if (root / name).is_file() and is_inside(root / name, root):
             files.add(name)

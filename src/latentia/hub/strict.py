@@ -1,13 +1,14 @@
 """Proving that a saved pipeline or network loads, every weight in its place, whichever library its parts are of."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import latentia
 from latentia.errors import CheckpointError, LatentiaError
-from latentia.hub.load import INDEX_NAME, component_class
+from latentia.hub.load import INDEX_NAME, check_component, component_class
+from latentia.untrusted import read_json
 
 
 def load_strictly(folder: Path) -> str:
@@ -35,6 +36,7 @@ def load_strictly(folder: Path) -> str:
     for name in ("config.json", "scheduler_config.json"):
         if (folder / name).is_file():
             kind = saved_class(folder / name)
+            check_component(kind, folder, "")
             loaded = load_component(kind, folder)
             return f"a {kind.__name__}{_weights([loaded])}"
     raise CheckpointError(
@@ -48,14 +50,7 @@ def saved_class(config: Path) -> type:
     Raises:
         CheckpointError: the file is no JSON object, or names no class that is loaded.
     """
-    import latentia
-
-    try:
-        values = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{config} cannot be read as JSON: {error}. Save or fetch it again.") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{config} must hold a JSON object, got {type(values).__name__}.")
+    values = read_json(config)
     name, library = values.get("_class_name"), "diffusers"
     if name is None and isinstance(values.get("architectures"), list) and len(values["architectures"]) == 1:
         name, library = values["architectures"][0], "transformers"
@@ -72,8 +67,6 @@ def load_component(kind: Any, folder: Path) -> Any:
     Raises:
         CheckpointError: it does not load, or weights are missing or of another shape.
     """
-    import latentia
-
     options: dict[str, Any] = {}
     if issubclass(kind, torch.nn.Module):
         options["use_safetensors"] = True
@@ -97,8 +90,6 @@ def load_component(kind: Any, folder: Path) -> Any:
 
 
 def _pipeline(folder: Path) -> str:
-    import latentia
-
     pipe = latentia.DiffusionPipeline.from_pretrained(folder)  # with all that this refuses
     parts = {name: part for name, part in pipe.components.items() if part is not None}
     said = ", ".join(f"{name} {type(part).__name__}" for name, part in parts.items()) + _weights(parts.values())
