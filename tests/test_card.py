@@ -16,7 +16,7 @@ from latentia.cli import main
 from latentia.errors import CheckpointError, UsageError
 from latentia.hub.blocks import put_block, read_blocks
 from latentia.hub.card import add_results
-from latentia.hub.folder_card import folder_card, lacks, merged
+from latentia.hub.folder_card import folder_card, lacks, merged, renewed
 
 NUMBERS = {"title": "Frechet distance", "value": 12.5, "low": 10.0, "high": 15.0, "floor": 2.0}
 RUN = {
@@ -174,6 +174,18 @@ def test_training_anew_replaces_the_numbers_and_keeps_the_words():
     text, kept = merged(old, new, keep_results=False)
     assert kept == [] and HANDMADE in text and "99 minutes" in text and "3.25" not in text
     assert [r.metric_name for r in ModelCard(text).data.eval_results] == ["KID"]
+
+
+def test_a_card_that_cannot_be_read_is_put_aside_at_the_end_of_a_run(tmp_path):
+    path, new = tmp_path / "README.md", card()
+    assert renewed(path, new) == (new, [])
+    path.write_text("---\nlicense: [\n---\n# Mine\n")
+    found, [remark] = renewed(path, new)
+    [aside] = tmp_path.iterdir()
+    assert found is new and aside.name in remark and aside.read_text() == "---\nlicense: [\n---\n# Mine\n"
+    path.write_text(str(new).replace("\n<!-- /latentia:limits", "\nMine.\n<!-- /latentia:limits"))
+    found, [remark] = renewed(path, card(minutes=99.0))
+    assert "Mine." in str(found) and "99 minutes" in str(found) and "part limits" in remark
 
 
 def test_hostile_words_cannot_forge_the_marks(run):

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from filelock import FileLock, Timeout
-from huggingface_hub import ModelCard, get_token
+from huggingface_hub import get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from torch import nn
@@ -23,8 +23,8 @@ from torch import nn
 from latentia.data import load_images
 from latentia.errors import DataError, HubError, LatentiaError, NumericsError, UsageError
 from latentia.evaluation import curves, grid
-from latentia.hub.card import model_card
-from latentia.hub.folder_card import merged
+from latentia.hub.card import model_card, public_words
+from latentia.hub.folder_card import renewed
 from latentia.hub.push import push_to_hub
 from latentia.training.arguments import DataArguments, flat_values, parse_arguments, run_identity
 from latentia.training.checkpoint import replace_file
@@ -291,7 +291,7 @@ def finish(
         "peak_memory_mb": round(result.peak_memory_mb), "resumed_from": result.resumed_from,
         "score": report.to_dict() if report else None,
         "family": family, "pipeline_tag": pipeline_tag, "limits": list(limits), "hardware": _hardware(accelerator),
-        "command": ["python", *sys.argv], "lineage": _lineage(),
+        "command": [*public_words(["python", *sys.argv])], "lineage": _lineage(),
     }  # fmt: skip
     if result.status == "interrupted":
         replace_file(folder / "run_summary.json", json.dumps(summary, indent=1) + "\n")
@@ -321,11 +321,8 @@ def finish(
             repo_id=args.hub.hub_model_id,
             limits=limits,
         )
-        if (folder / "README.md").is_file():  # it was trained further, and a person may have written into the card
-            text, kept = merged(ModelCard.load(folder / "README.md"), card, keep_results=False)
-            card = ModelCard(text)
-            if kept:
-                print(f"README.md: {', '.join(kept)} changed by hand, so left as it is.")
+        card, remarks = renewed(folder / "README.md", card)
+        print(*remarks, sep="\n", end="\n" if remarks else "")
         export(pipeline, folder, card)
         summary |= {"score": report.to_dict() if report else None, "data": watch.data.describe()}
         replace_file(folder / "run_summary.json", json.dumps(summary, indent=1, default=str) + "\n")

@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from latentia.errors import CheckpointError, UsageError
+from latentia.errors import CheckpointError, HubError, UsageError
 from latentia.hub.load import INDEX_NAME
 from latentia.hub.pull import fetch
 from latentia.hub.strict import load_strictly
@@ -35,8 +35,11 @@ def verify(path: str, revision: str | None = None) -> list[str]:
     if not folder.exists():
         if folder.is_absolute() or path.startswith("."):
             raise CheckpointError(f"{path} is neither a checkpoint nor anything else: it is not there.")
-        with tempfile.TemporaryDirectory() as scratch:
-            found = fetch(path, Path(scratch, "fetched"), revision=revision)
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                found = fetch(path, Path(scratch, "fetched"), revision=revision)
+        except HubError as error:
+            raise HubError(f"There is no folder {path} here. {error}") from error
         return [
             f"{path} at commit {found.commit}: {found.loaded}; {len(found.files)} files, {found.size / 1e6:.1f} MB, "
             "each with the size and hash that the Hub lists, every weight in place"

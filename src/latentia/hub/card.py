@@ -231,7 +231,7 @@ def use_lines(pipeline_tag: str, repo_id: str | None, diffusers_code: bool = Fal
 def _training(recipe, command, hardware, minutes, seed, lineage) -> list[str]:
     lines = ["## Training", "", *_table(("argument", "value"), list(_recipe_rows(recipe)))]
     if command:
-        line = " ".join(shlex.join(_public_words(command)).split())
+        line = " ".join(shlex.join(public_words(command)).split())
         fence = "`" * (max((len(run) for run in re.findall("`+", line)), default=0) + 3)
         lines += ["", f"{fence}text", line, fence]
     took = "" if minutes is None else f" in {minutes:.4g} minutes"
@@ -244,7 +244,7 @@ def _training(recipe, command, hardware, minutes, seed, lineage) -> list[str]:
     ]
 
 
-def _public_words(command: Sequence[str]) -> Iterator[str]:
+def public_words(command: Iterable[str]) -> Iterator[str]:
     """The words of a command, without secrets and without folders of the machine."""
     hide = False
     for word in command:

@@ -137,6 +137,24 @@ def merged(old: ModelCard, new: ModelCard, *, keep_results: bool, leave: Sequenc
     return f"---\n{data.to_yaml()}\n---\n{text if text.startswith(chr(10)) else chr(10) + text}", kept
 
 
+def renewed(path: Path, new: ModelCard) -> tuple[ModelCard, list[str]]:
+    """The card of a network that was trained further, with what a person wrote into the one at `path`, and remarks.
+
+    A card that cannot be read is put aside, so that a run never fails at its end for it, and nothing is lost.
+    """
+    if not path.is_file():
+        return new, []
+    try:
+        text, kept = merged(_load(path), new, keep_results=False)
+    except UsageError as error:
+        aside = path.with_name(f"README.before-{path.stat().st_mtime_ns}.md")
+        path.replace(aside)
+        return new, [f"{error} It is now {aside.name}."]
+    return ModelCard(text), [
+        f"README.md: the part {part} was changed by hand, so it is left as it is." for part in kept
+    ]
+
+
 def lacks(text: str, folder: Path) -> list[str]:
     """What a reader of the card would miss, each with the way to it."""
     card = ModelCard(text)
