@@ -49,6 +49,7 @@ setup(
         "matplotlib>=3.10",
         "numpy>=2",
         "pillow>=12",
+        "packaging>=24",
         "pyyaml>=6",
         "tqdm>=4.66",
         "tyro>=1.0.16",

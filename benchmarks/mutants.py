@@ -243,7 +243,7 @@ MUTANTS = [
         "src/latentia/hub/push.py",
         (
             (
-                '    return sorted({*files, "README.md"})\n',
+                "    return sorted(files)\n",
                 '    return sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())\n',
             ),
         ),

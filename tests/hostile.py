@@ -152,10 +152,12 @@ NETWORK = {
     "subfolder": lambda folder: latentia.UNet2D.from_pretrained(folder, subfolder="unet"),
     "not strict": lambda folder: latentia.UNet2D.from_pretrained(folder / "unet", strict=False),
     "diffusers": lambda folder: diffusers.DDPMPipeline.from_pretrained(folder),
+    "verify alone": command("verify", "{}/unet"),
 }
 SCHEDULER = {
     "scheduler": lambda folder: latentia.DDPMScheduler.from_pretrained(folder, subfolder="scheduler"),
     "other scheduler": lambda folder: latentia.DDIMScheduler.from_pretrained(folder / "scheduler"),
+    "verify alone": command("verify", "{}/scheduler"),
 }
 TOLD = {key: load for key, load in PIPELINE.items() if key != "embed"} | {"text encoder": text_encoder}
 LOADERS = {
@@ -164,7 +166,7 @@ LOADERS = {
     "scheduler": {**PIPELINE, **OWN, **SCHEDULER},
     "theirs": PIPELINE,
     "told": TOLD | {"generate": command("generate", "{}", "--num_images", "1", "--steps", "1", "--prompt", "red")},
-    "vae": {"autoencoder": autoencoder},
+    "vae": {"autoencoder": autoencoder, "verify": command("verify", "{}")},
     "classifier": {"extractor": extractor},
     "vision": {"extractor": extractor},
     "inception": {"inception": inception},

@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_CanaryCanaryCanaryCanary"
+LARGE = (".safetensors", ".png")
 
 
 def git_oid(content: bytes) -> str:
@@ -33,7 +34,10 @@ def entry(name: str, files: dict[str, bytes]) -> dict:
     """A file, or a folder of files, as the Hub lists it."""
     if name not in files:
         return {"type": "directory", "path": name, "oid": hashlib.sha1(name.encode()).hexdigest(), "size": 0}
-    return {"type": "file", "path": name, "size": len(files[name]), "oid": git_oid(files[name])}
+    found = {"type": "file", "path": name, "size": len(files[name]), "oid": git_oid(files[name])}
+    if name.endswith(LARGE):
+        found["lfs"] = {"oid": hashlib.sha256(files[name]).hexdigest(), "size": len(files[name]), "pointerSize": 134}
+    return found
 
 
 class Hub:
@@ -43,6 +47,7 @@ class Hub:
         self.repos: dict[str, dict[str, dict[str, bytes]]] = {}
         self.refs: dict[str, dict[str, str]] = {}
         self.private: set[str] = set()
+        self.gated: set[str] = set()
         self.large: dict[str, bytes] = {}  # by sha256
         self.requests: list[tuple[str, str]] = []  # (method, path), in order of arrival
         self.bodies: list[bytes] = []
@@ -94,8 +99,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def missing(self, what: str) -> None:
-        self.answer(404, {"error": f"{what} not found"}, {"X-Error-Code": what, "X-Error-Message": f"{what} not found"})
+    def missing(self, what: str, status: int = 404) -> None:
+        text = f"{what} not found"
+        self.answer(status, {"error": text}, {"X-Error-Code": what, "X-Error-Message": text})
 
     def handle_request(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -113,6 +119,10 @@ class Handler(BaseHTTPRequestHandler):
                 and "/paths-info/" not in path
             ):
                 self.answer(401, {"error": "Invalid credentials"})
+            elif any(f"/{name}/" in f"{path}/" for name in self.hub.private) and "Authorization" not in self.headers:
+                self.missing("RepoNotFound", 401)
+            elif any(f"/{name}/resolve/" in path for name in self.hub.gated):
+                self.missing("GatedRepo", 403)
             else:
                 self.route(path, body)
 
@@ -200,7 +210,7 @@ class Handler(BaseHTTPRequestHandler):
         if what == "preupload":
             files = []
             for item in json.loads(body)["files"]:
-                large, old = item["path"].endswith((".safetensors", ".png")), tree.get(item["path"])
+                large, old = item["path"].endswith(LARGE), tree.get(item["path"])
                 oid = None if old is None else hashlib.sha256(old).hexdigest() if large else git_oid(old)
                 mode = "lfs" if large else "regular"
                 files.append({"path": item["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})

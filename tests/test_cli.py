@@ -90,6 +90,56 @@ def test_doctor_prints_versions_and_never_a_token(capsys, monkeypatch):
     assert torch.__version__ in out and latentia.__version__ in out and "logged in" in out and "canary" not in out
 
 
+def test_doctor_says_what_would_stop_a_run(tmp_path, capsys, monkeypatch):
+    main(["doctor", "--output_dir", str(tmp_path / "not" / "yet")])
+    out = capsys.readouterr().out
+    assert f"{tmp_path}/not/yet, writable" in out and not (tmp_path / "not").exists()
+    assert "accelerate      config:" in out and "determinism" in out and "huggingface.co" not in out
+    (tmp_path / "file").write_text("")
+    assert "cannot be made" in fails(capsys, 2, "doctor", "--output_dir", tmp_path / "file" / "run")
+    full = tmp_path / "proc"
+    full.symlink_to("/proc")  # which nobody can write into, not even root
+    assert "cannot be written" in fails(capsys, 2, "doctor", "--output_dir", full)
+    monkeypatch.setattr(
+        "latentia.doctor.requires", lambda _: ["torch<1", "nothing_of_this_name", 'ruff<0; extra == "x"']
+    )
+    said = fails(capsys, 2, "doctor")
+    assert "torch<1" in said and "nothing_of_this_name is not installed" in said and "ruff" not in said
+
+
+def test_doctor_asks_the_hub_only_if_told_and_not_for_long(capsys, monkeypatch, tmp_path):
+    import socket
+
+    from hub_server import point_client_at, running_hub
+
+    from latentia.doctor import report
+
+    with running_hub() as hub:
+        point_client_at(hub, monkeypatch, str(tmp_path))
+        main(["doctor"])
+        assert hub.requests == []
+        main(["doctor", "--hub"])
+        assert hub.requests and "answers" in capsys.readouterr().out
+        hub.fail("GET /api/whoami", 401, times=100)
+        assert "did not answer as it should" in fails(capsys, 2, "doctor", "--hub")
+    with socket.socket() as silent:  # takes the question and never answers
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        hub.endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        point_client_at(hub, monkeypatch, str(tmp_path))
+        _, wrong = report(hub=True, wait=0.2)
+        assert wrong == ["The Hub did not answer within 0.2 s: check the network, HF_ENDPOINT and HF_HUB_OFFLINE."]
+
+
+def test_doctor_knows_the_versions_that_were_tested():
+    from pathlib import Path
+
+    from latentia.doctor import TESTED
+
+    lines = (Path(__file__).resolve().parents[1] / "constraints.txt").read_text().splitlines()
+    assert TESTED == {name: tested for name, tested in (line.split("==") for line in lines) if name in TESTED}
+
+
 def test_nonsense_is_refused_with_a_way_out(saved, tmp_path, capsys):
     assert "user/name" in fails(capsys, 2, "generate", tmp_path / "nothing here")
     assert "0 to 9" in fails(capsys, 2, "generate", saved, "--class_labels", "12")

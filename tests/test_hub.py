@@ -18,6 +18,7 @@ from huggingface_hub import ModelCard, snapshot_download
 from PIL import Image
 
 import latentia
+from latentia.cli import main
 from latentia.errors import CheckpointError, HubError, UsageError
 from latentia.hub.push import export_files, push_to_hub
 
@@ -131,7 +132,8 @@ def test_the_text_says_how_to_load_train_and_judge():
     assert 'latentia.DiffusionPipeline.from_pretrained("me/digits")' in text
     assert "![Samples](samples/grid.png)" in text
     assert re.search(r"\| learning\\_rate \| 0.0002 \|\n\| optim.name \| adam \|", text)
-    assert "| FID | 3.25 | 1.5 | 1000 | digits |" in text and "| KID | 0.01 |  | 1000 |  |" in text
+    assert "| FID | 3.25 | 1.5 | 1000 | digits abababab | someone/digits test |" in text
+    assert "| KID | 0.01 |  | 1000 |  | someone/digits |" in text
     assert "2 CPU cores in 12 minutes, seed 7" in text and "- Only zeros." in text
     assert "![" not in card(grid=None).text
     compile(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], "card", "exec")
@@ -163,7 +165,7 @@ def test_hostile_text_stays_text():
         *("## Use", "## Training", "## Evaluation", "## Limits"),
     ]
     rows = [line for line in nasty.text.splitlines() if line.startswith("|")]
-    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {3, 6}
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {3, 7}
 
 
 def test_secrets_and_folders_of_the_machine_are_left_out():
@@ -229,7 +231,11 @@ def test_a_push_is_fetched_again_in_a_fresh_interpreter(hub, trained, tmp_path):
     commit, tree = hub.find("user/digits", "main")
     assert sorted(tree) == EXPORT
     for name, content in tree.items():
-        assert content == (trained / name).read_bytes(), name
+        assert name == "README.md" or content == (trained / name).read_bytes(), name
+    assert b'from_pretrained("user/digits")' in tree["README.md"]
+    mine, theirs = (trained / "README.md").read_text().splitlines(), tree["README.md"].decode().splitlines()
+    changed = [(a, b) for a, b in zip(mine, theirs, strict=True) if a != b]
+    assert len(changed) == 2 and all("from_pretrained" in a or "latentia:use" in a for a, _ in changed)
     sent = b"".join(hub.bodies)
     assert TOKEN.encode() not in sent and b"optimizer" not in sent and b"checkpoint" not in sent
     assert len(hub.repos["user/digits"]) == 2  # the empty repository and one commit
@@ -296,6 +302,22 @@ def test_a_fault_that_stays_ends_with_the_command_to_run_again(hub, trained, pat
     assert len(hub.naps) < 100 and sum(hub.naps) < 200
     assert hub.find("user/digits", "main") is None or hub.find("user/digits", "main")[1] == {}
     assert before == {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+
+
+def test_a_pull_request_is_asked_for_once(hub, trained, capsys):
+    """The first may have been opened before its answer was lost."""
+    hub.fail("POST .*/commit/", 503, times=10**6)
+    with pytest.raises(SystemExit) as exit:
+        main(["push", str(trained), "user/digits", "--create_pr", "--private", "--diffusers_code"])
+    said = capsys.readouterr().err
+    assert exit.value.code == 6 and "user/digits --private --create_pr --diffusers_code" in said
+    assert sum("/commit/" in path for _, path in hub.requests) == 1 and hub.naps == [] and TOKEN not in said
+    hub.faults.clear()
+    main(["push", str(trained), "user/digits", "--create_pr", "--private", "--diffusers_code"])
+    assert hub.private == {"user/digits"} and hub.find("user/digits", "main")[1] == {}
+    asked = hub.find("user/digits", "refs/pr/1")[1]
+    assert sorted(asked) == sorted([*EXPORT, "pipeline.py"])
+    assert not any(word in b"".join(asked.values()) for word in (b"HF_TOKEN", TOKEN.encode()))
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -369,6 +391,24 @@ def test_pictures_outside_the_folder_stay_there(trained, tmp_path):
     text = "![a](../outside.png) ![b](escape.png) ![c](metrics.jsonl) ![d](gone.png) ![e](https://x/y.png)"
     (root / "README.md").write_text((root / "README.md").read_text() + text)
     assert export_files(root) == EXPORT
+
+
+@pytest.mark.parametrize("name", ["README.md", "unet/config.json"])
+def test_a_link_cannot_publish_a_file_of_this_machine(hub, trained, tmp_path, name):
+    root = shutil.copytree(trained, tmp_path / "run")
+    (root / name).rename(tmp_path / "secret")
+    (root / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match=f"{name} is a link out of its folder"):
+        push_to_hub(root, "user/digits")
+    assert hub.requests == []
+
+
+def test_what_the_cache_holds_may_be_pushed_again(hub, trained, tmp_path):
+    push_to_hub(trained, "user/digits")
+    folder = Path(snapshot_download("user/digits", cache_dir=tmp_path / "c"))
+    assert (folder / "README.md").is_symlink()
+    push_to_hub(folder, "user/again")
+    assert sorted(hub.find("user/again", "main")[1]) == EXPORT
 
 
 # Fetching.

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from latentia.errors import LatentiaError
+from latentia.cli_hub import card, convert, pull, push, verify
+from latentia.errors import LatentiaError, UsageError
 
 Source = Annotated[str, arg(metavar="FOLDER|USER/NAME")]
 AnySource = Annotated[str, arg(metavar="FOLDER|USER/NAME|FILE|MODULE:FUNCTION|pca|kde")]
@@ -258,51 +259,6 @@ def data(
         print(f"  {key}: {value}")
 
 
-def verify(folder: Positional[Path]) -> None:
-    """Check that a checkpoint or a saved pipeline is whole: hashes, and every weight where it belongs.
-
-    Args:
-        folder: a checkpoint, a saved pipeline, or the output folder of a run (then both).
-    """
-    from latentia.training.checkpoint import CheckpointError, verify_checkpoint
-
-    found = sorted(folder.glob("checkpoints/checkpoint-*"))
-    found += [folder] if (folder / "manifest.json").exists() else []
-    for path in found:
-        manifest = verify_checkpoint(path)
-        print(f"{path}: whole, step {manifest['step']}, {len(manifest['files'])} files")
-    if (folder / "model_index.json").exists():
-        import latentia
-
-        pipe = latentia.DiffusionPipeline.from_pretrained(folder)
-        print(f"{folder}: a {type(pipe).__name__} that loads, every weight in place")
-    elif not found:
-        raise CheckpointError(f"{folder} is neither a checkpoint, nor a saved pipeline, nor the folder of a run.")
-
-
-def push(
-    folder: Positional[Path],
-    repo_id: Positional[str],
-    private: bool = False,
-    create_pr: bool = False,
-    revision: str | None = None,
-) -> None:
-    """Upload a saved pipeline and its card to the Hub; never checkpoints, logs or optimizer state.
-
-    Log in first with `hf auth login`, or set HF_TOKEN.
-
-    Args:
-        folder: a saved pipeline with its card, such as the output folder of a run.
-        repo_id: user/name.
-        private: make the repository private.
-        create_pr: open a pull request.
-        revision: branch to commit to.
-    """
-    from latentia.hub.push import push_to_hub
-
-    print(push_to_hub(folder, repo_id, private=private, create_pr=create_pr, revision=revision))
-
-
 def embed(
     source: Positional[Annotated[str, arg(metavar="FOLDER|USER/NAME|pixels|pca")]],
     data: str = "digits",
@@ -342,11 +298,21 @@ def embed(
     print(f"{found.text()}\nLatents and maps: {output_dir}")
 
 
-def doctor() -> None:
-    """Print what a bug report needs: versions, devices, disk, Hub login. Never a token."""
+def doctor(output_dir: Path | None = None, hub: bool = False) -> None:
+    """Print what a bug report needs, and what would stop a run: versions, devices, folders, disk, Hub. Never a token.
+
+    Exit code 2 if something is wrong, with a way out of it.
+
+    Args:
+        output_dir: where a run would write; whether it can.
+        hub: ask the Hub whether it answers, for at most 10 seconds.
+    """
     from latentia.doctor import report
 
-    print(report())
+    lines, wrong = report(output_dir, hub=hub)
+    print(lines)
+    if wrong:
+        raise UsageError("; ".join(wrong))
 
 
 COMMANDS = {
@@ -357,7 +323,10 @@ COMMANDS = {
     "votes": votes,
     "data": data,
     "verify": verify,
+    "convert": convert,
+    "card": card,
     "push": push,
+    "pull": pull,
     "embed": embed,
     "doctor": doctor,
 }

@@ -5,8 +5,10 @@ import logging
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +23,8 @@ from torch import nn
 from latentia.data import load_images
 from latentia.errors import DataError, HubError, LatentiaError, NumericsError, UsageError
 from latentia.evaluation import curves, grid
-from latentia.hub.card import model_card
+from latentia.hub.card import model_card, public_words
+from latentia.hub.folder_card import renewed
 from latentia.hub.push import push_to_hub
 from latentia.training.arguments import DataArguments, flat_values, parse_arguments, run_identity
 from latentia.training.checkpoint import replace_file
@@ -292,6 +295,8 @@ def finish(
         "training_seconds": round(progress.seconds, 1), "images_per_second": round(result.images_per_second, 1),
         "peak_memory_mb": round(result.peak_memory_mb), "resumed_from": result.resumed_from,
         "score": report.to_dict() if report else None,
+        "family": family, "pipeline_tag": pipeline_tag, "limits": list(limits), "hardware": _hardware(accelerator),
+        "command": [*public_words(["python", *sys.argv])], "lineage": _lineage(),
     }  # fmt: skip
     if result.status == "interrupted":
         replace_file(folder / "run_summary.json", json.dumps(summary, indent=1) + "\n")
@@ -313,12 +318,16 @@ def finish(
             license=args.hub.hub_license,
             recipe={**flat_values(args), "data": watch.data.describe()},
             metrics=report.for_card() if report else [],
-            hardware=_hardware(accelerator),
-            minutes=progress.seconds / 60,
+            hardware=summary["hardware"],
+            minutes=summary["training_seconds"] / 60,
             seed=args.optimization.seed,
+            command=summary["command"],
+            lineage=summary["lineage"],
             repo_id=args.hub.hub_model_id,
             limits=limits,
         )
+        card, remarks = renewed(folder / "README.md", card)
+        print(*remarks, sep="\n", end="\n" if remarks else "")
         export(pipeline, folder, card)
         summary |= {"score": report.to_dict() if report else None, "data": watch.data.describe()}
         replace_file(folder / "run_summary.json", json.dumps(summary, indent=1, default=str) + "\n")
@@ -372,3 +381,15 @@ def _hardware(accelerator: Accelerator) -> str:
     if accelerator.device.type == "cuda":
         return f"{accelerator.num_processes} x {torch.cuda.get_device_name(accelerator.device)}"
     return f"{torch.get_num_threads() * accelerator.num_processes} CPU threads ({platform.machine()})"
+
+
+def _lineage() -> dict[str, str]:
+    """The versions that a run used, and the commit of the repository that its script lies in, if it lies in one."""
+    found = {name: version(name) for name in ("torch", "diffusers", "accelerate")}
+    place = Path(sys.argv[0]).resolve().parent
+    git = ["git", "-C", str(place), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        commit = ""
+    return found | ({"commit": commit} if commit else {})

@@ -263,7 +263,9 @@ def update_card_of(folder: Path, evaluation: Evaluation) -> bool:
     data = evaluation.data
     split = {"split": data["split"]} if "split" in data else {}
     metrics = [metric | split for metric in evaluation.report.for_card()]
-    add_results(folder / "README.md", metrics, dataset=data.get("name", data["kind"]), seed=evaluation.report.seed)
+    card, name = folder / "README.md", data.get("name", data["kind"])
+    if not add_results(card, metrics, dataset=name, seed=evaluation.report.seed):
+        print(f"{card}: the part evaluation was changed by hand, so only the metadata have the new numbers.")
     return True
 
 

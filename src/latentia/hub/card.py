@@ -2,14 +2,17 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 import latentia
 from latentia.errors import UsageError
+from latentia.hub.blocks import block, put_block
 
 _SECRET_KEY = re.compile(r"token|key|secret|password", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b|\b\w+://[^/\s:@]+:[^/\s@]+@")
@@ -26,17 +29,20 @@ def model_card(
     pipeline_tag: str,
     dataset: str,
     license: str,
-    recipe: Mapping[str, Any],
+    recipe: Mapping[str, Any] | None,
     metrics: Sequence[Mapping[str, Any]],
-    hardware: str,
-    minutes: float,
-    seed: int,
+    hardware: str | None = None,
+    minutes: float | None = None,
+    seed: int | None = None,
+    command: Sequence[str] | None = None,
+    lineage: Mapping[str, str] | None = None,
     grid: str | None = "samples/grid.png",
     repo_id: str | None = None,
     limits: Sequence[str] = (),
 ) -> ModelCard:
     """The card of a trained pipeline, to be saved as README.md beside model_index.json.
 
+    What is written here stands between marks, so that it can be written anew without touching what a person adds.
     User strings are escaped in YAML and in Markdown. What may be secret is left out: entries of `recipe` whose key has
     token, key, secret or password in it, and values that look like an access token. Absolute paths lose their folders.
 
@@ -47,13 +53,16 @@ def model_card(
         pipeline_tag: the Hub's task, as in "unconditional-image-generation".
         dataset: its Hub id, or any name.
         license: the Hub's identifier, as in "apache-2.0".
-        recipe: the resolved training arguments; nested mappings become dotted keys.
+        recipe: the resolved training arguments; nested mappings become dotted keys. None if nothing is known of the
+            training; then the card has no section about it.
         metrics: one mapping each, with "name" and "value"; "floor" (the same metric between two sets of real images),
             "type" (its short name on leaderboards), "n" (samples), "extractor", "extractor_sha256" and whatever else is
             worth knowing are optional.
         hardware: what it was trained on, as in "2 CPU cores".
         minutes: how long it took.
         seed: of the run.
+        command: the words that started it.
+        lineage: what it came from, as in {"torch": "2.13.0", "commit": "866f060"}.
         grid: a picture of samples, relative to the folder; None for none.
         repo_id: "user/name", if it is known.
         limits: sentences about what the model does not do.
@@ -94,98 +103,166 @@ def model_card(
         model_name=name,
         eval_results=_results(metrics, pipeline_tag, dataset, seed) or None,
     )
-    body = _body(name, pipeline_class, family, pipeline_tag, dataset, grid, repo_id)
-    body += ["## Training", "", *_table(("argument", "value"), list(_recipe_rows(recipe))), ""]
-    body += [
-        f"Trained on {_escape(hardware)} in {minutes:.4g} minutes, seed {seed}, latentia {latentia.__version__}.",
+    summary = [
+        f"# {_escape(name)}",
         "",
+        f"{pipeline_class} of the {_escape(family)} family, trained on {_escape(dataset)} with latentia.",
+        *(["", f"![Samples]({grid})"] if grid else []),
     ]
-    if metrics:
-        body += _evaluation(metrics)
-    said = [*limits]
-    if metrics:
-        said.append(
-            "The numbers compare only with numbers from the same extractor at the same number of samples. The floor is "
-            "what real images score against other real images, so no model can be expected below it."
-        )
-    said.append(f"It makes images like those of {dataset} and knows nothing else.")
-    body += ["## Limits", "", *(f"- {_escape(sentence)}" for sentence in said), ""]
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(body))
+    training = [] if recipe is None else _training(recipe, command, hardware, minutes, seed, lineage or {})
+    unranked = [metric for metric in metrics if not _ranked(metric)]
+    said = [*limits, f"It makes images like those of {dataset} and knows nothing else."]
+    parts = {
+        "summary": summary,
+        "use": use_lines(pipeline_tag, repo_id),
+        "training": training,
+        "evaluation": evaluation_lines(data.eval_results or [], unranked) if metrics else [],
+        "limits": ["## Limits", "", *(f"- {_escape(sentence)}" for sentence in said)],
+    }
+    text = "\n".join(block(part, lines) for part, lines in parts.items() if lines)
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
-def add_results(
-    path: Path, metrics: Sequence[Mapping[str, Any]], *, dataset: str, seed: int, picture: str | None = None
-) -> None:
+def add_results(path: Path, metrics: Sequence[Mapping[str, Any]], *, dataset: str, seed: int) -> bool:
     """Put the numbers of an evaluation into a saved card: its `model-index` and its section "Evaluation".
 
-    Numbers of the same metric on the same data set are replaced, others stay. Everything else is left as it is.
+    Numbers of the same metric on the same data set are replaced, others stay. Everything else is left as it is, and so
+    is a section that was changed by hand.
 
     Args:
         path: the README.md.
         metrics: as for `model_card`.
         dataset: Hub id or name of the real images.
         seed: of the samples.
-        picture: a picture to show below the table, relative to the card.
+
+    Returns:
+        Whether the section was written; False: it was changed by hand, and only the metadata have the numbers.
 
     Raises:
         UsageError: the file has no metadata of a model, or a metric lacks its name or value.
     """
     try:
         card = ModelCard.load(path)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, yaml.YAMLError) as error:
         raise UsageError(f"{path} is not a model card: {error}") from error
     data, dataset = card.data, _plain(dataset)
     fresh = _results(metrics, data.pipeline_tag or "unconditional-image-generation", dataset, seed)
-    replaced = {(result.dataset_name, result.metric_type) for result in fresh}
-    kept = [r for r in data.eval_results or [] if (r.dataset_name, r.metric_type) not in replaced]
-    data.eval_results, data.model_name = [*kept, *fresh], data.model_name or path.resolve().parent.name
+    data.eval_results = join_results(data.eval_results or [], fresh)
+    data.model_name = data.model_name or path.resolve().parent.name
     data.metrics = list(dict.fromkeys([*(data.metrics or []), *(_type(metric) for metric in metrics)]))
-    section = "\n".join([*_evaluation(metrics), *([f"![Evaluation]({picture})", ""] if picture else [])])
-    parts = re.split(r"(?m)^(?=## )", card.text)
-    at = next((i for i, part in enumerate(parts) if part.startswith("## Evaluation")), None)
-    if at is None:
-        at = next((i for i, part in enumerate(parts) if part.startswith("## Limits")), len(parts))
-        parts.insert(at, "")
-    parts[at] = section + "\n"
+    lines = evaluation_lines(data.eval_results, [metric for metric in metrics if not _ranked(metric)])
+    text, written = put_block(card.text, "evaluation", lines, before="limits")
+    save_card(path, f"---\n{data.to_yaml()}\n---\n{text}")
+    return written
+
+
+def save_card(path: Path, text: str) -> None:
+    """Write a card so that a reader sees the old one or the new one."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(f"---\n{data.to_yaml()}\n---\n{''.join(parts)}", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 
-def _evaluation(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
-    columns = ("metric", "value", "floor (real against real)", "samples", "extractor")
-    rows = [[_number(m.get(key)) for key in ("name", "value", "floor", "n", "extractor")] for m in metrics]
-    return ["## Evaluation", "", *_table(columns, rows), ""]
+def join_results(old: Iterable[EvalResult], new: Iterable[EvalResult]) -> list[EvalResult]:
+    """The results of both, the new one where both have the same metric on the same data set."""
+    new = list(new)
+    replaced = {(result.dataset_name, result.metric_type) for result in new}
+    return [*(r for r in old if (r.dataset_name, r.metric_type) not in replaced), *new]
 
 
-def _body(name, pipeline_class, family, pipeline_tag, dataset, grid, repo_id) -> list[str]:
+def evaluation_lines(results: Iterable[EvalResult], unranked: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """The section with the numbers: those of the metadata, and those that are not finite, which cannot stand there."""
+    columns = ("metric", "value", "floor (real against real)", "samples", "extractor", "data")
+    rows = []
+    for result in results:
+        about = result.metric_args or {}
+        extractor = f"{about.get('extractor', '')} {str(about.get('extractor_sha256', ''))[:8]}".strip()
+        data = f"{result.dataset_name} {result.dataset_split or ''}".strip()
+        values = (result.metric_value, about.get("floor"), about.get("n_samples"))
+        rows.append([str(result.metric_name or result.metric_type), *map(_number, values), extractor, data])
+    for metric in unranked:
+        rows.append([*(_number(metric.get(key)) for key in ("name", "value", "floor", "n", "extractor")), ""])
+    return [
+        "## Evaluation",
+        "",
+        *_table(columns, rows),
+        "",
+        "The numbers compare only with numbers from the same extractor at the same number of samples. The floor is what"
+        " real images score against other real images, so no model can be expected below it.",
+    ]
+
+
+def use_lines(pipeline_tag: str, repo_id: str | None, diffusers_code: bool = False) -> list[str]:
+    """The section that says how to load it, for latentia and, if a pipeline.py lies beside it, for diffusers alone."""
+    place = repo_id or "path/to/this/folder"
     call = 'pipe("a prompt")' if pipeline_tag == "text-to-image" else "pipe()"
     use = [f'{call}.images[0].save("sample.png")']
     if pipeline_tag == "image-feature-extraction":  # an encoder and decoder, which may have nothing to sample from
         use = ['latents = pipe.encode(PIL.Image.open("picture.png"))', 'pipe.decode(latents)[0].save("again.png")']
-    return [
-        f"# {_escape(name)}",
-        "",
-        f"{pipeline_class} of the {_escape(family)} family, trained on {_escape(dataset)} with latentia.",
-        "",
-        *([f"![Samples]({grid})", ""] if grid else []),
+    lines = [
         "## Use",
         "",
         "```python",
         *(["import PIL.Image", "", "import latentia"] if len(use) > 1 else ["import latentia"]),
         "",
-        f'pipe = latentia.DiffusionPipeline.from_pretrained("{repo_id or "path/to/this/folder"}")',
+        f'pipe = latentia.DiffusionPipeline.from_pretrained("{place}")',
         *use,
         "```",
-        "",
     ]
+    if diffusers_code:
+        lines += [
+            "",
+            "In a program that knows diffusers only, with latentia installed. This runs the `pipeline.py` of this "
+            "repository, a few lines that name the class; read it first.",
+            "",
+            "```python",
+            "import diffusers",
+            "from huggingface_hub import snapshot_download",
+            "",
+            f'folder = snapshot_download("{place}")',
+            "pipe = diffusers.DiffusionPipeline.from_pretrained(",
+            '    folder, custom_pipeline="pipeline", trust_remote_code=True',
+            ")",
+            "```",
+        ]
+    return lines
+
+
+def _training(recipe, command, hardware, minutes, seed, lineage) -> list[str]:
+    lines = ["## Training", "", *_table(("argument", "value"), list(_recipe_rows(recipe)))]
+    if command:
+        line = " ".join(shlex.join(public_words(command)).split())
+        fence = "`" * (max((len(run) for run in re.findall("`+", line)), default=0) + 3)
+        lines += ["", f"{fence}text", line, fence]
+    took = "" if minutes is None else f" in {minutes:.4g} minutes"
+    known = [f"seed {seed}"] if seed is not None else []
+    known += [f"{key} {value}" for key, value in {"latentia": latentia.__version__, **lineage}.items()]
+    return [
+        *lines,
+        "",
+        f"Trained on {_escape(hardware or 'hardware that is not known')}{took}, {_escape(', '.join(known))}.",
+    ]
+
+
+def public_words(command: Iterable[str]) -> Iterator[str]:
+    """The words of a command, without secrets and without folders of the machine."""
+    hide = False
+    for word in command:
+        flag, equals, value = word.partition("=")
+        if word.startswith("--"):
+            hide = bool(_SECRET_KEY.search(flag)) and not equals
+            if _SECRET_KEY.search(flag) or SECRET_VALUE.search(word):
+                continue
+            yield f"{flag}{equals}{_plain(value)}"
+        elif not hide and not SECRET_VALUE.search(word):
+            yield _plain(word)
 
 
 def _results(metrics, task: str, dataset: str, seed: int) -> list[EvalResult]:
     results = []
     for metric in metrics:
-        if isinstance(metric["value"], (int, float)) and not math.isfinite(metric["value"]):
-            continue  # the table in the text shows it; a leaderboard cannot
+        if not _ranked(metric):
+            continue
         named = ("type", "name", "value", "n", "split")
         rest = {key: _plain(value) for key, value in metric.items() if key not in named}
         arguments = {"n_samples": metric.get("n"), **rest, "seed": seed, "latentia_version": latentia.__version__}
@@ -202,6 +279,11 @@ def _results(metrics, task: str, dataset: str, seed: int) -> list[EvalResult]:
             )
         )
     return results
+
+
+def _ranked(metric: Mapping[str, Any]) -> bool:
+    """Whether a leaderboard can show the number; the table in the text can show any."""
+    return not isinstance(metric["value"], (int, float)) or math.isfinite(metric["value"])
 
 
 def _type(metric: Mapping[str, Any]) -> str:

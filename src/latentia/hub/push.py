@@ -1,33 +1,24 @@
 """Pushing an export to the Hub: the pipeline, its card and the pictures of the card, and nothing else."""
 
 import os
-import re
 import shlex
 import shutil
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, get_token
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from latentia.errors import CheckpointError, HubError, LatentiaError, UsageError
-from latentia.hub.card import SECRET_VALUE
+from latentia.hub.blocks import put_block, read_blocks
+from latentia.hub.card import SECRET_VALUE, use_lines
+from latentia.hub.client import ask, may_pass, reason
+from latentia.hub.files import CARD_NAME, PICTURE_SUFFIXES, card_pictures, component_files, is_inside
 from latentia.hub.load import INDEX_NAME, pipeline_class, read_index
-
-# What a component's folder may hold. Anything else there, an optimizer's state for one, stays at home.
-_NETWORK_FILES = (
-    "config.json",
-    "scheduler_config.json",
-    "diffusion_pytorch_model*.safetensors",
-    "diffusion_pytorch_model*.safetensors.index.json",
-)
-_TRANSFORMERS_FILES = ("*.json", "model*.safetensors", "*.txt", "*.model")
-_CARD_PICTURE = re.compile(r"!\[[^\]]*\]\(([^()\s]+)\)")
-_PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif"}
-_WAITS = (2.0, 6.0)  # seconds before the second and the third attempt
+from latentia.hub.strict import load_strictly
+from latentia.untrusted import check_link
 
 
 def export_files(folder: str | Path) -> list[str]:
@@ -40,7 +31,8 @@ def export_files(folder: str | Path) -> list[str]:
         model_index.json, README.md, the files of the components that the index names, and the card's pictures.
 
     Raises:
-        CheckpointError: the folder is no saved pipeline, or a component or the card is missing.
+        CheckpointError: the folder is no saved pipeline, a component or the card is missing, or a file of them is a
+            link out of the folder.
 
     Example:
         >>> export_files("/nowhere")  # doctest: +ELLIPSIS
@@ -49,29 +41,23 @@ def export_files(folder: str | Path) -> list[str]:
     """
     root = Path(folder)
     index = read_index(root)
-    files = {INDEX_NAME}
-    for component, value in index.items():
-        if not isinstance(value, list) or value[0] is None:
-            continue
-        patterns = _TRANSFORMERS_FILES if value[0] == "transformers" else _NETWORK_FILES
-        found = {path for pattern in patterns for path in (root / component).glob(pattern) if path.is_file()}
-        if not found:
-            raise CheckpointError(
-                f"{root} names the component {component} in {INDEX_NAME} but has no files of it. Save the pipeline "
-                "again with save_pretrained."
-            )
-        files |= {path.relative_to(root).as_posix() for path in found}
-    card = root / "README.md"
+    names = [
+        f"{component}/{path.name}"
+        for component, value in index.items()
+        if isinstance(value, list) and (root / component).is_dir()
+        for path in (root / component).iterdir()
+        if path.is_file()
+    ]
+    files = {INDEX_NAME, CARD_NAME, *component_files(index, names, str(root))}
+    card = root / CARD_NAME
     if not card.is_file():
-        raise CheckpointError(
-            f"{root} has no README.md. Write a card first: latentia.model_card(...).save({str(card)!r})."
-        )
-    for name in _CARD_PICTURE.findall(card.read_text(encoding="utf-8")):
-        path = root / name
-        inside = path.resolve().is_relative_to(root.resolve())
-        if inside and path.is_file() and path.suffix.lower() in _PICTURE_SUFFIXES:
-            files.add(Path(name).as_posix())
-    return sorted({*files, "README.md"})
+        raise CheckpointError(f"{root} has no README.md. Write a card first: latentia card {root} --write")
+    for name in files:
+        check_link(root / name, root)
+    for name in card_pictures(card.read_text(encoding="utf-8")):
+        if (root / name).is_file() and is_inside(root / name, root):
+            files.add(name)
+    return sorted(files)
 
 
 def push_to_hub(
@@ -82,11 +68,13 @@ def push_to_hub(
     create_pr: bool = False,
     revision: str | None = None,
     commit_message: str | None = None,
+    diffusers_code: bool = False,
 ) -> str:
     """Uploads the export in `folder` to the Hub, in one commit, after proving that it loads.
 
-    Checkpoints, optimizer state, logs and training state are never uploaded, wherever they lie. There is no token
-    argument: log in with `hf auth login`, or set HF_TOKEN.
+    Checkpoints, optimizer state, logs and training state are never uploaded, wherever they lie. The card that goes up
+    names the repository in its lines on loading; the folder stays as it is. There is no token argument: log in with
+    `hf auth login`, or set HF_TOKEN.
 
     Args:
         folder: a saved pipeline with its card; the output folder of a training run is one.
@@ -95,6 +83,10 @@ def push_to_hub(
         create_pr: whether to open a pull request instead of committing.
         revision: the branch to commit to, "main" by default.
         commit_message: of the commit.
+        diffusers_code: whether to upload a pipeline.py of a few lines too, by which a program that knows diffusers
+            alone loads the repository once it has its files: `DiffusionPipeline.from_pretrained(folder,
+            custom_pipeline="pipeline", trust_remote_code=True)`. latentia must be installed there. Whatever code lies
+            in `folder` is never uploaded, and latentia's own loaders never run any. Default False.
 
     Returns:
         The address of the repository, or of the pull request.
@@ -116,39 +108,80 @@ def push_to_hub(
     files = export_files(root)
     _check_secrets(root, files)
     _check_loads(root, files)
+    made = {CARD_NAME: _card(root, repo_id, diffusers_code)}
+    if diffusers_code:
+        made["pipeline.py"] = diffusers_pipeline(read_index(root), str(root))
     api = HfApi(library_name="latentia")
-    for wait in (*_WAITS, None):
-        try:
-            home = api.create_repo(repo_id, private=private, exist_ok=True)
-            # Made afresh for each attempt, because a commit leaves marks on them.
-            additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=root / name) for name in files]
-            commit = api.create_commit(
-                home.repo_id,
-                additions,
-                commit_message=commit_message or "Upload with latentia",
-                revision=revision,
-                create_pr=create_pr,
-            )
-            return str(commit.pr_url) if create_pr else str(home)
-        except Exception as error:  # whatever the client raises, the folder is complete and the user wants the command
-            # A pull request may have been opened before the answer was lost, and a second one would be a nuisance.
-            if wait is None or create_pr or not _may_pass(error):
-                command = ["latentia", "push", str(root), repo_id]
-                command += ["--private"] * private + ["--create_pr"] * create_pr
-                command += [] if revision is None else ["--revision", revision]
-                size = sum((root / name).stat().st_size for name in files) / 1e6
-                raise HubError(
-                    f"{repo_id} was not updated: {_reason(error)}\nThe export in {root} is complete: {len(files)} "
-                    f"files, {size:.1f} MB, card included. Run again: {shlex.join(command)}"
-                ) from error
-            time.sleep(wait)
-    raise AssertionError("unreachable")
+
+    def upload() -> str:
+        home = api.create_repo(repo_id, private=private, exist_ok=True)
+        # Made afresh for each attempt, because a commit leaves marks on them.
+        additions = [
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=made[name].encode() if name in made else root / name)
+            for name in sorted({*files, *made})
+        ]
+        commit = api.create_commit(
+            home.repo_id,
+            additions,
+            commit_message=commit_message or "Upload with latentia",
+            revision=revision,
+            create_pr=create_pr,
+        )
+        return str(commit.pr_url) if create_pr else str(home)
+
+    try:
+        # A pull request may have been opened before the answer was lost, and a second one would be a nuisance.
+        return ask(upload, lambda error: not create_pr and may_pass(error))
+    except Exception as error:  # whatever the client raises, the folder is complete and the user wants the command
+        command = ["latentia", "push", str(root), repo_id]
+        command += ["--private"] * private + ["--create_pr"] * create_pr
+        command += ["--diffusers_code"] * diffusers_code
+        command += [] if revision is None else ["--revision", revision]
+        size = sum((root / name).stat().st_size for name in files) / 1e6
+        raise HubError(
+            f"{repo_id} was not updated: {reason(error, repo_id, write=True)}\nThe export in {root} is complete: "
+            f"{len(files)} files, {size:.1f} MB, card included. Run again: {shlex.join(command)}"
+        ) from error
+
+
+def diffusers_pipeline(index: dict[str, Any], where: str) -> str:
+    """The pipeline.py by which diffusers alone finds the class of a saved pipeline; data of the index, no more.
+
+    Example:
+        >>> print(diffusers_pipeline({"_class_name": "GANPipeline"}, "here"))  # doctest: +ELLIPSIS
+        \"\"\"Lets diffusers load a folder with the files of this repository: ...
+        from latentia import GANPipeline as Pipeline...
+    """
+    kind = pipeline_class(index, where)
+    # diffusers takes the one class of this file that is not its own, and runs a second such file in the same module:
+    # so that the class always has the same name there.
+    code = f"from latentia import {kind.__name__} as Pipeline  # noqa: F401"
+    if not kind.__module__.startswith("latentia."):
+        code = (
+            f"import diffusers\n\nimport latentia  # noqa: F401\n\n\nclass Pipeline(diffusers.{kind.__name__}):\n"
+            f'    """diffusers\' own, around networks of latentia."""\n\n\nPipeline.__name__ = "{kind.__name__}"'
+        )
+    return (
+        '"""Lets diffusers load a folder with the files of this repository: custom_pipeline="pipeline".\n\n'
+        'It needs latentia to be installed, and names its class; there is nothing else in here.\n"""\n\n'
+        f"{code}\n"
+    )
+
+
+def _card(root: Path, repo_id: str, diffusers_code: bool) -> str:
+    """The card as it is uploaded: it says how to load it from there, unless a person has changed that part."""
+    card = ModelCard.load(root / CARD_NAME)
+    if "use" not in read_blocks(card.text):
+        return card.content
+    lines = use_lines(card.data.pipeline_tag or "", repo_id, diffusers_code)
+    text, _ = put_block(card.text, "use", lines)
+    return card.content.replace(card.text, text)
 
 
 def _check_secrets(root: Path, files: list[str]) -> None:
     token = get_token()
     for name in files:
-        if name.endswith((".safetensors", *_PICTURE_SUFFIXES)):
+        if name.endswith((".safetensors", *PICTURE_SUFFIXES)):
             continue
         text = (root / name).read_text(encoding="utf-8", errors="replace")
         if (token and token in text) or SECRET_VALUE.search(text):
@@ -168,35 +201,8 @@ def _check_loads(root: Path, files: list[str]) -> None:
                 os.link((root / name).resolve(), link)
             except OSError:  # another file system
                 shutil.copyfile(root / name, link)
-        kind: Any = pipeline_class(read_index(scratch), str(root / INDEX_NAME))
         try:
-            kind.from_pretrained(scratch, use_safetensors=True)
-        except (LatentiaError, OSError, ValueError, TypeError) as error:
+            load_strictly(Path(scratch))
+        except LatentiaError as error:
             text = str(error).replace(scratch, str(root))
             raise CheckpointError(f"{root} is no export that loads, so it was not pushed: {text}") from error
-
-
-def _may_pass(error: BaseException | None) -> bool:
-    """Whether the same request may succeed a little later."""
-    while error is not None:
-        if isinstance(error, HfHubHTTPError):
-            return error.response.status_code in (408, 429) or error.response.status_code >= 500
-        if isinstance(error, OfflineModeIsEnabled):
-            return False
-        if isinstance(error, (HTTPError, ConnectionError)):  # no connection, or it broke
-            return True
-        error = error.__cause__
-    return False
-
-
-def _reason(error: Exception) -> str:
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, HfHubHTTPError):
-        cause = cause.__cause__
-    text = str(error) if cause is None or cause is error else f"{error} {cause}"
-    token = get_token()
-    text = text.replace(token, "[token]") if token else text
-    status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
-    if status in (401, 403):
-        text += "\nLog in with `hf auth login`, or set HF_TOKEN, with a token that may write to this repository."
-    return text

@@ -1,0 +1,216 @@
+"""Old weights to safetensors: pickles are read in a process of their own, and what comes out is whole or not there."""
+
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from safetensors import safe_open
+
+from latentia.errors import CheckpointError, UsageError
+from latentia.hub.files import CARD_NAME, check_free, may_hold, staged
+from latentia.hub.load import INDEX_NAME, read_index
+from latentia.hub.strict import load_strictly, saved_class
+from latentia.untrusted import check_link
+
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_NOT_WEIGHTS = re.compile(r"optimizer|scheduler|scaler|random_states|training_args|rng", re.IGNORECASE)
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+
+
+def convert(
+    source: str | Path,
+    output: str | Path,
+    *,
+    key: str | None = None,
+    max_memory_gb: float | None = None,
+    max_seconds: float = 600,
+) -> list[str]:
+    """Turns old weights into safetensors, without running what may hide in them.
+
+    A file is read with `torch.load(weights_only=True)` in a process without credentials in its environment, whose
+    memory, time and output are bounded. A name that shares its memory with another is written out by itself. In a
+    folder of diffusers' format, a network or a whole pipeline, each component's weights are converted, what an export
+    may hold is copied, and the result must load with every weight in its place.
+
+    Args:
+        source: a file of weights, or a folder.
+        output: the .safetensors file, or the folder, which must be new or empty.
+        key: the entry of the file that holds the weights, if there are several; for a file alone.
+        max_memory_gb: beside torch itself; `None` (default): three times the largest file and 1 GB.
+        max_seconds: of the processor, default 600.
+
+    Returns:
+        Lines that say what was written: names, shapes and bytes.
+
+    Raises:
+        CheckpointError: a file holds more than data, is damaged, or asks for more than it may have; nothing is left.
+        UsageError: an argument is wrong, or this system cannot bound a process.
+
+    Example:
+        >>> convert("old.bin", "old.zip")
+        Traceback (most recent call last):
+        latentia.errors.UsageError: The source old.bin is not there.
+    """
+    source, target = Path(source), Path(output)
+    if not source.exists():
+        raise UsageError(f"The source {source} is not there.")
+    for flag, value in (("--max_memory_gb", max_memory_gb), ("--max_seconds", max_seconds)):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise UsageError(f"{flag} must be a number above 0; got {value}.")
+    bounds = (max_memory_gb, max_seconds)
+    if source.is_file():
+        if target.suffix != ".safetensors":
+            raise UsageError(f"The output for a file must end in .safetensors; got {target}.")
+        if os.path.lexists(target):
+            raise UsageError(f"The output {target} is there already. Choose another name.")
+        with staged(target) as staging:
+            lines = _read({source: staging}, key or "", *bounds)
+        return [*lines, f"Written: {target}"]
+    if key is not None:
+        raise UsageError("--key is for a file; the weights of a folder's components have no entries.")
+    check_free(target, "The output")
+    with staged(target) as staging:
+        staging.mkdir()
+        files = _plan(source, staging)
+        if not files:
+            raise UsageError(f"{source} has no old weights ({', '.join(PICKLED)}) to convert.")
+        lines = _read(files, "", *bounds)
+        _write_shard_indexes(files)
+        try:
+            loaded = load_strictly(staging)
+        except CheckpointError as error:
+            raise CheckpointError(f"{source} was converted, but {str(error).replace(str(staging), 'it')}") from error
+    return [*lines, f"Written: {target}, {loaded}; it loads, every weight in place"]
+
+
+def _plan(source: Path, target: Path) -> dict[Path, Path]:
+    """Copies what needs no conversion, and says which file is to become which."""
+    if not (source / INDEX_NAME).is_file():
+        if not (source / "config.json").is_file():
+            raise CheckpointError(
+                f"{source} has neither {INDEX_NAME} nor config.json, so its weights belong to no network of diffusers' "
+                "format. Give the file itself."
+            )
+        return _plan_component(source, target, saved_class(source / "config.json").__module__.partition(".")[0])
+    files = {}
+    for component, value in read_index(source).items():
+        if isinstance(value, list) and value[0] is not None:
+            if not (source / component).is_dir():
+                raise CheckpointError(f"{source} has no folder {component}, which its {INDEX_NAME} names.")
+            (target / component).mkdir()
+            files |= _plan_component(source / component, target / component, value[0])
+    for name in {INDEX_NAME, CARD_NAME} & set(os.listdir(source)):
+        check_link(source / name, source)
+        shutil.copyfile(source / name, target / name)
+    return files
+
+
+def _plan_component(source: Path, target: Path, library: str) -> dict[Path, Path]:
+    names = sorted(path.name for path in source.iterdir() if path.is_file())
+    for name in names:
+        if may_hold(library, name) and not name.endswith(".bin.index.json"):
+            check_link(source / name, source)
+            shutil.copyfile(source / name, target / name)
+    old = [name for name in names if name.endswith(PICKLED) and not _NOT_WEIGHTS.search(name)]
+    if not old or any(name.endswith(".safetensors") for name in names):
+        return {}
+    if len({_SHARD.sub("", Path(name).stem) for name in old}) > 1:
+        raise CheckpointError(
+            f"{source} holds several weights: {', '.join(old)}. Convert the file that is wanted by itself, or move the "
+            "others away."
+        )
+    stem = "model" if library == "transformers" else "diffusion_pytorch_model"
+    shards = {name: (_SHARD.search(Path(name).stem) or [""])[0] for name in old}
+    return {source / name: target / f"{stem}{shard}.safetensors" for name, shard in shards.items()}
+
+
+def _write_shard_indexes(files: dict[Path, Path]) -> None:
+    """The index of each network whose weights are several files, from what is in them."""
+    for folder in {path.parent for path in files.values()}:
+        parts = {path.name: _header(path) for path in files.values() if path.parent == folder}
+        if len(parts) > 1:
+            index = {
+                "metadata": {"total_size": sum(size for part in parts.values() for _, _, size in part)},
+                "weight_map": {tensor: name for name, part in parts.items() for tensor, _, _ in part},
+            }
+            stem = _SHARD.sub("", Path(min(parts)).stem)
+            text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+            (folder / f"{stem}.safetensors.index.json").write_text(text, encoding="utf-8")
+
+
+def _read(files: dict[Path, Path], key: str, max_memory_gb: float | None, max_seconds: float) -> list[str]:
+    """Has each old file read and written anew, in one process, and says what came of it."""
+    try:
+        import resource  # noqa: F401
+    except ImportError as error:
+        raise UsageError("latentia convert needs a system that can bound a process: Linux or macOS.") from error
+    largest = max(path.stat().st_size for path in files)
+    memory = int(3 * largest + 1e9 if max_memory_gb is None else max_memory_gb * 1e9)
+    script = Path(__file__).with_name("unpickle.py")
+    paths = [path.resolve() for pair in files.items() for path in pair]
+    arguments = [key, memory, math.ceil(max_seconds), *paths]
+    kept = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH", "HOME", "LANG")  # no tokens among them
+    environment = {name: os.environ[name] for name in kept if name in os.environ} | {"OMP_NUM_THREADS": "1"}
+    names, late = ", ".join(map(str, files)), f"took more than {max_seconds:g} s; see --max_seconds"
+    with tempfile.TemporaryDirectory() as empty:  # so that no module can lie where the process starts
+        try:
+            done = subprocess.run(
+                [sys.executable, "-P", "-W", "ignore", str(script), *map(str, arguments)],
+                capture_output=True,
+                timeout=max_seconds + 60,  # beside the time that torch itself takes to start
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                cwd=empty,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise CheckpointError(f"{names} is refused: reading it {late}.") from error
+    if done.returncode == -signal.SIGXCPU:
+        raise CheckpointError(f"{names} is refused: reading it {late}.")
+    try:
+        answers = json.loads(done.stdout)
+    except ValueError:
+        raise CheckpointError(
+            f"{names} is refused: its reader ended with code {done.returncode}. It may be damaged, or ask for more "
+            f"than {memory / 1e9:.1f} GB; see --max_memory_gb."
+        ) from None
+    lines = []
+    for (source, target), answer in zip(files.items(), answers):
+        if "refused" in answer:
+            raise CheckpointError(f"{source} is refused: {_shown(answer['refused'])}.")
+        header = _header(target)
+        lines += [f"{_shown(name)}  {shape}  {size} bytes" for name, shape, size in header]
+        lines.append(f"{source.name}: {len(header)} tensors, {sum(size for _, _, size in header)} bytes")
+        if answer["entry"]:
+            lines.append(f"  taken from its entry {_shown(answer['entry'])}")
+        if answer["left"]:
+            more = f" and {len(answer['left']) - 10} more" if len(answer["left"]) > 10 else ""
+            lines.append(f"  left out, no weights: {', '.join(map(_shown, answer['left'][:10]))}{more}")
+        lines += [f"  shared one memory, now each by itself: {', '.join(map(_shown, one))}" for one in answer["shared"]]
+    return lines
+
+
+def _header(path: Path) -> list[tuple[str, list[int], int]]:
+    """Name, shape and bytes of each tensor."""
+    with safe_open(path, "pt") as file:
+        tensors = ((name, file.get_slice(name)) for name in file.keys())
+        widths = re.compile(r"\d+")
+        return [
+            (
+                name,
+                part.get_shape(),
+                math.prod(part.get_shape()) * int((widths.findall(part.get_dtype()) or [8])[0]) // 8,
+            )
+            for name, part in tensors
+        ]
+
+
+def _shown(text: str) -> str:
+    """In one line, with nothing that a terminal would obey: names in a file are whatever its maker liked."""
+    return text.encode("unicode_escape").decode()

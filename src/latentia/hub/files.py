@@ -1,0 +1,140 @@
+"""Which files an export holds, the same ones in a push and in a pull; and folders that are whole or not there."""
+
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from latentia.errors import CheckpointError, UsageError
+from latentia.hub.load import INDEX_NAME
+from latentia.untrusted import check_link
+
+CARD_NAME = "README.md"
+PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif"}
+# What a component's folder may hold. Anything else there, an optimizer's state for one, stays where it is.
+_NETWORK_FILES = (
+    "config.json",
+    "scheduler_config.json",
+    "diffusion_pytorch_model*.safetensors",
+    "diffusion_pytorch_model*.safetensors.index.json",
+)
+_TRANSFORMERS_FILES = ("*.json", "model*.safetensors", "*.txt", "*.model")
+_CARD_PICTURE = re.compile(r"!\[[^\]]*\]\(([^()\s]+)\)")
+
+
+def may_hold(library: str, name: str) -> bool:
+    """Whether the folder of a component of `library` may hold a file of this name.
+
+    Example:
+        >>> may_hold("latentia", "config.json"), may_hold("latentia", "optimizer.safetensors")
+        (True, False)
+    """
+    patterns = _TRANSFORMERS_FILES if library == "transformers" else _NETWORK_FILES
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def component_files(index: Mapping[str, Any], names: Iterable[str], where: str) -> set[str]:
+    """The files of the components that `index` names.
+
+    Args:
+        index: a model_index.json that `check_index` has passed.
+        names: what there is, as paths with "/" relative to the index.
+        where: the folder or the repository, for messages.
+
+    Raises:
+        CheckpointError: a component has none.
+
+    Example:
+        >>> index = {"_class_name": "A", "unet": ["latentia", "UNet2D"]}
+        >>> sorted(component_files(index, ["unet/config.json", "unet/a.pkl", "evil.py"], "here"))
+        ['unet/config.json']
+    """
+    paths, files = [PurePosixPath(name) for name in names], set()
+    for component, value in index.items():
+        if not isinstance(value, list) or value[0] is None:
+            continue
+        inside = [path for path in paths if str(path.parent) == component]
+        found = {str(path) for path in inside if may_hold(value[0], path.name)}
+        if not found:
+            raise CheckpointError(
+                f"{where} names the component {component} in {INDEX_NAME} but has no files of it. Save the pipeline "
+                "again with save_pretrained."
+            )
+        files |= found
+    return files
+
+
+def card_pictures(text: str) -> set[str]:
+    """The pictures that a card shows, as far as they lie beside it.
+
+    Example:
+        >>> card_pictures("![a](samples/grid.png) ![b](../x.png) ![c](https://x/y.png) ![d](run.sh)")
+        {'samples/grid.png'}
+    """
+    paths = [PurePosixPath(name) for name in _CARD_PICTURE.findall(text) if "://" not in name]
+    inside = [path for path in paths if not path.is_absolute() and not {"..", ".cache"} & set(path.parts)]
+    return {str(path) for path in inside if path.suffix.lower() in PICTURE_SUFFIXES}
+
+
+def is_inside(path: Path, root: Path) -> bool:
+    """Whether `path` is no link out of `root`."""
+    try:
+        check_link(path, root)
+    except CheckpointError:
+        return False
+    return True
+
+
+def check_free(target: Path, flag: str) -> None:
+    """Refuses a folder to be made if something is there already.
+
+    Raises:
+        UsageError: `target` is a file, or a folder with something in it.
+    """
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise UsageError(f"{flag} must be a new or an empty folder; {target} is a file or a link.")
+    if target.is_dir() and any(target.iterdir()):
+        raise UsageError(f"{flag} must be a new or an empty folder, and {target} is not empty. Choose another one.")
+
+
+@contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """A place beside `target` that takes its name when the block ends well, and is gone when it does not.
+
+    Whoever looks sees all of `target` or nothing, also after a power failure. A process that is killed may leave a
+    hidden `.NAME.partial-*` behind, which can be deleted.
+
+    Args:
+        target: a file or folder that is not there, or an empty folder.
+
+    Raises:
+        UsageError: the place cannot be written.
+    """
+    staging = target.with_name(f".{target.name}.partial-{uuid.uuid4().hex[:8]}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield staging
+        for path in [staging, *staging.rglob("*")] if staging.is_dir() else [staging]:
+            _sync(path)
+        os.replace(staging, target)
+        _sync(target.parent)
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise UsageError(f"{target} cannot be written: {error}. Choose another place.") from error
+    finally:
+        if staging.is_dir():
+            shutil.rmtree(staging, ignore_errors=True)
+        elif staging.exists():
+            staging.unlink()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

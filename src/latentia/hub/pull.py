@@ -1,0 +1,134 @@
+"""Fetching a saved pipeline or network from the Hub: one commit, what an export may hold, all or nothing."""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi, RepoFile, hf_hub_download
+from huggingface_hub.errors import HFValidationError, HTTPError
+from huggingface_hub.utils import validate_repo_id
+
+from latentia.errors import CheckpointError, HubError, UsageError
+from latentia.hub.client import ask, reason
+from latentia.hub.files import CARD_NAME, card_pictures, check_free, component_files, may_hold, staged
+from latentia.hub.load import INDEX_NAME, read_index
+from latentia.hub.strict import load_strictly, saved_class
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What was fetched: the commit, the files, their bytes, what it is, and what was left on the Hub."""
+
+    commit: str
+    files: list[str]
+    size: int
+    loaded: str
+    left: list[str]
+
+
+def pull(repo_id: str, folder: str | Path, *, revision: str | None = None) -> Pulled:
+    """Fetches a saved pipeline or network, and proves that it is whole and loads.
+
+    The revision is resolved to one commit, and everything comes from it. Only files that a push would upload are
+    fetched: no pickles, no code. Sizes and hashes are compared with the Hub's, and every weight must be in its place.
+    The folder is there only when all of this is done.
+
+    Args:
+        repo_id: "user/name".
+        folder: where it goes; new or empty.
+        revision: branch, tag or commit; the main branch if not given.
+
+    Raises:
+        UsageError: `folder` is not empty, `repo_id` is no name of a repository, or the disk is too small.
+        HubError: the repository cannot be had after three attempts.
+        CheckpointError: it is no saved pipeline or network, or one that does not load.
+
+    Example:
+        >>> pull("me/digits", "outputs/digits")  # doctest: +SKIP
+        Pulled(commit='0f3c...', ...)
+    """
+    target = Path(folder)
+    check_free(target, "The folder to fetch into")
+    with staged(target) as staging:
+        return fetch(repo_id, staging, revision=revision)
+
+
+def fetch(repo_id: str, folder: Path, *, revision: str | None = None) -> Pulled:
+    """`pull` into a folder that is being made: what is in it after an error is not to be used."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UsageError(f'"{repo_id}" is neither there nor the name of a Hub repository ("user/name").') from error
+    api, asked = HfApi(library_name="latentia"), revision or "main"
+    with _explained(repo_id, asked, folder):
+        commit = str(ask(lambda: api.model_info(repo_id, revision=revision)).sha)
+    with _explained(repo_id, f"{asked}, commit {commit}", folder):
+        entries = ask(lambda: list(api.list_repo_tree(repo_id, recursive=True, revision=commit)))
+        listed = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+        def get(name: str) -> Path:
+            path = Path(ask(lambda: hf_hub_download(repo_id, name, revision=commit, local_dir=folder)))
+            _check_hash(path, listed[name])
+            return path
+
+        folder.mkdir(parents=True, exist_ok=True)
+        wanted = _wanted(f"{repo_id} at commit {commit}", listed, get)
+        size, free = sum(listed[name].size for name in wanted), shutil.disk_usage(folder).free
+        if size > free:
+            raise UsageError(
+                f"{repo_id} has {size / 1e6:.0f} MB to fetch, but there are {free / 1e6:.0f} MB free at "
+                f"{folder.parent}. Choose another disk."
+            )
+        for name in sorted(wanted):
+            get(name)
+        shutil.rmtree(folder / ".cache", ignore_errors=True)  # what the client notes about its downloads
+        loaded = load_strictly(folder)
+    return Pulled(commit, sorted(wanted), size, loaded, sorted(set(listed) - wanted - {".gitattributes"}))
+
+
+def _wanted(where: str, listed: dict[str, RepoFile], get) -> set[str]:
+    """The files of an export, chosen by the index and the card, which are fetched first."""
+    wanted = {CARD_NAME} & set(listed)
+    if INDEX_NAME in listed:
+        index = read_index(get(INDEX_NAME).parent)
+        wanted |= {INDEX_NAME, *component_files(index, listed, where)}
+    elif "config.json" in listed:
+        library = saved_class(get("config.json")).__module__.partition(".")[0]
+        wanted |= {name for name in listed if "/" not in name and may_hold(library, name)}
+    else:
+        raise CheckpointError(
+            f"{where} has neither {INDEX_NAME} nor config.json, so it is no pipeline or network of diffusers' format."
+        )
+    if CARD_NAME in wanted:
+        text = get(CARD_NAME).read_text(encoding="utf-8", errors="replace")
+        wanted |= card_pictures(text) & set(listed)
+    return wanted
+
+
+def _check_hash(path: Path, entry: RepoFile) -> None:
+    content = hashlib.sha256() if entry.lfs else hashlib.sha1(b"blob %d\0" % entry.size)  # git's name of a file
+    with open(path, "rb") as file:
+        while part := file.read(2**20):
+            content.update(part)
+    if path.stat().st_size != entry.size or content.hexdigest() != (entry.lfs.sha256 if entry.lfs else entry.blob_id):
+        raise HubError(
+            f"{entry.path} came with {path.stat().st_size} bytes of other content than the Hub lists ({entry.size} "
+            "bytes). Try again."
+        )
+
+
+@contextmanager
+def _explained(repo_id: str, revision: str, folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (UsageError, HubError):
+        raise
+    except CheckpointError as error:
+        raise CheckpointError(f"{repo_id} ({revision}): {str(error).replace(str(folder), repo_id)}") from error
+    except (HTTPError, OSError, ValueError) as error:
+        raise HubError(
+            f"{repo_id} ({revision}) cannot be fetched from the Hub: {reason(error, repo_id, write=False)}"
+        ) from error
