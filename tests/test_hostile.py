@@ -10,6 +10,8 @@ import pytest
 from children import ended
 from hostile import CASES, LOADERS, PAIRS, go_through
 
+pytestmark = pytest.mark.timeout(900)  # the process goes through 1600 attempts, 45 s of one core
+
 
 @pytest.fixture(scope="module")
 def answers(context, tmp_path_factory):
@@ -19,7 +21,7 @@ def answers(context, tmp_path_factory):
     child = context.Process(target=go_through, args=(str(root / "log.txt"), env, str(root), str(root / "answers.json")))
     child.log = root / "log.txt"
     child.start()
-    code, text = ended(child, 280)
+    code, text = ended(child, 800)
     assert code == 0, text[-3000:]
     return json.loads((root / "answers.json").read_text())
 

@@ -477,6 +477,19 @@ def test_a_network_alone_comes_from_one_commit_even_if_the_branch_moves(hub, tra
     monkeypatch.undo()
 
 
+@pytest.mark.parametrize("options", [{}, {"variant": "fp16"}])
+def test_a_network_in_several_files_comes_from_the_hub(hub, tmp_path, options):
+    unet = latentia.UNet2D(sample_size=8, in_channels=1, block_out_channels=(32,), layers_per_block=1)
+    unet.save_pretrained(tmp_path / "unet", max_shard_size="100KB", **options)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "unet").iterdir()}
+    assert sum(name.endswith(".safetensors") for name in files) > 2
+    hub.put("user/shards", {**files, "optimizer.safetensors": b"x", "diffusion_pytorch_model.ema.safetensors": b"x"})
+    again = latentia.UNet2D.from_pretrained("user/shards", cache_dir=tmp_path / "c", **options)
+    assert all(torch.equal(value, unet.state_dict()[key]) for key, value in again.state_dict().items())
+    fetched = {path.rsplit("/", 1)[1] for method, path in hub.requests if "/resolve/" in path}
+    assert fetched == set(files)
+
+
 @pytest.mark.parametrize("subfolder", ["../x", "..", "/etc", "unet/../..", "a//b", "unet/", ".", "un et", "a\\b", 7])
 @pytest.mark.parametrize("kind", [latentia.UNet2D, latentia.DDPMScheduler])
 def test_a_subfolder_is_plain_names(hub, trained, kind, subfolder):

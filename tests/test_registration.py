@@ -281,6 +281,13 @@ def test_links_lead_nowhere_but_to_what_the_cache_of_the_hub_keeps(folder, tmp_p
     for load in LOADERS.values():
         with pytest.raises(CheckpointError, match="is a link out of its folder"):
             load(folder)
+    (folder / "unet").rename(tmp_path / "unet")
+    (folder / "unet").symlink_to(tmp_path / "unet")
+    for name in ("subfolder", "any pipeline"):
+        with pytest.raises(CheckpointError, match="unet is a link out of its folder"):
+            LOADERS[name](folder)
+    (folder / "unet").unlink()
+    (tmp_path / "unet").rename(folder / "unet")
     snapshot = tmp_path / "models--user--name" / "snapshots" / "ab12"
     shutil.copytree(folder, snapshot, symlinks=True)
     (snapshot / "unet" / WEIGHTS).unlink()

@@ -14,6 +14,7 @@ from latentia.untrusted import (
     Weight,
     build_without_memory,
     check_files,
+    check_link,
     check_subfolder,
     differences,
     fetch,
@@ -73,9 +74,12 @@ class ModelMixin(diffusers.ModelMixin):
         if local:
             root = Path(name)
         else:
-            patterns = [cls.config_name, f"{STEM}.safetensors*", f"{STEM}.*.safetensors", f"{STEM}-*.safetensors"]
-            root = fetch(name, [os.path.join(subfolder, pattern) for pattern in patterns], **place)
+            variant = f".{kwargs['variant']}" if kwargs.get("variant") else ""
+            weights = [f"{STEM}{variant}.safetensors", f"{STEM}{variant}-*.safetensors"]
+            files = [cls.config_name, f"{STEM}.safetensors.index{variant}.json", *weights]
+            root = fetch(name, [os.path.join(subfolder, file) for file in files], **place)
         folder = root / subfolder
+        check_link(folder, root)
         held, network = cls._judged(folder, kwargs, strict)
         unfit = differences(network, held)
         if unfit and strict:
