@@ -491,5 +491,5 @@ def test_a_run_does_not_go_on_with_another_autoencoder_and_flags_that_contradict
         with pytest.raises(kind, match=words):
             run(example, autoencoder, tmp_path / "refused", *flags)
     (other / "config.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
+    with pytest.raises(CheckpointError, match="must hold a JSON object"):
         autoencoders.load_autoencoder(str(other))
