@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from hub_server import point_client_at, running_hub
 from PIL import Image
 from test_latent_diffusion import FLOW, kl, unet, vqvae
 from test_models import perturbed
@@ -142,6 +143,21 @@ def fails(capsys, *argv) -> str:
         main(["generate", *map(str, argv)])
     assert exit.value.code == 2
     return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("build", "flags"), FAMILIES, ids=lambda value: getattr(value, "__name__", ""))
+def test_every_family_is_fetched_from_the_hub_whole(build, flags, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    build().save_pretrained(tmp_path / "here" / "saved")
+    files = {
+        str(f.relative_to(tmp_path / "here/saved")): f.read_bytes() for f in (tmp_path / "here/saved").rglob("*.*")
+    }
+    with running_hub() as hub:
+        point_client_at(hub, monkeypatch, str(tmp_path / "cache"))
+        hub.put("user/family", files)
+        main(["pull", "user/family", str(tmp_path / "there" / "saved")])
+    here, there = (generated(tmp_path / place, "--num_images", 2, *flags)[0] for place in ("here", "there"))
+    assert [picture.tobytes() for picture in here] == [picture.tobytes() for picture in there]
 
 
 def test_a_flag_that_a_pipeline_does_not_take_is_named(tmp_path, capsys):
