@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from latentia.errors import CheckpointError
+from latentia.errors import CheckpointError, NumericsError
 from latentia.random import Draws, seed_from
 from latentia.training import checkpoint as ckpt
 from latentia.training.ema import EMA
@@ -436,7 +436,7 @@ def test_file_modes_follow_the_umask(tmp_path, umask, mode):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_values_that_are_not_finite_are_never_committed(tmp_path, value, dtype):
     save(tmp_path, 1)
-    with pytest.raises(CheckpointError, match=r"not finite in broken\.module\.w"):
+    with pytest.raises(NumericsError, match=r"not finite in broken\.module\.w"):
         save(tmp_path, 2, broken={"module": {"w": torch.tensor([0.0, value], dtype=dtype)}})
     assert names(tmp_path) == ["checkpoint-1"]
 

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from latentia.errors import CheckpointError
+from latentia.errors import CheckpointError, LatentiaError, NumericsError
 from latentia.untrusted import check_files
 
 FORMAT = 1
@@ -115,7 +115,8 @@ def save_checkpoint(root: Path, step: int, state: Mapping[str, Any], info: Mappi
         The folder.
 
     Raises:
-        CheckpointError: weights that are not finite, or a disk that refuses; what was there before stays as it was.
+        CheckpointError: a disk that refuses; what was there before stays as it was.
+        NumericsError: values that are not finite; likewise.
     """
     staging, final = root / f".staging-{step}-{run_id}", root / f"checkpoint-{step}"
     shutil.rmtree(staging, ignore_errors=True)
@@ -129,9 +130,7 @@ def save_checkpoint(root: Path, step: int, state: Mapping[str, Any], info: Mappi
             text = json.dumps(flatten(tree, name, tensors))
             bad = [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]
             if bad:
-                raise CheckpointError(
-                    f"Step {step} has values that are not finite in {bad[0]}; no checkpoint was written."
-                )
+                raise NumericsError(f"Step {step} has values that are not finite in {bad[0]}; nothing was written.")
             for file, data in ((f"{name}.safetensors", save(tensors)), (f"{name}.json", text.encode())):
                 write_durably(staging / file, data)
                 files[file] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -151,7 +150,7 @@ def save_checkpoint(root: Path, step: int, state: Mapping[str, Any], info: Mappi
             f"{final} could not be written: {error}. Earlier checkpoints are intact; free space or choose another "
             "--output_dir, then start the same command again."
         ) from error
-    except CheckpointError:
+    except LatentiaError:
         shutil.rmtree(staging, ignore_errors=True)
         raise
     return final
