@@ -33,9 +33,11 @@ setup(
         "Typing :: Typed",
     ],
     python_requires=">=3.11",
-    package_dir={"": "src", "latentia.pipelines": "pipelines"},
-    packages=[*find_packages("src"), "latentia.pipelines"],
-    package_data={"latentia": ["py.typed", "data/embedded/*", "evaluation/weights/*", "evaluation/weights/*/*"]},
+    package_dir={"": "src", "latentia.pipelines": "pipelines", "latentia.examples": "examples"},
+    packages=[*find_packages("src"), "latentia.pipelines", "latentia.examples"],
+    package_data={
+        "latentia": ["py.typed", "**/*.pyi", "data/embedded/*", "evaluation/weights/*", "evaluation/weights/*/*"]
+    },
     install_requires=[
         "torch>=2.10",
         "diffusers>=0.42,<0.43",
@@ -54,8 +56,9 @@ setup(
         "tqdm>=4.66",
         "tyro>=1.0.16",
         "Jinja2>=3.1",
+        "lazy-loader>=0.5",
         "psutil>=6",
     ],
     extras_require={**EXTRAS, "all": sorted({item for name in ("text", "track") for item in EXTRAS[name]})},
-    entry_points={"console_scripts": ["latentia = latentia.cli:main"]},
+    entry_points={"console_scripts": ["latentia = latentia.commands.main:main"]},
 )

@@ -62,18 +62,18 @@ def trained(args, data, way: dict[str, float]) -> tuple[torch.nn.Module, dict]:
     classifier = extractor_for((channels, 32, 32)).model.to(args.device).requires_grad_(False)
     clock = Clock(args.minutes)
 
-    def loss(batch, draw):
+    def loss(batch, rng):
         playing = way["adversarial"] > 0 and clock.share > 0.5
         return autoencoder_kl_loss(
-            network, batch, draw, latent_shape=shape, perceptual_weight=way["perceptual"],
+            network, batch, rng, latent_shape=shape, perceptual_weight=way["perceptual"],
             perceptual=(lambda a, b: perceptual_loss(a, b, classifier)) if way["perceptual"] else None,
             discriminator=judge if playing else None, adversarial_weight=way["adversarial"],
         )  # fmt: skip
 
-    def judge_loss(batch, draw):
+    def judge_loss(batch, rng):
         if clock.share <= 0.5:
             return {"loss": sum(0 * p.sum() for p in judge.parameters())}
-        return patch_discriminator_loss(judge, network, batch, draw, latent_shape=shape)
+        return patch_discriminator_loss(judge, network, batch, rng, latent_shape=shape)
 
     def rate(step: int) -> float:  # up over 50 steps, level, then down to nothing in the last third of the time
         return min((step + 1) / 50, 1.0, max(3 * (1 - clock.share), 0.0))

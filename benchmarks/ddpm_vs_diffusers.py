@@ -36,8 +36,8 @@ import latentia
 from latentia.data import load_images
 from latentia.evaluation import from_uint8, grid, load_extractor, measure, score
 from latentia.losses.diffusion import diffusion_loss
-from latentia.random import Draws
-from latentia.training.arguments import parse_arguments
+from latentia.rng import Rng
+from latentia.runs.arguments import parse_arguments
 from latentia.training.ema import EMA
 from latentia.training.loop import Phase, learning_rate_schedule, train
 
@@ -138,12 +138,12 @@ def our_phase(accelerator, unet, steps: int, with_ema: bool = True):
     network, optimizer = accelerator.prepare(unet, optimizer)
     choice = RECIPE.diffusion
 
-    def loss(batch, draw):
+    def loss(batch, rng):
         return diffusion_loss(
             network,
             scheduler,
             {"images": batch["images"]},
-            draw,
+            rng,
             time_sampling=choice.time_sampling,
             time_loc=choice.time_loc,
             time_scale=choice.time_scale,
@@ -241,7 +241,7 @@ def loop_overhead(data, folder: Path, steps: int = 50, rounds: int = 15) -> dict
         started = time.perf_counter()
         for k in range(steps):
             batch = data.batch(k * BATCH, (k + 1) * BATCH)
-            loss = phase.loss(batch, Draws(0, k * BATCH, BATCH, 0, BATCH))["loss"]
+            loss = phase.loss(batch, Rng(0, k * BATCH, BATCH, 0, BATCH))["loss"]
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()

@@ -120,7 +120,16 @@ def corrupted(whole: bytes, kind: str, chance: random.Random) -> bytes:
 
 
 def kills(args, folder: Path) -> dict:
-    command = [sys.executable, "-m", "pytest", "-m", "nightly", "tests/test_families.py", "-k", "killed_many_times"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-m",
+        "nightly",
+        "tests/contracts/test_families.py",
+        "-k",
+        "killed_many_times",
+    ]
     command += ["-rA", "--timeout", "7200"]
     env = {**os.environ, "LATENTIA_KILLS": str(args.kills), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=HERE.parent, env=env, capture_output=True, text=True)

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
+from latentia.commands.evaluate import measure_data
 from latentia.data import load_images
 from latentia.evaluation import load_extractor, score
-from latentia.scoreboard import measure_data
 
 HERE = Path(__file__).resolve().parent
 METRICS = (

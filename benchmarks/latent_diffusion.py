@@ -198,13 +198,13 @@ def one_run(data, vae, shape, count: int) -> float:
     unet = UNet2D(shape[1:], shape[0], block_out_channels=(72,), layers_per_block=1, attention_head_dim=24)
     network, optimizer = accelerator.prepare(unet, torch.optim.AdamW(unet.parameters(), 1e-3, fused=True))
 
-    def loss(batch, draw):
+    def loss(batch, rng):
         images = batch["images"]
         if vae is not None:
             with torch.no_grad():
                 mean, std = posterior(vae, images)
-            images = mean + std * draw.normal("posterior", tuple(mean.shape[1:]))
-        return diffusion_loss(network, scheduler, {"images": images}, draw)
+            images = mean + std * rng.normal("posterior", tuple(mean.shape[1:]))
+        return diffusion_loss(network, scheduler, {"images": images}, rng)
 
     with tempfile.TemporaryDirectory() as folder:
         result = train(

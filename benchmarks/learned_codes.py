@@ -58,10 +58,10 @@ def fitted(build, objective: dict | None, images: Tensor, steps: int, seed: int)
     accelerator = Accelerator(cpu=True)
     prepared, optimizer = accelerator.prepare(network, torch.optim.Adam(network.parameters(), lr=RATE))
 
-    def loss(batch, draw):
+    def loss(batch, rng):
         batch = {"images": batch["images"]}
-        return elbo_loss(prepared, batch, draw) if objective is None else autoencoder_loss(
-            prepared, batch, draw, **objective
+        return elbo_loss(prepared, batch, rng) if objective is None else autoencoder_loss(
+            prepared, batch, rng, **objective
         )  # fmt: skip
 
     phase = Phase("network", loss, prepared, optimizer, learning_rate_schedule("linear", 0, steps))

@@ -32,7 +32,7 @@ from latentia.evaluation import extractor_for, frechet_distance, grid, knn_probe
 from latentia.losses.reconstruction import autoencoder_loss, corrupt
 from latentia.models.autoencoder import length_mask, outer_layers
 from latentia.pipelines.autoencoder import between
-from latentia.random import Draws
+from latentia.rng import Rng
 
 HERE = Path(__file__).resolve().parent
 
@@ -63,7 +63,7 @@ def fit(network, x: Tensor, steps: int, rate: float = 3e-3, parameters=None, see
         optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
         chosen = torch.randint(len(x), (size,), generator=generator)
         batch = {key: x[chosen], **{name: value[chosen] for name, value in extra.items()}}
-        values = autoencoder_loss(network, batch, Draws(seed, step * size, size, 0, size), **objective)
+        values = autoencoder_loss(network, batch, Rng(seed, step * size, size, 0, size), **objective)
         optimizer.zero_grad()
         values["loss"].backward()
         optimizer.step()
@@ -233,10 +233,10 @@ def recurrent(rows: Rows, data: Data, steps: int) -> None:
         {"mean image": mean}, "below the mean image", ours < mean,
     )  # fmt: skip
 
-    draw, n, t = Draws(0, 0, 3000, 0, 3000), 3000, 8
-    start, slope = draw.uniform("start", (1,)) * 2 - 1, draw.uniform("slope", (1,)) * 0.5 - 0.25
+    rng, n, t = Rng(0, 0, 3000, 0, 3000), 3000, 8
+    start, slope = rng.uniform("start", (1,)) * 2 - 1, rng.uniform("slope", (1,)) * 0.5 - 0.25
     ordered = start + slope * torch.arange(t)
-    shuffled = torch.gather(ordered, 1, draw.uniform("order", (t,)).argsort(1))
+    shuffled = torch.gather(ordered, 1, rng.uniform("order", (t,)).argsort(1))
     found = {}
     for name, sequences in {"arithmetic": ordered, "shuffled": shuffled}.items():
         torch.manual_seed(0)
@@ -256,7 +256,7 @@ def denoising(rows: Rows, data: Data, steps: int) -> None:
         level = 2 * sigma
         network = build(data, m, hidden)
         fit(network, data.x, 2 * steps, 2e-3, corruption="gaussian", corruption_level=level)
-        noisy = corrupt(data.new, Draws(1, 0, len(data.new), 0, len(data.new)), "gaussian", level)
+        noisy = corrupt(data.new, Rng(1, 0, len(data.new), 0, len(data.new)), "gaussian", level)
 
         def quality(images: Tensor) -> float:
             return float(psnr(images.clamp(-1, 1), data.new).mean())
@@ -281,8 +281,8 @@ def denoising(rows: Rows, data: Data, steps: int) -> None:
         )  # fmt: skip
 
     network = fit(build(data, m, hidden), data.x, 2 * steps, 2e-3, corruption="masking", corruption_level=0.5)
-    hole = Draws(1, 0, len(data.new), 0, len(data.new)).uniform("corruption", (1, *data.size)) < 0.5
-    holed = corrupt(data.new, Draws(1, 0, len(data.new), 0, len(data.new)), "masking", 0.5)
+    hole = Rng(1, 0, len(data.new), 0, len(data.new)).uniform("corruption", (1, *data.size)) < 0.5
+    holed = corrupt(data.new, Rng(1, 0, len(data.new), 0, len(data.new)), "masking", 0.5)
     assert torch.equal(holed, torch.where(hole, -1.0, data.new))
     seen = (~hole).float().flatten(1)
     x, new = data.x.flatten(1), data.new.flatten(1)

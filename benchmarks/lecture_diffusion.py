@@ -39,7 +39,7 @@ from latentia.evaluation import load_extractor
 from latentia.losses.diffusion import diffusion_loss, sample_timesteps
 from latentia.models.classifier import DigitClassifier
 from latentia.models.unet import UNet2DOutput, sinusoidal_embedding
-from latentia.random import Draws
+from latentia.rng import Rng
 from latentia.training.ema import EMA
 from latentia.training.loop import Hook, Phase, learning_rate_schedule, train
 
@@ -64,9 +64,9 @@ class Mixture:
         self.edges = self.weight.cumsum(0)
 
     def batch(self, start: int, stop: int, *, seed: int = 0, device="cpu") -> dict[str, Tensor]:
-        draw = Draws(seed, start, stop - start, 0, stop - start, device)
-        component = torch.searchsorted(self.edges, draw.uniform("component")).clamp(max=len(self.edges) - 1)
-        spread = self.deviation[component, None] * draw.normal("spread", self.mean.shape[1:])
+        rng = Rng(seed, start, stop - start, 0, stop - start, device)
+        component = torch.searchsorted(self.edges, rng.uniform("component")).clamp(max=len(self.edges) - 1)
+        spread = self.deviation[component, None] * rng.normal("spread", self.mean.shape[1:])
         return {"images": (self.mean[component] + spread)[..., None, None]}
 
     def points(self, n: int, seed: int) -> Tensor:
@@ -158,7 +158,7 @@ def fit(
     network, optimizer = accelerator.prepare(unet, torch.optim.AdamW(unet.parameters(), lr=rate, betas=(0.9, 0.99)))
     phase = Phase(
         name="unet",
-        loss=lambda batch, draw: diffusion_loss(view(network), scheduler, batch, draw),
+        loss=lambda batch, rng: diffusion_loss(view(network), scheduler, batch, rng),
         trains=network,
         optimizer=optimizer,
         learning_rate=learning_rate_schedule("cosine", 50, steps),
@@ -346,13 +346,13 @@ def toys(rows: Rows, steps: int) -> None:
 def digits(rows: Rows, steps: int, data, held_out: Tensor) -> None:
     curve: dict[int, float] = {}
 
-    def watch(progress, unet) -> dict[str, float]:
+    def validation(progress, unet) -> dict[str, float]:
         curve[progress.step] = float(errors(unet, DIGIT_NOISE, held_out).mean())
         return {"held_out": curve[progress.step]}
 
     start = digit_network()
     curve[0] = float(errors(start, DIGIT_NOISE, held_out).mean())  # its last layer is zero: the zero predictor
-    unet = fit(start, DIGIT_NOISE, data, steps, 64, 2e-3, hook=watch)
+    unet = fit(start, DIGIT_NOISE, data, steps, 64, 2e-3, hook=validation)
     ours = errors(unet, DIGIT_NOISE, held_out)
     values = list(curve.values())
     falls = values == sorted(values, reverse=True)
@@ -362,7 +362,7 @@ def digits(rows: Rows, steps: int, data, held_out: Tensor) -> None:
     )  # fmt: skip
 
     by_time = [float(part.mean()) for part in ours.chunk(10)]
-    times = torch.cat([sample_timesteps(Draws(0, 64 * k, 64, 0, 64), 1000) for k in range(steps)])
+    times = torch.cat([sample_timesteps(Rng(0, 64 * k, 64, 0, 64), 1000) for k in range(steps)])
     chance = chisquare(torch.bincount(times // 50, minlength=20).numpy())
     rows.put(
         "F10", "training times: p of chi squared, 20 bins", float(chance.pvalue),
@@ -482,12 +482,12 @@ def noise_level(rows: Rows, steps: int, data, held_out: Tensor) -> None:
     accelerator, plain = Accelerator(cpu=True), DigitClassifier(8, 1, T, (32, 64, 64), 128)
     network, optimizer = accelerator.prepare(plain, torch.optim.AdamW(plain.parameters(), lr=2e-3))
 
-    def noised(images: Tensor, draw: Draws) -> tuple[Tensor, Tensor]:
-        t = (draw.uniform("t") * T).long()
-        return scheduler.add_noise(images, draw.normal("noise", tuple(images.shape[1:])), t), t
+    def noised(images: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
+        t = (rng.uniform("t") * T).long()
+        return scheduler.add_noise(images, rng.normal("noise", tuple(images.shape[1:])), t), t
 
-    def loss(batch, draw):
-        x, t = noised(batch["images"], draw)
+    def loss(batch, rng):
+        x, t = noised(batch["images"], rng)
         return {"loss": nn.functional.cross_entropy(network(x).logits, t)}
 
     rate = learning_rate_schedule("cosine", 50, steps)
@@ -497,7 +497,7 @@ def noise_level(rows: Rows, steps: int, data, held_out: Tensor) -> None:
             max_steps=steps, batch_size=256, checkpoint_every=None, resume="none",
         )  # fmt: skip
     n = 20 * len(held_out)
-    x, t = noised(held_out.repeat(20, 1, 1, 1), Draws(1, 0, n, 0, n))
+    x, t = noised(held_out.repeat(20, 1, 1, 1), Rng(1, 0, n, 0, n))
     with torch.no_grad():
         logits = plain.eval()(x).logits
     entropy = float(nn.functional.cross_entropy(logits, t))

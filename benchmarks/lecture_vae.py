@@ -34,7 +34,7 @@ from latentia.evaluation import (
 )
 from latentia.losses.variational import ACTIVE, elbo_loss, gaussian_kl, iwae_loss
 from latentia.pipelines.autoencoder import between
-from latentia.random import Draws
+from latentia.rng import Rng
 from latentia.training.ema import EMA
 from latentia.training.loop import Phase, learning_rate_schedule, train
 
@@ -68,7 +68,7 @@ def digits_vae(**config) -> VAE:
     return VAE(**{"sample_size": 8, "latent_dim": 10, "hidden_sizes": (256,)} | config)
 
 
-def plain_loss(vae, batch, draw) -> dict[str, Tensor]:
+def plain_loss(vae, batch, rng) -> dict[str, Tensor]:
     """A plain autoencoder: the code without noise, the squared error alone."""
     return {"loss": (vae(batch["images"]).location - batch["images"]).square().flatten(1).sum(1).mean()}
 
@@ -131,7 +131,7 @@ def sampled(vae: VAE, n: int = 1000, **options) -> Tensor:
 @torch.no_grad()
 def terms(vae: VAE, images: Tensor) -> dict[str, float]:
     """Reconstruction and KL in nats per image over 8 draws, and the mean posterior standard deviation."""
-    parts = [elbo_loss(vae, {"images": images}, Draws(1, k, len(images), 0, len(images))) for k in range(8)]
+    parts = [elbo_loss(vae, {"images": images}, Rng(1, k, len(images), 0, len(images))) for k in range(8)]
     log_variance = vae.encode(images)[1]
     return {
         "reconstruction": float(torch.stack([part["reconstruction"] for part in parts]).mean()),
@@ -306,9 +306,9 @@ def objectives(rows: Rows, digits: Digits, steps: int, pictures: Path) -> None:
     values = {}
     for capacity in (5.0, 15.0):
 
-        def loss(vae, batch, draw, capacity=capacity):
-            at = capacity * min(1.0, draw.position / (32 * steps))  # half of the run
-            return elbo_loss(vae, batch, draw, capacity=at, capacity_weight=10.0)
+        def loss(vae, batch, rng, capacity=capacity):
+            at = capacity * min(1.0, rng.position / (32 * steps))  # half of the run
+            return elbo_loss(vae, batch, rng, capacity=at, capacity_weight=10.0)
 
         values[capacity] = terms(fit(digits_vae(), digits.train, steps, loss), digits.images)["kl"]
     worst = max(abs(kl / capacity - 1) for capacity, kl in values.items())

@@ -24,8 +24,8 @@ from accelerate import Accelerator
 from torch import nn
 
 import latentia
+from latentia.commands.embed import embed
 from latentia.data import load_images
-from latentia.embedding import embed
 from latentia.evaluation import grid
 from latentia.losses.quantisation import CodebookUpdate, perplexity, vqvae_loss
 from latentia.losses.reconstruction import autoencoder_loss

@@ -35,7 +35,7 @@ import latentia
 from latentia import VAE
 from latentia.data import load_images
 from latentia.losses.variational import ACTIVE, elbo_loss, gaussian_kl, iwae_loss, log_likelihood, log_normal
-from latentia.random import Draws
+from latentia.rng import Rng
 from latentia.training.ema import EMA
 from latentia.training.loop import Hook, Phase, learning_rate_schedule, train
 
@@ -55,7 +55,7 @@ class Test:
 
     def __init__(self, folder: str, images: int, device: str):
         x = load_images(folder, split="test").images.float() / 127.5 - 1
-        uniform = Draws(0, 0, len(x), 0, len(x)).uniform("test", x.shape[1:])
+        uniform = Rng(0, 0, len(x), 0, len(x)).uniform("test", x.shape[1:])
         self.x = torch.where(uniform < (x + 1) / 2, 1.0, -1.0).to(device)
         self.few = torch.linspace(0, len(x) - 1, images).long().to(device)
 

@@ -13,7 +13,7 @@ wall beside them. With OMP_NUM_THREADS=1 the two are equal on an idle machine.
 the pixels and that loss and gradient are finite, logs, and keeps an average of the weights where "with an average" says
 so. "pythae" is `BaseTrainer.train_step` on grey pixels, which are its convention and less work. "bare" is a loop in
 plain PyTorch that shuffles and binarises as ours does, and no more. Both libraries run with what they come with: ours
-with torch's fused Adam, which `latentia.run.adamw` takes, pythae with the plain one; "plain Adam" and "pythae, fused"
+with torch's fused Adam, as `runs.run.adamw` does, pythae with the plain one; "plain Adam" and "pythae, fused"
 show what that makes.
 
 Quality: pythae trains for about `--seconds` of the processor, in whole epochs, and ours for the time that it took, both
@@ -50,7 +50,7 @@ import latentia
 from latentia import VAE
 from latentia.data import load_images
 from latentia.losses.variational import elbo_loss, gaussian_kl, log_likelihood
-from latentia.random import Draws
+from latentia.rng import Rng
 from latentia.training.ema import EMA
 from latentia.training.loop import Phase, learning_rate_schedule, train
 
@@ -133,9 +133,9 @@ class Sides:
         optimizer = torch.optim.Adam(vae.parameters(), lr=RATE, fused=fused or None)
         prepared, optimizer = accelerator.prepare(torch.compile(vae) if compiled else vae, optimizer)
 
-        def loss(batch, draw):
+        def loss(batch, rng):
             clock.tick()
-            return elbo_loss(prepared, batch, draw)
+            return elbo_loss(prepared, batch, rng)
 
         rate = learning_rate_schedule("constant", 0, steps)
         phase = Phase("vae", loss, prepared, optimizer, rate, ema=EMA(vae) if average else None)
@@ -265,11 +265,11 @@ def _differences(vae: VAE, sides: Sides, batches: int) -> dict[str, float]:
     batch, names = sides.batch, {"reconstruction": "recon_loss", "kl": "reg_loss", "loss": "loss"}
     worst = dict.fromkeys([*names, "loss, another noise", "largest logit"], 0.0)
     for k in range(batches):
-        draw = Draws(0, k, batch, 0, batch)
+        rng = Rng(0, k, batch, 0, batch)
         grey = sides.data.images[k * batch : (k + 1) * batch].double() / 127.5 - 1
-        x = torch.where(draw.uniform("binarise", grey.shape[1:]) < (grey + 1) / 2, 1.0, -1.0).double()
-        ours, noise = elbo_loss(vae, {"images": x}, draw), draw.normal("posterior", (LATENT,)).double()
-        theirs, other = (_theirs(vae, x, eps) for eps in (noise, draw.normal("another", (LATENT,)).double()))
+        x = torch.where(rng.uniform("binarise", grey.shape[1:]) < (grey + 1) / 2, 1.0, -1.0).double()
+        ours, noise = elbo_loss(vae, {"images": x}, rng), rng.normal("posterior", (LATENT,)).double()
+        theirs, other = (_theirs(vae, x, eps) for eps in (noise, rng.normal("another", (LATENT,)).double()))
         pairs = {name: (ours[name], theirs[key]) for name, key in names.items()}
         pairs["loss, another noise"] = (ours["loss"], other["loss"])
         for name, (a, b) in pairs.items():
@@ -320,7 +320,7 @@ def main() -> None:
 
 def binary_test(folder: str) -> Tensor:
     x = load_images(folder, split="test").images.float() / 127.5 - 1
-    return torch.where(Draws(0, 0, len(x), 0, len(x)).uniform("test", x.shape[1:]) < (x + 1) / 2, 1.0, -1.0)
+    return torch.where(Rng(0, 0, len(x), 0, len(x)).uniform("test", x.shape[1:]) < (x + 1) / 2, 1.0, -1.0)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,7 @@ from latentia import Autoencoder, AutoencoderPipeline, LatentMixture
 from latentia.losses.reconstruction import autoencoder_loss
 from latentia.models.autoencoder import outer_layers
 from latentia.pipelines.autoencoder import in_chunks
-from latentia.run import adamw, finish, fit, load_data, plan, run_script, start
-from latentia.training.arguments import (
+from latentia.runs.arguments import (
     DataArguments,
     EMAArguments,
     EvaluationArguments,
@@ -25,9 +24,10 @@ from latentia.training.arguments import (
     OptimizationArguments,
     OutputArguments,
 )
+from latentia.runs.run import adamw, finish, fit, load_data, plan, run_script, start
+from latentia.runs.validation import Validation, reconstructor, sampler
 from latentia.training.ema import EMA
 from latentia.training.loop import Phase, learning_rate_schedule
-from latentia.watch import Watch, reconstructor, sampler
 
 FAMILY = {"family": "autoencoder", "pipeline_tag": "unconditional-image-generation"}
 
@@ -119,11 +119,11 @@ def main(args: Arguments) -> int:
     def phase(name: str, network, parameters, steps: int, ema: EMA | None, sparsity: str) -> Phase:
         network, optimizer = accelerator.prepare(network, adamw(accelerator, args, parameters))
 
-        def loss(batch, draw):
+        def loss(batch, rng):
             return autoencoder_loss(
                 network,
                 {"images": batch["images"]},
-                draw,
+                rng,
                 corruption=objective.corruption,
                 corruption_level=objective.corruption_level,
                 sparsity=sparsity,
@@ -160,18 +160,18 @@ def main(args: Arguments) -> int:
         result = run(alone, folder / f"layer-{depth}", objective.layerwise_steps)
         autoencoder.requires_grad_(True)
         if result.status == "interrupted":
-            watch = Watch(args, data, {"ema": sampler(pipeline, autoencoder)})
-            return finish(accelerator, args, result, pipeline(autoencoder), watch, **FAMILY)
+            validation = Validation(args, data, {"ema": sampler(pipeline, autoencoder)})
+            return finish(accelerator, args, result, pipeline(autoencoder), validation, **FAMILY)
 
     ema = EMA(autoencoder, args.ema.ema_decay, args.ema.ema_warmup) if args.ema.use_ema else None
     final = ema.module if ema is not None else autoencoder
     if options.compile:
         autoencoder.compile()
     pairs = reconstructor(AutoencoderPipeline, final, data)
-    watch = Watch(args, data, {"ema": sampler(pipeline, final), "reconstruction": pairs})
+    validation = Validation(args, data, {"ema": sampler(pipeline, final), "reconstruction": pairs})
     joint = phase("autoencoder", autoencoder, autoencoder.parameters(), steps, ema, objective.sparsity)
-    result = run(joint, folder, steps, watch.hooks())
-    return finish(accelerator, args, result, pipeline(final), watch, **FAMILY)
+    result = run(joint, folder, steps, validation.hooks())
+    return finish(accelerator, args, result, pipeline(final), validation, **FAMILY)
 
 
 if __name__ == "__main__":

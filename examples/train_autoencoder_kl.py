@@ -19,8 +19,7 @@ from latentia.errors import UsageError
 from latentia.evaluation import extractor_for, perceptual_loss
 from latentia.losses.autoencoder_kl import autoencoder_kl_loss, patch_discriminator_loss
 from latentia.models.autoencoder_kl import GaussianAutoencoder, autoencoder_kl
-from latentia.run import Watch, adamw, finish, fit, load_data, plan, run_script, start
-from latentia.training.arguments import (
+from latentia.runs.arguments import (
     DataArguments,
     EMAArguments,
     EvaluationArguments,
@@ -28,9 +27,10 @@ from latentia.training.arguments import (
     OptimizationArguments,
     OutputArguments,
 )
+from latentia.runs.run import Validation, adamw, finish, fit, load_data, plan, run_script, start
+from latentia.runs.validation import reconstructor
 from latentia.training.ema import EMA
 from latentia.training.loop import Phase, learning_rate_schedule
-from latentia.watch import reconstructor
 
 
 @dataclass(frozen=True)
@@ -145,12 +145,12 @@ def main(args: Arguments) -> int:
         )
     distance = perceptual(chosen.perceptual_weight, data.shape, accelerator.device)
 
-    def loss(batch, draw):
-        playing = game and draw.position >= begin * global_batch
+    def loss(batch, rng):
+        playing = game and rng.position >= begin * global_batch
         return autoencoder_kl_loss(
             autoencoder,
             batch,
-            draw,
+            rng,
             latent_shape=shape,
             reconstruction=chosen.reconstruction,
             kl_weight=chosen.kl_weight,
@@ -160,8 +160,8 @@ def main(args: Arguments) -> int:
             adversarial_weight=chosen.adversarial_weight,
         )
 
-    def critic_loss(batch, draw):
-        return patch_discriminator_loss(critic, autoencoder, batch, draw, latent_shape=shape)
+    def critic_loss(batch, rng):
+        return patch_discriminator_loss(critic, autoencoder, batch, rng, latent_shape=shape)
 
     rate = learning_rate_schedule(options.lr_scheduler, options.lr_warmup_steps, steps)
     phases = [
@@ -182,9 +182,9 @@ def main(args: Arguments) -> int:
         return AutoencoderKLPipeline(final).reconstruct(images, output_type="latent").clamp(-1, 1).cpu()
 
     pairs = reconstructor(AutoencoderKLPipeline, final, data)
-    watch = Watch(args, data, {"ema": reconstructions, "reconstruction": pairs})
+    validation = Validation(args, data, {"ema": reconstructions, "reconstruction": pairs})
     identity = (args.model, args.objective, args.optimization, args.ema)
-    result = fit(accelerator, args, phases, data, steps, identity=identity, hooks=watch.hooks())
+    result = fit(accelerator, args, phases, data, steps, identity=identity, hooks=validation.hooks())
     pipe = AutoencoderKLPipeline(final.eval())
     if accelerator.is_main_process and result.status != "interrupted":
         asked = chosen.calibration_samples
@@ -195,7 +195,7 @@ def main(args: Arguments) -> int:
         args,
         result,
         pipe,
-        watch,
+        validation,
         family="autoencoder_kl",
         pipeline_tag="image-feature-extraction",
     )

@@ -14,8 +14,7 @@ import torch
 from latentia import DDIMScheduler, DDPMScheduler, UnconditionalDiffusionPipeline, UNet2D
 from latentia.errors import UsageError
 from latentia.losses.diffusion import diffusion_loss
-from latentia.run import adamw, finish, fit, load_data, plan, run_script, start
-from latentia.training.arguments import (
+from latentia.runs.arguments import (
     DataArguments,
     EMAArguments,
     EvaluationArguments,
@@ -23,9 +22,10 @@ from latentia.training.arguments import (
     OptimizationArguments,
     OutputArguments,
 )
+from latentia.runs.run import adamw, finish, fit, load_data, plan, run_script, start
+from latentia.runs.validation import Validation, sampler
 from latentia.training.ema import EMA
 from latentia.training.loop import Phase, learning_rate_schedule
-from latentia.watch import Watch, sampler
 
 
 @dataclass(frozen=True)
@@ -120,14 +120,14 @@ def main(args: Arguments) -> int:
         unet.compile()
     network, optimizer = accelerator.prepare(unet, adamw(accelerator, args, unet.parameters()))
 
-    def loss(batch, draw):
+    def loss(batch, rng):
         if not conditional:
             batch = {"images": batch["images"]}
         return diffusion_loss(
             network,
             scheduler,
             batch,
-            draw,
+            rng,
             time_sampling=args.diffusion.time_sampling,
             time_loc=args.diffusion.time_loc,
             time_scale=args.diffusion.time_scale,
@@ -153,15 +153,15 @@ def main(args: Arguments) -> int:
     made_by = partial(sampler, pipeline, num_inference_steps=args.evaluation.num_inference_steps)
     final = ema.module if ema is not None else unet
     samplers = {"ema": made_by(final)} | ({"raw": made_by(unet)} if ema is not None else {})
-    watch = Watch(args, data, samplers)
+    validation = Validation(args, data, samplers)
     identity = (args.model, args.diffusion, args.optimization, args.ema)
-    result = fit(accelerator, args, [phase], data, steps, identity=identity, hooks=watch.hooks())
+    result = fit(accelerator, args, [phase], data, steps, identity=identity, hooks=validation.hooks())
     return finish(
         accelerator,
         args,
         result,
         pipeline(final),
-        watch,
+        validation,
         family="diffusion",
         pipeline_tag="unconditional-image-generation",
     )

@@ -26,9 +26,7 @@ from latentia.losses.adversarial import (
 )
 from latentia.losses.augmentation import AdaptiveAugmentation, ReplayPool, augmented
 from latentia.losses.gradient_penalty import clip_weights
-from latentia.monitor import Monitor
-from latentia.run import adamw, finish, fit, load_data, plan, run_script, start
-from latentia.training.arguments import (
+from latentia.runs.arguments import (
     DataArguments,
     EMAArguments,
     EvaluationArguments,
@@ -36,9 +34,11 @@ from latentia.training.arguments import (
     OptimizationArguments,
     OutputArguments,
 )
+from latentia.runs.failure_monitor import FailureMonitor
+from latentia.runs.run import adamw, finish, fit, load_data, plan, run_script, start
+from latentia.runs.validation import Validation
 from latentia.training.ema import EMA
 from latentia.training.loop import Phase, learning_rate_schedule
-from latentia.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -231,28 +231,28 @@ def main(args: Arguments) -> int:
     penalties = {"r1": game.r1, "r2": game.r2, "gp": game.gp}
     lazy = game.regularise_every > 1 and any(penalties.values())
 
-    def noise(draw) -> float:
-        return annealed(draw.position, steps * global_batch, game.instance_noise)
+    def noise(rng) -> float:
+        return annealed(rng.position, steps * global_batch, game.instance_noise)
 
-    def judge(batch, draw):
+    def judge(batch, rng):
         return gan_discriminator_loss(
             d,
             g,
             batch,
-            draw,
+            rng,
             objective=game.objective,
             **(dict.fromkeys(penalties, 0.0) if lazy else penalties),
             real_label=(1 - game.label_smoothing,) * 2,
             flip=game.label_flip,
             mismatched=game.mismatched and (judged["num_class_embeds"] or judged["text_embed_dim"]) is not None,
-            instance_noise=noise(draw),
+            instance_noise=noise(rng),
             collect=ada and ada.collect,
             replay=pool,
             **shown,
         )
 
-    def make(batch, draw):
-        return gan_generator_loss(d, g, batch, draw, objective=game.objective, instance_noise=noise(draw), **shown)
+    def make(batch, rng):
+        return gan_generator_loss(d, g, batch, rng, objective=game.objective, instance_noise=noise(rng), **shown)
 
     common = {
         "learning_rate": learning_rate_schedule(options.lr_scheduler, options.lr_warmup_steps, steps),
@@ -263,7 +263,7 @@ def main(args: Arguments) -> int:
         penalty = partial(gan_penalty_loss, d, g, interval=game.regularise_every, **penalties, **shown)
         phases.append(Phase("penalty", penalty, d, d_optimizer, every=game.regularise_every, **common))
     if game.clip_weights:
-        phases.append(Phase("clipping", lambda batch, draw: clip_weights(d, game.clip_weights), d))
+        phases.append(Phase("clipping", lambda batch, rng: clip_weights(d, game.clip_weights), d))
     phases.append(Phase("generator", make, g, g_optimizer, every=game.n_critic, ema=ema, **common))
     phases += [Phase("augmentation", ada.update, ada)] if ada is not None else []
     phases += [Phase("replay", pool.update, pool)] if pool is not None else []
@@ -285,11 +285,11 @@ def main(args: Arguments) -> int:
 
     final = ema.module if ema is not None else generator
     samplers = {"ema": partial(sample, final)} | ({"raw": partial(sample, generator)} if ema is not None else {})
-    watch = Watch(args, data, samplers)
+    validation = Validation(args, data, samplers)
     real = data.batch(0, 256, seed=0)["images"]
-    monitor = Monitor(args.output.output_dir, real, partial(sample, final), extractor_for(data.shape))
+    monitor = FailureMonitor(args.output.output_dir, real, partial(sample, final), extractor_for(data.shape))
     looks = max(1, min(200, steps // 10)) if game.monitor_steps is None else game.monitor_steps
-    hooks = [*watch.hooks(), *monitor.hooks(args.output.logging_steps, looks)]
+    hooks = [*validation.hooks(), *monitor.hooks(args.output.logging_steps, looks)]
     identity = (model, game, options, args.ema)
     result = fit(accelerator, args, phases, data, steps, identity=identity, hooks=hooks)
     return finish(
@@ -297,7 +297,7 @@ def main(args: Arguments) -> int:
         args,
         result,
         pipeline(final),
-        watch,
+        validation,
         family="gan",
         pipeline_tag="text-to-image" if model.caption else "unconditional-image-generation",
         limits=monitor.sentences(),

@@ -23,9 +23,9 @@ from latentia.evaluation import grid_divergences, mode_coverage
 from latentia.evaluation.modes import PLANE_SAMPLES
 from latentia.evaluation.plane import LAB_SAMPLES
 from latentia.losses.adversarial import gan_discriminator_loss, gan_generator_loss
-from latentia.monitor import Monitor
-from latentia.run import INTERRUPTED, adamw, fit, run_script, start
-from latentia.training.arguments import EMAArguments, OptimizationArguments, OutputArguments
+from latentia.runs.arguments import EMAArguments, OptimizationArguments, OutputArguments
+from latentia.runs.failure_monitor import FailureMonitor
+from latentia.runs.run import INTERRUPTED, adamw, fit, run_script, start
 from latentia.training.ema import EMA
 from latentia.training.loop import Hook, Phase, learning_rate_schedule
 
@@ -184,7 +184,7 @@ class Film:
                 )
 
 
-def finish(folder: Path, film: Film, monitor: Monitor) -> None:
+def finish(folder: Path, film: Film, monitor: FailureMonitor) -> None:
     """Leave the pipeline, the film and its last picture, and say how near the points came."""
     points, plane = film.sample(LAB_SAMPLES, 4), film.plane
     found = film.divergence(points)
@@ -238,7 +238,7 @@ def main(args: Arguments) -> int:
         Phase("generator", make, g, g_optimizer, every=game.n_critic, ema=ema, **common),
     ]
     film = Film(data, final, discriminator)
-    monitor = Monitor(folder, film.real[:256], film.sample)
+    monitor = FailureMonitor(folder, film.real[:256], film.sample)
     hooks = [Hook(game.frame_steps, film), *monitor.hooks(args.output.logging_steps, 200)]
     result = fit(accelerator, args, phases, data, steps, identity=(game, options, args.ema), hooks=hooks)
     if result.status == "interrupted":

@@ -14,10 +14,8 @@ from functools import partial
 import torch
 
 from latentia import LatentDiffusionPipeline, UNet2D
-from latentia.denoiser import DiffusionArguments, LatentArguments, check_objective, latents_of, objective, schedulers
 from latentia.errors import UsageError
-from latentia.run import adamw, finish, fit, load_data, plan, run_script, start
-from latentia.training.arguments import (
+from latentia.runs.arguments import (
     DataArguments,
     EMAArguments,
     EvaluationArguments,
@@ -25,9 +23,18 @@ from latentia.training.arguments import (
     OptimizationArguments,
     OutputArguments,
 )
+from latentia.runs.diffusion import (
+    DiffusionArguments,
+    LatentArguments,
+    check_objective,
+    latents_of,
+    objective,
+    schedulers,
+)
+from latentia.runs.run import adamw, finish, fit, load_data, plan, run_script, start
+from latentia.runs.validation import Validation, sampler
 from latentia.training.ema import EMA
 from latentia.training.loop import Phase, learning_rate_schedule
-from latentia.watch import Watch, sampler
 
 
 @dataclass(frozen=True)
@@ -92,8 +99,8 @@ def main(args: Arguments) -> int:
 
     told = objective(network, noise, args.diffusion, args.model.class_dropout)
 
-    def loss(batch, draw):
-        return told({key: batch[key] for key in ("images", *["labels"] * conditional)}, draw)
+    def loss(batch, rng):
+        return told({key: batch[key] for key in ("images", *["labels"] * conditional)}, rng)
 
     phase = Phase(
         name="unet",
@@ -112,15 +119,15 @@ def main(args: Arguments) -> int:
     made_by = partial(sampler, pipeline, num_inference_steps=args.evaluation.num_inference_steps)
     final = ema.module if ema is not None else unet
     samplers = {"ema": made_by(final)} | ({"raw": made_by(unet)} if ema is not None else {})
-    watch = Watch(args, data, samplers)
+    validation = Validation(args, data, samplers)
     identity = (args.model, args.diffusion, args.optimization, args.ema)
-    result = fit(accelerator, args, [phase], latents, steps, identity=identity, hooks=watch.hooks())
+    result = fit(accelerator, args, [phase], latents, steps, identity=identity, hooks=validation.hooks())
     return finish(
         accelerator,
         args,
         result,
         pipeline(final),
-        watch,
+        validation,
         family="latent_diffusion",
         pipeline_tag="unconditional-image-generation",
     )

@@ -17,17 +17,17 @@ from latentia.evaluation import retrieval_scores
 from latentia.losses.contrastive import contrastive_loss, moved
 from latentia.models.clip import ContrastivePair, clip_towers, train_tokenizer
 from latentia.pipelines.clip import scale_of
-from latentia.run import adamw, finish, fit, load_data, plan, run_script, start
-from latentia.training.arguments import (
+from latentia.runs.arguments import (
     DataArguments,
     EMAArguments,
     HubArguments,
     OptimizationArguments,
     OutputArguments,
 )
+from latentia.runs.run import adamw, finish, fit, load_data, plan, run_script, start
+from latentia.runs.validation import Validation
 from latentia.training.ema import EMA
 from latentia.training.loop import Phase, Progress, learning_rate_schedule
-from latentia.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Arguments:
     hub: HubArguments = field(default_factory=HubArguments)
 
 
-class RetrievalWatch(Watch):
+class RetrievalValidation(Validation):
     """Shows what held-out texts find, and scores retrieval among the held-out pairs."""
 
     def __init__(self, args: Arguments, data, held_out, pipeline):
@@ -154,10 +154,10 @@ def main(args: Arguments) -> int:
     network, optimizer = accelerator.prepare(pair, adamw(accelerator, args, pair.parameters()))
     numbers = {caption: i for i, caption in enumerate(sorted(set(data.captions)))}
 
-    def loss(batch, draw):
+    def loss(batch, rng):
         images, captions = batch["images"], batch["captions"]
         tokens = tokenizer(captions, padding=True, truncation=True, max_length=model.max_tokens, return_tensors="pt")
-        images = moved(images, draw) if args.contrastive.augment else images
+        images = moved(images, rng) if args.contrastive.augment else images
         groups = torch.tensor([numbers[caption] for caption in captions], device=images.device)
         return contrastive_loss(*network(tokens["input_ids"].to(images.device), images), groups=groups)
 
@@ -176,15 +176,15 @@ def main(args: Arguments) -> int:
         final.eval()
         return CLIPPipeline(tokenizer, final.text_encoder, final.image_encoder, scale_of(final.log_scale))
 
-    watch = RetrievalWatch(args, data, held_out, pipeline)
+    validation = RetrievalValidation(args, data, held_out, pipeline)
     identity = (model, args.contrastive, options, args.ema)
-    result = fit(accelerator, args, [phase], data, steps, identity=identity, hooks=watch.hooks())
+    result = fit(accelerator, args, [phase], data, steps, identity=identity, hooks=validation.hooks())
     return finish(
         accelerator,
         args,
         result,
         pipeline(),
-        watch,
+        validation,
         family="clip",
         pipeline_tag="zero-shot-image-classification",
         limits=["It knows the words of its captions and no others."],

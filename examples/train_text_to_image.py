@@ -17,11 +17,9 @@ import torch
 
 from latentia import TextToImagePipeline, UNet2D
 from latentia.data import cached_texts
-from latentia.denoiser import DiffusionArguments, LatentArguments, check_objective, latents_of, objective, schedulers
 from latentia.errors import UsageError
 from latentia.pipelines.texts import embed_texts, load_text_encoder, max_tokens, text_fingerprint
-from latentia.run import adamw, finish, fit, load_data, plan, run_script, start
-from latentia.training.arguments import (
+from latentia.runs.arguments import (
     DataArguments,
     EMAArguments,
     EvaluationArguments,
@@ -29,9 +27,18 @@ from latentia.training.arguments import (
     OptimizationArguments,
     OutputArguments,
 )
+from latentia.runs.diffusion import (
+    DiffusionArguments,
+    LatentArguments,
+    check_objective,
+    latents_of,
+    objective,
+    schedulers,
+)
+from latentia.runs.run import adamw, finish, fit, load_data, plan, run_script, start
+from latentia.runs.validation import Validation
 from latentia.training.ema import EMA
 from latentia.training.loop import Phase, learning_rate_schedule
-from latentia.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -149,8 +156,8 @@ def main(args: Arguments) -> int:
     empty = tuple(part.to(accelerator.device) for part in seen.empty)
     told = objective(network, noise, args.diffusion, model.caption_dropout, empty)
 
-    def loss(batch, draw):
-        return told({key: batch[key] for key in ("images", "text", "text_mask")}, draw)
+    def loss(batch, rng):
+        return told({key: batch[key] for key in ("images", "text", "text_mask")}, rng)
 
     phase = Phase(
         name="unet",
@@ -190,15 +197,15 @@ def main(args: Arguments) -> int:
         shown = Path(args.output.output_dir) / "samples" / "captions.txt"  # of the pictures beside it, row by row
         shown.parent.mkdir(exist_ok=True)
         shown.write_text("".join(f"{caption}\n" for caption in captions(64, options.seed)))
-    watch = Watch(args, data, samplers)
+    validation = Validation(args, data, samplers)
     identity = (model, args.diffusion, options, args.ema)
-    result = fit(accelerator, args, [phase], seen, steps, identity=identity, hooks=watch.hooks())
+    result = fit(accelerator, args, [phase], seen, steps, identity=identity, hooks=validation.hooks())
     return finish(
         accelerator,
         args,
         result,
         pipeline(final),
-        watch,
+        validation,
         family="text_to_image",
         pipeline_tag="text-to-image",
     )

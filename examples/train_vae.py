@@ -14,8 +14,7 @@ import torch
 from latentia import VAE, VAEPipeline
 from latentia.errors import UsageError
 from latentia.losses.variational import elbo_loss, iwae_loss
-from latentia.run import adamw, finish, fit, load_data, plan, run_script, start
-from latentia.training.arguments import (
+from latentia.runs.arguments import (
     DataArguments,
     EMAArguments,
     EvaluationArguments,
@@ -23,9 +22,10 @@ from latentia.training.arguments import (
     OptimizationArguments,
     OutputArguments,
 )
+from latentia.runs.run import adamw, finish, fit, load_data, plan, run_script, start
+from latentia.runs.validation import Validation, sampler
 from latentia.training.ema import EMA
 from latentia.training.loop import Phase, learning_rate_schedule
-from latentia.watch import Watch, sampler
 
 
 @dataclass(frozen=True)
@@ -139,14 +139,14 @@ def main(args: Arguments) -> int:
     global_batch = options.train_batch_size * options.gradient_accumulation_steps * accelerator.num_processes
     network, optimizer = accelerator.prepare(vae, adamw(accelerator, args, vae.parameters()))
 
-    def loss(batch, draw):
+    def loss(batch, rng):
         if chosen.importance_samples > 1:
-            return iwae_loss(network, batch, draw, samples=chosen.importance_samples, gradient=chosen.gradient)
+            return iwae_loss(network, batch, rng, samples=chosen.importance_samples, gradient=chosen.gradient)
         capacity = chosen.capacity
         if capacity is not None and chosen.capacity_ramp > 0:
-            capacity *= min(1.0, draw.position / (chosen.capacity_ramp * steps * global_batch))
+            capacity *= min(1.0, rng.position / (chosen.capacity_ramp * steps * global_batch))
         weights = {"beta": chosen.beta, "free_bits": chosen.free_bits, "capacity_weight": chosen.capacity_weight}
-        return elbo_loss(network, batch, draw, capacity=capacity, **weights)
+        return elbo_loss(network, batch, rng, capacity=capacity, **weights)
 
     phase = Phase(
         name="vae",
@@ -163,15 +163,15 @@ def main(args: Arguments) -> int:
 
     final = ema.module if ema is not None else vae
     samplers = {"ema": sampler(pipeline, final)} | ({"raw": sampler(pipeline, vae)} if ema is not None else {})
-    watch = Watch(args, data, samplers)
+    validation = Validation(args, data, samplers)
     identity = (args.model, args.variational, args.optimization, args.ema)
-    result = fit(accelerator, args, [phase], data, steps, identity=identity, hooks=watch.hooks())
+    result = fit(accelerator, args, [phase], data, steps, identity=identity, hooks=validation.hooks())
     return finish(
         accelerator,
         args,
         result,
         pipeline(final),
-        watch,
+        validation,
         family="vae",
         pipeline_tag="unconditional-image-generation",
     )

@@ -24,8 +24,7 @@ from latentia.models.vq_prior import code_prefix, code_transformer
 from latentia.pipelines.latents import fingerprint, load_autoencoder
 from latentia.pipelines.vq_prior import text_tokens
 from latentia.pipelines.vqvae import VQVAEPipeline
-from latentia.run import adamw, finish, fit, load_data, plan, run_script, start
-from latentia.training.arguments import (
+from latentia.runs.arguments import (
     DataArguments,
     EMAArguments,
     EvaluationArguments,
@@ -33,9 +32,10 @@ from latentia.training.arguments import (
     OptimizationArguments,
     OutputArguments,
 )
+from latentia.runs.run import adamw, finish, fit, load_data, plan, run_script, start
+from latentia.runs.validation import Validation, sampler
 from latentia.training.ema import EMA
 from latentia.training.loop import Phase, learning_rate_schedule
-from latentia.watch import Watch, sampler
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def main(args: Arguments) -> int:
         transformer.compile()
     network, optimizer = accelerator.prepare(transformer, adamw(accelerator, args, transformer.parameters()))
 
-    def loss(batch, draw):
+    def loss(batch, rng):
         codes = batch["images"].flatten(1).long()
         condition = None
         if model.caption:
@@ -153,7 +153,7 @@ def main(args: Arguments) -> int:
         elif model.class_conditional:
             condition = batch["labels"][:, None]
         prefix = code_prefix(size, condition, len(codes)).to(codes.device)
-        return code_loss(network, {"prefix": prefix, "codes": codes}, draw)
+        return code_loss(network, {"prefix": prefix, "codes": codes}, rng)
 
     phase = Phase(
         name="prior",
@@ -176,15 +176,15 @@ def main(args: Arguments) -> int:
 
     final = ema.module if ema is not None else transformer
     samplers = {"ema": partial(sample, final)} | ({"raw": partial(sample, transformer)} if ema is not None else {})
-    watch = Watch(args, data, samplers)
+    validation = Validation(args, data, samplers)
     identity = (model, options, args.ema)
-    result = fit(accelerator, args, [phase], kept, steps, identity=identity, hooks=watch.hooks())
+    result = fit(accelerator, args, [phase], kept, steps, identity=identity, hooks=validation.hooks())
     return finish(
         accelerator,
         args,
         result,
         pipeline(final),
-        watch,
+        validation,
         family="vq_prior",
         pipeline_tag="text-to-image" if model.caption else "unconditional-image-generation",
     )

@@ -15,8 +15,7 @@ import torch
 from latentia import VQVAE, VQVAEPipeline
 from latentia.errors import UsageError
 from latentia.losses.quantisation import CodebookUpdate, vqvae_loss
-from latentia.run import adamw, finish, fit, load_data, plan, run_script, start
-from latentia.training.arguments import (
+from latentia.runs.arguments import (
     DataArguments,
     EMAArguments,
     EvaluationArguments,
@@ -24,9 +23,10 @@ from latentia.training.arguments import (
     OptimizationArguments,
     OutputArguments,
 )
+from latentia.runs.run import adamw, finish, fit, load_data, plan, run_script, start
+from latentia.runs.validation import Validation, reconstructor, sampler
 from latentia.training.ema import EMA
 from latentia.training.loop import Phase, learning_rate_schedule
-from latentia.watch import Watch, reconstructor, sampler
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ def main(args: Arguments) -> int:
         vqvae.compile()
     network, optimizer = accelerator.prepare(vqvae, adamw(accelerator, args, vqvae.parameters()))
 
-    def loss(batch, draw):
-        return vqvae_loss(network, batch, draw, beta=args.codebook.beta, collect=update and update.collect)
+    def loss(batch, rng):
+        return vqvae_loss(network, batch, rng, beta=args.codebook.beta, collect=update and update.collect)
 
     phases = [
         Phase(
@@ -136,15 +136,15 @@ def main(args: Arguments) -> int:
 
     final = ema.module if ema is not None else vqvae
     pairs = reconstructor(VQVAEPipeline, final, data)
-    watch = Watch(args, data, {"ema": sampler(pipeline, final), "reconstruction": pairs})
+    validation = Validation(args, data, {"ema": sampler(pipeline, final), "reconstruction": pairs})
     identity = (args.model, args.codebook, args.optimization, args.ema)
-    result = fit(accelerator, args, phases, data, steps, identity=identity, hooks=watch.hooks())
+    result = fit(accelerator, args, phases, data, steps, identity=identity, hooks=validation.hooks())
     return finish(
         accelerator,
         args,
         result,
         pipeline(final),
-        watch,
+        validation,
         family="vqvae",
         pipeline_tag="unconditional-image-generation",
     )

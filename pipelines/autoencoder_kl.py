@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latentia.errors import NumericsError, UsageError
 from latentia.models.autoencoder_kl import latent_statistics
-from latentia.models.levels import reparameterised
+from latentia.models.layers.stochastic import reparameterised
 from latentia.pipelines.autoencoder import between, in_chunks
 from latentia.pipelines.base import DiffusionPipeline, check_output_type, from_input, to_output
 from latentia.pipelines.unconditional import Generators, image_generators

@@ -53,7 +53,7 @@ class DiffusionPipeline(diffusers.DiffusionPipeline):
         return next((count for count in found if count), None)
 
     @property
-    def reads_texts(self) -> bool:
+    def is_text_conditional(self) -> bool:
         """Whether it is told texts."""
         return any(self.components.get(part) is not None for part in ("text_encoder", "tokenizer"))
 

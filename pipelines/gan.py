@@ -11,7 +11,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from latentia.errors import UsageError
-from latentia.models.convolution import image_size
+from latentia.models.layers.convolution import image_size
 from latentia.pipelines.autoencoder import between
 from latentia.pipelines.base import DiffusionPipeline, Labels, check_output_type, from_input, to_output
 from latentia.pipelines.rejection import rejection_sample

@@ -15,7 +15,7 @@ from latentia.models.vqvae import VQVAE
 from latentia.pipelines.autoencoder import in_chunks
 from latentia.pipelines.base import DiffusionPipeline
 from latentia.pipelines.conditioning import Given, given_picture
-from latentia.untrusted import read_json
+from latentia.safety import read_json
 
 AUTOENCODERS = (AutoencoderKL, AutoencoderTiny, VQModel, VQVAE)
 _CHUNK = 16  # pictures at once: large ones fill the memory

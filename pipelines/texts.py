@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentia.errors import CheckpointError, DataError, LatentiaError, UsageError
 from latentia.pipelines.latents import digest_of
-from latentia.untrusted import check_files, check_network, fetch, read_json
+from latentia.safety import check_files, check_network, fetch, read_json
 
 logger = logging.getLogger(__name__)
 

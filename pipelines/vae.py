@@ -10,9 +10,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from latentia.errors import UsageError
-from latentia.evaluation.likelihood import importance_weights, log_mean_exp
+from latentia.evaluation.likelihood.estimate import importance_weights, log_mean_exp
 from latentia.losses.variational import log_likelihood, log_normal
-from latentia.models.convolution import image_size
+from latentia.models.layers.convolution import image_size
 from latentia.pipelines.autoencoder import between
 from latentia.pipelines.base import DiffusionPipeline, Labels, check_output_type, from_input, to_output
 from latentia.pipelines.unconditional import Generators, image_generators
@@ -27,7 +27,7 @@ class VAEPipeline(DiffusionPipeline):
     grain.
 
     A code has D values, all levels of the network side by side from the picture upwards, in units in which the prior
-    is N(0, I); see `latentia.models.levels.Levels`. So every word means for several levels what it means for one: the
+    is N(0, I); see `models.layers.stochastic.Levels`. So every word means for several levels what it means for one: the
     last values are the topmost level, and a walk along one of them moves all that hangs on it.
 
     Args:

@@ -14,9 +14,14 @@ import torch
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ONE_CORE = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
 PRELOAD = [
-    *("torch", "diffusers", "accelerate", "pytest", "pyarrow.parquet", "latentia.run", "latentia.models.unet"),
+    *("torch", "diffusers", "accelerate", "pytest", "pyarrow.parquet", "latentia.runs.run", "latentia.models.unet"),
     *("latentia.schedulers.ddpm", "latentia.schedulers.ddim", "latentia.losses.diffusion", "hypothesis"),
-    *("latentia.pipelines.unconditional", "torch.distributed", "torch.nn.parallel.distributed", "latentia.monitor"),
+    *(
+        "latentia.pipelines.unconditional",
+        "torch.distributed",
+        "torch.nn.parallel.distributed",
+        "latentia.runs.failure_monitor",
+    ),
     *("diffusers.models.autoencoders.autoencoder_kl", "latentia.pipelines.gan", "latentia.pipelines.vae"),
     *("latentia.pipelines.vqvae", "latentia.pipelines.autoencoder", "latentia.pipelines.autoencoder_kl"),
     "latentia.pipelines.latent_diffusion",

@@ -93,7 +93,7 @@ def train(output: Path, resume: str = "none") -> None:
 
 def command(*words: str):
     def run(folder: Path) -> None:
-        from latentia.cli import main
+        from latentia.commands.main import main
 
         argv = [word.replace("{}", str(folder)) for word in words]
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -103,8 +103,8 @@ def command(*words: str):
 
 
 def source(folder: Path) -> None:
+    from latentia.commands.sources import open_source
     from latentia.data import load_images
-    from latentia.sources import open_source
 
     open_source(str(folder), load_images("digits"))
 

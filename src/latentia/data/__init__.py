@@ -1,34 +1,8 @@
-"""Data sets: folders, parquet, the Hub, streams and built-in ones, through `load_images`; toys of the plane."""
+"""Data sets: folders, parquet, the Hub, streams and built-in ones, through `load_images`; toys of the plane.
 
-from importlib import import_module
+A process that only decodes need not import torch; the public names stand in `__init__.pyi`.
+"""
 
-# Public name -> module; a process that only decodes need not import torch.
-_EXPORTS = {
-    "load_images": "images",
-    "ImageData": "images",
-    "StreamedImages": "streaming",
-    "Factors": "factors",
-    "open_image": "decode",
-    "BadImage": "decode",
-    "PLANES": "plane",
-    "Plane": "plane",
-    "PlaneData": "plane",
-    "gaussian_mixture": "plane",
-    "stacked_images": "stacked",
-    "cached_latents": "latents",
-    "LatentData": "latents",
-    "cached_texts": "texts",
-    "TextData": "texts",
-}
-__all__ = [*_EXPORTS]
+import lazy_loader
 
-
-def __getattr__(name: str):
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'latentia.data' has no attribute '{name}'")
-    value = globals()[name] = getattr(import_module(f"latentia.data.{_EXPORTS[name]}"), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

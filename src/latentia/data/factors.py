@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..errors import UsageError, did_you_mean
-from ..random import seed_from
+from ..rng import seed_from
 
 SHAPES = ("square", "ellipse", "heart", "triangle")
 COLOURS = {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, UsageError
-from ..random import seed_from
+from ..rng import seed_from
 from .cache import cache_folder, key_of
 from .images import ImageData, finished, mirrored
 from .kept import kept

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from ..random import seed_from
+from ..rng import seed_from
 
 _GOLDEN = 0x9E3779B97F4A7C15
 

@@ -3,7 +3,7 @@
 import torch
 
 from ..errors import UsageError
-from ..random import seed_from
+from ..rng import seed_from
 from .images import ImageData
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..errors import DataError, UsageError
-from ..random import seed_from
+from ..rng import seed_from
 from .build import MAX_SKIPPED, Plan, channels_of
 from .cache import key_of
 from .columns import Labels, Source, checked_caption, pick

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from latentia.errors import UsageError
-from latentia.evaluation.features import check_images
+from latentia.evaluation.features.extractor import check_images
 from latentia.evaluation.frechet import Moments
-from latentia.random import seed_from
+from latentia.rng import seed_from
 
 _BLOCK = 64  # samples are drawn in blocks keyed by (seed, block), so that image i depends on (seed, i) alone
 _ROWS = 2048  # images that are held in float64 at once

@@ -3,8 +3,8 @@
 import torch
 
 from latentia.errors import UsageError
-from latentia.evaluation.features import check_features
-from latentia.random import seed_from
+from latentia.evaluation.features.extractor import check_features
+from latentia.rng import seed_from
 
 
 def inception_score(logits: torch.Tensor, splits: int = 10, *, seed: int = 0) -> tuple[float, float]:

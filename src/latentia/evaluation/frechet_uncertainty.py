@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 
 from latentia.errors import UsageError
-from latentia.evaluation.features import check_features
+from latentia.evaluation.features.extractor import check_features
 from latentia.evaluation.frechet import Moments, both_moments
-from latentia.random import seed_from
+from latentia.rng import seed_from
 
 _CHUNK = 4096  # rows that are converted to float64 at once
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 
 from latentia.errors import UsageError
-from latentia.evaluation.features import check_features
-from latentia.random import seed_from
+from latentia.evaluation.features.extractor import check_features
+from latentia.rng import seed_from
 
 EXACT_LIMIT = 2_000  # points whose assignment takes about a second; time grows with the cube
 LAB_SAMPLES = 12_000  # real points that GAN Lab's divergences are taken to

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from latentia.errors import DataError, UsageError
-from latentia.evaluation.features import check_features
-from latentia.random import seed_from
+from latentia.evaluation.features.extractor import check_features
+from latentia.rng import seed_from
 
 if TYPE_CHECKING:
     import numpy as np

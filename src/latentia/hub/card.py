@@ -4,13 +4,13 @@ import math
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-import latentia
 from latentia.errors import UsageError
 from latentia.hub.blocks import block, put_block
 
@@ -236,7 +236,7 @@ def _training(recipe, command, hardware, minutes, seed, lineage) -> list[str]:
         lines += ["", f"{fence}text", line, fence]
     took = "" if minutes is None else f" in {minutes:.4g} minutes"
     known = [f"seed {seed}"] if seed is not None else []
-    known += [f"{key} {value}" for key, value in {"latentia": latentia.__version__, **lineage}.items()]
+    known += [f"{key} {value}" for key, value in {"latentia": version("latentia"), **lineage}.items()]
     return [
         *lines,
         "",
@@ -265,7 +265,7 @@ def _results(metrics, task: str, dataset: str, seed: int) -> list[EvalResult]:
             continue
         named = ("type", "name", "value", "n", "split")
         rest = {key: _plain(value) for key, value in metric.items() if key not in named}
-        arguments = {"n_samples": metric.get("n"), **rest, "seed": seed, "latentia_version": latentia.__version__}
+        arguments = {"n_samples": metric.get("n"), **rest, "seed": seed, "latentia_version": version("latentia")}
         results.append(
             EvalResult(
                 task_type=task,

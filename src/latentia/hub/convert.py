@@ -14,10 +14,10 @@ from pathlib import Path
 from safetensors import safe_open
 
 from latentia.errors import CheckpointError, UsageError
+from latentia.hub.check import check_loads, saved_class
 from latentia.hub.files import CARD_NAME, check_free, may_hold, staged
 from latentia.hub.load import INDEX_NAME, read_index
-from latentia.hub.strict import load_strictly, saved_class
-from latentia.untrusted import check_link
+from latentia.safety import check_link
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _NOT_WEIGHTS = re.compile(r"optimizer|scheduler|scaler|random_states|training_args|rng", re.IGNORECASE)
@@ -84,7 +84,7 @@ def convert(
         lines = _read(files, "", *bounds)
         _write_shard_indexes(files)
         try:
-            loaded = load_strictly(staging)
+            loaded = check_loads(staging)
         except CheckpointError as error:
             raise CheckpointError(f"{source} was converted, but {str(error).replace(str(staging), 'it')}") from error
     return [*lines, f"Written: {target}, {loaded}; it loads, every weight in place"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from latentia.errors import CheckpointError, UsageError
 from latentia.hub.load import INDEX_NAME
-from latentia.untrusted import check_link
+from latentia.safety import check_link
 
 CARD_NAME = "README.md"
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif"}

@@ -15,7 +15,7 @@ import torch
 
 import latentia
 from latentia.errors import CheckpointError, did_you_mean
-from latentia.untrusted import check_files, check_flags, check_link, check_network, read_json
+from latentia.safety import check_files, check_flags, check_link, check_network, read_json
 
 INDEX_NAME = "model_index.json"
 _PARTS = {  # of each library; a pipeline in a pipeline would bring an index of its own

@@ -12,10 +12,10 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from latentia.errors import CheckpointError, HubError, UsageError
+from latentia.hub.check import check_loads, saved_class
 from latentia.hub.client import ask, reason
 from latentia.hub.files import CARD_NAME, card_pictures, check_free, component_files, may_hold, staged
 from latentia.hub.load import INDEX_NAME, read_index
-from latentia.hub.strict import load_strictly, saved_class
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def fetch(repo_id: str, folder: Path, *, revision: str | None = None) -> Pulled:
         for name in sorted(wanted):
             get(name)
         shutil.rmtree(folder / ".cache", ignore_errors=True)  # what the client notes about its downloads
-        loaded = load_strictly(folder)
+        loaded = check_loads(folder)
     return Pulled(commit, sorted(wanted), size, loaded, sorted(set(listed) - wanted - {".gitattributes"}))
 
 

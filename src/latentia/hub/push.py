@@ -14,11 +14,11 @@ from huggingface_hub.utils import validate_repo_id
 from latentia.errors import CheckpointError, HubError, LatentiaError, UsageError
 from latentia.hub.blocks import put_block, read_blocks
 from latentia.hub.card import SECRET_VALUE, use_lines
+from latentia.hub.check import check_loads
 from latentia.hub.client import ask, may_pass, reason
 from latentia.hub.files import CARD_NAME, PICTURE_SUFFIXES, card_pictures, component_files, is_inside
 from latentia.hub.load import INDEX_NAME, pipeline_class, read_index
-from latentia.hub.strict import load_strictly
-from latentia.untrusted import check_link
+from latentia.safety import check_link
 
 
 def export_files(folder: str | Path) -> list[str]:
@@ -202,7 +202,7 @@ def _check_loads(root: Path, files: list[str]) -> None:
             except OSError:  # another file system
                 shutil.copyfile(root / name, link)
         try:
-            load_strictly(Path(scratch))
+            check_loads(Path(scratch))
         except LatentiaError as error:
             text = str(error).replace(scratch, str(root))
             raise CheckpointError(f"{root} is no export that loads, so it was not pushed: {text}") from error

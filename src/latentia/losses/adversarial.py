@@ -23,7 +23,7 @@ from latentia.losses.turns import (
     shown,
     verdict,
 )
-from latentia.random import Draws
+from latentia.rng import Rng
 
 WITH_LABELS = ("minimax", "non_saturating", "least_squares")
 Range = tuple[float, float]
@@ -101,12 +101,12 @@ def generator_loss(fake: Tensor, real: Tensor | None = None, objective: str = "n
 
 
 def noisy_labels(
-    draw: Draws, real: Range = (0.9, 0.9), fake: Range = (0.0, 0.0), flip: float = 0.0
+    rng: Rng, real: Range = (0.9, 0.9), fake: Range = (0.0, 0.0), flip: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """What the discriminator is told of each real and each fake image, instead of 1 and 0.
 
     Args:
-        draw: the randomness of this micro-batch.
+        rng: the randomness of this micro-batch.
         real, fake: ranges that labels are drawn from. Default 0.9 and 0: smoothed on the real side alone, as a fake
             label above 0 would draw the generator to where it is already. Others were (0.7, 1.2) and (0, 0.3).
         flip: probability that a pair's two labels change places. Default 0.
@@ -121,7 +121,7 @@ def noisy_labels(
     (Chintala et al., 2016), tip 6.
 
     Example:
-        >>> [label.tolist() for label in noisy_labels(Draws(0, 0, 2, 0, 2))]
+        >>> [label.tolist() for label in noisy_labels(Rng(0, 0, 2, 0, 2))]
         [[0.8999999761581421, 0.8999999761581421], [0.0, 0.0]]
     """
     for name, (low, high) in (("real", real), ("fake", fake)):
@@ -129,8 +129,8 @@ def noisy_labels(
             raise UsageError(f"{name} must be a range (low, high), both finite; got {(low, high)}.")
     if not 0 <= flip <= 1:
         raise UsageError(f"flip must be a probability in [0, 1]; got {flip}.")
-    t, s = (a + (b - a) * draw.uniform(f"{name} label") for name, (a, b) in (("real", real), ("fake", fake)))
-    flipped = draw.uniform("flipped labels") < flip
+    t, s = (a + (b - a) * rng.uniform(f"{name} label") for name, (a, b) in (("real", real), ("fake", fake)))
+    flipped = rng.uniform("flipped labels") < flip
     return torch.where(flipped, s, t), torch.where(flipped, t, s)
 
 
@@ -147,7 +147,7 @@ def feature_matching(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def annealed(position: int, images: int, start: float, end: float = 0.0) -> float:
-    """From `start` at image 0 linearly to `end` at image `images`, and there it stays; of `draw.position`.
+    """From `start` at image 0 linearly to `end` at image `images`, and there it stays; of `rng.position`.
 
     Example:
         >>> [annealed(position, 1000, 0.1) for position in (0, 500, 2000)]
@@ -160,7 +160,7 @@ def gan_discriminator_loss(
     discriminator,
     generator,
     batch: dict[str, Any],
-    draw: Draws,
+    rng: Rng,
     *,
     objective: str = "relativistic",
     prior: str = "normal",
@@ -173,9 +173,9 @@ def gan_discriminator_loss(
     mismatched: bool = False,
     aux_weight: float = 1.0,
     instance_noise: float = 0.0,
-    augment: Callable[[Tensor, Draws, str], Tensor] | None = None,
-    collect: Callable[[Tensor, Draws], None] | None = None,
-    replay: Callable[[Tensor, Draws], Tensor] | None = None,
+    augment: Callable[[Tensor, Rng, str], Tensor] | None = None,
+    collect: Callable[[Tensor, Rng], None] | None = None,
+    replay: Callable[[Tensor, Rng], Tensor] | None = None,
     text_encoder: Callable[[Sequence[str]], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     r"""The discriminator's turn: \(L_D + \frac{r_1}{2} R_1 + \frac{r_2}{2} R_2 + g\, \mathrm{GP}\).
@@ -190,7 +190,7 @@ def gan_discriminator_loss(
         discriminator, generator: called through `forward` alone; may be wrapped for several processes.
         batch: "images" (B, C, H, W) in [-1, 1], or "points" (B, D); "labels" (B,) and "captions" where a network is
             conditional.
-        draw: the randomness of this micro-batch.
+        rng: the randomness of this micro-batch.
         objective: one of `OBJECTIVES`. Default "relativistic".
         prior: of the noise, "normal" (default) or "uniform", on [-1, 1].
         r1, r2: weights of the penalties at real and at generated pictures. Default 1.
@@ -200,7 +200,7 @@ def gan_discriminator_loss(
             of the fakes each: (c, real) +, (c, fake) -, (c', real) -. Default False.
         aux_weight: weight of the auxiliary classifier's cross-entropy, if there is one. Default 1.
         instance_noise: sigma of the noise added to whatever is judged; see `annealed`. Default 0.
-        augment: (images, draw, stream) -> images, shown to the discriminator in their place; its gradient passes.
+        augment: (images, rng, stream) -> images, shown to the discriminator in their place; its gradient passes.
         collect: is shown how far logits of real pictures are above the game's threshold or, where only differences
             count, above those of fakes: `AdaptiveAugmentation.collect`.
         replay: `ReplayPool`, which gives old fakes back for some of the new.
@@ -221,8 +221,8 @@ def gan_discriminator_loss(
 
     Example:
         >>> from latentia import MLPDiscriminator, MLPGenerator
-        >>> batch, draw = {"points": torch.randn(4, 2)}, Draws(0, 0, 4, 0, 4)
-        >>> sorted(gan_discriminator_loss(MLPDiscriminator(), MLPGenerator(), batch, draw))
+        >>> batch, rng = {"points": torch.randn(4, 2)}, Rng(0, 0, 4, 0, 4)
+        >>> sorted(gan_discriminator_loss(MLPDiscriminator(), MLPGenerator(), batch, rng))
         ['accuracy_fake', 'accuracy_real', 'fake', 'loss', 'r1', 'r2', 'real']
     """
     told, config = conditions_of(discriminator, batch, text_encoder), unet_config(discriminator)
@@ -232,18 +232,18 @@ def gan_discriminator_loss(
         raise UsageError("mismatched needs a discriminator that is told labels or captions, and this one is not.")
     weights = {"r1": r1, "r2": r2, "gp": gp}
     real, fake = players_ready(
-        discriminator, generator, batch, draw, prior, text_encoder, "discriminator", replay, **weights
+        discriminator, generator, batch, rng, prior, text_encoder, "discriminator", replay, **weights
     )
-    samples = [shown(real, draw, augment, instance_noise, "real"), shown(fake, draw, augment, instance_noise, "fake")]
+    samples = [shown(real, rng, augment, instance_noise, "real"), shown(fake, rng, augment, instance_noise, "fake")]
     conditions, different = [told, told], None
     if mismatched:
-        wrong, different = others(told, batch, draw, getattr(config, "num_class_embeds", None))
+        wrong, different = others(told, batch, rng, getattr(config, "num_class_embeds", None))
         samples, conditions = [*samples, samples[0]], [told, told, wrong]
     judged = judge(discriminator, samples, conditions)
     real_out, fake_out = judged[:2]
     labels: tuple[Tensor | float, Tensor | float] = (1.0, 0.0)
     if (tuple(real_label), tuple(fake_label), flip) != ((1, 1), (0, 0), 0):
-        drawn = noisy_labels(draw, real_label, fake_label, flip)
+        drawn = noisy_labels(rng, real_label, fake_label, flip)
         several = [1] * (real_out.logits.ndim - 1)  # patches
         labels = tuple(t[:: getattr(config, "pack", 1)].to(real.dtype).view(-1, *several) for t in drawn)
     loss = discriminator_loss(real_out.logits, fake_out.logits, objective, *labels)
@@ -254,12 +254,12 @@ def gan_discriminator_loss(
         values["mismatched"] = judged[2].logits.mean()
     total = loss.mean()
     if collect is not None:
-        collect(margins(objective, real_out.logits, fake_out.logits), draw)
+        collect(margins(objective, real_out.logits, fake_out.logits), rng)
     if real_out.class_logits is not None:
         classes = labels_of(batch, config.num_aux_classes)
         total = total + aux_weight * sum(F.cross_entropy(out.class_logits, classes) for out in judged[:2])
         values["class_accuracy"] = (real_out.class_logits.argmax(1) == classes).float().mean()
-    penalty, sizes = penalties(discriminator, real, fake, judged, told, draw, **weights)
+    penalty, sizes = penalties(discriminator, real, fake, judged, told, rng, **weights)
     return {"loss": total + penalty, **{key: value.detach() for key, value in (values | sizes).items()}}
 
 
@@ -267,14 +267,14 @@ def gan_penalty_loss(
     discriminator,
     generator,
     batch: dict[str, Any],
-    draw: Draws,
+    rng: Rng,
     *,
     interval: int = 16,
     prior: str = "normal",
     r1: float = 1.0,
     r2: float = 1.0,
     gp: float = 0.0,
-    augment: Callable[[Tensor, Draws, str], Tensor] | None = None,
+    augment: Callable[[Tensor, Rng, str], Tensor] | None = None,
     text_encoder: Callable[[Sequence[str]], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The penalties alone, times `interval`: a lazy regulariser, for a phase that runs every `interval` steps.
@@ -285,18 +285,18 @@ def gan_penalty_loss(
 
     Example:
         >>> from latentia import MLPDiscriminator, MLPGenerator
-        >>> batch, draw = {"points": torch.randn(4, 2)}, Draws(0, 0, 4, 0, 4)
-        >>> values = gan_penalty_loss(MLPDiscriminator(), MLPGenerator(), batch, draw, interval=4)
+        >>> batch, rng = {"points": torch.randn(4, 2)}, Rng(0, 0, 4, 0, 4)
+        >>> values = gan_penalty_loss(MLPDiscriminator(), MLPGenerator(), batch, rng, interval=4)
         >>> bool((values["loss"] - 4 * (values["r1"] + values["r2"]) / 2).abs() < 1e-6)
         True
     """
     if interval < 1:
         raise UsageError(f"interval must be at least 1; got {interval}.")
     told, weights = conditions_of(discriminator, batch, text_encoder), {"r1": r1, "r2": r2, "gp": gp}
-    real, fake = players_ready(discriminator, generator, batch, draw, prior, text_encoder, "penalty", None, **weights)
-    samples = [shown(x, draw, augment, 0.0, f"penalty {name}") for name, x in (("real", real), ("fake", fake))]
+    real, fake = players_ready(discriminator, generator, batch, rng, prior, text_encoder, "penalty", None, **weights)
+    samples = [shown(x, rng, augment, 0.0, f"penalty {name}") for name, x in (("real", real), ("fake", fake))]
     judged = judge(discriminator, samples, [told, told])
-    penalty, sizes = penalties(discriminator, real, fake, judged, told, draw, **weights)
+    penalty, sizes = penalties(discriminator, real, fake, judged, told, rng, **weights)
     # Every parameter must be reached, or several processes would wait for its gradient.
     reached = sum(0 * v.sum() for out in judged for v in (out.logits, out.class_logits) if v is not None)
     return {"loss": interval * penalty + reached, **{key: value.detach() for key, value in sizes.items()}}
@@ -306,7 +306,7 @@ def gan_generator_loss(
     discriminator,
     generator,
     batch: dict[str, Any],
-    draw: Draws,
+    rng: Rng,
     *,
     objective: str = "relativistic",
     prior: str = "normal",
@@ -314,7 +314,7 @@ def gan_generator_loss(
     matching_weight: float = 0.0,
     aux_weight: float = 1.0,
     instance_noise: float = 0.0,
-    augment: Callable[[Tensor, Draws, str], Tensor] | None = None,
+    augment: Callable[[Tensor, Rng, str], Tensor] | None = None,
     text_encoder: Callable[[Sequence[str]], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The generator's turn; arguments that are not named here are as for `gan_discriminator_loss`.
@@ -331,19 +331,19 @@ def gan_generator_loss(
 
     Example:
         >>> from latentia import MLPDiscriminator, MLPGenerator
-        >>> batch, draw = {"points": torch.randn(4, 2)}, Draws(0, 0, 4, 0, 4)
-        >>> sorted(gan_generator_loss(MLPDiscriminator(), MLPGenerator(), batch, draw, top_k=0.5))
+        >>> batch, rng = {"points": torch.randn(4, 2)}, Rng(0, 0, 4, 0, 4)
+        >>> sorted(gan_generator_loss(MLPDiscriminator(), MLPGenerator(), batch, rng, top_k=0.5))
         ['fake', 'fooled', 'loss']
     """
     if not 0 < top_k <= 1:
         raise UsageError(f"top_k must be a share in (0, 1]; got {top_k}.")
     told, real = conditions_of(discriminator, batch, text_encoder), real_of(batch)
-    fake = fakes(generator, batch, draw, prior, text_encoder, "generator")
-    out = discriminator(shown(fake, draw, augment, instance_noise, "generator's fake"), **told)
+    fake = fakes(generator, batch, rng, prior, text_encoder, "generator")
+    out = discriminator(shown(fake, rng, augment, instance_noise, "generator's fake"), **told)
     against = None
     if objective == "relativistic" or matching_weight:
         with torch.no_grad():
-            against = discriminator(shown(real, draw, augment, instance_noise, "generator's real"), **told)
+            against = discriminator(shown(real, rng, augment, instance_noise, "generator's real"), **told)
     compared = None if against is None else against.logits
     values = generator_loss(out.logits, compared, objective)
     best = _per_image(out.logits.detach()).topk(math.ceil(top_k * len(values))).indices

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentia.errors import UsageError, did_you_mean
-from latentia.random import Draws, seed_from
+from latentia.rng import Rng, seed_from
 
 SHIFT = 1 / 8  # of a side, at most
 CUT = 1 / 2  # of a side
@@ -55,7 +55,7 @@ POLICIES = tuple(_OPERATIONS)
 
 
 def augmented(
-    images: Tensor, draw: Draws, stream: str = "augmented", policy: Sequence[str] = POLICIES, p: Tensor | float = 1.0
+    images: Tensor, rng: Rng, stream: str = "augmented", policy: Sequence[str] = POLICIES, p: Tensor | float = 1.0
 ) -> Tensor:
     """Each operation is done to each picture with probability p, drawn anew for each; gradients pass.
 
@@ -63,7 +63,7 @@ def augmented(
 
     Args:
         images: (B, C, H, W) in [-1, 1], grey or colour; 0 is the grey of borders and holes.
-        draw: the randomness of this micro-batch.
+        rng: the randomness of this micro-batch.
         stream: a name for this use of it.
         policy: of "color", "translation" and "cutout" (default: all), in this order.
         p: in [0, 1]; 0 is the identity. Default 1.
@@ -77,8 +77,8 @@ def augmented(
     Differentiable Augmentation for Data-Efficient GAN Training (Zhao et al., 2020, 2006.10738), section 3.2.
 
     Example:
-        >>> x, draw = torch.rand(4, 1, 8, 8) * 2 - 1, Draws(0, 0, 4, 0, 4)
-        >>> augmented(x, draw).shape, torch.equal(augmented(x, draw, p=0.0), x)
+        >>> x, rng = torch.rand(4, 1, 8, 8) * 2 - 1, Rng(0, 0, 4, 0, 4)
+        >>> augmented(x, rng).shape, torch.equal(augmented(x, rng, p=0.0), x)
         (torch.Size([4, 1, 8, 8]), True)
     """
     _check(policy, p)
@@ -88,9 +88,9 @@ def augmented(
     for name in policy:
 
         def u(part: str, name: str = name) -> Tensor:
-            return draw.uniform(f"{stream} {name} {part}").to(images.dtype)
+            return rng.uniform(f"{stream} {name} {part}").to(images.dtype)
 
-        chosen = draw.uniform(f"{stream} {name}").to(images.dtype) < p
+        chosen = rng.uniform(f"{stream} {name}").to(images.dtype) < p
         x = torch.where(chosen.view(-1, 1, 1, 1), _OPERATIONS[name](x, u), x)
     return x
 
@@ -119,9 +119,9 @@ class AdaptiveAugmentation(nn.Module):
     Training Generative Adversarial Networks with Limited Data (Karras et al., 2020, 2006.06676), eq. 1 and section 3.
 
     Example:
-        >>> augmentation, draw = AdaptiveAugmentation(images=1024), Draws(0, 0, 256, 0, 256)
-        >>> augmentation.collect(torch.ones(256), draw)  # all real ones are known
-        >>> {key: value.item() for key, value in augmentation.update({}, draw).items()}
+        >>> augmentation, rng = AdaptiveAugmentation(images=1024), Rng(0, 0, 256, 0, 256)
+        >>> augmentation.collect(torch.ones(256), rng)  # all real ones are known
+        >>> {key: value.item() for key, value in augmentation.update({}, rng).items()}
         {'p': 0.25, 'overfitting': 1.0}
     """
 
@@ -146,18 +146,18 @@ class AdaptiveAugmentation(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self._parts: dict[int, Tensor] = {}  # first image of the micro-batch -> sum of signs, how many
 
-    def forward(self, images: Tensor, draw: Draws, stream: str = "augmented") -> Tensor:
+    def forward(self, images: Tensor, rng: Rng, stream: str = "augmented") -> Tensor:
         """`augmented` with the p of now; to be given to a loss as its `augment`."""
-        return augmented(images, draw, stream, self.policy, self.p)
+        return augmented(images, rng, stream, self.policy, self.p)
 
     @torch.no_grad()
-    def collect(self, margins: Tensor, draw: Draws) -> None:
+    def collect(self, margins: Tensor, rng: Rng) -> None:
         """Note the signs of a micro-batch. Shown the same one again, as after an fp16 overflow, it counts the last."""
         signs = margins.detach().sign().double()
-        self._parts[draw.slice.start] = torch.stack([signs.sum(), signs.new_tensor(float(signs.numel()))])
+        self._parts[rng.slice.start] = torch.stack([signs.sum(), signs.new_tensor(float(signs.numel()))])
 
     @torch.no_grad()
-    def update(self, batch: dict[str, Any], draw: Draws) -> dict[str, Tensor]:
+    def update(self, batch: dict[str, Any], rng: Rng) -> dict[str, Tensor]:
         """Move p, if a window is full. The first call of a step does it, and all report it.
 
         Returns:
@@ -199,9 +199,9 @@ class ReplayPool(nn.Module):
     Example:
         >>> pool = ReplayPool(4, (2,))
         >>> for step in range(2):
-        ...     draw = Draws(0, 4 * step, 4, 0, 4)
-        ...     shown = pool(torch.full((4, 2), float(step)), draw)
-        ...     _ = pool.update({}, draw)
+        ...     rng = Rng(0, 4 * step, 4, 0, 4)
+        ...     shown = pool(torch.full((4, 2), float(step)), rng)
+        ...     _ = pool.update({}, rng)
         >>> sorted({*shown.flatten().tolist()})  # old ones and new
         [0.0, 1.0]
     """
@@ -215,23 +215,23 @@ class ReplayPool(nn.Module):
         self._parts: dict[int, Tensor] = {}  # first image of the micro-batch -> its fakes
 
     @torch.no_grad()
-    def forward(self, fake: Tensor, draw: Draws) -> Tensor:
+    def forward(self, fake: Tensor, rng: Rng) -> Tensor:
         """Fakes to judge, (B, ...), in place of these."""
-        slots, swapped = self._plan(draw, fake.device)
-        self._parts[draw.slice.start] = fake.detach().to(self.images.dtype)
-        old = self.images[slots[draw.slice]].to(fake.dtype)
-        return torch.where(swapped[draw.slice].view(-1, *[1] * (fake.ndim - 1)), old, fake.detach())
+        slots, swapped = self._plan(rng, fake.device)
+        self._parts[rng.slice.start] = fake.detach().to(self.images.dtype)
+        old = self.images[slots[rng.slice]].to(fake.dtype)
+        return torch.where(swapped[rng.slice].view(-1, *[1] * (fake.ndim - 1)), old, fake.detach())
 
     @torch.no_grad()
-    def update(self, batch: dict[str, Any], draw: Draws) -> dict[str, Tensor]:
+    def update(self, batch: dict[str, Any], rng: Rng) -> dict[str, Tensor]:
         """Put the step's fakes in; the first call of a step does it.
 
         Returns:
             "filled", the share of the pool that is in use.
         """
         if self._parts:
-            slots, swapped = self._plan(draw, self.images.device)
-            fresh = self.images.new_zeros(draw.global_batch, *self.images.shape[1:])
+            slots, swapped = self._plan(rng, self.images.device)
+            fresh = self.images.new_zeros(rng.global_batch, *self.images.shape[1:])
             for start, part in self._parts.items():
                 fresh[start : start + len(part)] = part
             self._parts = {}
@@ -246,15 +246,15 @@ class ReplayPool(nn.Module):
                 self.images[slots[swapped]] = fresh[swapped]
         return {"filled": self.filled / len(self.images)}
 
-    def _plan(self, draw: Draws, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _plan(self, rng: Rng, device: torch.device) -> tuple[Tensor, Tensor]:
         """For each image of the global batch: a slot of its own, and whether it is swapped."""
-        capacity, n = len(self.images), draw.global_batch
+        capacity, n = len(self.images), rng.global_batch
         if capacity < n:
             raise UsageError(
                 f"capacity must be at least the global batch, {n}, so that each fake has a place of its own; got "
                 f"{capacity}. Use a larger pool or a smaller --train_batch_size."
             )
-        generator = torch.Generator().manual_seed(seed_from(draw.seed, "replay", draw.position))
+        generator = torch.Generator().manual_seed(seed_from(rng.seed, "replay", rng.position))
         slots = torch.randperm(capacity, generator=generator)[:n].to(device)
         swapped = torch.rand(n, generator=generator).to(device) < 0.5
         return slots, swapped & (self.filled.to(device) == capacity)

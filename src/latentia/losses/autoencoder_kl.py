@@ -10,7 +10,7 @@ from latentia.errors import UsageError, did_you_mean
 from latentia.losses.adversarial import discriminator_loss, generator_loss
 from latentia.losses.turns import verdict
 from latentia.losses.variational import gaussian_kl
-from latentia.random import Draws
+from latentia.rng import Rng
 
 RECONSTRUCTIONS = ("l1", "mse")
 Perceptual = Callable[[Tensor, Tensor], Tensor]
@@ -19,7 +19,7 @@ Perceptual = Callable[[Tensor, Tensor], Tensor]
 def autoencoder_kl_loss(
     autoencoder,
     batch: dict,
-    draw: Draws,
+    rng: Rng,
     *,
     latent_shape: tuple[int, ...],
     reconstruction: str = "l1",
@@ -40,7 +40,7 @@ def autoencoder_kl_loss(
     Args:
         autoencoder: `GaussianAutoencoder`, may be wrapped for several processes.
         batch: "images" (B, C, H, W) in [-1, 1].
-        draw: the randomness of this micro-batch.
+        rng: the randomness of this micro-batch.
         latent_shape: (D, h, w) of the latents of such pictures.
         reconstruction: "l1" (default), mean absolute difference, or "mse", mean square, of values in [-1, 1].
         kl_weight: lambda_K, at least 0. Default 1e-6.
@@ -64,8 +64,8 @@ def autoencoder_kl_loss(
     Example:
         >>> from latentia.models.autoencoder_kl import GaussianAutoencoder, autoencoder_kl
         >>> network = GaussianAutoencoder(autoencoder_kl(16, 1, (8, 8)))
-        >>> batch, draw = {"images": torch.rand(2, 1, 16, 16) * 2 - 1}, Draws(0, 0, 2, 0, 2)
-        >>> values = autoencoder_kl_loss(network, batch, draw, latent_shape=(4, 8, 8), kl_weight=0.5)
+        >>> batch, rng = {"images": torch.rand(2, 1, 16, 16) * 2 - 1}, Rng(0, 0, 2, 0, 2)
+        >>> values = autoencoder_kl_loss(network, batch, rng, latent_shape=(4, 8, 8), kl_weight=0.5)
         >>> bool((values["loss"] - values["reconstruction"] - 0.5 * values["kl"] / 256).abs() < 1e-5)
         True
     """
@@ -77,7 +77,7 @@ def autoencoder_kl_loss(
         hint = did_you_mean(str(reconstruction), RECONSTRUCTIONS)
         raise UsageError(f"reconstruction must be one of {RECONSTRUCTIONS}; got {reconstruction!r}.{hint}")
     x = batch["images"]
-    out = autoencoder(x, draw.normal("posterior", latent_shape))
+    out = autoencoder(x, rng.normal("posterior", latent_shape))
     again = out.reconstruction.to(x.dtype)
     gap = again - x
     error = (gap.abs() if reconstruction == "l1" else gap.square()).flatten(1).mean(1).mean()
@@ -97,7 +97,7 @@ def patch_discriminator_loss(
     discriminator,
     autoencoder,
     batch: dict,
-    draw: Draws,
+    rng: Rng,
     *,
     latent_shape: tuple[int, ...],
     objective: str = "hinge",
@@ -113,13 +113,13 @@ def patch_discriminator_loss(
         >>> from latentia import PatchDiscriminator
         >>> from latentia.models.autoencoder_kl import GaussianAutoencoder, autoencoder_kl
         >>> network, critic = GaussianAutoencoder(autoencoder_kl(16, 1, (8, 8))), PatchDiscriminator(1, (8, 8))
-        >>> batch, draw = {"images": torch.rand(2, 1, 16, 16) * 2 - 1}, Draws(0, 0, 2, 0, 2)
-        >>> sorted(patch_discriminator_loss(critic, network, batch, draw, latent_shape=(4, 8, 8)))
+        >>> batch, rng = {"images": torch.rand(2, 1, 16, 16) * 2 - 1}, Rng(0, 0, 2, 0, 2)
+        >>> sorted(patch_discriminator_loss(critic, network, batch, rng, latent_shape=(4, 8, 8)))
         ['accuracy_fake', 'accuracy_real', 'fake', 'loss', 'real']
     """
     x = batch["images"]
     with torch.no_grad():
-        fake = autoencoder(x, draw.normal("posterior", latent_shape)).reconstruction.to(x.dtype)
+        fake = autoencoder(x, rng.normal("posterior", latent_shape)).reconstruction.to(x.dtype)
     # One pass for both: pictures of a batch do not see each other here, and two would need two synchronisations.
     real_logits, fake_logits = discriminator(torch.cat([x, fake])).logits.to(x.dtype).chunk(2)
     loss = discriminator_loss(real_logits, fake_logits, objective).mean()

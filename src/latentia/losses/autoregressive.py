@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentia.random import Draws
+from latentia.rng import Rng
 
 
 def code_log_probs(transformer, prefix: Tensor, codes: Tensor) -> Tensor:
@@ -26,14 +26,14 @@ def code_log_probs(transformer, prefix: Tensor, codes: Tensor) -> Tensor:
     return logits.float().log_softmax(-1).gather(-1, codes[..., None])[..., 0]
 
 
-def code_loss(transformer, batch: dict[str, Any], draw: Draws) -> dict[str, Tensor]:
+def code_loss(transformer, batch: dict[str, Any], rng: Rng) -> dict[str, Tensor]:
     r"""\(-\frac{1}{n} \sum_i \log p(c_i \mid c_{<i}, y)\), the mean over pictures and their n codes; the words of y
     are read and not predicted.
 
     Args:
         transformer: as in `code_log_probs`.
         batch: "prefix" (B, L + 1) and "codes" (B, n), int64.
-        draw: not used; dropout is torch's own.
+        rng: not used; dropout is torch's own.
 
     Returns:
         "loss", nats per code, and "bits_per_code", the same over ln 2.
@@ -45,7 +45,7 @@ def code_loss(transformer, batch: dict[str, Any], draw: Draws) -> dict[str, Tens
         >>> from latentia.models.vq_prior import code_prefix, code_transformer
         >>> transformer = code_transformer(16, (2, 2), width=32, layers=1)
         >>> batch = {"prefix": code_prefix(16, None, 3), "codes": torch.randint(16, (3, 4))}
-        >>> sorted(code_loss(transformer, batch, Draws(0, 0, 3, 0, 3)))
+        >>> sorted(code_loss(transformer, batch, Rng(0, 0, 3, 0, 3)))
         ['bits_per_code', 'loss']
     """
     loss = -code_log_probs(transformer, batch["prefix"], batch["codes"]).mean(1).mean()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentia.errors import UsageError
-from latentia.random import Draws
+from latentia.rng import Rng
 
 MAX_SCALE = 100.0  # of the logits
 
@@ -83,12 +83,12 @@ def contrastive_loss(
     return {"loss": loss, "accuracy": (logits.argmax(1) == own).float().mean(), "scale": scale.detach()}
 
 
-def moved(images: Tensor, draw: Draws, shift: float = 0.125, zoom: float = 0.25) -> Tensor:
+def moved(images: Tensor, rng: Rng, shift: float = 0.125, zoom: float = 0.25) -> Tensor:
     """Images at another place and in another size, of the same colours; what comes in repeats the border.
 
     Args:
         images: (B, C, H, W).
-        draw: the randomness of this micro-batch.
+        rng: the randomness of this micro-batch.
         shift: of each side, at most, each way. Default 1/8.
         zoom: natural logarithm of the factor of the size, at most, each way. Default 0.25.
 
@@ -96,10 +96,10 @@ def moved(images: Tensor, draw: Draws, shift: float = 0.125, zoom: float = 0.25)
         (B, C, H, W).
 
     Example:
-        >>> moved(torch.ones(2, 3, 8, 8), Draws(0, 0, 2, 0, 2)).shape
+        >>> moved(torch.ones(2, 3, 8, 8), Rng(0, 0, 2, 0, 2)).shape
         torch.Size([2, 3, 8, 8])
     """
-    u = draw.uniform("moved", (3,)).to(images)  # (B, 3), in [0, 1)
+    u = rng.uniform("moved", (3,)).to(images)  # (B, 3), in [0, 1)
     size = torch.exp((2 * u[:, 0] - 1) * zoom)
     place = 2 * shift * (2 * u[:, 1:] - 1)  # half a side is 1
     theta = torch.cat([torch.diag_embed(size[:, None].expand(-1, 2)), place[..., None]], 2)  # (B, 2, 3)

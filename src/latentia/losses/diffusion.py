@@ -5,13 +5,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentia.errors import UsageError, did_you_mean
-from latentia.random import Draws
+from latentia.rng import Rng
 
 TIME_SAMPLING = ("uniform", "logit_normal")
 WEIGHTING = ("none", "min_snr")
 
 
-def sample_times(draw: Draws, sampling: str = "uniform", loc: float = 0.0, scale: float = 1.0) -> Tensor:
+def sample_times(rng: Rng, sampling: str = "uniform", loc: float = 0.0, scale: float = 1.0) -> Tensor:
     r"""One time in [0, 1) for each image, 0 without noise, spread evenly over the batch.
 
     \(u_i = (u_0 + i / B) \bmod 1\) is stratified, so that a batch sees every part of the time axis and the loss is
@@ -19,7 +19,7 @@ def sample_times(draw: Draws, sampling: str = "uniform", loc: float = 0.0, scale
     inverse distribution function of the wanted density.
 
     Args:
-        draw: the randomness of this micro-batch.
+        rng: the randomness of this micro-batch.
         sampling: "uniform", or "logit_normal": \(t = \sigma(\text{loc} + \text{scale} \cdot z)\) with z ~ N(0, 1)
             (Scaling Rectified Flow Transformers, Esser et al., 2024, 2403.03206, eq. 19).
         loc, scale: of the logit-normal density; a smaller `loc` means less noise. Defaults 0 and 1.
@@ -31,30 +31,30 @@ def sample_times(draw: Draws, sampling: str = "uniform", loc: float = 0.0, scale
         UsageError: unknown `sampling`.
 
     Example:
-        >>> sample_times(Draws(0, 0, 4, 0, 4)).mul(4).floor().sort().values
+        >>> sample_times(Rng(0, 0, 4, 0, 4)).mul(4).floor().sort().values
         tensor([0., 1., 2., 3.])
     """
     if sampling not in TIME_SAMPLING:
         raise UsageError(
             f'time_sampling must be one of {TIME_SAMPLING}; got "{sampling}".{did_you_mean(sampling, TIME_SAMPLING)}'
         )
-    u = draw.stratified("timesteps")
+    u = rng.stratified("timesteps")
     if sampling == "logit_normal":
         u = torch.sigmoid(loc + scale * torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)))
     return u
 
 
 def sample_timesteps(
-    draw: Draws, num_train_timesteps: int, sampling: str = "uniform", loc: float = 0.0, scale: float = 1.0
+    rng: Rng, num_train_timesteps: int, sampling: str = "uniform", loc: float = 0.0, scale: float = 1.0
 ) -> Tensor:
     """The times of `sample_times` as steps: int64 of shape (count,), in [0, num_train_timesteps - 1].
 
     Example:
-        >>> t = sample_timesteps(Draws(0, 0, 1000, 0, 1000), 1000)
+        >>> t = sample_timesteps(Rng(0, 0, 1000, 0, 1000), 1000)
         >>> sorted(t.tolist()) == list(range(1000))
         True
     """
-    u = sample_times(draw, sampling, loc, scale)
+    u = sample_times(rng, sampling, loc, scale)
     return (u * num_train_timesteps).long().clamp_(max=num_train_timesteps - 1)
 
 
@@ -117,7 +117,7 @@ def diffusion_loss(
     unet,
     scheduler,
     batch: dict,
-    draw: Draws,
+    rng: Rng,
     *,
     time_sampling: str = "uniform",
     time_loc: float = 0.0,
@@ -138,7 +138,7 @@ def diffusion_loss(
         scheduler: a `DDPMScheduler` or `DDIMScheduler`.
         batch: "images" in [-1, 1], (B, C, H, W); "labels" (B,) if the network has classes; "text", hidden states
             (B, L, D), and "text_mask" (B, L), True for tokens, if it is told texts.
-        draw: the randomness of this micro-batch.
+        rng: the randomness of this micro-batch.
         time_sampling, time_loc, time_scale: see `sample_times`.
         weighting, snr_gamma: see `snr_weight`.
         class_dropout: share of images whose label is replaced by "no class", and whose text by `empty_text`, so that
@@ -155,13 +155,13 @@ def diffusion_loss(
         >>> from latentia import DDPMScheduler, UNet2D
         >>> unet = UNet2D(sample_size=8, in_channels=1, block_out_channels=(32,))
         >>> batch = {"images": torch.rand(4, 1, 8, 8) * 2 - 1}
-        >>> diffusion_loss(unet, DDPMScheduler(), batch, Draws(0, 0, 4, 0, 4))["loss"].item() > 0
+        >>> diffusion_loss(unet, DDPMScheduler(), batch, Rng(0, 0, 4, 0, 4))["loss"].item() > 0
         True
     """
     x0 = batch["images"]
-    eps = draw.normal("noise", x0.shape[1:])
-    t = sample_timesteps(draw, scheduler.config.num_train_timesteps, time_sampling, time_loc, time_scale)
-    condition = _condition(unet, batch, draw, class_dropout, empty_text)
+    eps = rng.normal("noise", x0.shape[1:])
+    t = sample_timesteps(rng, scheduler.config.num_train_timesteps, time_sampling, time_loc, time_scale)
+    condition = _condition(unet, batch, rng, class_dropout, empty_text)
     x_t = scheduler.add_noise(x0, eps, t)
     prediction = unet(x_t, t, **condition).sample.float()
     channels = x0.shape[1]
@@ -178,7 +178,7 @@ def diffusion_loss(
 def flow_matching_loss(
     unet,
     batch: dict,
-    draw: Draws,
+    rng: Rng,
     *,
     num_train_timesteps: int = 1000,
     time_sampling: str = "logit_normal",
@@ -195,7 +195,7 @@ def flow_matching_loss(
     Args:
         unet: called as `unet(x_t, num_train_timesteps * t, **condition)`, the time a real number.
         batch: as for `diffusion_loss`, the images about of unit variance.
-        draw: the randomness of this micro-batch.
+        rng: the randomness of this micro-batch.
         num_train_timesteps: the scheduler's unit of time. Default 1000.
         time_sampling, time_loc, time_scale: see `sample_times`. Default logit-normal, as the middle is the hardest.
         class_dropout, empty_text: as in `diffusion_loss`.
@@ -209,23 +209,23 @@ def flow_matching_loss(
         >>> from latentia import UNet2D
         >>> unet = UNet2D(sample_size=8, in_channels=1, block_out_channels=(32,))
         >>> batch = {"images": torch.rand(4, 1, 8, 8) * 2 - 1}
-        >>> flow_matching_loss(unet, batch, Draws(0, 0, 4, 0, 4))["loss"].item() > 0
+        >>> flow_matching_loss(unet, batch, Rng(0, 0, 4, 0, 4))["loss"].item() > 0
         True
     """
     x0 = batch["images"]
-    eps = draw.normal("noise", x0.shape[1:])
-    t = sample_times(draw, time_sampling, time_loc, time_scale)
-    condition = _condition(unet, batch, draw, class_dropout, empty_text)
+    eps = rng.normal("noise", x0.shape[1:])
+    t = sample_times(rng, time_sampling, time_loc, time_scale)
+    condition = _condition(unet, batch, rng, class_dropout, empty_text)
     x_t = torch.lerp(x0, eps, t.view(-1, *[1] * (x0.ndim - 1)))
     prediction = unet(x_t, num_train_timesteps * t, **condition).sample.float()
     return {"loss": F.mse_loss(prediction, eps - x0)}
 
 
-def _condition(unet, batch: dict, draw: Draws, dropout: float, empty_text) -> dict[str, Tensor]:
+def _condition(unet, batch: dict, rng: Rng, dropout: float, empty_text) -> dict[str, Tensor]:
     """The labels and texts that a network is told, those of a share of the images hidden."""
     told: dict[str, Tensor] = {}
     if "labels" in batch or "text" in batch:
-        hidden = draw.uniform("class_dropout") < dropout
+        hidden = rng.uniform("class_dropout") < dropout
     if "labels" in batch:
         told["class_labels"] = torch.where(hidden, unet_config(unet).num_class_embeds, batch["labels"])
     if "text" in batch:

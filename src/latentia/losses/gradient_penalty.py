@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from latentia.errors import UsageError
-from latentia.random import Draws
+from latentia.rng import Rng
 
 
 def zero_centred_penalty(logits: Tensor, inputs: Tensor) -> Tensor:
@@ -43,16 +43,16 @@ def one_centred_penalty(logits: Tensor, inputs: Tensor) -> Tensor:
     return (torch.linalg.vector_norm(_gradient(logits, inputs).flatten(1), dim=1) - 1).square()
 
 
-def interpolated(real: Tensor, fake: Tensor, draw: Draws) -> Tensor:
+def interpolated(real: Tensor, fake: Tensor, rng: Rng) -> Tensor:
     r"""\(\hat x = u x + (1 - u) G(z)\), u ~ U[0, 1) for each picture; ready for `one_centred_penalty`.
 
     Gulrajani et al., 2017, 1704.00028, section 4.
 
     Example:
-        >>> interpolated(torch.ones(2, 3), torch.ones(2, 3), Draws(0, 0, 2, 0, 2)).requires_grad
+        >>> interpolated(torch.ones(2, 3), torch.ones(2, 3), Rng(0, 0, 2, 0, 2)).requires_grad
         True
     """
-    u = draw.uniform("interpolated").to(real.dtype).view(-1, *[1] * (real.ndim - 1))
+    u = rng.uniform("interpolated").to(real.dtype).view(-1, *[1] * (real.ndim - 1))
     return torch.lerp(fake.detach(), real.detach(), u).requires_grad_(True)
 
 

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from latentia.errors import UsageError
-from latentia.random import Draws, seed_from
+from latentia.rng import Rng, seed_from
 
 
 def perplexity(codes: Tensor, codebook_size: int) -> Tensor:
@@ -37,10 +37,10 @@ def perplexity_of_counts(counts: Tensor) -> Tensor:
 def vqvae_loss(
     vqvae,
     batch: dict[str, Any],
-    draw: Draws,
+    rng: Rng,
     *,
     beta: float = 0.25,
-    collect: Callable[[Any, Draws], None] | None = None,
+    collect: Callable[[Any, Rng], None] | None = None,
 ) -> dict[str, Tensor]:
     r"""\(\lVert x - \hat x \rVert^2 + \beta \lVert z_e - \mathrm{sg}(z_q) \rVert^2\), \(\hat x\) from \(z_q\).
 
@@ -50,7 +50,7 @@ def vqvae_loss(
     Args:
         vqvae: a `VQVAE`, may be wrapped for several processes.
         batch: "images" in [-1, 1], (B, C, H, W).
-        draw: the randomness of this micro-batch.
+        rng: the randomness of this micro-batch.
         beta: weight of the commitment, at least 0. Default 0.25.
         collect: `CodebookUpdate.collect`, which is shown the output in training; a codebook moved without gradients
             needs it.
@@ -68,7 +68,7 @@ def vqvae_loss(
         >>> from latentia import VQVAE
         >>> vqvae = VQVAE(sample_size=8, in_channels=1, block_out_channels=(8,), codebook_size=16)
         >>> batch = {"images": torch.rand(4, 1, 8, 8) * 2 - 1}
-        >>> sorted(vqvae_loss(vqvae, batch, Draws(0, 0, 4, 0, 4)))
+        >>> sorted(vqvae_loss(vqvae, batch, Rng(0, 0, 4, 0, 4)))
         ['commitment', 'loss', 'perplexity', 'reconstruction']
     """
     if not beta >= 0:
@@ -76,7 +76,7 @@ def vqvae_loss(
     images, plain = batch["images"], getattr(vqvae, "module", vqvae)
     out = vqvae(images)
     if collect is not None and plain.training:
-        collect(out, draw)
+        collect(out, rng)
     reconstruction = (out.reconstruction.float() - images).square().flatten(1).mean(1).mean()
     values = {"reconstruction": reconstruction, "perplexity": perplexity(out.codes, plain.bottleneck.size)}
     if plain.config.quantizer == "fsq":
@@ -112,10 +112,10 @@ class CodebookUpdate:
     Example:
         >>> from latentia import VQVAE
         >>> vqvae = VQVAE(sample_size=8, in_channels=1, block_out_channels=(8,), codebook_size=16)
-        >>> update, draw = CodebookUpdate(vqvae), Draws(0, 0, 4, 0, 4)
+        >>> update, rng = CodebookUpdate(vqvae), Rng(0, 0, 4, 0, 4)
         >>> batch = {"images": torch.rand(4, 1, 8, 8) * 2 - 1}
-        >>> _ = vqvae_loss(vqvae, batch, draw, collect=update.collect)
-        >>> sorted(update(batch, draw))
+        >>> _ = vqvae_loss(vqvae, batch, rng, collect=update.collect)
+        >>> sorted(update(batch, rng))
         ['perplexity', 'restarts']
     """
 
@@ -134,7 +134,7 @@ class CodebookUpdate:
         self._values: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def collect(self, output: Any, draw: Draws) -> None:
+    def collect(self, output: Any, rng: Rng) -> None:
         """Note what a micro-batch says. Shown the same one again, as after an fp16 overflow, it counts the last."""
         size = self.bottleneck.size
         z = output.latents.detach().movedim(1, -1).flatten(0, 2).to(self.bottleneck.sums.dtype)  # (n, D)
@@ -143,14 +143,14 @@ class CodebookUpdate:
         # Sorted and summed row by row: adding in place has no fixed order on a GPU.
         sums = torch.segment_reduce(z[codes.argsort(stable=True)], "sum", lengths=counts, axis=0, unsafe=True)
         area = output.codes[0].numel()
-        generator = torch.Generator().manual_seed(seed_from(draw.seed, "codebook restarts", draw.position))
-        chosen = torch.randperm(draw.global_batch * area, generator=generator)  # of the latents of all processes
-        chosen = chosen[torch.arange(size) % len(chosen)].to(z.device) - draw.slice.start * area
+        generator = torch.Generator().manual_seed(seed_from(rng.seed, "codebook restarts", rng.position))
+        chosen = torch.randperm(rng.global_batch * area, generator=generator)  # of the latents of all processes
+        chosen = chosen[torch.arange(size) % len(chosen)].to(z.device) - rng.slice.start * area
         here = (chosen >= 0) & (chosen < len(z))
         candidates = torch.where(here[:, None], z[chosen.clamp(0, len(z) - 1)], 0)
-        self._parts[draw.slice.start] = [counts.to(z.dtype), sums, candidates]
+        self._parts[rng.slice.start] = [counts.to(z.dtype), sums, candidates]
 
-    def __call__(self, batch: dict[str, Any], draw: Draws) -> dict[str, Tensor]:
+    def __call__(self, batch: dict[str, Any], rng: Rng) -> dict[str, Tensor]:
         """Update with what was collected; the first call of a step does it, and all report it.
 
         Returns:

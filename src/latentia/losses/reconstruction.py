@@ -4,19 +4,19 @@ import torch
 from torch import Tensor
 
 from latentia.errors import UsageError, did_you_mean
-from latentia.random import Draws
+from latentia.rng import Rng
 
 CORRUPTIONS = ("none", "gaussian", "masking")
 SPARSITIES = ("none", "l1", "l2", "kl")
 RECONSTRUCTIONS = ("mse", "l1")
 
 
-def corrupt(x: Tensor, draw: Draws, corruption: str = "none", level: float = 0.0, masked_value: float = -1.0) -> Tensor:
+def corrupt(x: Tensor, rng: Rng, corruption: str = "none", level: float = 0.0, masked_value: float = -1.0) -> Tensor:
     r"""What a denoising autoencoder is given to see: \(\tilde x = x + \sigma \epsilon\), or x with pixels switched off.
 
     Args:
         x: images (B, C, H, W) in [-1, 1], or sequences (B, T, D).
-        draw: the randomness of this micro-batch.
+        rng: the randomness of this micro-batch.
         corruption: "none", "gaussian" or "masking".
         level: of "gaussian" the standard deviation sigma in units of x, so that 1 is half of the range [-1, 1] (0.5 of
             images in [0, 1]); of "masking" the share of pixels, or of elements of a sequence, in [0, 1). A masked pixel
@@ -24,7 +24,7 @@ def corrupt(x: Tensor, draw: Draws, corruption: str = "none", level: float = 0.0
         masked_value: what is put in their place; -1 (default) is black.
 
     Returns:
-        Shaped as `x`, not clamped. The same `draw` gives the same corruption.
+        Shaped as `x`, not clamped. The same `rng` gives the same corruption.
 
     Raises:
         UsageError: unknown `corruption`, or a level out of its range.
@@ -32,7 +32,7 @@ def corrupt(x: Tensor, draw: Draws, corruption: str = "none", level: float = 0.0
     Extracting and Composing Robust Features with Denoising Autoencoders (Vincent et al., 2008), section 2.3.
 
     Example:
-        >>> x = corrupt(torch.ones(4, 3, 8, 8), Draws(0, 0, 4, 0, 4), "masking", 0.5)
+        >>> x = corrupt(torch.ones(4, 3, 8, 8), Rng(0, 0, 4, 0, 4), "masking", 0.5)
         >>> sorted(x.unique().tolist())
         [-1.0, 1.0]
     """
@@ -43,9 +43,9 @@ def corrupt(x: Tensor, draw: Draws, corruption: str = "none", level: float = 0.0
         rule = "at least 0" if corruption == "gaussian" else "in [0, 1), a share"
         raise UsageError(f'corruption_level of "{corruption}" must be {rule}; got {level}.')
     if corruption == "gaussian":
-        return x + level * draw.normal("corruption", tuple(x.shape[1:])).to(x.dtype)
+        return x + level * rng.normal("corruption", tuple(x.shape[1:])).to(x.dtype)
     place = (1, *x.shape[2:]) if x.ndim == 4 else (x.shape[1], 1)
-    return torch.where(draw.uniform("corruption", place) < level, masked_value, x)
+    return torch.where(rng.uniform("corruption", place) < level, masked_value, x)
 
 
 def bernoulli_kl(rho: float, mean_activation: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def bernoulli_kl(rho: float, mean_activation: Tensor) -> Tensor:
 def autoencoder_loss(
     network,
     batch: dict,
-    draw: Draws,
+    rng: Rng,
     *,
     corruption: str = "none",
     corruption_level: float = 0.0,
@@ -93,7 +93,7 @@ def autoencoder_loss(
         network: `Autoencoder` or `RecurrentAutoencoder`, plain or prepared; called through `forward` alone.
         batch: "images" (B, C, H, W) in [-1, 1]; or "sequences" (B, T, D) and, if they differ in length, "mask" (B, T),
             True where an element counts.
-        draw: the randomness of this micro-batch.
+        rng: the randomness of this micro-batch.
         corruption, corruption_level, masked_value: of the input, see `corrupt`. The target is clean.
         sparsity: "none", "l1", "l2" or "kl"; "kl" needs codes in (0, 1): `code_activation="sigmoid"`.
         sparsity_weight: lambda, in units of squared error per image; at least 0.
@@ -113,7 +113,7 @@ def autoencoder_loss(
         >>> from latentia import Autoencoder
         >>> network = Autoencoder(sample_size=8, latent_dim=16, code_activation="sigmoid")
         >>> batch = {"images": torch.rand(4, 1, 8, 8) * 2 - 1}
-        >>> values = autoencoder_loss(network, batch, Draws(0, 0, 4, 0, 4), sparsity="kl", sparsity_weight=0.5)
+        >>> values = autoencoder_loss(network, batch, Rng(0, 0, 4, 0, 4), sparsity="kl", sparsity_weight=0.5)
         >>> bool(values["loss"] == values["reconstruction"] + 0.5 * values["sparsity"])
         True
     """
@@ -129,7 +129,7 @@ def autoencoder_loss(
         )
     x = batch["images"] if "images" in batch else batch["sequences"]
     mask = {"mask": batch["mask"]} if "mask" in batch else {}
-    out = network(corrupt(x, draw, corruption, corruption_level, masked_value), **mask)
+    out = network(corrupt(x, rng, corruption, corruption_level, masked_value), **mask)
 
     gap = out.reconstruction.float() - x
     error = gap.square() if reconstruction == "mse" else gap.abs()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from latentia.errors import UsageError, did_you_mean
 from latentia.losses.diffusion import unet_config
 from latentia.losses.gradient_penalty import interpolated, one_centred_penalty, zero_centred_penalty
-from latentia.random import Draws
+from latentia.rng import Rng
 
 PRIORS = ("normal", "uniform")
 Conditions = dict[str, Tensor]
@@ -40,13 +40,13 @@ def conditions_of(network, batch: dict[str, Any], text_encoder: Callable | None)
     return told
 
 
-def others(told: Conditions, batch: dict[str, Any], draw: Draws, classes: int | None) -> tuple[Conditions, Tensor]:
+def others(told: Conditions, batch: dict[str, Any], rng: Rng, classes: int | None) -> tuple[Conditions, Tensor]:
     """Labels of any other class, and captions of another image of this batch; and whether they do differ, (B,)."""
     wrong, different = {}, torch.zeros(0)
     if "class_labels" in told and classes is not None:
         if classes < 2:
             raise UsageError("mismatched needs at least two classes; this network has one.")
-        shift = 1 + (draw.uniform("mismatched labels") * (classes - 1)).long().clamp(max=classes - 2)
+        shift = 1 + (rng.uniform("mismatched labels") * (classes - 1)).long().clamp(max=classes - 2)
         wrong["class_labels"] = (told["class_labels"] + shift) % classes
         different = torch.ones_like(wrong["class_labels"], dtype=torch.bool)
     if "text_embeds" in told:
@@ -64,29 +64,29 @@ def real_of(batch: dict[str, Any]) -> Tensor:
     return batch["points"] if "points" in batch else batch["images"]
 
 
-def fakes(generator, batch: dict[str, Any], draw: Draws, prior: str, text_encoder, turn: str) -> Tensor:
+def fakes(generator, batch: dict[str, Any], rng: Rng, prior: str, text_encoder, turn: str) -> Tensor:
     """As many generated samples as there are real ones."""
     if prior not in PRIORS:
         raise UsageError(f"prior must be one of {PRIORS}; got {prior!r}.{did_you_mean(prior, PRIORS)}")
     shape = (unet_config(generator).latent_dim,)
-    z = draw.normal(f"{turn} latents", shape) if prior == "normal" else 2 * draw.uniform(f"{turn} latents", shape) - 1
+    z = rng.normal(f"{turn} latents", shape) if prior == "normal" else 2 * rng.uniform(f"{turn} latents", shape) - 1
     return generator(z.to(real_of(batch).dtype), **conditions_of(generator, batch, text_encoder)).sample
 
 
-def shown(x: Tensor, draw: Draws, augment: Callable | None, sigma: float, stream: str) -> Tensor:
+def shown(x: Tensor, rng: Rng, augment: Callable | None, sigma: float, stream: str) -> Tensor:
     """What the discriminator is shown in place of x: augmented, then with noise."""
     if not 0 <= sigma < float("inf"):
         raise UsageError(f"instance_noise must be at least 0 and finite; got {sigma}.")
     if augment is not None:
-        x = augment(x, draw, f"{stream} augmented")
-    return x + sigma * draw.normal(f"{stream} noise", tuple(x.shape[1:])).to(x.dtype) if sigma else x
+        x = augment(x, rng, f"{stream} augmented")
+    return x + sigma * rng.normal(f"{stream} noise", tuple(x.shape[1:])).to(x.dtype) if sigma else x
 
 
 def judge(discriminator, samples: Sequence[Tensor], told: Sequence[Conditions]) -> list:
     """The discriminator's output for each set of samples: one pass for all, unless they would see each other.
 
     With batch norm each set is a batch of its own. Such passes before one backward pass are safe under several
-    processes with the batch norm of `latentia.models.players`; torch's own fails there with a message of torch's, as
+    processes with the batch norm of `models.layers.discriminator`; torch's own fails there, as
     the second pass overwrites buffers that the first still needs.
     """
     unit = getattr(unet_config(discriminator), "pack", 1)
@@ -104,7 +104,7 @@ def has_batch_norm(network: nn.Module) -> bool:
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
 
 
-def players_ready(discriminator, generator, batch, draw, prior, text_encoder, turn, replay, **weights: float):
+def players_ready(discriminator, generator, batch, rng, prior, text_encoder, turn, replay, **weights: float):
     """Real and generated samples for the discriminator's turn, with gradients where a penalty asks for them."""
     for name, value in weights.items():
         if not 0 <= value < float("inf"):
@@ -116,14 +116,14 @@ def players_ready(discriminator, generator, batch, draw, prior, text_encoder, tu
             'the discriminator with norm="none", "instance" or "spectral", or set the penalties to 0.'
         )
     with torch.no_grad():
-        fake = fakes(generator, batch, draw, prior, text_encoder, turn)
-        fake = fake if replay is None else replay(fake, draw)
+        fake = fakes(generator, batch, rng, prior, text_encoder, turn)
+        fake = fake if replay is None else replay(fake, rng)
     real = real_of(batch).detach()
     return real.requires_grad_(weights["r1"] > 0), fake.detach().requires_grad_(weights["r2"] > 0)
 
 
 def penalties(
-    discriminator, real: Tensor, fake: Tensor, judged: Sequence, told: Conditions, draw: Draws, r1, r2, gp
+    discriminator, real: Tensor, fake: Tensor, judged: Sequence, told: Conditions, rng: Rng, r1, r2, gp
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum of the penalties, and the mean of each that has a weight."""
     sizes = {}
@@ -132,7 +132,7 @@ def penalties(
     if r2:
         sizes["r2"] = zero_centred_penalty(judged[1].logits, fake).mean()
     if gp:
-        between = interpolated(real, fake, draw)
+        between = interpolated(real, fake, rng)
         sizes["gp"] = one_centred_penalty(discriminator(between, **told).logits, between).mean()
     weights = {"r1": r1 / 2, "r2": r2 / 2, "gp": gp}
     return sum((weights[key] * size for key, size in sizes.items()), real.new_zeros(())), sizes

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from latentia.errors import UsageError, did_you_mean
 from latentia.losses.diffusion import unet_config
-from latentia.random import Draws
+from latentia.rng import Rng
 
 GRADIENTS = ("standard", "doubly_reparameterised")
 ACTIVE = 0.01  # a unit is active if its posterior mean varies by more over the pictures (1509.00519, section 5.2)
@@ -143,7 +143,7 @@ def beta_of_mse_weight(kl_weight: float, dimensions: int, observation_std: float
 def elbo_loss(
     vae,
     batch: dict,
-    draw: Draws,
+    rng: Rng,
     *,
     beta: float = 1.0,
     free_bits: float = 0.0,
@@ -168,11 +168,11 @@ def elbo_loss(
     Args:
         vae: called as `vae(images, noise, class_labels=...)`.
         batch: "images" in [-1, 1], (B, C, H, W), and "labels" (B,) if the network has classes.
-        draw: the randomness of this micro-batch.
+        rng: the randomness of this micro-batch.
         beta: weight of the KL; 1 (default) is the ELBO, more disentangles (Higgins et al., 2017), 0 gives an
             autoencoder with noise.
         free_bits: lambda, nats for each dimension of z, of whatever level, default 0.
-        capacity: C, nats; `None` (default): no capacity. A growing C is a function of `draw.position`.
+        capacity: C, nats; `None` (default): no capacity. A growing C is a function of `rng.position`.
         capacity_weight: gamma, default 10.
 
     Returns:
@@ -190,7 +190,7 @@ def elbo_loss(
     Example:
         >>> from latentia import VAE
         >>> vae = VAE(sample_size=8, latent_dim=4)
-        >>> values = elbo_loss(vae, {"images": torch.rand(4, 1, 8, 8) * 2 - 1}, Draws(0, 0, 4, 0, 4), beta=4.0)
+        >>> values = elbo_loss(vae, {"images": torch.rand(4, 1, 8, 8) * 2 - 1}, Rng(0, 0, 4, 0, 4), beta=4.0)
         >>> bool(values["nats"] == values["reconstruction"] + values["kl"])
         True
     """
@@ -203,7 +203,7 @@ def elbo_loss(
             f"capacity has a weight of its own, capacity_weight; leave beta at 1 and free_bits at 0. Got beta={beta} "
             f"and free_bits={free_bits}."
         )
-    x, out, config, sizes = _forward(vae, batch, draw, ())
+    x, out, config, sizes = _forward(vae, batch, rng, ())
     reconstruction = -log_likelihood(config.decoder, x, out.location, out.log_scale)  # (B,)
     by_dimension = level_kl(out, sizes)  # (B, D)
     kl = by_dimension.sum(1)
@@ -215,7 +215,7 @@ def elbo_loss(
     return {"loss": loss, **_metrics(out, x, config, sizes, error + kl.mean(), by_dimension, reconstruction=error)}
 
 
-def iwae_loss(vae, batch: dict, draw: Draws, *, samples: int = 5, gradient: str = "standard") -> dict[str, Tensor]:
+def iwae_loss(vae, batch: dict, rng: Rng, *, samples: int = 5, gradient: str = "standard") -> dict[str, Tensor]:
     r"""The negative importance weighted bound: \(-E \log \frac1k \sum_i \frac{p(x, z_i)}{q(z_i|x)}\), \(z_i \sim q\).
 
     One sample gives the ELBO. The gradient of "standard" is the bound's own; for the encoder its signal vanishes
@@ -223,10 +223,10 @@ def iwae_loss(vae, batch: dict, draw: Draws, *, samples: int = 5, gradient: str 
     \(\sum_i \tilde w_i^2 \frac{\partial \log w_i}{\partial z_i} \frac{\partial z_i}{\partial \phi}\), which has the
     same expectation and less variance. It needs the gradient at z alone, so the network must not be compiled. Of
     several levels z_i is all of them: the first factor holds their samples apart, with log q(z_2|z_1) a function of
-    both, and only the second runs from level to level; see `latentia.models.levels.Levels.with_constant_posterior`.
+    both, and only the second runs from level to level; see `models.layers.stochastic.Levels.with_constant_posterior`.
 
     Args:
-        vae, batch, draw: as for `elbo_loss`; a Bernoulli decoder's pixels are binarised likewise.
+        vae, batch, rng: as for `elbo_loss`; a Bernoulli decoder's pixels are binarised likewise.
         samples: k, at least 1. Default 5.
         gradient: "standard" (default) or "doubly_reparameterised".
 
@@ -242,7 +242,7 @@ def iwae_loss(vae, batch: dict, draw: Draws, *, samples: int = 5, gradient: str 
     Example:
         >>> from latentia import VAE
         >>> vae = VAE(sample_size=8, latent_dim=4)
-        >>> values = iwae_loss(vae, {"images": torch.rand(4, 1, 8, 8) * 2 - 1}, Draws(0, 0, 4, 0, 4), samples=3)
+        >>> values = iwae_loss(vae, {"images": torch.rand(4, 1, 8, 8) * 2 - 1}, Rng(0, 0, 4, 0, 4), samples=3)
         >>> bool(values["nats"] <= values["elbo_nats"])
         True
     """
@@ -251,7 +251,7 @@ def iwae_loss(vae, batch: dict, draw: Draws, *, samples: int = 5, gradient: str 
     if gradient not in GRADIENTS:
         raise UsageError(f'gradient must be one of {GRADIENTS}; got "{gradient}".{did_you_mean(gradient, GRADIENTS)}')
     double = gradient == "doubly_reparameterised"  # z depends on the encoder still, q's density on z alone
-    x, out, config, sizes = _forward(vae, batch, draw, (samples,), **({"constant_posterior": True} if double else {}))
+    x, out, config, sizes = _forward(vae, batch, rng, (samples,), **({"constant_posterior": True} if double else {}))
     mean, log_variance = _beside(out)
     likelihood = log_likelihood(config.decoder, x, out.location, out.log_scale)  # (B, K)
     log_w = likelihood + log_normal(out.z) - log_normal(out.z, mean, log_variance)
@@ -268,7 +268,7 @@ def iwae_loss(vae, batch: dict, draw: Draws, *, samples: int = 5, gradient: str 
     return {"loss": loss, **values, "elbo_nats": -log_w.detach().mean(), "effective_samples": ess.mean()}
 
 
-def _forward(vae, batch: dict, draw: Draws, samples: tuple[int, ...], **options: bool):
+def _forward(vae, batch: dict, rng: Rng, samples: tuple[int, ...], **options: bool):
     config, x = unet_config(vae), batch["images"]
     sizes = (config.latent_dim,) if isinstance(config.latent_dim, int) else tuple(config.latent_dim)
     if not bool((x.amin() >= -1) & (x.amax() <= 1)):
@@ -282,8 +282,8 @@ def _forward(vae, batch: dict, draw: Draws, samples: tuple[int, ...], **options:
             f"labels must be from 0 to {config.num_class_embeds - 1}; got {int(labels.amin())} to {int(labels.amax())}."
         )
     if config.decoder == "bernoulli":
-        x = torch.where(draw.uniform("binarise", x.shape[1:]) < (x + 1) / 2, 1.0, -1.0).to(x.dtype)
-    noise = draw.normal("posterior", (*samples, sum(sizes))).to(x.dtype)
+        x = torch.where(rng.uniform("binarise", x.shape[1:]) < (x + 1) / 2, 1.0, -1.0).to(x.dtype)
+    noise = rng.normal("posterior", (*samples, sum(sizes))).to(x.dtype)
     return x, vae(x, noise, class_labels=labels, **options), config, sizes
 
 

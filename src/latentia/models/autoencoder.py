@@ -11,7 +11,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from latentia.errors import UsageError
-from latentia.models.convolution import Decoder, Encoder, activation_of, image_size, pyramid_size
+from latentia.models.layers.convolution import Decoder, Encoder, activation_of, image_size, pyramid_size
 from latentia.models.modeling import ModelMixin
 
 
@@ -55,7 +55,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
         hidden_sizes: widths of the dense layers between input (or pyramid) and code. Default none.
         block_out_channels: channels of the pyramid's levels from fine to coarse, each half as large as the one before;
             `None` (default): dense layers only.
-        layers_per_block, norm, upsample: of the pyramid, see `latentia.models.convolution.Encoder` and `Decoder`.
+        layers_per_block, norm, upsample: of the pyramid, see `models.layers.convolution.Encoder` and `Decoder`.
         activation: of all hidden layers: "relu", "silu" (default), "gelu", "tanh", ...
         code_activation: of the code: "none" (default), "sigmoid" (in (0, 1), as sparse coding needs), "relu", ...
         tie_weights: the decoder's weights are the encoder's, transposed; about half the parameters. Dense layers only.

@@ -8,7 +8,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from latentia.errors import UsageError
-from latentia.models.convolution import pyramid_size
+from latentia.models.layers.convolution import pyramid_size
 
 
 @dataclass

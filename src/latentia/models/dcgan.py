@@ -7,9 +7,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
 from latentia.errors import UsageError
-from latentia.models.convolution import UPSAMPLES, check_choice
-from latentia.models.modeling import ModelMixin
-from latentia.models.players import (
+from latentia.models.layers.convolution import UPSAMPLES, check_choice
+from latentia.models.layers.discriminator import (
     CONDITION_WIDTH,
     STRIDE,
     Condition,
@@ -32,6 +31,7 @@ from latentia.models.players import (
     pyramid,
     with_condition,
 )
+from latentia.models.modeling import ModelMixin
 
 GENERATOR_NORMS = ("batch", "instance", "none")
 DISCRIMINATOR_NORMS = ("batch", "instance", "spectral", "none")
@@ -49,7 +49,7 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
         block_out_channels: channels of each level from fine to coarse; each doubles the picture, and odd sides are
             made of their half rounded down. Default (64, 128).
         norm: "batch" (default; over all processes), "instance" or "none". None is at the output.
-        activation: a name in `latentia.models.convolution.ACTIVATIONS`. Default "relu".
+        activation: a name in `models.layers.convolution.ACTIVATIONS`. Default "relu".
         upsample: "transposed" (default; convolution of stride 2) or "resize" (nearest neighbour and a convolution).
         kernel_size: of a transposed convolution, at least 2. Default 4. One that 2 does not divide draws checkerboards
             and is warned of.
@@ -154,7 +154,7 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
         block_out_channels: channels of each level from fine to coarse; each halves the picture. Default (64, 128).
         norm: "batch" (default; over all processes), "instance", "spectral" (of all weights, not of activations) or
             "none". Batch norm lets pictures see each other, so gradient penalties need one of the others.
-        activation: "leaky_relu" (default, slope 0.2) or another name in `latentia.models.convolution.ACTIVATIONS`.
+        activation: "leaky_relu" (default, slope 0.2) or another name in `models.layers.convolution.ACTIVATIONS`.
         kernel_size: at least 2. Default 4. One that 2 does not divide gives gradients that are checkered.
         num_class_embeds: number of classes of the projection; `None` (default): no labels.
         text_embed_dim: dimensions of a caption's vector; `None` (default): no captions.
@@ -245,7 +245,7 @@ class MLPGenerator(ModelMixin, ConfigMixin):
         latent_dim: dimensions of the noise. Default 2.
         out_dim: dimensions D of a point. Default 2.
         hidden_sizes: width of each hidden layer. Default (8,), GAN Lab's (Kahng et al., 2018, 1809.01587).
-        activation: a name in `latentia.models.convolution.ACTIVATIONS`. Default "relu".
+        activation: a name in `models.layers.convolution.ACTIVATIONS`. Default "relu".
 
     Raises:
         UsageError: numbers below 1, an unknown name; labels, noise of another width.
@@ -293,7 +293,7 @@ class MLPDiscriminator(ModelMixin, ConfigMixin):
     Args:
         in_dim: dimensions D of a point. Default 2.
         hidden_sizes: width of each hidden layer. Default (8,).
-        activation: "leaky_relu" (default, slope 0.2) or another name in `latentia.models.convolution.ACTIVATIONS`.
+        activation: "leaky_relu" (default, slope 0.2) or another name in `models.layers.convolution.ACTIVATIONS`.
         norm: "none" (default) or "spectral".
         minibatch_std, pack: as for `DCGANDiscriminator`.
 

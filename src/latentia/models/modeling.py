@@ -10,7 +10,7 @@ import diffusers
 import torch
 
 from latentia.errors import CheckpointError, UsageError, did_you_mean
-from latentia.untrusted import (
+from latentia.safety import (
     Weight,
     build_without_memory,
     check_files,

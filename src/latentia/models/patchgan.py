@@ -7,9 +7,9 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from latentia.errors import UsageError
-from latentia.models.convolution import check_choice
+from latentia.models.layers.convolution import check_choice
+from latentia.models.layers.discriminator import normalise_spectra
 from latentia.models.modeling import ModelMixin
-from latentia.models.players import normalise_spectra
 from latentia.models.unet import Norm, _groups
 
 NORMS = ("group", "spectral", "none")

@@ -9,9 +9,9 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from latentia.errors import UsageError
-from latentia.models.convolution import Decoder, Encoder, check_choice, image_size, pyramid_size
-from latentia.models.levels import Level, Levels, dense, level_widths, parameters_of
-from latentia.models.levels import reparameterised as reparameterised  # part of this family's names
+from latentia.models.layers.convolution import Decoder, Encoder, check_choice, image_size, pyramid_size
+from latentia.models.layers.stochastic import Level, Levels, dense, level_widths, parameters_of
+from latentia.models.layers.stochastic import reparameterised as reparameterised  # part of this family's names
 from latentia.models.modeling import ModelMixin
 
 DECODERS = ("bernoulli", "gaussian", "discretized_logistic")
@@ -51,7 +51,7 @@ class VAE(ModelMixin, ConfigMixin):
 
     Several layers: \(q(z|x) = q(z_1|x) \prod_l q(z_{l+1}|z_l)\) and \(p(z) = p(z_L) \prod_l p(z_l|z_{l+1})\), diagonal
     Gaussians with p(z_L) = N(0, I), and p(x|z_1). A code then holds all levels side by side, each in units of its
-    prior, see `latentia.models.levels.Levels`, so that it means the same for one level and for several: p is N(0, I).
+    prior, see `models.layers.stochastic.Levels`, so that it means the same for one level and for several: p is N(0, I).
 
     Args:
         sample_size: height and width in pixels, an integer or (H, W). Default 28.
@@ -65,7 +65,7 @@ class VAE(ModelMixin, ConfigMixin):
         layers_per_block: convolutions of each level. Default 1.
         norm: of the convolutions: "none", "group" (default) or "batch".
         upsample: "transposed" (default) or "resize".
-        activation: a name in `latentia.models.convolution.ACTIVATIONS`. Default "silu".
+        activation: a name in `models.layers.convolution.ACTIVATIONS`. Default "silu".
         decoder: p(x|z), independent over values given z: "bernoulli" (of pixels that are black or white; it works on
             (x + 1) / 2), "gaussian", or "discretized_logistic" (of pixels with 256 levels).
         observation_std: standard deviation of a Gaussian decoder (scale of a logistic one) in units of [-1, 1], the

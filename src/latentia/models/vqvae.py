@@ -11,7 +11,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from latentia.errors import UsageError
-from latentia.models.convolution import Decoder, Encoder, check_choice, pyramid_size
+from latentia.models.layers.convolution import Decoder, Encoder, check_choice, pyramid_size
 from latentia.models.modeling import ModelMixin
 
 QUANTIZERS = ("vq", "fsq")
@@ -188,7 +188,7 @@ class VQVAE(ModelMixin, ConfigMixin):
         codebook_update: of "vq": "ema" (default), moved by `latentia.losses.quantisation.CodebookUpdate`, or
             "gradient", learned by the objective.
         levels: of "fsq", whose latents have as many channels; at least 2 each.
-        norm, activation, upsample: of `latentia.models.convolution`.
+        norm, activation, upsample: of `latentia.models.layers.convolution`.
 
     Raises:
         UsageError: a size that cannot be halved so often, a codebook of one, levels without "fsq" or "fsq" without.

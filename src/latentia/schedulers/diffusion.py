@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
+from diffusers.schedulers.scheduling_utils import SchedulerMixin as SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
 from latentia.errors import CheckpointError, LatentiaError, UsageError, did_you_mean
-from latentia.untrusted import MAX_NUMBER, check_flags, check_link, check_subfolder, fetch, read_json
+from latentia.safety import MAX_NUMBER, check_flags, check_link, check_subfolder, fetch, read_json
 
 COMPATIBLES = [scheduler.name for scheduler in KarrasDiffusionSchedulers]
 CHOICES = {

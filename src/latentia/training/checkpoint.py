@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from latentia.errors import CheckpointError, LatentiaError, NumericsError
-from latentia.untrusted import check_files
+from latentia.safety import check_files
 
 FORMAT = 1
 NAME = re.compile(r"checkpoint-(\d+)")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from latentia.errors import NumericsError, UsageError
-from latentia.random import Draws, seed_from, seed_global
+from latentia.rng import Rng, seed_from, seed_global
 from latentia.training import checkpoint as ckpt
 from latentia.training.ema import EMA
 from latentia.training.progress import Log, Progress, peak_memory
@@ -40,7 +40,7 @@ class Phase:
 
     Args:
         name: used in logs and checkpoints, such as "unet" or "discriminator".
-        loss: (batch, draw) -> {"loss": scalar to minimise, **metrics}; closes over the prepared networks.
+        loss: (batch, rng) -> {"loss": scalar to minimise, **metrics}; closes over the prepared networks.
         trains: the only network whose parameters get gradients in this phase, as `accelerator.prepare` returned it.
         optimizer: over its parameters, prepared; `None` for an update rule without gradients.
         learning_rate: step -> factor of the optimizer's initial rate; a function, so there is no state to save.
@@ -51,7 +51,7 @@ class Phase:
     """
 
     name: str
-    loss: Callable[[dict[str, Any], Draws], dict[str, Tensor]]
+    loss: Callable[[dict[str, Any], Rng], dict[str, Tensor]]
     trains: nn.Module
     optimizer: Any = None
     learning_rate: Callable[[int], float] = field(default=lambda step: 1.0)
@@ -220,7 +220,7 @@ def train(
                 offset = rank * local_batch + k * batch_size
                 position = progress.images + offset
                 batch = data.batch(position, position + batch_size, seed=seed, device=device)
-                micros.append((batch, Draws(seed, progress.images, global_batch, offset, batch_size, device)))
+                micros.append((batch, Rng(seed, progress.images, global_batch, offset, batch_size, device)))
             step, told = progress.step, {}
             with skips.passed_over(progress):
                 for phase in phases:
@@ -282,7 +282,7 @@ def _take(accelerator, phase: Phase, phases, micros, seed: int, progress: Progre
 def _run(accelerator, phase: Phase, phases, micros, seed: int, progress: Progress) -> dict[str, Tensor]:
     """All micro-batches of one phase: losses averaged, gradients accumulated, synchronised with the last one."""
     totals: dict[str, Tensor] = {}
-    for k, (batch, draw) in enumerate(micros):
+    for k, (batch, rng) in enumerate(micros):
         # Whatever draws from the global generators (dropout) is a function of the position too.
         turn = seed_from(seed, "global", phase.name, progress.images, accelerator.process_index, k)
         seed_global(turn, accelerator.device)
@@ -292,9 +292,9 @@ def _run(accelerator, phase: Phase, phases, micros, seed: int, progress: Progres
                     unsynced.enter_context(accelerator.no_sync(other.trains))
             if phase.optimizer is None:
                 with torch.no_grad():
-                    values = phase.loss(batch, draw)
+                    values = phase.loss(batch, rng)
             else:
-                values = phase.loss(batch, draw)
+                values = phase.loss(batch, rng)
                 accelerator.backward(values["loss"] / len(micros))
         for key, value in values.items():
             totals[key] = totals.get(key, 0) + value.detach().float() / len(micros)

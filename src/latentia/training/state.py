@@ -6,17 +6,15 @@ import socket
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import accelerate
-import diffusers
 import torch
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-import latentia
 from latentia.errors import CheckpointError, UsageError
 from latentia.training.sharding import spread
 
@@ -107,5 +105,4 @@ def plain_optimizer(optimizer):
 
 
 def versions() -> dict[str, str]:
-    modules = {"latentia": latentia, "torch": torch, "diffusers": diffusers, "accelerate": accelerate}
-    return {name: module.__version__ for name, module in modules.items()}
+    return {name: version(name) for name in ("latentia", "torch", "diffusers", "accelerate")}

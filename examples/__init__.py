@@ -1,0 +1,1 @@
+"""Training scripts of every family: run one as a program, or by `latentia train FAMILY`."""

@@ -1,0 +1,46 @@
+# The public names, each written once: `lazy_loader` reads this file, and type checkers do.
+
+from .commands.compare import compare as compare
+from .commands.evaluate import evaluate as evaluate
+from .hub.card import model_card as model_card
+from .hub.push import push_to_hub as push_to_hub
+from .models.autoencoder import Autoencoder as Autoencoder
+from .models.autoencoder import RecurrentAutoencoder as RecurrentAutoencoder
+from .models.classifier import DigitClassifier as DigitClassifier
+from .models.dcgan import (
+    DCGANDiscriminator as DCGANDiscriminator,
+)
+from .models.dcgan import (
+    DCGANGenerator as DCGANGenerator,
+)
+from .models.dcgan import (
+    MLPDiscriminator as MLPDiscriminator,
+)
+from .models.dcgan import (
+    MLPGenerator as MLPGenerator,
+)
+from .models.inception import InceptionV3 as InceptionV3
+from .models.modeling import ModelMixin as ModelMixin
+from .models.patchgan import PatchDiscriminator as PatchDiscriminator
+from .models.priors import LatentMixture as LatentMixture
+from .models.text import HashedWords as HashedWords
+from .models.unet import UNet2D as UNet2D
+from .models.vae import VAE as VAE
+from .models.vqvae import VQVAE as VQVAE
+from .models.vqvae import PositionPrior as PositionPrior
+from .pipelines.autoencoder import AutoencoderPipeline as AutoencoderPipeline
+from .pipelines.autoencoder_kl import AutoencoderKLPipeline as AutoencoderKLPipeline
+from .pipelines.base import DiffusionPipeline as DiffusionPipeline
+from .pipelines.clip import CLIPPipeline as CLIPPipeline
+from .pipelines.gan import GANPipeline as GANPipeline
+from .pipelines.latent_diffusion import LatentDiffusionPipeline as LatentDiffusionPipeline
+from .pipelines.text_to_image import TextToImagePipeline as TextToImagePipeline
+from .pipelines.unconditional import UnconditionalDiffusionPipeline as UnconditionalDiffusionPipeline
+from .pipelines.vae import VAEPipeline as VAEPipeline
+from .pipelines.vq_prior import VQPriorPipeline as VQPriorPipeline
+from .pipelines.vqvae import VQVAEPipeline as VQVAEPipeline
+from .schedulers.ddim import DDIMScheduler as DDIMScheduler
+from .schedulers.ddpm import DDPMScheduler as DDPMScheduler
+from .schedulers.diffusion import SchedulerMixin as SchedulerMixin
+
+__version__: str

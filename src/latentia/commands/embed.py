@@ -1,0 +1,331 @@
+"""Images or tables in, latents out: as a table, as maps of the plane, and with numbers that judge the maps."""
+
+import inspect
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import torch
+from accelerate import PartialState
+from torch import Tensor
+
+from latentia.data import load_images
+from latentia.errors import DataError, NumericsError, UsageError, did_you_mean
+from latentia.evaluation import nearest
+from latentia.pipelines.base import DiffusionPipeline
+from latentia.rng import seed_from
+
+NEIGHBOURS = 10  # of trustworthiness
+_TABLES = (".csv", ".tsv")
+_TSNE_INPUTS = 50  # more dimensions than these are first brought down by PCA
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What `embed` found.
+
+    Args:
+        latents: float32 (N, D).
+        labels: int64 (N,), or None.
+        label_names: of the classes, in the order of their numbers, or None.
+        points: which rows the maps show, (P,).
+        maps: name ("PCA", "t-SNE") to places in the plane, float32 (P, 2).
+        scores: name ("latents", "PCA", "t-SNE") to "trustworthiness", in [0, 1], whether neighbours there are
+            neighbours among the inputs; and, with labels, "1-NN accuracy", how often the nearest other point has the
+            same label.
+        about: what was embedded, and how.
+    """
+
+    latents: Tensor
+    labels: Tensor | None
+    label_names: list[str] | None
+    points: Tensor
+    maps: dict[str, Tensor]
+    scores: dict[str, dict[str, float]]
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """A table for the terminal."""
+        count, dimension = self.latents.shape
+        lines = [f"{count} x {dimension} latents by {self.about['source']} of {self.about['data']}"]
+        if self.about["left_out"]:
+            lines.append(f"Left out, as they hold no numbers: {', '.join(self.about['left_out'])}")
+        keys = [*self.scores["latents"]]
+        lines.append(f"{f'on {len(self.points)} points':16}" + "".join(f"{key:>18}" for key in keys))
+        lines += [f"{name:16}" + "".join(f"{row[key]:18.4f}" for key in keys) for name, row in self.scores.items()]
+        return "\n".join(lines)
+
+    def save(self, folder: str | Path) -> None:
+        """Write latents.parquet (columns z0, z1, ..., label, index), pca.png, tsne.png and embedding.json.
+
+        Raises:
+            UsageError: the folder cannot be written.
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            columns: dict[str, Any] = {f"z{i}": column for i, column in enumerate(self.latents.T.contiguous().numpy())}
+            if self.labels is not None:
+                columns["label"] = self.labels.numpy()
+            pq.write_table(pa.table({**columns, "index": np.arange(len(self.latents))}), folder / "latents.parquet")
+            for name, places in self.maps.items():
+                self._draw(name, places, folder / f"{name.lower().replace('-', '')}.png")
+            known = {**self.about, "shape": [*self.latents.shape], "label_names": self.label_names}
+            text = json.dumps({**known, "points": len(self.points), "scores": self.scores}, indent=1)
+            (folder / "embedding.json").write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"--output_dir {folder} cannot be written: {error.strerror}.") from error
+
+    def _draw(self, name: str, places: Tensor, path: Path) -> None:
+        from matplotlib import colormaps
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(7, 6), layout="constrained")
+        panel = figure.subplots()
+        if self.labels is None:
+            panel.scatter(*places.T.numpy(), s=9, color="#1f4e79", alpha=0.7, linewidths=0)
+        else:
+            labels, names = self.labels[self.points], self.label_names or []
+            shown = labels.unique().tolist()
+            colors = colormaps["tab10" if len(shown) <= 10 else "turbo"]
+            for i, label in enumerate(shown):
+                color = colors(i) if len(shown) <= 10 else colors(i / (len(shown) - 1))
+                x, y = places[labels == label].T.numpy()
+                text = str(names[label]) if names else str(label)
+                panel.scatter(x, y, s=9, color=color, alpha=0.8, linewidths=0, label=text)
+            if len(shown) <= 30:
+                panel.legend(frameon=False, markerscale=2.5, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
+        numbers = ", ".join(f"{key} {value:.3f}" for key, value in self.scores[name].items())
+        panel.set_title(f"{name} of the latents by {self.about['source']}\n{numbers}", fontsize=10)
+        panel.set(xticks=[], yticks=[])
+        figure.savefig(path, dpi=120)
+
+
+def embed(
+    source: Any,
+    data: str = "digits",
+    *,
+    split: str = "train",
+    components: int = 32,
+    label_column: str | None = None,
+    max_samples: int | None = None,
+    points: int = 2000,
+    batch_size: int = 256,
+    seed: int = 0,
+    revision: str | None = None,
+) -> Embedding:
+    """The latents of images or of the rows of a table, with maps of them in the plane.
+
+    The maps are a PCA of the latents, and t-SNE of them (after a PCA to 50 dimensions, if they have more).
+
+    Args:
+        source: a pipeline that can encode, or the folder or Hub id of a saved one; or a baseline: "pixels", the inputs
+            as they are, or "pca", their first principal components.
+        data: images: digits, emoji, a folder, parquet, or a data set on the Hub; or a table: a .csv, .tsv or .parquet
+            file without images, of which all columns of numbers but the label are taken. For the baselines each
+            column of a table gets mean 0 and variance 1; a pipeline gets a row as an image of one line.
+        split: split of the images.
+        components: of "pca". Default 32.
+        label_column: of the labels; `None` (default): found by type in images, "label" in a table.
+        max_samples: use at most so many, spread evenly; `None` (default): all.
+        points: at most so many, chosen at random, are in the maps and judged. Default 2000.
+        batch_size: images encoded at a time.
+        seed: of the choice of points and of t-SNE. Equal seeds give equal latents and maps.
+        revision: branch, tag or commit of a pipeline on the Hub.
+
+    Returns:
+        An `Embedding`; see its `save` and `text`.
+
+    Raises:
+        UsageError: a number out of range, an unknown column, or a pipeline that cannot encode.
+        DataError: a table without numbers, with gaps, or with fewer than 5 rows.
+        NumericsError: a latent is not finite.
+
+    Example:
+        >>> found = embed("pca", "digits", components=8, max_samples=60)
+        >>> found.latents.shape, found.maps["t-SNE"].shape
+        (torch.Size([60, 8]), torch.Size([60, 2]))
+    """
+    for name, value, least in (("components", components, 1), ("points", points, 5), ("batch_size", batch_size, 1)):
+        if value < least:
+            raise UsageError(f"--{name} must be at least {least}; got {value}.")
+    if max_samples is not None and max_samples < 5:
+        raise UsageError(f"--max_samples must be at least 5; got {max_samples}.")
+    path, is_table = Path(data).expanduser(), _is_table(data)
+    if is_table:
+        inputs, labels, names, left_out = _read_table(path, label_column, max_samples)
+    else:
+        found = load_images(data, split=split, label_column=label_column, max_samples=max_samples)
+        inputs, labels, names, left_out = found.images, found.labels, found.label_names, []
+    if len(inputs) < 5:
+        raise DataError(f"{data} must hold at least 5 samples to be embedded; it holds {len(inputs)}.")
+    flat = inputs.flatten(1).float() / 127.5 - 1 if not is_table else _standardised(inputs)  # (N, inputs)
+
+    text = source if isinstance(source, str | Path) else type(source).__name__
+    if source == "pixels":
+        latents = flat
+    elif source == "pca":
+        if components > min(flat.shape):
+            raise UsageError(
+                f"--components must be at most {min(flat.shape)}, the lesser of samples and inputs; got {components}."
+            )
+        latents, text = _pca(flat, components), f"PCA-{components}"
+    else:
+        latents = _encode(source, inputs, labels, is_table, batch_size, revision)
+    if not latents.isfinite().all():
+        raise NumericsError(f"The latents of {text} are not finite, so they cannot be embedded. Was it trained?")
+
+    generator = torch.Generator().manual_seed(seed_from(seed, "embedding"))
+    chosen = torch.randperm(len(latents), generator=generator)[:points].sort().values
+    part, shown = latents[chosen], None if labels is None else labels[chosen]
+    maps = {"PCA": _pca(part, 2), "t-SNE": _tsne(part, seed)}
+    scores = {name: _judge(flat[chosen], place, shown) for name, place in {"latents": part, **maps}.items()}
+    about = {
+        "source": str(text), "data": path.name if path.exists() else str(data), "left_out": left_out, "seed": seed,
+        "neighbours": min(NEIGHBOURS, (len(chosen) - 1) // 2),
+    }  # fmt: skip
+    return Embedding(latents, labels, names, chosen, maps, scores, about)
+
+
+# ------------------------------------------------------------ latents
+
+
+def _encode(source: Any, inputs: Tensor, labels: Tensor | None, is_table: bool, size: int, revision: str | None):
+    """Latents (N, D) of a pipeline; those before quantisation, if it can give them."""
+    pipe = source
+    if isinstance(source, str | Path):
+        if not Path(source).is_dir() and "/" not in str(source):
+            raise UsageError(
+                f'source must be "pixels", "pca", a folder or a repository on the Hub ("user/name"); got "{source}".'
+                + did_you_mean(str(source), ("pixels", "pca"))
+            )
+        pipe = DiffusionPipeline.from_pretrained(source, **({"revision": revision} if revision else {}))
+    if not hasattr(pipe, "encode"):
+        raise UsageError(
+            f"source must be a pipeline of latentia that can encode, pixels or pca; {type(pipe).__name__} cannot."
+        )
+    if hasattr(pipe, "set_progress_bar_config"):
+        pipe.set_progress_bar_config(disable=True)
+        pipe.to(PartialState().device)
+    known = inspect.signature(pipe.encode).parameters
+    options: dict[str, Any] = {"continuous": True} if "continuous" in known else {}
+    by_class = getattr(pipe, "num_classes", None) and "class_labels" in known and labels is not None
+    parts = []
+    for i in range(0, len(inputs), size):
+        rows = inputs[i : i + size]
+        images = rows.float()[:, None, None] if is_table else rows.float() / 127.5 - 1
+        if by_class:
+            options["class_labels"] = labels[i : i + size]
+        parts.append(pipe.encode(images, **options).flatten(1).float().cpu())
+    return torch.cat(parts)
+
+
+def _pca(x: Tensor, components: int) -> Tensor:
+    """The first principal components of rows, float32; zeros where there are fewer."""
+    from sklearn.decomposition import PCA
+
+    count = min(components, *x.shape)
+    with np.errstate(invalid="ignore"):  # equal rows have no variance of which to take shares
+        found = PCA(count, svd_solver="full").fit_transform(x.double().numpy())
+    return torch.nn.functional.pad(torch.from_numpy(found).float(), (0, components - count))
+
+
+def _tsne(x: Tensor, seed: int) -> Tensor:
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    x = _pca(x, _TSNE_INPUTS) if x.shape[1] > _TSNE_INPUTS else x
+    perplexity = min(30.0, (len(x) - 1) / 3)
+    start = "pca" if min(x.shape) > 1 and x.var(0).sum() > 0 else "random"
+    with threadpool_limits(1, user_api="openmp"):  # threads add their sums in the order in which they finish
+        found = TSNE(2, perplexity=perplexity, init=start, random_state=seed).fit_transform(x.double().numpy())
+    return torch.from_numpy(found).float()
+
+
+def _judge(inputs: Tensor, places: Tensor, labels: Tensor | None) -> dict[str, float]:
+    from sklearn.manifold import trustworthiness
+
+    count = min(NEIGHBOURS, (len(inputs) - 1) // 2)
+    trust = trustworthiness(inputs.double().numpy(), places.double().numpy(), n_neighbors=count)
+    scores = {"trustworthiness": float(trust)}
+    if labels is not None:
+        found = nearest(places, places, exclude_self=True)[1][:, 0]
+        scores["1-NN accuracy"] = float((labels[found] == labels).double().mean())
+    return scores
+
+
+# ------------------------------------------------------------ tables
+
+
+def _is_table(data: str) -> bool:
+    """Whether `data` is a file of rows of numbers: CSV, or parquet without a column that could hold images."""
+    path = Path(data).expanduser()
+    if path.suffix.lower() in _TABLES:
+        if not path.is_file():
+            raise DataError(f"{data} is no file.")
+        return True
+    if path.suffix.lower() != ".parquet" or not path.is_file():
+        return False
+    try:
+        types = [column.type for column in pq.read_schema(path)]
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{data} cannot be read as parquet: {error}") from error
+    return not any(pa.types.is_binary(t) or pa.types.is_large_binary(t) or pa.types.is_struct(t) for t in types)
+
+
+def _read_table(path: Path, label_column: str | None, max_samples: int | None):
+    """Columns of numbers (N, D), float64; labels and their names, or None; names of the columns left out."""
+    try:
+        if path.suffix.lower() in _TABLES:
+            options = pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+            table = pyarrow.csv.read_csv(path, parse_options=options)
+        else:
+            table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} cannot be read as a table: {error}") from error
+    if label_column is not None and label_column not in table.column_names:
+        raise UsageError(f'--label_column must be one of {table.column_names}; got "{label_column}".')
+    label_column = label_column or ("label" if "label" in table.column_names else None)
+    if max_samples is not None and max_samples < len(table):
+        table = table.take(pa.array(np.linspace(0, len(table) - 1, max_samples).round().astype(np.int64)))
+    columns, left_out = {}, []
+    for name in table.column_names:
+        kind = table[name].type
+        if name == label_column:
+            continue
+        if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+            columns[name] = np.asarray(table[name].to_numpy(), dtype=np.float64)
+        else:
+            left_out.append(name)
+    if not columns:
+        raise DataError(f"{path} must have a column of numbers beside the label; its columns are {table.column_names}.")
+    for name, values in columns.items():
+        gaps = np.flatnonzero(~np.isfinite(values))
+        if len(gaps):
+            raise DataError(
+                f'{path}: column "{name}" has {len(gaps)} values that are missing or not finite, the first in row '
+                f"{gaps[0]}. Fill or drop them."
+            )
+    labels, names = _labels(table[label_column], path, label_column) if label_column else (None, None)
+    return torch.from_numpy(np.stack([*columns.values()], axis=1)), labels, names, left_out
+
+
+def _labels(column: pa.ChunkedArray, path: Path, name: str) -> tuple[Tensor, list[str]]:
+    values: Sequence[Any] = column.to_pylist()
+    if any(value is None for value in values) or pa.types.is_floating(column.type):
+        raise DataError(f'{path}: the label column "{name}" must hold whole numbers or texts, without gaps.')
+    kinds = sorted({*values})
+    places = {value: i for i, value in enumerate(kinds)}
+    return torch.tensor([places[value] for value in values]), [str(value) for value in kinds]
+
+
+def _standardised(x: Tensor) -> Tensor:
+    """Each column with mean 0 and variance 1; a constant one is 0."""
+    deviation = x.std(0, correction=0)
+    return ((x - x.mean(0)) / torch.where(deviation > 0, deviation, 1)).float()

@@ -1,0 +1,400 @@
+"""One scoreboard for every family: sample from anything, measure it, compare it on equal terms.
+
+    evaluation = latentia.evaluate("outputs/demo", data="digits", n=500)
+    print(evaluation.report.table())
+    evaluation.save("outputs/evaluation")
+
+What makes images is a `Source`; from the images on, everything is the same for all.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather, pad_across_processes
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from latentia.commands.sources import Source, open_source
+from latentia.data import ImageData, load_images
+from latentia.errors import DataError, UsageError
+from latentia.evaluation import (
+    LatentStructure,
+    Likelihood,
+    Report,
+    Sample,
+    Sheet,
+    cached_predict,
+    check_metrics,
+    dequantise,
+    exact_likelihood,
+    extractor_for,
+    from_uint8,
+    latent_structure,
+    load_extractor,
+    measure,
+    score,
+    write_sheet,
+)
+from latentia.evaluation.features.extractor import FeatureExtractor
+from latentia.evaluation.likelihood.estimate import Pixels
+from latentia.hub.card import add_results
+
+KEPT = 100  # images that an evaluation keeps to show; the others are forgotten once they are measured
+_HALF = 255 / 2
+
+
+@dataclass
+class Evaluation:
+    """What `evaluate` found.
+
+    Args:
+        source, about: name and facts of what was measured.
+        data: facts of the real images.
+        report: every metric.
+        images: the first `KEPT` generated ones, uint8 (100, C, H, W).
+        sample, real: what was measured of all generated and all real images.
+        real_images: uint8 (N, C, H, W).
+        milliseconds: to sample one image, in batches of `batch_size`, over all processes.
+        memory_mb: how far memory rose while sampling: of the GPU if there is one, else of the process.
+        likelihood: of held-out images; None where the family defines none or none was asked for.
+        latents: how they are structured, likewise.
+        runs_of: what several runs are compared as, together; None for a source of its own.
+        failed: whether this run failed, see `latentia.commands.compare.failed`; None if nobody asked.
+    """
+
+    source: str
+    about: dict[str, Any]
+    data: dict[str, Any]
+    report: Report
+    images: Tensor
+    sample: Sample
+    real: Sample
+    real_images: Tensor
+    milliseconds: float
+    memory_mb: float
+    likelihood: Likelihood | None
+    latents: LatentStructure | None = None
+    runs_of: str | None = None
+    failed: bool | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists."""
+        return {
+            "source": self.source, **self.about, **self.report.to_dict(),
+            "milliseconds_per_image": self.milliseconds, "memory_mb": self.memory_mb,
+            "likelihood": asdict(self.likelihood) if self.likelihood else None,
+            "latents": self.latents.to_dict() if self.latents else None,
+            "runs_of": self.runs_of, "failed": self.failed,
+            "data": self.data, "latentia": version("latentia"),
+        }  # fmt: skip
+
+    def text(self) -> str:
+        """The table of metrics and what else is known, for the terminal."""
+        facts = [f"{self.milliseconds:.3g} ms per image"]
+        if self.about.get("parameters") is not None:
+            facts.append(f"{self.about['parameters']:,} parameters")
+        if self.about.get("training_seconds") is not None:
+            facts.append(f"trained for {self.about['training_seconds']:.0f} s")
+        lines = [self.report.table(), f"{self.source}: {', '.join(facts)}"]
+        return "\n".join([*lines, *(part.text() for part in (self.likelihood, self.latents) if part)])
+
+    def save(self, folder: str | Path) -> Path:
+        """Write metrics.json and the pictures: samples, nearest real images, classes, feature map, precision/recall."""
+        from latentia.evaluation.report import grids, plots
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        grids.grid(self.images.float() / _HALF - 1).save(folder / "samples.png")
+        plots.neighbour_grid(self.images, self.real_images, self.sample.features, self.real.features).save(
+            folder / "neighbours.png"
+        )
+        plots.feature_map(self.sample.features, self.real.features, folder / "feature_map.png")
+        counts, real_counts, names = self.report.class_counts, self.report.real_class_counts, self.data["label_names"]
+        if counts is not None:
+            fitting = names if names and len(names) == len(counts) else None
+            plots.class_histogram(counts, real_counts, folder / "classes.png", fitting)
+        plots.precision_recall_plot({self.source: self.report}, folder / "precision_recall.png")
+        return folder
+
+
+def evaluate(
+    source: Any,
+    data: str | ImageData = "digits",
+    *,
+    n: int = 1000,
+    split: str = "train",
+    extractor: str | FeatureExtractor | None = None,
+    metrics: Sequence[str] | None = None,
+    num_inference_steps: int | None = None,
+    batch_size: int = 100,
+    seed: int = 0,
+    likelihood_images: int = 0,
+    latent_images: int = 0,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    reference: Sample | None = None,
+) -> Evaluation:
+    """Sample n images of any source and measure them against real ones, every metric beside its floor.
+
+    Under `accelerate launch` the work is shared by the processes, and each returns the same result as one alone would.
+
+    Args:
+        source: see `open_source`.
+        data: real images: what `load_images` takes, or a data set that it gave. At least 2 n of them.
+        n: how many images to sample.
+        split: split of the data; use the one that the source was trained on, or copies go unnoticed.
+        extractor: what `load_extractor` takes, or an extractor; None is the shipped one that fits the images' shape.
+        metrics: keys of `latentia.evaluation.METRICS`; None for all that apply.
+        num_inference_steps: network evaluations per image; None is the pipeline's own default.
+        batch_size: images sampled at a time.
+        seed: of the samples and of the metrics' random splits.
+        likelihood_images: of how many real images the likelihood is taken, from the "test" split where there is one;
+            0 for none. Diffusion needs all steps of the chain for each.
+        latent_images: of how many such images path length and linear probe of the latents are taken; 0 for none.
+            Diffusion inverts its chain for each, twice as slow as to sample it, and runs it once more for the path.
+        revision: branch, tag or commit on the Hub.
+        device: where a pipeline runs; None is the process's own.
+        reference: what `measure_data` found of the real images, to save measuring them again.
+
+    Raises:
+        UsageError: a source, metric or extractor that is unknown, or too few real images.
+        DataError: the source returns nothing, or images of another shape.
+
+    Example:
+        >>> evaluation = evaluate("pca", "digits", n=100, metrics=["kid"])
+        >>> evaluation.report.n, evaluation.about["kind"]
+        (100, 'baseline')
+    """
+    check_metrics(metrics)
+    real = load_images(data, split=split) if isinstance(data, str) else data
+    if not 2 <= n <= len(real) // 2:
+        raise UsageError(
+            f"n must be from 2 to {len(real) // 2}, half of the {len(real)} real images, so that as many can be held "
+            f"out; got {n}."
+        )
+    if batch_size < 1:
+        raise UsageError(f"batch_size must be at least 1; got {batch_size}.")
+    features = find_extractor(extractor, real)
+    opened = open_source(
+        source, real, seed=seed, num_inference_steps=num_inference_steps, revision=revision, device=device
+    )
+    for key, metric in check_metrics(metrics).items():
+        if metrics is not None and "labels" in metric.needs and (opened.labels is None or real.labels is None):
+            raise UsageError(f'The metric "{key}" needs labels, and {opened.name} or the data has none; leave it out.')
+    if opened.count is not None and opened.count < n:
+        raise UsageError(f"{opened.name} holds {opened.count} images, fewer than n = {n}. Lower n to {opened.count}.")
+    reference = measure_data(real, features) if reference is None else reference
+    labels = None if opened.labels is None else torch.tensor(opened.labels(0, n))
+    with _memory() as memory:
+        sample, images, seconds = _measured(opened.draw, n, batch_size, features, labels, f"sampling {opened.name}")
+    report = score(sample, reference, features, metrics=metrics, seed=seed)
+    return Evaluation(
+        source=opened.name,
+        about=opened.about,
+        data=real.describe(),
+        report=report,
+        images=images,
+        sample=sample,
+        real=reference,
+        real_images=real.images,
+        milliseconds=1e3 * seconds / n,
+        memory_mb=memory[0],
+        likelihood=_likelihood(opened, data, real, likelihood_images, seed),
+        latents=_latents(opened, data, real, features, latent_images, seed),
+    )
+
+
+def measure_data(real: ImageData, extractor: FeatureExtractor, cache_dir: str | Path | None = None) -> Sample:
+    """What the metrics need to know of real images. Their features are computed once and kept in the cache."""
+    starts = tqdm(range(0, len(real), 1000), desc=f"features of {len(real)} real images", unit="batch", leave=False)
+    batches = (real.images[start : start + 1000].float() / _HALF - 1 for start in starts)
+    features = cached_predict(batches, extractor, real.fingerprint, cache_dir, count=len(real))
+    return measure(from_uint8(real.images), extractor, real.labels, predictions=features)
+
+
+def blind_sheet(
+    source: Any,
+    data: str | ImageData = "digits",
+    *,
+    output_dir: str | Path,
+    split: str = "train",
+    against: Any = None,
+    trials: int = 50,
+    num_inference_steps: int | None = None,
+    seed: int = 0,
+) -> Sheet:
+    """Let people tell a source from real images, or from another source: see `latentia.evaluation.write_sheet`.
+
+    Args:
+        source, data, split, num_inference_steps, seed: as for `evaluate`.
+        output_dir: where the page, the template and the key go.
+        against: another source instead of the real images.
+        trials: pairs to judge.
+    """
+    real = load_images(data, split=split) if isinstance(data, str) else data
+
+    def first(this: Any) -> tuple[str, Tensor]:
+        opened = open_source(this, real, seed=seed, num_inference_steps=num_inference_steps)
+        images = torch.cat([opened.draw(k, min(k + 100, trials)) for k in range(0, trials, 100)])
+        return opened.name, images.float() / _HALF - 1
+
+    name, images = first(source)
+    rival = ("real", real.images.float() / _HALF - 1) if against is None else first(against)
+    question = {} if against is None else {"question": "Which of the two images looks better?"}
+    names = (rival[0], name)
+    return write_sheet(rival[1], images, output_dir, names=names, trials=trials, seed=seed, **question)
+
+
+def update_card_of(folder: Path, evaluation: Evaluation) -> bool:
+    """Put the numbers into the card of a pipeline that is saved in `folder`; False if there is none."""
+    if not (folder / "model_index.json").exists() or not (folder / "README.md").exists():
+        return False
+    data = evaluation.data
+    split = {"split": data["split"]} if "split" in data else {}
+    metrics = [metric | split for metric in evaluation.report.for_card()]
+    card, name = folder / "README.md", data.get("name", data["kind"])
+    if not add_results(card, metrics, dataset=name, seed=evaluation.report.seed):
+        print(f"{card}: the part evaluation was changed by hand, so only the metadata have the new numbers.")
+    return True
+
+
+def find_extractor(extractor: Any, real: ImageData) -> FeatureExtractor:
+    """The extractor that was asked for, or the shipped one that fits the images."""
+    if extractor is None:
+        found = extractor_for(real.shape)
+        if found is None:
+            raise UsageError(
+                f"No shipped extractor fits images of shape {tuple(real.shape)}. Give one: the folder of a classifier, "
+                '"inception:PATH" or the name of a transformers vision model.'
+            )
+        return found
+    return load_extractor(extractor) if isinstance(extractor, str | Path) else extractor
+
+
+def _measured(
+    draw: Callable[[int, int], Tensor],
+    count: int,
+    batch_size: int,
+    extractor: FeatureExtractor,
+    labels: Any,
+    title: str,
+) -> tuple[Sample, Tensor, float]:
+    """What is measured of images 0..count of `draw`, the first `KEPT` of them, and the seconds that drawing took.
+
+    Batch b belongs to process b modulo their number. What each has is padded to equal length, gathered, and put back
+    into order.
+    """
+    state = PartialState()
+    starts = list(range(0, count, batch_size))[state.process_index :: state.num_processes]
+    seconds, parts, kept, owned = 0.0, [], [], []
+    bar = tqdm(starts, desc=title, unit="batch", disable=not state.is_main_process or len(starts) < 2)
+    for start in bar:
+        began, stop = time.perf_counter(), min(start + batch_size, count)
+        images = draw(start, stop)
+        seconds += time.perf_counter() - began
+        if not parts and seconds * len(starts) > 20:
+            bar.write(f"{title}: {count} images take about {seconds * len(starts):.0f} s.")
+        parts.append(measure(images.float() / _HALF - 1, extractor, None if labels is None else labels[start:stop]))
+        kept.append(images[: max(0, KEPT - start)])
+        owned.append(torch.arange(start, stop))
+    if not parts:  # fewer batches than processes: take part in the gathering with nothing
+        images = draw(0, min(batch_size, count))[:1]
+        parts = [measure(images.float() / _HALF - 1, extractor, None if labels is None else labels[:1])[:0]]
+        kept, owned = [images[:0]], [torch.zeros(0, dtype=torch.int64)]
+    columns = [None if column[0] is None else torch.cat(column) for column in zip(*map(tuple, parts))]
+    first, place = torch.cat(kept), torch.cat(owned)
+    if state.num_processes > 1:
+        first = _gathered(first, state)[_gathered(place[place < KEPT], state).argsort()]
+        order = _gathered(place, state).argsort()
+        columns = [None if column is None else _gathered(column, state)[order] for column in columns]
+        seconds = float(_gathered(torch.tensor([seconds]), state).max())
+    return Sample(*columns), first, seconds
+
+
+def _gathered(x: Tensor, state: PartialState) -> Tensor:
+    """The rows of all processes, one after the other."""
+    lengths = gather(torch.tensor([len(x)], device=state.device))
+    padded = pad_across_processes(x.to(state.device), dim=0)
+    parts = gather(padded.contiguous()).cpu().split(int(lengths.max()))
+    return torch.cat([part[:length] for part, length in zip(parts, lengths.tolist())])
+
+
+@contextmanager
+def _memory() -> Iterator[list[float]]:
+    """Yields a list whose only entry is, at the end, by how many MB memory rose at most."""
+    found, cuda = [0.0], torch.cuda.is_available()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        yield found
+        found[0] = torch.cuda.max_memory_allocated() / 2**20
+        return
+    process, done = psutil.Process(), threading.Event()
+    before = process.memory_info().rss
+
+    def validation() -> None:
+        while not done.wait(0.02):
+            found[0] = max(found[0], (process.memory_info().rss - before) / 2**20)
+
+    thread = threading.Thread(target=validation, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        thread.join()
+
+
+def _held_out(data: Any, real: ImageData, count: int) -> tuple[Tensor, Tensor | None, str]:
+    """`count` images as bytes and their labels, of the test split if there is one; and what they are."""
+    chosen, seen = real, "training images"
+    if isinstance(data, str):
+        try:
+            chosen, seen = load_images(data, split="test"), "test images"
+        except DataError:  # it has no such split
+            pass
+    rows = torch.linspace(0, len(chosen) - 1, min(count, len(chosen))).long()
+    return chosen.images[rows], None if chosen.labels is None else chosen.labels[rows], seen
+
+
+def _likelihood(opened: Source, data: Any, real: ImageData, count: int, seed: int) -> Likelihood | None:
+    if count < 1 or opened.log_likelihood is None:
+        return None
+    chosen, _, seen = _held_out(data, real, count)
+    if opened.has_density:
+        pixels = dequantise(chosen, seed)
+    else:
+        pixels = Pixels(chosen.float() / _HALF - 1, "256 levels", 256, None)
+    nats = torch.cat([opened.log_likelihood(part).double().cpu() for part in pixels.values.split(100)])
+    return exact_likelihood(nats, pixels, kind=f"{opened.likelihood_kind}, {seen}")
+
+
+def _latents(
+    opened: Source, data: Any, real: ImageData, extractor: FeatureExtractor, count: int, seed: int
+) -> LatentStructure | None:
+    if count < 1 or opened.encode is None or opened.decode is None:
+        return None
+    chosen, labels, seen = _held_out(data, real, count)
+    images = chosen.float() / _HALF - 1
+    try:
+        began = time.perf_counter()
+        opened.encode(images[:8])
+        seconds = (time.perf_counter() - began) / 8 * len(images)
+    except UsageError as error:
+        tqdm.write(f"{opened.name}: no latents. {error}")
+        return None
+    if 1.5 * seconds > 20:  # the way back takes half as long
+        tqdm.write(f"{opened.name}: latents of {len(images)} images take about {1.5 * seconds:.0f} s.")
+
+    options = {"mode": opened.latent_path, "about": seen, "seed": seed}
+    return latent_structure(opened.encode, opened.decode, images, labels, extractor, **options)

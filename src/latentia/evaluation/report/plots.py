@@ -1,0 +1,146 @@
+"""Pictures of an evaluation: nearest real images, class histogram, feature map, precision and recall."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from latentia.errors import UsageError
+from latentia.evaluation.prdc import nearest
+from latentia.evaluation.report.grids import grid
+from latentia.evaluation.report.report import Report
+from latentia.rng import seed_from
+
+_REAL, _MADE = "#8c8c8c", "#1f4e79"
+COLORS = ("#1f4e79", "#d1495b", "#2e8b57", "#e08e0b", "#6c4aa1", "#00838f", "#8c564b", "#555555")
+
+
+def neighbour_grid(
+    images: Tensor, real_images: Tensor, features: Tensor, real_features: Tensor, *, rows: int = 10, k: int = 5
+) -> Image.Image:
+    """Each generated image, on the left, with its k nearest real ones: copies look like their neighbours.
+
+    Args:
+        images: at least `rows` generated ones, uint8 (n, C, H, W).
+        real_images: uint8 (N, C, H, W).
+        features, real_features: of both, (m, D) with m >= `rows`, and (N, D). Near means near in these.
+        rows: generated images to show.
+        k: neighbours of each.
+
+    Example:
+        >>> pixels = torch.zeros(6, 1, 8, 8, dtype=torch.uint8)
+        >>> neighbour_grid(pixels, pixels, torch.rand(6, 4), torch.rand(6, 4), rows=2, k=3).width > 200
+        True
+    """
+    rows, k = min(rows, len(images)), min(k, len(real_features))
+    _, found = nearest(features[:rows], real_features, k)
+    shown = torch.cat([images[:rows, None], real_images[found]], 1).flatten(0, 1)  # (rows * (1 + k), C, H, W)
+    titles = ["generated", *(f"nearest {i}" for i in range(1, k + 1))]
+    return grid(shown.float() / 127.5 - 1, columns=1 + k, column_labels=titles)
+
+
+def class_histogram(
+    counts: Sequence[int], real_counts: Sequence[int], out: str | Path, names: Sequence[str] | None = None
+) -> Path:
+    """Shares of the classes among generated and real images, side by side.
+
+    Args:
+        counts, real_counts: images of each of the K classes.
+        out: the PNG to write.
+        names: of the classes; default their numbers.
+
+    Raises:
+        UsageError: the lengths differ.
+    """
+    from matplotlib.figure import Figure
+
+    if len(counts) != len(real_counts) or (names is not None and len(names) != len(counts)):
+        raise UsageError(
+            f"`counts`, `real_counts` and `names` must have one entry per class. Got {len(counts)}, "
+            f"{len(real_counts)} and {len(names) if names is not None else 'none'}."
+        )
+    figure = Figure(figsize=(max(6, 0.5 * len(counts) + 2), 3.4), layout="constrained")
+    panel, at = figure.subplots(), np.arange(len(counts))
+    for values, shift, color, label in ((counts, -0.2, _MADE, "generated"), (real_counts, 0.2, _REAL, "real")):
+        panel.bar(at + shift, np.asarray(values) / max(1, sum(values)), 0.4, color=color, label=label)
+    panel.set_xticks(
+        at,
+        names or [str(i) for i in at],
+        rotation=0 if names is None else 30,
+        ha="center" if names is None else "right",
+    )
+    panel.set(xlabel="most likely class", ylabel="share of the images")
+    panel.legend(frameon=False)
+    panel.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out, dpi=120)
+    return Path(out)
+
+
+def feature_map(features: Tensor, real_features: Tensor, out: str | Path, *, points: int = 500, seed: int = 0) -> Path:
+    """Generated over real images in feature space, by PCA of the real ones and by t-SNE of both.
+
+    Args:
+        features, real_features: (n, D) and (N, D).
+        out: the PNG to write.
+        points: at most so many of each are drawn, chosen at random.
+        seed: of the choice and of t-SNE.
+    """
+    from matplotlib.figure import Figure
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    generator = torch.Generator().manual_seed(seed_from(seed, "feature map"))
+    real, made = (
+        part[torch.randperm(len(part), generator=generator)[:points]].double().numpy()
+        for part in (real_features, features)
+    )
+    both = np.concatenate([real, made])
+    figure = Figure(figsize=(9, 4.4), layout="constrained")
+    panels = figure.subplots(1, 2)
+    axes = PCA(2, random_state=seed).fit(real)
+    share = axes.explained_variance_ratio_.sum()
+    places = [(axes.transform(both), f"PCA of the real images ({share:.0%} of their variance)")]
+    if len(both) > 8:
+        pca = PCA(min(30, *both.shape), random_state=seed).fit_transform(both)
+        tsne = TSNE(2, perplexity=min(30, (len(both) - 1) / 3), init="pca", random_state=seed)
+        places.append((tsne.fit_transform(pca), "t-SNE of both"))
+    for panel, (place, title) in zip(panels, places):
+        panel.scatter(*place[: len(real)].T, s=9, color=_REAL, alpha=0.55, linewidths=0, label="real")
+        panel.scatter(*place[len(real) :].T, s=9, color=_MADE, alpha=0.55, linewidths=0, label="generated")
+        panel.set_title(title, fontsize=10)
+        panel.set(xticks=[], yticks=[])
+    panels[0].legend(frameon=False, markerscale=2)
+    figure.savefig(out, dpi=120)
+    return Path(out)
+
+
+def precision_recall_plot(reports: Mapping[str, Report], out: str | Path) -> Path:
+    """Quality against diversity: precision over recall, and density over coverage, real images marked with a cross.
+
+    Args:
+        reports: by name. Those without these metrics are left out.
+        out: the PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.4), layout="constrained")
+    pairs = (("recall", "precision"), ("coverage", "density"))
+    for panel, (x, y) in zip(figure.subplots(1, 2), pairs):
+        shown = {name: report.scores for name, report in reports.items() if {x, y} <= report.scores.keys()}
+        for i, (name, scores) in enumerate(shown.items()):
+            color = COLORS[i % len(COLORS)]
+            panel.scatter(scores[x].value, scores[y].value, s=60, color=color, label=name, zorder=3)
+            if i == 0:
+                panel.scatter(scores[x].floor, scores[y].floor, s=80, marker="x", color="black", label="real images")
+        panel.set(xlabel=f"{x} (diversity)", ylabel=f"{y} (quality)", xlim=(-0.03, 1.03))
+        panel.set_ylim(bottom=-0.03, top=max(1.03, panel.get_ylim()[1]))
+        panel.grid(color="#dddddd", linewidth=0.6)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+        if shown:
+            panel.legend(frameon=False, fontsize=9)
+    figure.savefig(out, dpi=120)
+    return Path(out)

@@ -1,0 +1,267 @@
+"""The probes of a learned code beside those of what it has to beat."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from latentia.errors import UsageError
+from latentia.evaluation.features.extractor import FeatureExtractor, check_images
+from latentia.evaluation.representation.path_length import PathLength, perceptual_path_length
+from latentia.evaluation.representation.probes import Labelled, Probe, few_label_probe, knn_probe, linear_probe
+from latentia.rng import seed_from
+
+_CHUNK = 500  # images that are encoded at once
+
+Encode = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """What `probe_report` found: for each code its three probes, all on the same splits and labelled images.
+
+    Args:
+        codes: name of the code ("code", "untrained", "raw pixels", "pixel sums") to its probes by name ("linear",
+            "knn", "few labels").
+        dimensions: name of the code to its number of dimensions.
+        n: images in all, without the separate test set.
+        n_few: labelled images of the few-label probe.
+        seeds: number of runs.
+        seed: of the first run.
+    """
+
+    codes: dict[str, dict[str, Probe]]
+    dimensions: dict[str, int]
+    n: int
+    n_few: int
+    seeds: int
+    seed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts, for JSON and model cards."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """A table for the terminal: accuracy and its 95 % interval."""
+        width = max(map(len, self.codes))
+        lines = [f"{'':{width}}    dims  {'linear':22}{'kNN':22}{self.n_few} labels"]
+        for name, probes in self.codes.items():
+            cells = "".join(
+                f"{f'{probe.mean:.3f} [{probe.low:.3f}, {probe.high:.3f}]':22}" for probe in probes.values()
+            )
+            lines.append(f"{name:{width}}  {self.dimensions[name]:6}  {cells.rstrip()}")
+        notes = {
+            f"{name}, {kind}: {probe.note}" for name, probes in self.codes.items() for kind, probe in probes.items()
+            if probe.note
+        }  # fmt: skip
+        return "\n".join([*lines, *sorted(notes)])
+
+
+def probe_report(
+    encode: Encode | nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    untrained: Encode | nn.Module | None = None,
+    test: Labelled | None = None,
+    n_few: int = 100,
+    seeds: int = 5,
+    seed: int = 0,
+) -> ProbeReport:
+    """The three probes of a learned code and of what it has to beat, on the same splits.
+
+    Beside "code" stand "untrained", the same architecture with fresh weights; "raw pixels"; and "pixel sums", the sums
+    of each row and each column, a hand-made feature. A code is worth its training only where it beats all three.
+
+    Args:
+        encode: images (B, C, H, W) in [-1, 1] to codes (B, D) or (B, ...), which are flattened.
+        images: float (n, C, H, W) in [-1, 1], or uint8. None that the encoder was trained on, unless `test` is given.
+        labels: integers (n,).
+        untrained: the same as `encode` with fresh weights. Made by `untrained_like` if `encode` is itself a network
+            with a config; else, without it, the row is left out.
+        test: images and labels to judge by, likewise.
+        n_few: labels of the few-label probe.
+        seeds: runs per probe.
+        seed: of the splits, and of the fresh weights.
+
+    Raises:
+        UsageError, DataError: images or labels of a wrong shape, type or range; see `linear_probe`.
+
+    Example:
+        >>> images, labels = torch.rand(60, 1, 8, 8) * 2 - 1, torch.arange(3).repeat(20)
+        >>> report = probe_report(lambda x: x[:, :, 2:4], images, labels, n_few=9, seeds=2)
+        >>> report.dimensions
+        {'code': 16, 'raw pixels': 64, 'pixel sums': 16}
+    """
+    if isinstance(encode, nn.Module) and encode.training:
+        raise UsageError(
+            "`encode` must be in evaluation mode, where a code does not depend on chance. Call .eval() first."
+        )
+    encoders: dict[str, Encode | nn.Module] = {"code": encode}
+    if untrained is None and isinstance(encode, nn.Module) and hasattr(encode, "config"):
+        untrained = untrained_like(encode, seed)
+    if untrained is not None:
+        encoders["untrained"] = untrained
+    encoders |= {"raw pixels": lambda x: x.flatten(1), "pixel sums": pixel_sums}
+    codes: dict[str, dict[str, Probe]] = {}
+    dimensions = {}
+    for name, encoder in encoders.items():
+        z = _encoded(encoder, images, name)
+        judged = None if test is None else (_encoded(encoder, test[0], name), test[1])
+        dimensions[name] = z.shape[1]
+        codes[name] = {
+            "linear": linear_probe(z, labels, test=judged, seeds=seeds, seed=seed),
+            "knn": knn_probe(z, labels, test=judged, seeds=seeds, seed=seed),
+            "few labels": few_label_probe(z, labels, n_few=n_few, test=judged, seeds=seeds, seed=seed),
+        }
+    return ProbeReport(codes, dimensions, len(images), n_few, seeds, seed)
+
+
+@dataclass(frozen=True)
+class LatentStructure:
+    """How smooth the way between the latents of real images is, and how much of their class a latent shows.
+
+    Args:
+        path_length: between the latents of pairs of images.
+        fade_length: the same of plain cross-fades of these pairs, for comparison.
+        probe: linear probe of the latents; None without labels or with fewer than five images of a class.
+        pixels_probe: the same of the raw pixels.
+        dimensions: of a latent.
+        n: images.
+        images: which, in words.
+    """
+
+    path_length: PathLength
+    fade_length: PathLength
+    probe: Probe | None
+    pixels_probe: Probe | None
+    dimensions: int
+    n: int
+    images: str = "images"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts, for JSON."""
+        plain = {"path_length": self.path_length._asdict(), "fade_length": self.fade_length._asdict()}
+        return asdict(self) | plain
+
+    def text(self) -> str:
+        """One line for the terminal."""
+        mean, error, pairs = self.path_length
+        line = (
+            f"latents of {self.n} {self.images}, {self.dimensions} wide: path length {mean:.4g} ± {1.96 * error:.2g} "
+        )
+        line += f"over {pairs} pairs (cross-fades {self.fade_length.mean:.4g})"
+        return line + (f", linear probe {self.probe} (pixels {self.pixels_probe})" if self.probe else "")
+
+
+def latent_structure(
+    encode: Encode,
+    decode: Encode,
+    images: torch.Tensor,
+    labels: torch.Tensor | None,
+    extractor: FeatureExtractor,
+    *,
+    mode: Literal["lerp", "slerp"] = "lerp",
+    about: str = "images",
+    seed: int = 0,
+) -> LatentStructure:
+    """Path length and linear probe of the latents of real images.
+
+    A path leads from the latent of one real image to that of another, so that its ends are defined alike for every
+    family, whatever it samples from: all paths lead between the same images. See `perceptual_path_length` and
+    `linear_probe`.
+
+    Args:
+        encode: images (B, C, H, W) to latents (B, ...), floats.
+        decode: latents to images in [-1, 1].
+        images: (n, C, H, W) in [-1, 1], n >= 4, best ones that the model was not trained on.
+        labels: integers (n,), or None.
+        extractor: whose features the path length is measured in.
+        mode: "slerp" for latents that are noise, else "lerp".
+        about: which images these are, in words.
+        seed: of the pairs, the places on the paths, and the probe's splits.
+
+    Raises:
+        UsageError: fewer than 4 images, or those of a wrong shape or range.
+        NumericsError: latents are NaN or infinite.
+
+    Example:
+        >>> from latentia.evaluation import load_extractor
+        >>> images = torch.rand(20, 1, 8, 8) * 2 - 1
+        >>> found = latent_structure(lambda x: x, lambda z: z, images, None, load_extractor("digits"))
+        >>> found.path_length == found.fade_length, found.path_length.n, found.probe
+        (True, 10, None)
+    """
+    if len(images) < 4:
+        raise UsageError(f"`images` must hold at least 4, for two pairs. Got {len(images)}.")
+    check_images(images)
+    codes = encode(images)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed_from(seed, "pairs")))
+    first, second = order[: len(order) // 2 * 2].chunk(2)
+
+    def length(decode: Encode, ends: torch.Tensor, mode: Literal["lerp", "slerp"]) -> PathLength:
+        return perceptual_path_length(decode, ends[first], ends[second], extractor, mode=mode, seed=seed)
+
+    enough = labels is not None and len(labels.unique()) > 1 and int(labels.unique(return_counts=True)[1].min()) >= 5
+    probes = [linear_probe(z.flatten(1), labels, seed=seed) if enough else None for z in (codes, images)]
+    fade = length(lambda x: x, images, "lerp")
+    return LatentStructure(
+        length(decode, codes, mode), fade, *probes, codes[0].numel(), len(images), about
+    )  # fmt: skip
+
+
+def untrained_like(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The network of `model`'s class and config with fresh weights, on its device, in evaluation mode.
+
+    Args:
+        model: a `ModelMixin`.
+        seed: of the weights. The global random state is left as it was.
+
+    Raises:
+        UsageError: the model has no config to be built from.
+
+    Example:
+        >>> from latentia import DigitClassifier
+        >>> fresh = untrained_like(DigitClassifier(sample_size=8, block_out_channels=(8, 16)))
+        >>> type(fresh).__name__, fresh.config.sample_size
+        ('DigitClassifier', 8)
+    """
+    if not (hasattr(model, "config") and hasattr(type(model), "from_config")):
+        raise UsageError(
+            f"`model` must be a ModelMixin with a config. Got {type(model).__name__}; build the fresh network yourself "
+            "and pass it as `untrained`."
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_from(seed, "untrained"))
+        fresh = type(model).from_config(model.config)
+    return fresh.to(next(model.parameters()).device).eval()
+
+
+def pixel_sums(images: torch.Tensor) -> torch.Tensor:
+    """Sums of the rows and of the columns of each channel: (N, C, H, W) to (N, C (H + W)).
+
+    Example:
+        >>> pixel_sums(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])).tolist()
+        [[3.0, 7.0, 4.0, 6.0]]
+    """
+    return torch.cat([images.sum(3), images.sum(2)], 2).flatten(1)
+
+
+@torch.no_grad()
+def _encoded(encode: Encode | nn.Module, images: torch.Tensor, name: str) -> torch.Tensor:
+    """Codes (n, D) of images given as floats in [-1, 1] or as bytes."""
+    parts = []
+    for batch in images.split(_CHUNK):
+        batch = batch.float() / 127.5 - 1 if batch.dtype == torch.uint8 else batch
+        check_images(batch)
+        code = encode(batch)
+        if not isinstance(code, torch.Tensor) or code.ndim < 2 or len(code) != len(batch):
+            given = f"shape {tuple(code.shape)}" if isinstance(code, torch.Tensor) else type(code).__name__
+            raise UsageError(
+                f"`{'untrained' if name == 'untrained' else 'encode'}` must return a tensor (B, ...) for B = "
+                f"{len(batch)} images. Got {given}; wrap it, as in `lambda images: model(images).features`."
+            )
+        parts.append(code.flatten(1).cpu())
+    return torch.cat(parts)

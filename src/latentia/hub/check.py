@@ -1,0 +1,107 @@
+"""Proving that a saved pipeline or network loads, every weight in its place, whichever library its parts are of."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import latentia
+from latentia.errors import CheckpointError, LatentiaError
+from latentia.hub.load import INDEX_NAME, check_component, component_class
+from latentia.safety import read_json
+
+
+def check_loads(folder: Path) -> str:
+    """Loads what is saved in `folder`, and says what it is.
+
+    diffusers leaves a weight that is missing at random and only warns, and so does transformers; here each network of
+    theirs is loaded once more by itself and must come whole.
+
+    Args:
+        folder: a saved pipeline (model_index.json), network (config.json) or scheduler (scheduler_config.json).
+
+    Returns:
+        What was loaded, as in "a DDPMPipeline: scheduler DDPMScheduler, unet UNet2D, 1.3 M weights".
+
+    Raises:
+        CheckpointError: it does not load, or weights are missing or do not fit.
+
+    Example:
+        >>> check_loads(Path("/nowhere"))
+        Traceback (most recent call last):
+        latentia.errors.CheckpointError: /nowhere holds neither model_index.json nor config.json ...
+    """
+    if (folder / INDEX_NAME).is_file():
+        return _pipeline(folder)
+    for name in ("config.json", "scheduler_config.json"):
+        if (folder / name).is_file():
+            kind = saved_class(folder / name)
+            check_component(kind, folder, "")
+            loaded = load_component(kind, folder)
+            return f"a {kind.__name__}{_weights([loaded])}"
+    raise CheckpointError(
+        f"{folder} holds neither {INDEX_NAME} nor config.json, so nothing is saved in it that could be loaded."
+    )
+
+
+def saved_class(config: Path) -> type:
+    """The class that a network's or scheduler's configuration file names, by the rules of model_index.json.
+
+    Raises:
+        CheckpointError: the file is no JSON object, or names no class that is loaded.
+    """
+    values = read_json(config)
+    name, library = values.get("_class_name"), "diffusers"
+    if name is None and isinstance(values.get("architectures"), list) and len(values["architectures"]) == 1:
+        name, library = values["architectures"][0], "transformers"
+    if not isinstance(name, str) or not name.isidentifier() or not name.isascii() or name.startswith("_"):
+        raise CheckpointError(
+            f"_class_name in {config} must be the name of a class of latentia or diffusers, got {str(name)[:200]!r}."
+        )
+    return component_class("latentia" if name in latentia.__all__ else library, name, str(config))
+
+
+def load_component(kind: Any, folder: Path) -> Any:
+    """What `kind` saved in `folder`, with every weight in its place.
+
+    Raises:
+        CheckpointError: it does not load, or weights are missing or of another shape.
+    """
+    options: dict[str, Any] = {}
+    if issubclass(kind, torch.nn.Module):
+        options["use_safetensors"] = True
+        if not issubclass(kind, latentia.ModelMixin):  # which is strict itself
+            options["output_loading_info"] = True
+    try:
+        loaded = kind.from_pretrained(str(folder), local_files_only=True, **options)
+    except LatentiaError:
+        raise
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{kind.__name__} cannot be loaded from {folder}: {error}") from error
+    if "output_loading_info" in options:
+        loaded, info = loaded
+        for what in ("missing_keys", "mismatched_keys"):
+            if keys := sorted(map(str, info[what])):
+                raise CheckpointError(
+                    f"The weights in {folder} do not fit {kind.__name__}: {len(keys)} {what.replace('_', ' ')}, such "
+                    f"as {', '.join(keys[:3])}. Check that config.json and the weights belong together."
+                )
+    return loaded
+
+
+def _pipeline(folder: Path) -> str:
+    pipe = latentia.DiffusionPipeline.from_pretrained(folder)  # with all that this refuses
+    parts = {name: part for name, part in pipe.components.items() if part is not None}
+    said = ", ".join(f"{name} {type(part).__name__}" for name, part in parts.items()) + _weights(parts.values())
+    saved = {name: type(part) for name, part in parts.items() if (folder / name).is_dir()}
+    title = type(pipe).__name__
+    del pipe, parts
+    for name, kind in saved.items():
+        if not issubclass(kind, latentia.ModelMixin) and issubclass(kind, torch.nn.Module):
+            load_component(kind, folder / name)  # again, since the pipeline's loader only warns of missing weights
+    return f"a {title}: {said}"
+
+
+def _weights(parts: Any) -> str:
+    counts = [sum(p.numel() for p in part.parameters()) for part in parts if isinstance(part, torch.nn.Module)]
+    return f", {sum(counts) / 1e6:.3g} M weights" if counts else ""

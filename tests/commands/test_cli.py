@@ -1,0 +1,151 @@
+"""The command `latentia`: what each subcommand does, and how it refuses nonsense."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from test_networks import perturbed
+
+import latentia
+from latentia import DDIMScheduler, UnconditionalDiffusionPipeline, UNet2D
+from latentia.commands.main import COMMANDS, main
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    torch.manual_seed(0)
+    config = {"block_out_channels": (8,), "attention_head_dim": 8, "layers_per_block": 1}
+    unet = perturbed(UNet2D(sample_size=8, in_channels=1, num_class_embeds=10, **config))
+    folder = tmp_path_factory.mktemp("saved")
+    UnconditionalDiffusionPipeline(unet, DDIMScheduler(), label_names=list("abcdefghij")).save_pretrained(folder)
+    return folder
+
+
+def fails(capsys, code, *argv) -> str:
+    with pytest.raises(SystemExit) as exit:
+        main([str(word) for word in argv])
+    assert exit.value.code == code
+    return capsys.readouterr().err
+
+
+def test_help_is_instant_because_nothing_heavy_is_imported():
+    program = (
+        "import sys; from latentia.commands.main import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as e: code = e.code\n"
+        "heavy = {'torch', 'diffusers', 'numpy', 'transformers', 'datasets'} & set(sys.modules)\n"
+        "sys.exit(f'{code} {heavy}' if heavy or code else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+def test_generate_writes_pictures_that_carry_their_recipe(saved, tmp_path, capsys):
+    argv = ["generate", saved, "--num_images", "3", "--class_labels", "2", "j", "--num_inference_steps", "3"]
+    for out in ("a", "b"):
+        main([*map(str, argv), "--output_dir", str(tmp_path / out)])
+    assert "3 images" in capsys.readouterr().out
+    images = [Image.open(tmp_path / "a" / f"{i:05d}.png") for i in range(3)]
+    recipes = [json.loads(image.text["latentia"]) for image in images]
+    assert [r["class_label"] for r in recipes] == [2, "j", 2] and [r["index"] for r in recipes] == [0, 1, 2]
+    assert recipes[0]["seed"] == 0 and recipes[0]["num_inference_steps"] == 3
+    pixels = [image.tobytes() for image in images]
+    assert len(set(pixels)) == 3
+    assert pixels == [Image.open(tmp_path / "b" / f"{i:05d}.png").tobytes() for i in range(3)]
+    main([*map(str, argv), "--sampler", "dpm-solver++", "--output_dir", str(tmp_path / "c")])
+    assert Image.open(tmp_path / "c" / "00000.png").tobytes() != pixels[0]
+
+
+def test_data_says_what_a_set_holds(capsys):
+    main(["data", "digits"])
+    out = capsys.readouterr().out
+    assert "1797 images of shape (1, 8, 8)" in out
+
+
+def test_verify_knows_pipelines_checkpoints_and_runs(saved, tmp_path, capsys):
+    from latentia.training.checkpoint import save_checkpoint
+
+    main(["verify", str(saved)])
+    assert "every weight in place" in capsys.readouterr().out
+    path = save_checkpoint(tmp_path / "checkpoints", 7, {"net": {"w": torch.ones(3)}}, {}, "run")
+    for folder in (path, tmp_path):
+        main(["verify", str(folder)])
+        assert "whole, step 7" in capsys.readouterr().out
+    weights = path / "net.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert "net.safetensors" in fails(capsys, 5, "verify", tmp_path)
+    assert "neither a checkpoint" in fails(capsys, 5, "verify", tmp_path / "nothing")
+
+
+def test_doctor_prints_versions_and_never_a_token(capsys, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_canarycanarycanarycanary")
+    main(["doctor"])
+    out = capsys.readouterr().out
+    assert torch.__version__ in out and latentia.__version__ in out and "logged in" in out and "canary" not in out
+
+
+def test_doctor_says_what_would_stop_a_run(tmp_path, capsys, monkeypatch):
+    main(["doctor", "--output_dir", str(tmp_path / "not" / "yet")])
+    out = capsys.readouterr().out
+    assert f"{tmp_path}/not/yet, writable" in out and not (tmp_path / "not").exists()
+    assert "accelerate      config:" in out and "determinism" in out and "huggingface.co" not in out
+    (tmp_path / "file").write_text("")
+    assert "cannot be made" in fails(capsys, 2, "doctor", "--output_dir", tmp_path / "file" / "run")
+    full = tmp_path / "proc"
+    full.symlink_to("/proc")  # which nobody can write into, not even root
+    assert "cannot be written" in fails(capsys, 2, "doctor", "--output_dir", full)
+    monkeypatch.setattr(
+        "latentia.commands.doctor.requires", lambda _: ["torch<1", "nothing_of_this_name", 'ruff<0; extra == "x"']
+    )
+    said = fails(capsys, 2, "doctor")
+    assert "torch<1" in said and "nothing_of_this_name is not installed" in said and "ruff" not in said
+
+
+def test_doctor_asks_the_hub_only_if_told_and_not_for_long(capsys, monkeypatch, tmp_path):
+    import socket
+
+    from hub_server import point_client_at, running_hub
+
+    from latentia.commands.doctor import report
+
+    with running_hub() as hub:
+        point_client_at(hub, monkeypatch, str(tmp_path))
+        main(["doctor"])
+        assert hub.requests == []
+        main(["doctor", "--hub"])
+        assert hub.requests and "answers" in capsys.readouterr().out
+        hub.fail("GET /api/whoami", 401, times=100)
+        assert "did not answer as it should" in fails(capsys, 2, "doctor", "--hub")
+    with socket.socket() as silent:  # takes the question and never answers
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        hub.endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        point_client_at(hub, monkeypatch, str(tmp_path))
+        _, wrong = report(hub=True, wait=0.2)
+        assert wrong == ["The Hub did not answer within 0.2 s: check the network, HF_ENDPOINT and HF_HUB_OFFLINE."]
+
+
+def test_doctor_knows_the_versions_that_were_tested():
+    from pathlib import Path
+
+    from latentia.commands.doctor import TESTED
+
+    lines = (Path(__file__).resolve().parents[2] / "constraints.txt").read_text().splitlines()
+    assert TESTED == {name: tested for name, tested in (line.split("==") for line in lines) if name in TESTED}
+
+
+def test_nonsense_is_refused_with_a_way_out(saved, tmp_path, capsys):
+    assert "user/name" in fails(capsys, 2, "generate", tmp_path / "nothing here")
+    assert "0 to 9" in fails(capsys, 2, "generate", saved, "--class_labels", "12")
+    assert "num_images must be at least 1" in fails(capsys, 2, "generate", saved, "--num_images", "0")
+    assert "num_inference_steps" in fails(capsys, 2, "generate", saved, "--num_inference_steps", "5000")
+    assert "--num_images" in fails(capsys, 2, "generate", saved, "--num_image", "3")
+    assert "generate" in fails(capsys, 2, "generat")
+    assert "(3, 32, 32)" in fails(capsys, 2, "evaluate", saved, "--data", "emoji")
+    assert "model_index.json" in fails(capsys, 5, "push", tmp_path, "me/thing")

@@ -1,0 +1,72 @@
+"""Every example in docstrings, README and docs runs."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from test_networks import perturbed
+
+import latentia
+from latentia import DDIMScheduler, UnconditionalDiffusionPipeline, UNet2D
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULES = [m.name for m in pkgutil.walk_packages(latentia.__path__, "latentia.")]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(name)
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEPTION_DETAIL
+    names = {"torch": torch, "nn": torch.nn}
+    torch.manual_seed(0)
+    failures, _ = doctest.testmod(module, extraglobs=names, optionflags=flags)
+    assert failures == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_of_the_documents_run(page, tmp_path, monkeypatch):
+    """Only whole programs count: blocks that import what they use. They find a pipeline at outputs/demo."""
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+    programs = [b for b in blocks if re.search(r"^import |^from ", b, re.M)]
+    monkeypatch.chdir(tmp_path)
+    if programs:
+        torch.manual_seed(0)
+        unet = perturbed(
+            UNet2D(sample_size=8, in_channels=1, block_out_channels=(8,), attention_head_dim=8, num_class_embeds=10)
+        )
+        UnconditionalDiffusionPipeline(unet, DDIMScheduler()).save_pretrained("outputs/demo")
+    names: dict = {}
+    for program in programs:  # later blocks of a page may use the names of earlier ones
+        exec(compile(program, str(page), "exec"), names)
+
+
+def test_files_and_links_that_the_documents_name_exist():
+    for page in PAGES:
+        text = page.read_text()
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+        for target in re.findall(r"`((?:examples|benchmarks|docs)/[\w./-]+\.\w+)`", text):
+            assert (ROOT / target).exists() or "autoencoder" in target, f"{page.name} names {target}"
+
+
+def test_every_test_that_the_guarantees_name_exists():
+    pages = [(ROOT / "docs" / name).read_text() for name in ("guarantees.md", "faults.md")]
+    named = [found for page in pages for found in re.findall(r"`(tests/\w+\.py)::(\w+)`", page)]
+    assert len(named) > 80
+    for file, name in named:
+        assert re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.M), f"{file} has no {name}"
+
+
+def test_known_bugs_can_still_be_put_back():
+    mutants = runpy.run_path(str(ROOT / "benchmarks" / "mutants.py"))["MUTANTS"]
+    assert len(mutants) > 20
+    for mutant in mutants:
+        text = (ROOT / mutant.file).read_text()
+        assert [text.count(old) for old, _ in mutant.changes] == [1] * len(mutant.changes), mutant.name

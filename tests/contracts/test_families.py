@@ -1,0 +1,260 @@
+"""What is promised of one kind of training is kept by all: killed, stopped, disturbed and spread over processes."""
+
+import copy
+import hashlib
+import os
+import random
+import runpy
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from children import EXAMPLES, ended, enter, example, ranks, steps_logged
+from families import FAMILIES, STEPS
+from safetensors.torch import load_file
+from torch import nn
+
+pytestmark = pytest.mark.fault
+SEED = int(os.environ.get("LATENTIA_FAULT_SEED", "0"))
+
+
+def disturbed(log: str, env: dict[str, str], script: str, argv: list[str], trouble: str, at: int) -> None:
+    """An example in whose training something happens in step `at`: a signal, or a loss that is not finite."""
+    enter(log, env)
+    import latentia.runs.run
+
+    real = latentia.runs.run.train
+
+    def train(accelerator, phases, data, **options):
+        learning = [phase for phase in phases if phase.optimizer is not None]
+        phase = learning[-1] if trouble == "last loss" else learning[0]
+        loss, position = phase.loss, (at - 1) * options["batch_size"]
+
+        def disturbed_loss(batch, rng):
+            values = loss(batch, rng)
+            if rng.position >= position and trouble in ("first loss", "last loss"):
+                values["loss"] = values["loss"] * float("nan")
+            elif rng.position == position:
+                os.kill(os.getpid(), signal.Signals[trouble])
+            return values
+
+        phase.loss = disturbed_loss
+        return real(accelerator, phases, data, **options)
+
+    latentia.runs.run.train = train
+    example_in_this_process(script, argv)
+
+
+def example_in_this_process(script: str, argv: list[str]) -> None:
+    sys.argv = [str(EXAMPLES / script), *argv]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def twice(log: str, env: dict[str, str], script: str, argv: list[str]) -> None:
+    """Train, build everything anew and fill it from the last checkpoint; exit 0 if nothing differs."""
+    enter(log, env)
+    from test_training import differences
+
+    import latentia.runs.run
+
+    real, seen = latentia.runs.run.train, []
+
+    def train(accelerator, phases, data, **options):
+        result = real(accelerator, phases, data, **options)
+        kept = [{key: value for key, value in vars(phase).items() if key != "loss"} for phase in phases]
+        kept += [reached(phase.loss) for phase in phases]
+        seen.append((result.status, copy.deepcopy(kept)))  # an example may change its networks afterwards
+        return result
+
+    latentia.runs.run.train = train
+    for _ in range(2):
+        try:
+            example_in_this_process(script, argv)
+        except SystemExit as end:
+            assert end.code in (0, None), end.code
+    half = len(seen) // 2
+    assert {status for status, _ in seen[half:]} == {"nothing to do"}, seen
+    # Before the last call of `train` others may have trained the same objects, such as layers one by one.
+    assert len(seen[-1][1]) > 0
+    found = differences(seen[half - 1][1], seen[-1][1])
+    print("\n".join(found), flush=True)
+    os._exit(len(found) > 0)
+
+
+def reached(function, depth: int = 4) -> dict:
+    """What a loss closes over and may keep state in: networks, and the numbers and tensors of objects of the house."""
+    if isinstance(function, nn.Module):
+        return {"network": function}
+    if depth == 0:
+        return {}
+    inside: dict = {}
+    if isinstance(function, partial):
+        inside = {"of": function.func, **dict(enumerate(function.args)), **function.keywords}
+    elif hasattr(function, "__self__"):
+        inside = {"self": function.__self__}
+    elif getattr(function, "__closure__", None):
+        inside = dict(zip(function.__code__.co_freevars, (cell.cell_contents for cell in function.__closure__)))
+    elif isinstance(function, dict):
+        inside = function
+    elif type(function).__module__.startswith(("latentia.losses", "latentia.training")):
+        inside = {key: value for key, value in vars(function).items() if not key.startswith("_")}
+    found = {key: value for key, value in inside.items() if isinstance(value, bool | int | float | torch.Tensor)}
+    deeper = {key: reached(value, depth - 1) for key, value in inside.items() if key not in found}
+    return found | {key: value for key, value in deeper.items() if value}
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory):
+    """A saved pipeline that holds a small autoencoder, and beside it a small text encoder."""
+    from latentia import VQVAE, VQVAEPipeline
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("autoencoder")
+    VQVAEPipeline(VQVAE(sample_size=8, in_channels=1, block_out_channels=(4,), codebook_size=6)).save_pretrained(folder)
+    from latentia.models.clip import clip_towers, train_tokenizer
+
+    tokenizer = train_tokenizer(["a red heart"], 300, 8)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    clip_towers(tokenizer, 8, width=32, text_layers=1, image_layers=1)[0].save_pretrained(folder / "text_encoder")
+    return folder
+
+
+@pytest.fixture
+def run(start, parts):
+    def run(family, folder, *more, expect=0, env=(), target=example, extra=()):
+        argv = family.command(folder, parts, *more)
+        code, text = ended(start(target, family.script, argv, *extra, env=env))
+        assert code == expect, text
+        return text
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    return {}, tmp_path_factory.mktemp("whole")
+
+
+@pytest.fixture(params=FAMILIES, ids=lambda family: family.name)
+def whole(request, run, runs):
+    """A family, and the folder of its undisturbed run."""
+    family, (done, root) = request.param, runs
+    if family.name not in done:
+        done[family.name] = root / family.name
+        run(family, done[family.name])
+        assert steps_logged(done[family.name]) == list(range(1, STEPS + 1))
+    return family, done[family.name]
+
+
+def checkpoint(folder: Path, step: int = STEPS) -> dict[str, str]:
+    """The hashes of all that a checkpoint holds."""
+    path = folder / "checkpoints" / f"checkpoint-{step}"
+    files = [file for file in path.iterdir() if file.name != "manifest.json"]
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def export(folder: Path) -> dict[str, str]:
+    """The hashes of the networks of the pipeline that a run leaves."""
+    found = {path.relative_to(folder): path for path in folder.glob("*/*.safetensors")}
+    assert found and (folder / "model_index.json").exists()
+    return {str(name): hashlib.sha256(path.read_bytes()).hexdigest() for name, path in found.items()}
+
+
+def same_end(a: Path, b: Path) -> bool:
+    return checkpoint(a) == checkpoint(b) and export(a) == export(b) and steps_logged(a) == steps_logged(b)
+
+
+def test_steps_differ_so_that_equal_ends_mean_something(whole):
+    hashes = [checkpoint(whole[1], step) for step in (2, 4, 6)]
+    assert len({*map(str, hashes)}) == 3 and hashes[0].keys() == hashes[2].keys()
+
+
+def killed_at_random(start, family, argv, whole, kills: int, chance: random.Random, folder: Path, longest: float):
+    """Kill and start again the same command `kills` times; then let it end. Returns when it was killed, in s."""
+    moments = []
+    while len(moments) < kills:
+        child = start(example, family.script, argv)
+        moment = round(chance.uniform(0.0, longest), 3)
+        child.join(moment)
+        if child.is_alive():
+            child.kill()
+            child.join()
+            moments.append(moment)
+        elif same_end(folder, whole):
+            break  # it was quicker
+        else:
+            raise AssertionError(ended(child)[1])
+    code, text = ended(start(example, family.script, argv))
+    assert code == 0, f"seed {SEED}, moments {moments}: {text}"
+    return moments
+
+
+def test_killed_in_saves_and_at_a_random_moment_it_ends_the_same(whole, run, start, parts, tmp_path):
+    family, undisturbed = whole
+    for point in ("mid-state", "after-rename", "before-manifest"):
+        run(family, tmp_path / "run", expect=-signal.SIGKILL, env={"LATENTIA_FAILPOINT": point})
+    argv = family.command(tmp_path / "run", parts)
+    chance = random.Random(f"{SEED} {family.name}")
+    moments = killed_at_random(start, family, argv, undisturbed, 1, chance, tmp_path / "run", 0.7)
+    assert same_end(tmp_path / "run", undisturbed), f"seed {SEED}, moments {moments}"
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_asked_to_stop_it_saves_and_goes_on(whole, run, tmp_path, name):
+    family, undisturbed = whole
+    if name != "SIGTERM" and family.name not in ("ddpm", "gan"):
+        pytest.skip("one handler for all three; two families are enough")
+    run(family, tmp_path, "--checkpointing_steps", "1000", target=disturbed, extra=(name, 3), expect=75)
+    run(family, tmp_path)
+    assert checkpoint(tmp_path) == checkpoint(undisturbed) and export(tmp_path) == export(undisturbed)
+
+
+@pytest.mark.parametrize("trouble", ["first loss", "last loss"])
+def test_a_loss_that_is_not_finite_stops_it_and_harms_nothing(whole, run, tmp_path, trouble):
+    family, undisturbed = whole
+    if trouble == "first loss" and family.name not in ("gan_remedies", "autoencoder_kl"):
+        pytest.skip("these two have a first phase that is not the last")
+    text = run(family, tmp_path, target=disturbed, extra=(trouble, 4), expect=3)
+    assert "is not finite at step" in text and '"failed"' in (tmp_path / "run_summary.json").read_text()
+    run(family, tmp_path)
+    assert same_end(tmp_path, undisturbed)
+
+
+def test_nothing_that_a_loss_uses_is_missing_from_a_checkpoint(whole, run, tmp_path):
+    run(whole[0], tmp_path, target=twice)
+
+
+def test_two_processes_equal_one(whole, start, parts, tmp_path):
+    family, undisturbed = whole
+    if "--dropout 0.1" in family.flags:
+        pytest.skip("dropout is drawn by each process for itself")
+    argv = family.command(tmp_path / "run", parts, "--train_batch_size", "4")
+    for child in ranks(start, example, family.script, argv):
+        code, text = ended(child)
+        assert code == 0, text
+    for name in checkpoint(undisturbed):
+        if name.endswith((".model.safetensors", ".ema.safetensors")):
+            last = Path("checkpoints", f"checkpoint-{STEPS}", name)
+            one, two = load_file(undisturbed / last), load_file(tmp_path / "run" / last)
+            assert one.keys() == two.keys()
+            for key in one:
+                torch.testing.assert_close(one[key], two[key], rtol=1e-4, atol=1e-5, msg=f"{name}: {key}")
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
+def test_killed_many_times(whole, start, parts, tmp_path):
+    family, undisturbed = whole
+    wanted = int(os.environ.get("LATENTIA_KILLS", "20"))
+    chance, kills, k = random.Random(f"{SEED} {family.name} nightly"), 0, 0
+    while kills < wanted:
+        k += 1
+        folder = tmp_path / f"run-{k}"
+        argv = family.command(folder, parts)
+        moments = killed_at_random(start, family, argv, undisturbed, min(4, wanted - kills), chance, folder, 1.5)
+        kills += len(moments)
+        print(f"seed {SEED}, killed after {moments} s")
+        assert same_end(folder, undisturbed), f"seed {SEED}, moments {moments}"

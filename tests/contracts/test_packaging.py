@@ -1,0 +1,62 @@
+"""What is installed is whole: the wheel, in a clean environment, away from the repository."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import torch
+from test_networks import perturbed
+
+from latentia import DDIMScheduler, UnconditionalDiffusionPipeline, UNet2D
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*command: object, **kwargs) -> str:
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=280, **kwargs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_wheel_loads_a_saved_pipeline_from_outside_the_repository(tmp_path):
+    torch.manual_seed(0)
+    unet = perturbed(UNet2D(sample_size=8, in_channels=1, block_out_channels=(8,), attention_head_dim=8))
+    UnconditionalDiffusionPipeline(unet, DDIMScheduler()).save_pretrained(tmp_path / "saved")
+
+    source = tmp_path / "source"  # built from a copy, so that no build folder of the repository gets in
+    wanted = ("src/", "pipelines/", "setup.py", "pyproject", "README", "LICENSE")
+    names = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
+    for name in names:
+        if (ROOT / name).is_file() and name.startswith(wanted):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    build = "--no-deps --no-build-isolation --no-index --quiet".split()
+    run(sys.executable, "-m", "pip", "wheel", *build, "-w", tmp_path, source)
+    (wheel,) = tmp_path.glob("latentia-*.whl")
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    package = {n.removeprefix("src/") for n in names if n.startswith("src/latentia/")}
+    package |= {f"latentia/{n}" for n in names if n.startswith("pipelines/")}
+    assert package - inside == set()
+
+    # A new environment that sees this one's dependencies, but not the editable install, which needs its .pth file.
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "clean")
+    python = tmp_path / "clean" / "bin" / "python"
+    site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    zipfile.ZipFile(wheel).extractall(site)
+    (Path(site) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    program = (
+        "import latentia, torch, sys\n"
+        "assert latentia.__file__.startswith(sys.prefix), latentia.__file__\n"
+        "pipe = latentia.DiffusionPipeline.from_pretrained('saved')\n"
+        "pipe(2, num_inference_steps=2)\n"
+        "from latentia.data import load_images\n"
+        "from latentia.evaluation import load_extractor\n"
+        "counts = [len(load_images(name)) for name in ('digits', 'emoji')]\n"
+        "print(type(pipe).__name__, *counts, load_extractor('mnist').name)"
+    )
+    environment = {**os.environ, "LATENTIA_CACHE": str(tmp_path / "cache")}
+    out = run(python, "-c", program, cwd=tmp_path, env=environment)
+    assert out.split() == ["UnconditionalDiffusionPipeline", "1797", "1717", "mnist"]

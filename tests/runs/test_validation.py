@@ -1,0 +1,40 @@
+"""What a run looks at while it trains."""
+
+import torch
+from torch import nn
+
+from latentia import VAE, VAEPipeline
+from latentia.runs.validation import reconstructor, sampler
+
+
+def network(**config):
+    torch.manual_seed(0)
+    return VAE(sample_size=8, latent_dim=3, hidden_sizes=(8,), decoder="gaussian", **config)
+
+
+def test_a_sampler_asks_for_each_class_in_turn_and_leaves_the_mode_as_it_was():
+    vae, seen = network(num_class_embeds=3), []
+    vae.up.append(nn.Dropout(0.5))  # the mode shows
+
+    def pipeline(weights):
+        seen.append(weights.training)
+        return VAEPipeline(weights)
+
+    for training in (True, False):
+        found = sampler(pipeline, vae.train(training), temperature=0.0)(7, 1)
+        assert vae.training == training and seen.pop() is False
+        expected = VAEPipeline(vae.eval())(7, class_labels=[0, 1, 2, 0, 1, 2, 0], temperature=0.0, output_type="latent")
+        assert torch.equal(found, expected.images.clamp(-1, 1)) and not torch.equal(found[0], found[1])
+    drawn = [sampler(VAEPipeline, network())(2, seed) for seed in (0, 0, 1)]
+    assert torch.equal(*drawn[:2]) and not torch.equal(*drawn[1:])
+
+
+def test_reconstructions_stand_beside_their_images():
+    class Data:
+        def batch(self, start, stop, seed, device):
+            return {"images": torch.rand(stop - start, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) * 2 - 1}
+
+    vae = network()
+    pairs = reconstructor(VAEPipeline, vae, Data())(6, 2)
+    torch.testing.assert_close(pairs[::2], Data().batch(0, 3, 2, None)["images"])
+    torch.testing.assert_close(pairs[1::2], vae(pairs[::2]).reconstruction.detach().clamp(-1, 1))
