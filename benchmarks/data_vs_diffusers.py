@@ -57,7 +57,7 @@ def our_batches(folder: Path, resolution: int, batch: int, cache: str) -> Iterat
     data = load_images(folder, resolution=resolution, random_flip=True, cache_dir=cache)
     start = 0
     while True:
-        yield data.batch(start, start + batch)["images"]
+        yield data.batch(start, start + batch)["x"]
         start += batch
 
 

@@ -98,7 +98,7 @@ def train_peer(data, seconds: float | None, steps: int | None, rate: float, warm
 
     def step(k: int) -> float:
         started = time.perf_counter()
-        images = data.batch(k * BATCH, (k + 1) * BATCH)["images"]
+        images = data.batch(k * BATCH, (k + 1) * BATCH)["x"]
         noise, t = torch.randn_like(images), torch.randint(0, 1000, (BATCH,))
         loss = torch.nn.functional.mse_loss(unet(scheduler.add_noise(images, noise, t), t).sample, noise)
         loss.backward()
@@ -142,7 +142,7 @@ def our_phase(accelerator, unet, steps: int, with_ema: bool = True):
         return diffusion_loss(
             network,
             scheduler,
-            {"images": batch["images"]},
+            {"x": batch["x"]},
             rng,
             time_sampling=choice.time_sampling,
             time_loc=choice.time_loc,

@@ -199,12 +199,12 @@ def one_run(data, vae, shape, count: int) -> float:
     network, optimizer = accelerator.prepare(unet, torch.optim.AdamW(unet.parameters(), 1e-3, fused=True))
 
     def loss(batch, rng):
-        images = batch["images"]
+        images = batch["x"]
         if vae is not None:
             with torch.no_grad():
                 mean, std = posterior(vae, images)
             images = mean + std * rng.normal("posterior", tuple(mean.shape[1:]))
-        return diffusion_loss(network, scheduler, {"images": images}, rng)
+        return diffusion_loss(network, scheduler, {"x": images}, rng)
 
     with tempfile.TemporaryDirectory() as folder:
         result = train(

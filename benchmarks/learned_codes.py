@@ -59,7 +59,7 @@ def fitted(build, objective: dict | None, images: Tensor, steps: int, seed: int)
     prepared, optimizer = accelerator.prepare(network, torch.optim.Adam(network.parameters(), lr=RATE))
 
     def loss(batch, rng):
-        batch = {"images": batch["images"]}
+        batch = {"x": batch["x"]}
         return elbo_loss(prepared, batch, rng) if objective is None else autoencoder_loss(
             prepared, batch, rng, **objective
         )  # fmt: skip

@@ -67,11 +67,11 @@ class Mixture:
         rng = Rng(seed, start, stop - start, 0, stop - start, device)
         component = torch.searchsorted(self.edges, rng.uniform("component")).clamp(max=len(self.edges) - 1)
         spread = self.deviation[component, None] * rng.normal("spread", self.mean.shape[1:])
-        return {"images": (self.mean[component] + spread)[..., None, None]}
+        return {"x": (self.mean[component] + spread)[..., None, None]}
 
     def points(self, n: int, seed: int) -> Tensor:
         """n points (n, D) that no training sees."""
-        return self.batch(0, n, seed=10_000 + seed)["images"].flatten(1)
+        return self.batch(0, n, seed=10_000 + seed)["x"].flatten(1)
 
     def noise(self, x: Tensor, alpha_bar: Tensor) -> Tensor:
         """E[eps | x_t], what a perfect network predicts: eps = -sqrt(1 - alpha_bar) d/dx log q(x_t)."""
@@ -487,7 +487,7 @@ def noise_level(rows: Rows, steps: int, data, held_out: Tensor) -> None:
         return scheduler.add_noise(images, rng.normal("noise", tuple(images.shape[1:])), t), t
 
     def loss(batch, rng):
-        x, t = noised(batch["images"], rng)
+        x, t = noised(batch["x"], rng)
         return {"loss": nn.functional.cross_entropy(network(x).logits, t)}
 
     rate = learning_rate_schedule("cosine", 50, steps)

@@ -70,7 +70,7 @@ def digits_vae(**config) -> VAE:
 
 def plain_loss(vae, batch, rng) -> dict[str, Tensor]:
     """A plain autoencoder: the code without noise, the squared error alone."""
-    return {"loss": (vae(batch["images"]).location - batch["images"]).square().flatten(1).sum(1).mean()}
+    return {"loss": (vae(batch["x"]).location - batch["x"]).square().flatten(1).sum(1).mean()}
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -131,7 +131,7 @@ def sampled(vae: VAE, n: int = 1000, **options) -> Tensor:
 @torch.no_grad()
 def terms(vae: VAE, images: Tensor) -> dict[str, float]:
     """Reconstruction and KL in nats per image over 8 draws, and the mean posterior standard deviation."""
-    parts = [elbo_loss(vae, {"images": images}, Rng(1, k, len(images), 0, len(images))) for k in range(8)]
+    parts = [elbo_loss(vae, {"x": images}, Rng(1, k, len(images), 0, len(images))) for k in range(8)]
     log_variance = vae.encode(images)[1]
     return {
         "reconstruction": float(torch.stack([part["reconstruction"] for part in parts]).mean()),

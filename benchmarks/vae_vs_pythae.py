@@ -268,7 +268,7 @@ def _differences(vae: VAE, sides: Sides, batches: int) -> dict[str, float]:
         rng = Rng(0, k, batch, 0, batch)
         grey = sides.data.images[k * batch : (k + 1) * batch].double() / 127.5 - 1
         x = torch.where(rng.uniform("binarise", grey.shape[1:]) < (grey + 1) / 2, 1.0, -1.0).double()
-        ours, noise = elbo_loss(vae, {"images": x}, rng), rng.normal("posterior", (LATENT,)).double()
+        ours, noise = elbo_loss(vae, {"x": x}, rng), rng.normal("posterior", (LATENT,)).double()
         theirs, other = (_theirs(vae, x, eps) for eps in (noise, rng.normal("another", (LATENT,)).double()))
         pairs = {name: (ours[name], theirs[key]) for name, key in names.items()}
         pairs["loss, another noise"] = (ours["loss"], other["loss"])

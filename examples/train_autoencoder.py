@@ -122,7 +122,7 @@ def main(args: Arguments) -> int:
         def loss(batch, rng):
             return autoencoder_loss(
                 network,
-                {"images": batch["images"]},
+                {"x": batch["x"]},
                 rng,
                 corruption=objective.corruption,
                 corruption_level=objective.corruption_level,
@@ -142,7 +142,7 @@ def main(args: Arguments) -> int:
 
     def pipeline(weights) -> AutoencoderPipeline:
         """With a density of the codes that the weights give to training images."""
-        images = data.batch(0, objective.prior_samples, seed=0, device=accelerator.device)["images"]
+        images = data.batch(0, objective.prior_samples, seed=0, device=accelerator.device)["x"]
         with torch.no_grad():
             latents = in_chunks(weights.encode, images)
         prior = LatentMixture.fit(latents, objective.prior_components).to(weights.device)

@@ -178,7 +178,7 @@ def main(args: Arguments) -> int:
     final = ema.module.vae if ema is not None else vae
 
     def reconstructions(batch_size: int, seed: int) -> torch.Tensor:
-        images = data.batch(0, batch_size, seed=seed, device=accelerator.device)["images"]
+        images = data.batch(0, batch_size, seed=seed, device=accelerator.device)["x"]
         return AutoencoderKLPipeline(final).reconstruct(images, output_type="latent").clamp(-1, 1).cpu()
 
     pairs = reconstructor(AutoencoderKLPipeline, final, data)
@@ -189,7 +189,7 @@ def main(args: Arguments) -> int:
     if accelerator.is_main_process and result.status != "interrupted":
         asked = chosen.calibration_samples
         count = asked if args.data.streaming else min(asked, len(data))
-        pipe.calibrate(data.batch(0, count, seed=0, device=torch.device("cpu"))["images"])
+        pipe.calibrate(data.batch(0, count, seed=0, device=torch.device("cpu"))["x"])
     return finish(
         accelerator,
         args,

@@ -122,7 +122,7 @@ def main(args: Arguments) -> int:
 
     def loss(batch, rng):
         if not conditional:
-            batch = {"images": batch["images"]}
+            batch = {"x": batch["x"]}
         return diffusion_loss(
             network,
             scheduler,

@@ -286,7 +286,7 @@ def main(args: Arguments) -> int:
     final = ema.module if ema is not None else generator
     samplers = {"ema": partial(sample, final)} | ({"raw": partial(sample, generator)} if ema is not None else {})
     validation = Validation(args, data, samplers)
-    real = data.batch(0, 256, seed=0)["images"]
+    real = data.batch(0, 256, seed=0)["x"]
     monitor = FailureMonitor(args.output.output_dir, real, partial(sample, final), extractor_for(data.shape))
     looks = max(1, min(200, steps // 10)) if game.monitor_steps is None else game.monitor_steps
     hooks = [*validation.hooks(), *monitor.hooks(args.output.logging_steps, looks)]

@@ -81,7 +81,7 @@ class Scaled(PlaneData):
 
     def batch(self, start: int, stop: int, *, seed: int = 0, device="cpu") -> dict:
         points = self.plane.points(start, stop, seed, "batch")
-        return {"points": self.scaled(points).to(device)}
+        return {"x": self.scaled(points).to(device)}
 
     def scaled(self, points: torch.Tensor) -> torch.Tensor:
         return (points - self.mean) * self.factor

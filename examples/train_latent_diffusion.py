@@ -100,7 +100,7 @@ def main(args: Arguments) -> int:
     told = objective(network, noise, args.diffusion, args.model.class_dropout)
 
     def loss(batch, rng):
-        return told({key: batch[key] for key in ("images", *["labels"] * conditional)}, rng)
+        return told({key: batch[key] for key in ("x", *["labels"] * conditional)}, rng)
 
     phase = Phase(
         name="unet",

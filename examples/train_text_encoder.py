@@ -155,7 +155,7 @@ def main(args: Arguments) -> int:
     numbers = {caption: i for i, caption in enumerate(sorted(set(data.captions)))}
 
     def loss(batch, rng):
-        images, captions = batch["images"], batch["captions"]
+        images, captions = batch["x"], batch["captions"]
         tokens = tokenizer(captions, padding=True, truncation=True, max_length=model.max_tokens, return_tensors="pt")
         images = moved(images, rng) if args.contrastive.augment else images
         groups = torch.tensor([numbers[caption] for caption in captions], device=images.device)

@@ -157,7 +157,7 @@ def main(args: Arguments) -> int:
     told = objective(network, noise, args.diffusion, model.caption_dropout, empty)
 
     def loss(batch, rng):
-        return told({key: batch[key] for key in ("images", "text", "text_mask")}, rng)
+        return told({key: batch[key] for key in ("x", "text", "text_mask")}, rng)
 
     phase = Phase(
         name="unet",

@@ -146,7 +146,7 @@ def main(args: Arguments) -> int:
     network, optimizer = accelerator.prepare(transformer, adamw(accelerator, args, transformer.parameters()))
 
     def loss(batch, rng):
-        codes = batch["images"].flatten(1).long()
+        codes = batch["x"].flatten(1).long()
         condition = None
         if model.caption:
             condition = text_tokens(tokenizer, batch["captions"])

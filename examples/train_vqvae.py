@@ -130,7 +130,7 @@ def main(args: Arguments) -> int:
         """With a prior over the codes that the weights give to training images."""
         weights.eval()
         pipe = VQVAEPipeline(weights)
-        images = data.batch(0, args.codebook.prior_samples, seed=0, device=accelerator.device)["images"]
+        images = data.batch(0, args.codebook.prior_samples, seed=0, device=accelerator.device)["x"]
         pipe.register_modules(prior=pipe.fit_prior(images))
         return pipe
 

@@ -24,7 +24,7 @@ class Mixture:
     def batch(self, start, stop, *, seed=0, device="cpu"):
         rng = Rng(seed, start, stop - start, 0, stop - start)
         sign = (rng.uniform("sign") < 0.5) * 2.0 - 1
-        return {"images": (sign + 0.15 * rng.normal("spread", ())).reshape(-1, 1, 1, 1)}
+        return {"x": (sign + 0.15 * rng.normal("spread", ())).reshape(-1, 1, 1, 1)}
 
 
 def fit(unet, scheduler, data, folder, steps, batch_size, view=lambda unet: unet, look=None):
@@ -63,7 +63,7 @@ class PointNetwork(torch.nn.Module):
 def held_out_loss(network, scheduler, x0):
     """The mean squared error of the predicted noise; always the same times and noise."""
     n = len(x0)
-    return float(diffusion_loss(network, scheduler, {"images": x0}, Rng(99, 0, n, 0, n))["loss"])
+    return float(diffusion_loss(network, scheduler, {"x": x0}, Rng(99, 0, n, 0, n))["loss"])
 
 
 def blind(unet):
@@ -81,7 +81,7 @@ def learnt(tmp_path_factory):
 
 def test_a_trained_network_samples_the_mixture_under_stock_solvers(learnt):
     n = 4000
-    data = Mixture().batch(0, n, seed=1)["images"].flatten().sort().values
+    data = Mixture().batch(0, n, seed=1)["x"].flatten().sort().values
     x = torch.randn(n, 1, 1, 1)
 
     def wasserstein(samples):
@@ -99,7 +99,7 @@ def test_a_trained_network_samples_the_mixture_under_stock_solvers(learnt):
 
 
 def test_without_the_time_the_noise_is_predicted_worse(learnt, tmp_path):
-    x0 = Mixture().batch(0, 4000, seed=2)["images"]
+    x0 = Mixture().batch(0, 4000, seed=2)["x"]
     timeless = fit(PointNetwork(), SCHEDULER, Mixture(), tmp_path, STEPS, 128, view=blind)
     with_time, without = held_out_loss(learnt, SCHEDULER, x0), held_out_loss(blind(timeless), SCHEDULER, x0)
     assert with_time < 0.95 * without < 0.95

@@ -472,7 +472,7 @@ def test_batches_do_not_depend_on_how_the_stream_is_cut(augmented, cuts, seed):
     for data in augmented:
         whole = data.batch(cuts[0], cuts[-1], seed=seed)
         parts = [data.batch(a, b, seed=seed) for a, b in pairwise(cuts)]
-        assert torch.equal(whole["images"], torch.cat([part["images"] for part in parts]))
+        assert torch.equal(whole["x"], torch.cat([part["x"] for part in parts]))
         if "labels" in whole:
             assert torch.equal(whole["labels"], torch.cat([part["labels"] for part in parts]))
 
@@ -483,7 +483,7 @@ def test_flips_are_fair_and_change_from_epoch_to_epoch():
     assert data.fingerprint == plain.fingerprint and len(cache_files()) == 1  # made of the same file
     order = indices(0, 1000, 100, 0)
     straight = plain.images[order].float() / 127.5 - 1
-    drawn = data.batch(0, 1000)["images"]
+    drawn = data.batch(0, 1000)["x"]
     is_straight = (drawn == straight).flatten(1).all(1)
     is_mirrored = (drawn == straight.flip(-1)).flatten(1).all(1)
     assert (is_straight | is_mirrored).all() and 400 < is_mirrored.sum() < 600
@@ -498,7 +498,7 @@ def test_random_crops_reach_every_place_and_stay_inside(tmp_path):
     (tmp_path / "a.png").write_bytes(encoded(ramp))
     data = load_images(tmp_path, resolution=8, center_crop=False)
     assert data.shape == (1, 8, 8) and (pixels_of(data)[0, 0] == ramp[:, 2:10]).all()
-    drawn = ((data.batch(0, 500)["images"] + 1) * 127.5).round()
+    drawn = ((data.batch(0, 500)["x"] + 1) * 127.5).round()
     starts = drawn[:, 0, 0, 0] / 20
     assert torch.equal(drawn[:, 0, 0], (starts[:, None] + torch.arange(8)) * 20)
     assert np.histogram(starts, 5, (-0.5, 4.5))[0].min() > 70
@@ -506,10 +506,10 @@ def test_random_crops_reach_every_place_and_stay_inside(tmp_path):
 
 def test_batches_are_in_minus_one_to_one_exactly():
     data = ImageData(torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16))
-    values = data.batch(0, 1)["images"].flatten()
+    values = data.batch(0, 1)["x"].flatten()
     assert values[0] == -1 and values[-1] == 1 and values.dtype == torch.float32
     assert torch.equal(((values + 1) * 127.5).round().to(torch.uint8), torch.arange(256, dtype=torch.uint8))
-    assert data.batch(3, 3)["images"].shape == (0, 1, 16, 16)
+    assert data.batch(3, 3)["x"].shape == (0, 1, 16, 16)
     with pytest.raises(UsageError, match="0 <= start <= stop"):
         data.batch(4, 3)
 
@@ -519,9 +519,9 @@ def test_the_copy_on_a_device_gives_what_the_file_gives(random_flip):
     data = load_images("digits", random_flip=random_flip)
     mirror = mirrored(20, 70, 1) if random_flip else None
     there = data._from_resident(indices(20, 70, len(data), 1), mirror, torch.device("cpu"))
-    assert torch.equal(there, data.batch(20, 70, seed=1)["images"])
+    assert torch.equal(there, data.batch(20, 70, seed=1)["x"])
     if torch.cuda.is_available():
-        assert torch.equal(there, data.batch(20, 70, seed=1, device="cuda")["images"].cpu())
+        assert torch.equal(there, data.batch(20, 70, seed=1, device="cuda")["x"].cpu())
 
 
 def test_image_data_checks_what_it_is_given():
@@ -550,7 +550,7 @@ def test_a_second_load_and_all_batches_never_open_an_image(tmp_path, monkeypatch
     forbid_pillow(monkeypatch)
     again = load_images(tmp_path)
     assert again.fingerprint == first.fingerprint and again.label_names == ["class0", "class1", "class2"]
-    assert torch.equal(first.batch(0, 30)["images"], again.batch(0, 30)["images"])
+    assert torch.equal(first.batch(0, 30)["x"], again.batch(0, 30)["x"])
     with pytest.raises(DataError, match="an image file was opened"):
         load_images(tmp_path, resolution=4)
 
@@ -576,7 +576,7 @@ def test_the_size_alone_shows_a_cut_file_too_large_to_hash(monkeypatch):
     monkeypatch.setattr(cache_module, "HASHED_BYTES", 0)
     (pixels,) = cache_files()
     pixels.write_bytes(pixels.read_bytes()[:-64])
-    assert load_images("digits").fingerprint == expected and len(load_images("digits").batch(0, 1797)["images"]) == 1797
+    assert load_images("digits").fingerprint == expected and len(load_images("digits").batch(0, 1797)["x"]) == 1797
 
 
 @pytest.mark.parametrize("damage", ["cut", "bit", "empty", "gone", "json cut", "json gone", "json other"])
@@ -810,7 +810,7 @@ def test_the_same_rows_from_every_kind_of_source_give_the_same_batches(tmp_path)
     expected = from_parquet.batch(13, 47, seed=3)
     for data in (from_folder, from_object, from_dict):
         batch = data.batch(13, 47, seed=3)
-        assert all(torch.equal(batch[key], expected[key]) for key in ("images", "labels"))
+        assert all(torch.equal(batch[key], expected[key]) for key in ("x", "labels"))
         assert batch["captions"] == expected["captions"]
     assert from_folder.fingerprint == from_object.fingerprint == from_parquet.fingerprint
 
@@ -827,10 +827,10 @@ def test_the_same_rows_from_every_kind_of_source_give_the_same_batches(tmp_path)
     for stream in streams:
         assert isinstance(stream, StreamedImages) and stream.shape == (1, 8, 8)
         batch = stream.batch(0, 33, seed=3)
-        assert torch.equal(batch["images"], expected["images"]) and torch.equal(batch["labels"], expected["labels"])
+        assert torch.equal(batch["x"], expected["x"]) and torch.equal(batch["labels"], expected["labels"])
     by_caption = {caption: image for image, caption in zip(from_parquet.images, from_parquet.captions)}
     assert sorted(expected["captions"][:20]) == sorted(by_caption)
-    for caption, image in zip(expected["captions"], expected["images"]):
+    for caption, image in zip(expected["captions"], expected["x"]):
         assert torch.equal(by_caption[caption].float() / 127.5 - 1, image)
 
 
@@ -915,7 +915,7 @@ def test_a_stream_is_the_same_however_it_is_cut_and_goes_back(random_flip, monke
     whole = stream.batch(0, 50, seed=1)
     for cuts in ((0, 3, 8, 30, 50), (7, 50), (21, 22, 40, 50)):
         parts = [stream.batch(a, b, seed=1) for a, b in pairwise(cuts)]
-        assert torch.equal(torch.cat([part["images"] for part in parts]), whole["images"][cuts[0] :])
+        assert torch.equal(torch.cat([part["x"] for part in parts]), whole["x"][cuts[0] :])
         assert list(chain(*(part["captions"] for part in parts))) == whole["captions"][cuts[0] :]
     for epoch in range(2):
         assert len(set(whole["captions"][20 * epoch : 20 * epoch + 20])) == 20
@@ -926,12 +926,12 @@ def test_a_stream_is_the_same_however_it_is_cut_and_goes_back(random_flip, monke
 def test_a_jump_forward_does_not_decode(monkeypatch):
     rows = [{"image": encoded(picture(i))} for i in range(50)]
     stream = load_images(rows, streaming=True)
-    expected = stream.batch(45, 48)["images"]
+    expected = stream.batch(45, 48)["x"]
     opened = []
     real = Image.open
     monkeypatch.setattr(Image, "open", lambda *a, **k: (opened.append(1), real(*a, **k))[1])
-    assert torch.equal(stream.batch(0, 0)["images"], torch.empty(0, 1, 8, 8))
-    assert torch.equal(stream.batch(45, 48)["images"], expected) and len(opened) == 6  # PNG is opened twice
+    assert torch.equal(stream.batch(0, 0)["x"], torch.empty(0, 1, 8, 8))
+    assert torch.equal(stream.batch(45, 48)["x"], expected) and len(opened) == 6  # PNG is opened twice
 
 
 def test_two_ranks_take_their_slices():
@@ -1012,7 +1012,7 @@ def test_a_stream_has_no_length_but_the_rest_of_the_interface(tmp_path):
     crop = load_images(uneven_folder(tmp_path / "set"), streaming=True, resolution=4, center_crop=False)
     kept = load_images(tmp_path / "set", resolution=4)
     assert crop.shape == kept.shape
-    assert torch.equal(crop.batch(0, 3)["images"], torch.cat([crop.batch(0, 1)["images"], crop.batch(1, 3)["images"]]))
+    assert torch.equal(crop.batch(0, 3)["x"], torch.cat([crop.batch(0, 1)["x"], crop.batch(1, 3)["x"]]))
 
 
 def test_docstring_examples_run():

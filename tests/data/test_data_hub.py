@@ -75,7 +75,7 @@ def test_the_revision_decides_what_is_read(hub):
         for streaming in (False, True):
             data = load_images(NAME, revision=asked, streaming=streaming)
             assert data.source["revision"] == commit, (asked, streaming)
-            got = data.batch(0, 32)["images"]
+            got = data.batch(0, 32)["x"]
             want = content_of(files)[0].float() / 127.5 - 1
             assert torch.equal(sorted_rows(got), sorted_rows(want)), (asked, streaming)
 
@@ -92,7 +92,7 @@ def test_a_stream_over_http_keeps_nothing(hub, tmp_path):
     want = {tuple(image.flatten().tolist()): int(label) for image, label in zip(pixels.float() / 127.5 - 1, labels)}
     for epoch in range(2):
         batch = stream.batch(32 * epoch, 32 * epoch + 32)
-        got = {tuple(image.flatten().tolist()): int(label) for image, label in zip(batch["images"], batch["labels"])}
+        got = {tuple(image.flatten().tolist()): int(label) for image, label in zip(batch["x"], batch["labels"])}
         assert got == want
     assert fetched(hub)[0] == {hub.commit}
     kept = [path for path in tmp_path.rglob("*") if path.suffix in (".parquet", ".arrow", ".u8")]
@@ -113,7 +113,7 @@ PLACES = {
 def test_a_fault_that_passes_is_waited_for(hub, place, streaming):
     hub.fail(PLACES[place], 500, times=2)
     data = load_images(NAME, streaming=streaming)
-    assert torch.equal(sorted_rows(data.batch(0, 32)["images"]), sorted_rows(content_of(FILES)[0].float() / 127.5 - 1))
+    assert torch.equal(sorted_rows(data.batch(0, 32)["x"]), sorted_rows(content_of(FILES)[0].float() / 127.5 - 1))
     assert data.source["revision"] == hub.commit
     assert 1 <= sum(hub.naps) < 30
 

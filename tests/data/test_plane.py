@@ -46,11 +46,11 @@ def test_every_plane_is_deterministic_and_independent_of_how_it_is_asked(name):
 def test_a_batch_does_not_depend_on_how_the_stream_is_cut_and_shows_no_sample(name):
     data = PlaneData(name)
     whole = data.batch(1000, 1100, seed=2)
-    parts = [data.batch(a, b, seed=2)["points"] for a, b in ((1000, 1007), (1007, 1064), (1064, 1100))]
-    assert torch.equal(torch.cat(parts), whole["points"])
-    assert torch.equal(whole["images"].flatten(1), whole["points"]) and whole["images"].shape == (100, *data.shape)
+    parts = [data.batch(a, b, seed=2)["x"] for a, b in ((1000, 1007), (1007, 1064), (1064, 1100))]
+    assert torch.equal(torch.cat(parts), whole["x"])
+    assert whole["x"].shape == (100, *data.shape)
     sampled = data.plane.sample(1100, seed=2)
-    assert torch.cdist(sampled.double(), whole["points"].double()).min() > 0
+    assert torch.cdist(sampled.double(), whole["x"].double()).min() > 0
     assert len({PlaneData(other).fingerprint for other in PLANES}) == len(PLANES)
 
 

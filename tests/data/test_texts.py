@@ -254,7 +254,7 @@ def test_batches_hold_the_texts_of_their_captions(flip, latents, tokenizer, tmp_
     assert asked == [["", "a bus", "a red heart", "dogs", "two"]]
     assert again.fingerprint == texts.fingerprint != data.fingerprint
     batch, plain = again.batch(3, 15, seed=2), data.batch(3, 15, seed=2)
-    assert torch.equal(batch["images"], plain["images"]) and batch["captions"] == plain["captions"]
+    assert torch.equal(batch["x"], plain["x"]) and batch["captions"] == plain["captions"]
     hidden, mask = embed_texts(tokenizer, encoder, batch["captions"])
     assert torch.equal(batch["text"], hidden) and torch.equal(batch["text_mask"], mask)
     for found, wanted in zip(again.empty, embed_texts(tokenizer, encoder, "")):

@@ -53,7 +53,7 @@ def discriminator(**config) -> DCGANDiscriminator:
 
 def batch_of(n: int = 8, **more) -> dict:
     generator = torch.Generator().manual_seed(3)
-    return {"images": torch.rand(n, 1, 8, 8, generator=generator, dtype=torch.float64) * 2 - 1, **more}
+    return {"x": torch.rand(n, 1, 8, 8, generator=generator, dtype=torch.float64) * 2 - 1, **more}
 
 
 def draws(n: int = 8, position: int = 0, first: int = 0, count: int | None = None) -> Rng:
@@ -218,7 +218,7 @@ def test_clipping_holds_all_weights():
 @pytest.mark.parametrize("norm", ["instance", "spectral", "none"])
 def test_penalties_are_those_of_each_image_by_itself(norm):
     d = discriminator(norm=norm).eval()
-    x = batch_of(3)["images"].requires_grad_()
+    x = batch_of(3)["x"].requires_grad_()
     zero, one = (penalty(d(x).logits, x) for penalty in (zero_centred_penalty, one_centred_penalty))
     for i in range(3):
         alone = x[i : i + 1].detach().requires_grad_()
@@ -228,7 +228,7 @@ def test_penalties_are_those_of_each_image_by_itself(norm):
 
 
 def test_penalties_have_the_right_gradient():
-    d, x = discriminator().eval(), batch_of(2)["images"].requires_grad_()
+    d, x = discriminator().eval(), batch_of(2)["x"].requires_grad_()
     weight = d.levels[0][0].weight
     for penalty in (zero_centred_penalty, one_centred_penalty):
         gradient = torch.autograd.grad(penalty(d(x).logits, x).sum(), weight)[0][0, 0, 0, 0]
@@ -251,7 +251,7 @@ def test_the_loss_adds_half_the_weight_of_each_penalty():
     options = {"objective": "relativistic"}
     plain = gan_discriminator_loss(d, g, batch, draws(), r1=0, r2=0, **options)
     full = gan_discriminator_loss(d, g, batch, draws(), r1=3.0, r2=5.0, gp=7.0, **options)
-    x = batch["images"].clone().requires_grad_()
+    x = batch["x"].clone().requires_grad_()
     fake = g(draws().normal("discriminator latents", (4,)).double()).sample.detach().requires_grad_()
     r1, r2 = (zero_centred_penalty(d(v).logits, v).mean() for v in (x, fake))
     between = interpolated(x, fake, draws())
@@ -284,7 +284,7 @@ def test_penalties_of_a_network_that_mixes_images_are_refused():
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_each_turn_is_the_game_of_the_networks_logits(objective):
     d, g, batch = discriminator(), generator().eval(), batch_of()
-    real = d(batch["images"]).logits
+    real = d(batch["x"]).logits
     fakes = [g(draws().normal(f"{turn} latents", (4,)).double()).sample for turn in ("discriminator", "generator")]
     values = gan_discriminator_loss(d, g, batch, draws(), objective=objective, r1=0, r2=0)
     torch.testing.assert_close(values["loss"], discriminator_loss(real, d(fakes[0]).logits, objective).mean())
@@ -309,7 +309,7 @@ def test_accuracies_are_against_the_game_s_threshold():
     with torch.no_grad():
         for p, value in zip([*d.parameters(), *g.parameters()], (1.0, 0.0, 0.0, 0.4)):
             p.fill_(value)  # D(x) = x, G(z) = 0.4
-    batch = {"points": t(-1, 0.1, 0.3, 2)[:, None]}
+    batch = {"x": t(-1, 0.1, 0.3, 2)[:, None]}
     found = {}
     for objective in OBJECTIVES:
         values = gan_discriminator_loss(d, g, batch, draws(4), objective=objective, r1=0, r2=0)
@@ -321,7 +321,7 @@ def test_accuracies_are_against_the_game_s_threshold():
 
 @pytest.mark.parametrize("norm", ["batch", "instance"])
 def test_real_and_generated_pictures_never_share_statistics(norm):
-    d, a, b = discriminator(norm=norm), batch_of(4)["images"], batch_of(4)["images"].flip(0) * 0.3
+    d, a, b = discriminator(norm=norm), batch_of(4)["x"], batch_of(4)["x"].flip(0) * 0.3
     apart, mixed = [d(x).logits for x in (a, b)], d(torch.cat([a, b])).logits
     judged = judge(d, [a, b], [{}, {}])
     torch.testing.assert_close(torch.cat([out.logits for out in judged]), torch.cat(apart))
@@ -330,7 +330,7 @@ def test_real_and_generated_pictures_never_share_statistics(norm):
 
 def test_packs_and_groups_are_of_one_kind():
     d = discriminator(pack=2, minibatch_std=2)
-    a, b = batch_of(4)["images"], batch_of(4)["images"] * 0.3
+    a, b = batch_of(4)["x"], batch_of(4)["x"] * 0.3
     for out, x in zip(judge(d, [a, b], [{}, {}]), (a, b)):
         torch.testing.assert_close(out.logits, d(x).logits)
     values = gan_discriminator_loss(
@@ -357,14 +357,14 @@ def test_features_are_matched():
     plain = gan_generator_loss(d, g, batch, draws(), objective="hinge")
     values = gan_generator_loss(d, g, batch, draws(), objective="hinge", matching_weight=2.0)
     fake = d(g(draws().normal("generator latents", (4,)).double()).sample).features
-    difference = d(batch["images"]).features.mean(0) - fake.mean(0)
+    difference = d(batch["x"]).features.mean(0) - fake.mean(0)
     torch.testing.assert_close(values["loss"], plain["loss"] + 2 * difference.square().sum())
     assert feature_matching(fake, fake) == 0
 
 
 def test_instance_noise_is_added_to_both_and_fades():
     d = MLPDiscriminator(hidden_sizes=()).double()  # affine, so that the mean logit moves by w of the mean noise
-    g, batch = MLPGenerator().double(), {"points": torch.randn(8, 2).double()}
+    g, batch = MLPGenerator().double(), {"x": torch.randn(8, 2).double()}
     for loss, names in ((gan_discriminator_loss, ("real", "fake")), (gan_generator_loss, ("generator's fake",))):
         plain, noisy = (loss(d, g, batch, draws(), instance_noise=sigma) for sigma in (0.0, 0.7))
         for name in names:
@@ -384,7 +384,7 @@ def test_mismatched_labels_count_as_fake_with_half_the_weight():
     shift = 1 + (draws().uniform("mismatched labels") * 2).long()
     wrong = (labels + shift) % 3
     assert (wrong != labels).all() and {*shift.tolist()} == {1, 2}
-    x = batch["images"]
+    x = batch["x"]
     fake = g(draws().normal("discriminator latents", (4,)).double(), labels).sample
     real, made, other = d(x, labels).logits, d(fake, labels).logits, d(x, wrong).logits
     expected = F.relu(1 - real) + (F.relu(1 + made) + F.relu(1 + other)) / 2
@@ -400,7 +400,7 @@ def test_captions_are_mismatched_with_those_of_neighbours_unless_they_say_the_sa
     batch = batch_of(4, captions=captions)
     options = {"text_encoder": words.double(), "objective": "hinge", "r1": 0, "r2": 0}
     values = gan_discriminator_loss(d, g, batch, draws(4), mismatched=True, **options)
-    text, x = words(captions), batch["images"]
+    text, x = words(captions), batch["x"]
     fake = g(draws(4).normal("discriminator latents", (4,)).double(), text_embeds=text).sample
     real, made, other = (
         d(v, text_embeds=e).logits for v, e in ((x, text), (fake, text), (x, words([captions[-1], *captions[:-1]])))
@@ -418,7 +418,7 @@ def test_an_auxiliary_classifier_is_taught_by_both_and_teaches_the_generator():
     fakes = [
         g(draws().normal(f"{turn} latents", (4,)).double(), labels).sample for turn in ("discriminator", "generator")
     ]
-    entropy = [F.cross_entropy(d(v).class_logits, labels) for v in (batch["images"], *fakes)]
+    entropy = [F.cross_entropy(d(v).class_logits, labels) for v in (batch["x"], *fakes)]
     a, b = (gan_discriminator_loss(d, g, batch, draws(), aux_weight=w) for w in (0.0, 3.0))
     torch.testing.assert_close(b["loss"] - a["loss"], 3 * (entropy[0] + entropy[1]))
     a, b = (gan_generator_loss(d, g, batch, draws(), aux_weight=w) for w in (0.0, 3.0))
@@ -482,7 +482,7 @@ def test_an_affine_generator_learns_a_gaussian():
     tail = []
     for step in range(1000):
         rng = draws(128, 128 * step)
-        batch = {"points": rng.normal("data", (2,)) @ mixing + shift}
+        batch = {"x": rng.normal("data", (2,)) @ mixing + shift}
         for optimizer, loss in turns:
             optimizer.param_groups[0]["lr"] *= 0.998
             optimizer.zero_grad()
@@ -536,7 +536,7 @@ def game(rank: int, world: int) -> dict[str, torch.Tensor]:
     record("after", d)
     ada.update(batch, rng)
     for _ in range(2):
-        found["shown"] = pool(batch["images"], rng)
+        found["shown"] = pool(batch["x"], rng)
         pool.update(batch, rng)
     record("augmentation", ada)
     record("pool", pool)

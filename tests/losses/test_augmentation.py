@@ -107,7 +107,7 @@ def test_colour_moves_brightness_scales_contrast_and_leaves_the_rest():
 def test_the_generator_learns_through_it():
     g = DCGANGenerator(sample_size=8, latent_dim=4, block_out_channels=(4,))
     d = DCGANDiscriminator(sample_size=8, block_out_channels=(4,), norm="none")
-    batch = {"images": torch.rand(4, 1, 8, 8) * 2 - 1}
+    batch = {"x": torch.rand(4, 1, 8, 8) * 2 - 1}
     plain = gan_generator_loss(d, g, batch, draws(4))["loss"]
     loss = gan_generator_loss(d, g, batch, draws(4), augment=augmented)["loss"]
     loss.backward()
@@ -155,12 +155,12 @@ def test_the_probability_is_part_of_the_state_and_repeats_count_once():
 def test_the_loss_shows_it_how_far_real_pictures_are_above_the_threshold():
     g = DCGANGenerator(sample_size=8, latent_dim=4, block_out_channels=(4,))
     d = DCGANDiscriminator(sample_size=8, block_out_channels=(4,), norm="none")
-    batch, seen = {"images": torch.rand(4, 1, 8, 8) * 2 - 1}, []
+    batch, seen = {"x": torch.rand(4, 1, 8, 8) * 2 - 1}, []
     for objective in ("non_saturating", "least_squares", "relativistic"):
         gan_discriminator_loss(
             d, g, batch, draws(4), objective=objective, r1=0, r2=0, collect=lambda margins, rng: seen.append(margins)
         )
-    logits = d(batch["images"]).logits.detach()
+    logits = d(batch["x"]).logits.detach()
     torch.testing.assert_close(seen[0], logits)
     torch.testing.assert_close(seen[1], logits - 0.5)
     fake = g(draws(4).normal("discriminator latents", (4,))).sample
@@ -207,7 +207,7 @@ def test_the_pool_is_the_same_in_parts_and_after_a_restart():
 def test_old_fakes_reach_the_discriminator():
     g = DCGANGenerator(sample_size=8, latent_dim=4, block_out_channels=(4,))
     d = DCGANDiscriminator(sample_size=8, block_out_channels=(4,), norm="none")
-    pool, batch = ReplayPool(4, (1, 8, 8)), {"images": torch.rand(4, 1, 8, 8) * 2 - 1}
+    pool, batch = ReplayPool(4, (1, 8, 8)), {"x": torch.rand(4, 1, 8, 8) * 2 - 1}
     losses = []
     for step in range(2):
         values = gan_discriminator_loss(d, g, batch, draws(4, 4 * step), replay=pool)
@@ -221,7 +221,7 @@ class Pictures:
 
     def batch(self, start, stop, *, seed, device):
         generators = [torch.Generator().manual_seed(position) for position in range(start, stop)]
-        return {"images": torch.stack([torch.rand(1, 8, 8, generator=g) * 2 - 1 for g in generators])}
+        return {"x": torch.stack([torch.rand(1, 8, 8, generator=g) * 2 - 1 for g in generators])}
 
 
 def run(folder: Path, accumulate: int = 1) -> tuple[AdaptiveAugmentation, ReplayPool]:

@@ -56,14 +56,14 @@ def test_the_target_is_what_the_scheduler_says_and_a_perfect_network_has_no_loss
     a = scheduler.alphas_cumprod[t].view(-1, 1, 1, 1).float()
     target = {"epsilon": eps, "sample": x0, "v_prediction": a.sqrt() * eps - (1 - a).sqrt() * x0}[kind]
     network = Fixed(lambda x, t: target)
-    assert diffusion_loss(network, scheduler, {"images": x0}, draws())["loss"] < 1e-10
+    assert diffusion_loss(network, scheduler, {"x": x0}, draws())["loss"] < 1e-10
     x_t, asked, _ = network.calls[0]
     assert torch.equal(asked, t)
     torch.testing.assert_close(x_t, a.sqrt() * x0 + (1 - a).sqrt() * eps)
 
 
 def test_a_network_that_predicts_no_noise_has_loss_one():
-    loss = diffusion_loss(Fixed(lambda x, t: 0 * x), DDPMScheduler(), {"images": torch.zeros(64, 1, 16, 16)}, draws())
+    loss = diffusion_loss(Fixed(lambda x, t: 0 * x), DDPMScheduler(), {"x": torch.zeros(64, 1, 16, 16)}, draws())
     assert abs(loss["loss"] - 1) < 0.05
 
 
@@ -84,7 +84,7 @@ def test_min_snr_is_one_weight_of_the_clean_image_in_all_three_spaces():
 
 def test_labels_are_hidden_as_often_as_asked_for_and_else_unchanged():
     labels = torch.randint(0, 10, (4000,))
-    batch = {"images": torch.zeros(4000, 1, 1, 1), "labels": labels}
+    batch = {"x": torch.zeros(4000, 1, 1, 1), "labels": labels}
     for rate in (0.0, 0.25, 1.0):
         network = Fixed(lambda x, t: x, classes=10)
         diffusion_loss(network, DDPMScheduler(), batch, draws(4000), class_dropout=rate)
@@ -96,7 +96,7 @@ def test_labels_are_hidden_as_often_as_asked_for_and_else_unchanged():
 def test_the_hybrid_loss_trains_means_by_the_simple_loss_and_variances_by_the_bound():
     scheduler, x0 = DDPMScheduler(variance_type="learned_range"), torch.rand(16, 1, 4, 4) * 2 - 1
     prediction = torch.randn(16, 2, 4, 4, requires_grad=True)
-    values = diffusion_loss(Fixed(lambda x, t: prediction), scheduler, {"images": x0}, draws(16))
+    values = diffusion_loss(Fixed(lambda x, t: prediction), scheduler, {"x": x0}, draws(16))
     (mean_of_vlb,) = torch.autograd.grad(values["vlb"], prediction, retain_graph=True)
     assert not mean_of_vlb[:, 0].any() and mean_of_vlb[:, 1].any()
     (of_simple,) = torch.autograd.grad(values["simple"], prediction, retain_graph=True)
@@ -132,4 +132,4 @@ def test_the_last_term_is_a_distribution_over_256_levels():
 )
 def test_unknown_choices_name_the_nearest(kwargs, nearest):
     with pytest.raises(UsageError, match=f'Did you mean "{nearest}"'):
-        diffusion_loss(Fixed(lambda x, t: x), DDPMScheduler(), {"images": torch.zeros(2, 1, 2, 2)}, draws(2), **kwargs)
+        diffusion_loss(Fixed(lambda x, t: x), DDPMScheduler(), {"x": torch.zeros(2, 1, 2, 2)}, draws(2), **kwargs)

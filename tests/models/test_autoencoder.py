@@ -33,7 +33,7 @@ def fit(network, images, steps, rate=3e-3, parameters=None, **objective):
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = rate * (1 - step / steps)
-        values = autoencoder_loss(network, {"images": images}, draws(len(images), step * len(images)), **objective)
+        values = autoencoder_loss(network, {"x": images}, draws(len(images), step * len(images)), **objective)
         optimizer.zero_grad()
         values["loss"].backward()
         optimizer.step()
@@ -58,7 +58,7 @@ def test_a_linear_autoencoder_learns_what_pca_finds(digits):
 
     def closure():
         optimizer.zero_grad()
-        found = autoencoder_loss(network, {"images": digits}, draws(len(digits)))["loss"]
+        found = autoencoder_loss(network, {"x": digits}, draws(len(digits)))["loss"]
         found.backward()
         return found
 
@@ -196,7 +196,7 @@ def test_the_kl_to_a_target_activation_has_the_known_values():
 def test_gaussian_corruption_has_its_level_and_the_target_is_clean():
     x = torch.rand(500, 1, 8, 8) * 2 - 1
     network = Copy(torch.zeros(500, 2))
-    values = autoencoder_loss(network, {"images": x}, draws(500), corruption="gaussian", corruption_level=0.4)
+    values = autoencoder_loss(network, {"x": x}, draws(500), corruption="gaussian", corruption_level=0.4)
     noise = network.seen - x
     assert abs(noise.std() - 0.4) < 0.01 and abs(noise.mean()) < 0.01
     # the copy of the noisy input is off by the noise: E ||eps||^2 = 64 sigma^2 per image, summed over pixels
@@ -219,7 +219,7 @@ def test_penalties_are_those_of_the_definition():
     found = {}
     for sparsity in ("l1", "l2", "kl"):
         x = torch.zeros(6, 1, 2, 2)
-        values = autoencoder_loss(Copy(z), {"images": x}, draws(6), sparsity=sparsity, sparsity_weight=0.5)
+        values = autoencoder_loss(Copy(z), {"x": x}, draws(6), sparsity=sparsity, sparsity_weight=0.5)
         assert values["loss"] == values["reconstruction"] + 0.5 * values["sparsity"]
         found[sparsity] = float(values["sparsity"])
     rho = z.mean(0)
@@ -233,7 +233,7 @@ def test_absolute_differences_and_masked_elements():
     network = Copy(torch.zeros(2, 1))
     network.forward = lambda s, mask: latentia.models.autoencoder.AutoencoderOutput(s + 2, torch.zeros(2, 1))
     for reconstruction, each in (("mse", 4.0), ("l1", 2.0)):
-        values = autoencoder_loss(network, {"sequences": x, "mask": mask}, draws(2), reconstruction=reconstruction)
+        values = autoencoder_loss(network, {"x": x, "mask": mask}, draws(2), reconstruction=reconstruction)
         assert values["reconstruction"].item() == pytest.approx(each * (12 + 4) / 2)
         assert values["per_value"].item() == pytest.approx(each)
 
@@ -395,7 +395,7 @@ def test_wrong_arguments_are_refused_with_a_way_out(call, words):
 
 def loss(**options):
     network = Autoencoder(sample_size=8, latent_dim=2)
-    return autoencoder_loss(network, {"images": torch.zeros(2, 1, 8, 8)}, draws(2), **options)
+    return autoencoder_loss(network, {"x": torch.zeros(2, 1, 8, 8)}, draws(2), **options)
 
 
 def test_the_pipeline_refuses_what_it_cannot_do(pipe, digits):

@@ -102,7 +102,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(reconstruction, objective):
     distance = partial(perceptual_loss, model=load_extractor("digits").model.double())
     weights = {"kl_weight": 0.3, "perceptual_weight": 0.7, "adversarial_weight": 0.2}
     values = autoencoder_kl_loss(
-        plain, {"images": x}, draws(), latent_shape=LATENT, perceptual=distance, discriminator=judge,
+        plain, {"x": x}, draws(), latent_shape=LATENT, perceptual=distance, discriminator=judge,
         reconstruction=reconstruction, objective=objective, **weights,
     )  # fmt: skip
     noise = draws().normal("posterior", LATENT).double()
@@ -128,7 +128,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(reconstruction, objective):
 
 def test_the_critic_s_loss_closed_form():
     plain, judge, x = network().double(), critic().double(), pictures().double()
-    values = patch_discriminator_loss(judge, plain, {"images": x}, draws(), latent_shape=LATENT)
+    values = patch_discriminator_loss(judge, plain, {"x": x}, draws(), latent_shape=LATENT)
     fake = plain(x, draws().normal("posterior", LATENT)).reconstruction
     real, fake = judge(x).logits, judge(fake).logits
     torch.testing.assert_close(values["loss"], (1 - real).relu().mean() + (1 + fake).relu().mean())
@@ -149,7 +149,7 @@ def test_with_squared_errors_it_is_the_elbo_of_gaussian_pixels(sigma):
             for p in plain.parameters():
                 p.add_(0.1 * torch.randn(p.shape, generator=seeded(seed), dtype=torch.float64))
         values = autoencoder_kl_loss(
-            plain, {"images": x}, draws(), latent_shape=LATENT, reconstruction="mse", kl_weight=weight
+            plain, {"x": x}, draws(), latent_shape=LATENT, reconstruction="mse", kl_weight=weight
         )
         out = plain(x, draws().normal("posterior", LATENT))
         log_p = log_likelihood("gaussian", x, out.reconstruction, torch.tensor(sigma).double().log())
@@ -165,7 +165,7 @@ def test_the_distance_is_nothing_between_equal_pictures_and_has_a_gradient_betwe
     for weight in (0.0, 1.0, 3.0):
         plain = network()
         autoencoder_kl_loss(
-            plain, {"images": x}, draws(), latent_shape=LATENT, perceptual=distance, perceptual_weight=weight
+            plain, {"x": x}, draws(), latent_shape=LATENT, perceptual=distance, perceptual_weight=weight
         )["loss"].backward()
         grads.append(plain.vae.encoder.conv_in.weight.grad)
     assert (grads[1] - grads[0]).abs().max() > 1e-4
@@ -195,7 +195,7 @@ class Pictures:
         self.images = (pictures(20) + 2 * tones.view(-1, 1, 1, 1) - 1).div(2).double()
 
     def batch(self, first, last, *, seed, device):
-        return {"images": self.images[indices(first, last, 20, seed)]}
+        return {"x": self.images[indices(first, last, 20, seed)]}
 
 
 def game(accelerator, begin: int = 2, validation=lambda name, players: None) -> list[Phase]:
@@ -446,7 +446,7 @@ def test_a_network_of_others(tmp_path):
 
 
 def objective(**options):
-    return autoencoder_kl_loss(network(), {"images": pictures()}, draws(), latent_shape=LATENT, **options)
+    return autoencoder_kl_loss(network(), {"x": pictures()}, draws(), latent_shape=LATENT, **options)
 
 
 @pytest.mark.parametrize(

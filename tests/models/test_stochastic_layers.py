@@ -58,12 +58,12 @@ def test_with_the_true_posterior_every_bound_is_log_p_of_x():
     x = exact.sample((6,)).view(6, 1, 4, 4).clamp(-1, 1)
     expected = exact.log_prob(x.flatten(1))
     for samples in (1, 9):
-        values = iwae_loss(vae, {"images": x}, draws(6), samples=samples)
+        values = iwae_loss(vae, {"x": x}, draws(6), samples=samples)
         torch.testing.assert_close(values["nats"], -expected.mean())
         torch.testing.assert_close(values["effective_samples"], torch.tensor(float(samples), **DOUBLE))
     torch.testing.assert_close(VAEPipeline(vae).log_likelihood(x, samples=2), expected)
     same = x[:1].expand(20_000, -1, -1, -1)
-    assert abs(elbo_loss(vae, {"images": same}, draws(20_000))["nats"] + expected[0]) < 0.05
+    assert abs(elbo_loss(vae, {"x": same}, draws(20_000))["nats"] + expected[0]) < 0.05
 
 
 def test_with_another_posterior_bounds_rise_with_k_from_the_elbo_towards_log_p():
@@ -71,8 +71,8 @@ def test_with_another_posterior_bounds_rise_with_k_from_the_elbo_towards_log_p()
     x = exact.sample((1,)).view(1, 1, 4, 4).clamp(-1, 1)
     top = exact.log_prob(x.flatten(1)).item()
     same = x.expand(4000, -1, -1, -1)
-    elbo = -elbo_loss(vae, {"images": same}, draws(4000))["nats"].item()
-    bounds = [-iwae_loss(vae, {"images": same}, draws(4000), samples=k)["nats"].item() for k in (1, 5, 50)]
+    elbo = -elbo_loss(vae, {"x": same}, draws(4000))["nats"].item()
+    bounds = [-iwae_loss(vae, {"x": same}, draws(4000), samples=k)["nats"].item() for k in (1, 5, 50)]
     assert elbo < bounds[1] < bounds[2] < top and abs(elbo - bounds[0]) < 0.1
     assert top - elbo > 0.3 and top - bounds[2] < 0.05
     pipe = VAEPipeline(vae)
@@ -90,7 +90,7 @@ def test_the_bound_of_one_sample_is_the_elbo_in_the_levels_own_units():
         for sign, (mean, log_variance) in ((1, found.chunk(2, -1)), (-1, level[:2])):
             mean, log_variance = (p if p.ndim != 2 else p[:, None] for p in (mean, log_variance))
             log_w = log_w + sign * Normal(mean, (0.5 * log_variance).exp()).log_prob(level.z).sum(2)
-    torch.testing.assert_close(iwae_loss(vae, {"images": x}, draws(5), samples=1)["loss"], -log_w.mean())
+    torch.testing.assert_close(iwae_loss(vae, {"x": x}, draws(5), samples=1)["loss"], -log_w.mean())
 
 
 def test_the_kl_of_each_level_has_the_mean_of_its_closed_form():
@@ -115,8 +115,8 @@ def test_the_kl_of_each_level_has_the_mean_of_its_closed_form():
 @pytest.mark.parametrize("options", [{}, {"free_bits": 0.1, "beta": 2.0}, {"capacity": 0.3}])
 def test_a_split_into_micro_batches_changes_nothing(options):
     vae, x = tall(), pictures(8)
-    whole = elbo_loss(vae, {"images": x}, draws(8), **options)
-    parts = [elbo_loss(vae, {"images": x[i : i + 4]}, draws(4, 0, i, 8), **options)["loss"] for i in (0, 4)]
+    whole = elbo_loss(vae, {"x": x}, draws(8), **options)
+    parts = [elbo_loss(vae, {"x": x[i : i + 4]}, draws(4, 0, i, 8), **options)["loss"] for i in (0, 4)]
     torch.testing.assert_close(whole["loss"], sum(parts) / 2)
     torch.testing.assert_close(whole["kl"], sum(whole[f"kl_{i}"] for i in (1, 2, 3)))
     assert whole["active_units"] == sum(whole[f"active_units_{i}"] for i in (1, 2, 3))
@@ -127,8 +127,8 @@ def test_a_split_into_micro_batches_changes_nothing(options):
 
 def test_the_doubly_reparameterised_gradient_is_its_formula():
     vae, x, k = tall(), binary(3), 4
-    values = iwae_loss(vae, {"images": x}, draws(3), samples=k, gradient="doubly_reparameterised")
-    standard = iwae_loss(vae, {"images": x}, draws(3), samples=k)
+    values = iwae_loss(vae, {"x": x}, draws(3), samples=k, gradient="doubly_reparameterised")
+    standard = iwae_loss(vae, {"x": x}, draws(3), samples=k)
     for name in values:
         torch.testing.assert_close(values[name], standard[name])
     found, other = gradients(values, vae), gradients(standard, vae)
@@ -165,7 +165,7 @@ def test_both_gradients_agree_on_average_and_the_second_varies_less():
     x = torch.full((50, 1, 4, 4), 0.2, **DOUBLE)
 
     def biases(gradient, seed):
-        found = gradients(iwae_loss(vae, {"images": x}, draws(50, seed), samples=6, gradient=gradient), vae)
+        found = gradients(iwae_loss(vae, {"x": x}, draws(50, seed), samples=6, gradient=gradient), vae)
         return torch.cat([found["heads.bias"], found["levels.posteriors.0.0.bias"], found["levels.priors.0.0.bias"]])
 
     standard, double = (torch.stack([biases(g, s) for s in range(n)]) for g in LOSSES)
@@ -179,7 +179,7 @@ def test_at_the_true_posterior_the_doubly_reparameterised_encoder_is_at_rest_wit
     vae, exact = linear_gaussian()
     x = exact.sample((6,)).view(6, 1, 4, 4).clamp(-1, 1)
     for gradient, rests in (("doubly_reparameterised", True), ("standard", False)):
-        found = gradients(iwae_loss(vae, {"images": x}, draws(6), samples=4, gradient=gradient), vae)
+        found = gradients(iwae_loss(vae, {"x": x}, draws(6), samples=4, gradient=gradient), vae)
         for name in ("heads.weight", "levels.posteriors.0.0.weight"):
             assert (found[name].abs().max() < 1e-10) == rests
 
@@ -192,7 +192,7 @@ def test_no_log_variance_breaks_anything(gradient):
             head = (vae.heads, vae.levels.posteriors[0][-1], vae.levels.priors[0][-1])[which]
             with torch.no_grad():
                 head.bias[len(head.bias) // 2 :] = bias
-            values = iwae_loss(vae, {"images": pictures(4).float()}, draws(4), samples=2, gradient=gradient)
+            values = iwae_loss(vae, {"x": pictures(4).float()}, draws(4), samples=2, gradient=gradient)
             assert all(value.isfinite() for value in values.values())
             assert all(g.isfinite().all() for g in gradients(values, vae).values())
 

@@ -140,20 +140,20 @@ def test_with_the_true_posterior_every_bound_is_log_p_of_x():
     vae, exact = linear_gaussian()
     x = exact.sample((6,)).view(6, 1, 4, 4).clamp(-1, 1)
     expected = -exact.log_prob(x.flatten(1)).mean()
-    one = iwae_loss(vae, {"images": x}, draws(6), samples=1)["nats"]
-    many = iwae_loss(vae, {"images": x}, draws(6), samples=9)
+    one = iwae_loss(vae, {"x": x}, draws(6), samples=1)["nats"]
+    many = iwae_loss(vae, {"x": x}, draws(6), samples=9)
     torch.testing.assert_close(one, expected)
     torch.testing.assert_close(many["nats"], expected)
     torch.testing.assert_close(many["effective_samples"], torch.tensor(9.0, **DOUBLE))
     same = x[:1].expand(20_000, -1, -1, -1)  # the ELBO's reconstruction is a sample's
-    values = elbo_loss(vae, {"images": same}, draws(20_000))
+    values = elbo_loss(vae, {"x": same}, draws(20_000))
     assert abs(values["nats"] + exact.log_prob(x[:1].flatten(1)).item()) < 0.03
 
 
 def test_with_another_posterior_bounds_rise_with_k_from_the_elbo_towards_log_p():
     vae, exact = linear_gaussian(offset=0.7)
     x = torch.zeros(4000, 1, 4, 4, **DOUBLE)
-    batch, top = {"images": x}, exact.log_prob(x[0].flatten()).item()
+    batch, top = {"x": x}, exact.log_prob(x[0].flatten()).item()
     bounds = [-iwae_loss(vae, batch, draws(4000), samples=k)["nats"].item() for k in (1, 2, 8, 64)]
     assert bounds == sorted(bounds) and bounds[-1] < top and top - bounds[-1] < 0.1 * (top - bounds[0])
     assert abs(bounds[0] + elbo_loss(vae, batch, draws(4000))["nats"].item()) < 0.1
@@ -161,25 +161,25 @@ def test_with_another_posterior_bounds_rise_with_k_from_the_elbo_towards_log_p()
 
 
 def test_the_elbo_is_its_two_parts_and_beta_weighs_one_of_them():
-    vae, batch = tiny(), {"images": binary(5)}
+    vae, batch = tiny(), {"x": binary(5)}
     by_beta = {beta: elbo_loss(vae, batch, draws(5), beta=beta) for beta in (0.0, 1.0, 4.0)}
     for beta, values in by_beta.items():
         torch.testing.assert_close(values["loss"].detach(), values["reconstruction"] + beta * values["kl"])
         torch.testing.assert_close(values["nats"], by_beta[1.0]["loss"].detach())
-    out = vae(batch["images"])
+    out = vae(batch["x"])
     torch.testing.assert_close(by_beta[1.0]["bits_per_dim"], by_beta[1.0]["nats"] / 16 / math.log(2))
     assert by_beta[1.0]["active_units"] == (out.mean.var(0, correction=0) > 0.01).sum()
 
 
 def test_bits_of_a_density_count_the_width_of_a_level():
     vae = tiny(decoder="gaussian", observation_std=1.0)
-    values = elbo_loss(vae, {"images": pictures(5)}, draws(5))
+    values = elbo_loss(vae, {"x": pictures(5)}, draws(5))
     torch.testing.assert_close(values["bits_per_dim"], values["nats"] / 16 / math.log(2) + 7)
 
 
 def test_below_the_floor_of_free_bits_the_loss_is_flat_in_the_kl():
-    vae, batch = tiny(), {"images": binary(5)}
-    kl = gaussian_kl(*vae.encode(batch["images"]))
+    vae, batch = tiny(), {"x": binary(5)}
+    kl = gaussian_kl(*vae.encode(batch["x"]))
     floor = 2 * kl.max().item()
     below, plain = (elbo_loss(vae, batch, draws(5), **o) for o in ({"free_bits": floor}, {"beta": 0.0}))
     torch.testing.assert_close(below["loss"], plain["loss"] + 3 * floor)  # 3 dimensions
@@ -194,8 +194,8 @@ def test_below_the_floor_of_free_bits_the_loss_is_flat_in_the_kl():
 
 
 def test_capacity_pulls_the_kl_of_each_picture_to_it_from_both_sides():
-    vae, batch = tiny(), {"images": binary(5)}
-    kl = gaussian_kl(*vae.encode(batch["images"])).sum(1).detach()
+    vae, batch = tiny(), {"x": binary(5)}
+    kl = gaussian_kl(*vae.encode(batch["x"])).sum(1).detach()
     values = elbo_loss(vae, batch, draws(5), capacity=kl.median().item(), capacity_weight=3.0)
     expected = values["reconstruction"] + 3 * (kl - kl.median()).abs().mean()
     torch.testing.assert_close(values["loss"].detach(), expected)
@@ -208,7 +208,7 @@ def test_training_at_a_capacity_holds_the_kl_there():
     x = torch.where(torch.rand(64, 1, 4, 4) < 0.5, 1.0, -1.0)
     kls = []
     for step in range(250):
-        values = elbo_loss(vae, {"images": x}, Rng(0, 64 * step, 64, 0, 64), capacity=2.0)
+        values = elbo_loss(vae, {"x": x}, Rng(0, 64 * step, 64, 0, 64), capacity=2.0)
         optimizer.zero_grad()
         values["loss"].backward()
         optimizer.step()
@@ -222,7 +222,7 @@ def test_the_weight_on_a_mean_squared_error_is_this_beta():
     out = vae(x, draws(5).normal("posterior", (3,)).double())
     simple = (out.reconstruction - x).square().mean() + weight * gaussian_kl(out.mean, out.log_variance).sum(1).mean()
     theirs = gradients({"loss": simple}, vae)
-    ours = gradients(elbo_loss(vae, {"images": x}, draws(5), beta=beta_of_mse_weight(weight, 16, sigma)), vae)
+    ours = gradients(elbo_loss(vae, {"x": x}, draws(5), beta=beta_of_mse_weight(weight, 16, sigma)), vae)
     for name, gradient in theirs.items():
         torch.testing.assert_close(gradient, 2 * sigma**2 / 16 * ours[name])
     # Equally it is the plain ELBO of pixels whose variance is weight * D / 2.
@@ -236,15 +236,15 @@ def test_a_learned_variance_is_at_rest_where_it_is_the_mean_squared_error():
     for factor, sign in ((1.0, 0), (2.0, 1), (0.5, -1)):
         with torch.no_grad():
             vae.log_scale.fill_(0.5 * math.log(factor * error))
-        slope = gradients(elbo_loss(vae, {"images": x}, draws(7)), vae)["log_scale"]
+        slope = gradients(elbo_loss(vae, {"x": x}, draws(7)), vae)["log_scale"]
         assert abs(slope) < 1e-9 if sign == 0 else slope * sign > 0
 
 
 @pytest.mark.parametrize("options", [{}, {"free_bits": 0.1, "beta": 2.0}, {"capacity": 0.3}])
 def test_a_split_into_micro_batches_changes_nothing(options):
     vae, x = tiny(), pictures(8)
-    whole = elbo_loss(vae, {"images": x}, draws(8), **options)["loss"]
-    parts = [elbo_loss(vae, {"images": x[i : i + 4]}, draws(4, 0, i, 8), **options)["loss"] for i in (0, 4)]
+    whole = elbo_loss(vae, {"x": x}, draws(8), **options)["loss"]
+    parts = [elbo_loss(vae, {"x": x[i : i + 4]}, draws(4, 0, i, 8), **options)["loss"] for i in (0, 4)]
     torch.testing.assert_close(whole, sum(parts) / 2)
 
 
@@ -253,7 +253,7 @@ def test_a_split_into_micro_batches_changes_nothing(options):
 
 def test_the_standard_gradient_is_that_of_the_bound():
     vae, x, k = tiny(), binary(4), 5
-    values = iwae_loss(vae, {"images": x}, draws(4), samples=k)
+    values = iwae_loss(vae, {"x": x}, draws(4), samples=k)
     found = gradients(values, vae)
     out = vae(x, draws(4).normal("posterior", (k, 3)).double())
     q = Normal(out.mean[:, None], (0.5 * out.log_variance).exp()[:, None])
@@ -266,8 +266,8 @@ def test_the_standard_gradient_is_that_of_the_bound():
 
 def test_the_doubly_reparameterised_gradient_is_its_formula():
     vae, x, k = tiny(), binary(3), 4
-    values = iwae_loss(vae, {"images": x}, draws(3), samples=k, gradient="doubly_reparameterised")
-    standard = iwae_loss(vae, {"images": x}, draws(3), samples=k)
+    values = iwae_loss(vae, {"x": x}, draws(3), samples=k, gradient="doubly_reparameterised")
+    standard = iwae_loss(vae, {"x": x}, draws(3), samples=k)
     torch.testing.assert_close(values["loss"], standard["loss"])
     found, other = gradients(values, vae), gradients(standard, vae)
     noise = draws(3).normal("posterior", (k, 3)).double()
@@ -293,9 +293,7 @@ def test_both_gradients_agree_on_average_and_the_second_varies_less():
     x = torch.full((50, 1, 4, 4), 0.2, **DOUBLE)
 
     def bias(gradient, seed):
-        return gradients(iwae_loss(vae, {"images": x}, draws(50, seed), samples=6, gradient=gradient), vae)[
-            "heads.bias"
-        ]
+        return gradients(iwae_loss(vae, {"x": x}, draws(50, seed), samples=6, gradient=gradient), vae)["heads.bias"]
 
     standard, double = (torch.stack([bias(g, s) for s in range(n)]) for g in ("standard", "doubly_reparameterised"))
     error = ((standard.var(0) + double.var(0)) / n).sqrt()
@@ -307,7 +305,7 @@ def test_at_the_true_posterior_the_doubly_reparameterised_encoder_is_at_rest_wit
     vae, exact = linear_gaussian()
     x = exact.sample((6,)).view(6, 1, 4, 4).clamp(-1, 1)
     for gradient, rests in (("doubly_reparameterised", True), ("standard", False)):
-        found = gradients(iwae_loss(vae, {"images": x}, draws(6), samples=4, gradient=gradient), vae)
+        found = gradients(iwae_loss(vae, {"x": x}, draws(6), samples=4, gradient=gradient), vae)
         assert (found["heads.weight"].abs().max() < 1e-10) == rests
 
 
@@ -321,7 +319,7 @@ def test_no_log_variance_breaks_anything(decoder, bias):
     with torch.no_grad():
         vae.heads.bias[3:] = bias
     for loss in (elbo_loss, iwae_loss):
-        values = loss(vae, {"images": pictures(4).float()}, draws(4))
+        values = loss(vae, {"x": pictures(4).float()}, draws(4))
         assert all(value.isfinite() for value in values.values())
         assert all(g.isfinite().all() for g in gradients(values, vae).values())
     assert -30 <= vae.encode(pictures(4).float())[1].min() <= vae.encode(pictures(4).float())[1].max() <= 20
@@ -356,13 +354,13 @@ def test_grey_pixels_are_binarised_anew_and_with_their_probability():
     vae = Recorder(sample_size=4, latent_dim=2, hidden_sizes=(4,))
     grey = torch.tensor([-1.0, -0.5, 0.5, 1.0]).view(1, 1, 1, 4).expand(5000, 1, 4, 4)
     for seed in (0, 1):
-        elbo_loss(vae, {"images": grey}, draws(5000, seed))
+        elbo_loss(vae, {"x": grey}, draws(5000, seed))
     assert set(seen[0].unique().tolist()) == {-1.0, 1.0} and not torch.equal(*seen)
     share = (seen[0] > 0).float().mean((0, 1, 2))
     assert share[0] == 0 and share[3] == 1 and abs(share[1] - 0.25) < 0.02 and abs(share[2] - 0.75) < 0.02
     seen.clear()
     gaussian = Recorder(sample_size=4, latent_dim=2, hidden_sizes=(4,), decoder="gaussian")
-    elbo_loss(gaussian, {"images": grey}, draws(5000))
+    elbo_loss(gaussian, {"x": grey}, draws(5000))
     assert torch.equal(seen[0], grey)
 
 
@@ -394,14 +392,14 @@ def test_a_network_that_cannot_be_says_why(config, words):
         (elbo_loss, {"capacity": 5.0, "beta": 2.0}, {}, ["capacity", "beta=2"]),
         (iwae_loss, {"samples": 0}, {}, ["samples", "0"]),
         (iwae_loss, {"gradient": "doubly"}, {}, ["gradient", "doubly_reparameterised"]),
-        (elbo_loss, {}, {"images": 255 * torch.rand(2, 1, 4, 4)}, ["[-1, 1]", "[0, 1]", "127.5"]),
-        (elbo_loss, {}, {"images": torch.full((2, 1, 4, 4), math.nan)}, ["[-1, 1]", "nan"]),
+        (elbo_loss, {}, {"x": 255 * torch.rand(2, 1, 4, 4)}, ["[-1, 1]", "[0, 1]", "127.5"]),
+        (elbo_loss, {}, {"x": torch.full((2, 1, 4, 4), math.nan)}, ["[-1, 1]", "nan"]),
         (elbo_loss, {}, {"labels": torch.tensor([0, 3])}, ["labels", "0 to 2", "3"]),
     ],
 )
 def test_a_loss_that_cannot_be_says_why(loss, options, batch, words):
     vae = tiny(num_class_embeds=3).float()
-    batch = {"images": pictures(2).float(), "labels": torch.tensor([0, 1])} | batch
+    batch = {"x": pictures(2).float(), "labels": torch.tensor([0, 1])} | batch
     with pytest.raises(UsageError) as error:
         loss(vae, batch, draws(2), **options)
     assert all(word in str(error.value) for word in words)

@@ -49,7 +49,7 @@ class Pictures:
     fingerprint = "pictures"
 
     def batch(self, first, last, *, seed, device):
-        return {"images": (pictures(20) + 2 * (torch.arange(20) % 2).view(-1, 1, 1, 1)).div(3)[
+        return {"x": (pictures(20) + 2 * (torch.arange(20) % 2).view(-1, 1, 1, 1)).div(3)[
             indices(first, last, 20, seed)].double()}  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def test_perplexity_closed_form():
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 def test_the_loss_closed_form(update):
     vqvae, x = network(codebook_update=update), pictures()
-    values = vqvae_loss(vqvae, {"images": x}, Rng(0, 0, 6, 0, 6), beta=0.7)
+    values = vqvae_loss(vqvae, {"x": x}, Rng(0, 0, 6, 0, 6), beta=0.7)
     out = vqvae(x)
     error, gap = (out.reconstruction - x).square().mean(), (out.latents - out.quantised).square().mean()
     factor = 1.7 if update == "gradient" else 0.7
@@ -150,7 +150,7 @@ def test_commitment_moves_the_encoder_and_the_codebook_loss_the_codebook():
     loss = {}
     for beta in (0.0, 1.0):
         vqvae.zero_grad()
-        vqvae_loss(vqvae, {"images": x}, Rng(0, 0, 6, 0, 6), beta=beta)["loss"].backward()
+        vqvae_loss(vqvae, {"x": x}, Rng(0, 0, 6, 0, 6), beta=beta)["loss"].backward()
         loss[beta] = (vqvae.bottleneck.codebook.grad.clone(), vqvae.to_latents.weight.grad.clone())
     assert torch.equal(loss[0.0][0], loss[1.0][0]) and not torch.allclose(loss[0.0][1], loss[1.0][1])
     out = vqvae(x)
@@ -160,7 +160,7 @@ def test_commitment_moves_the_encoder_and_the_codebook_loss_the_codebook():
 
 
 def test_scalar_quantisation_has_no_other_term():
-    values = vqvae_loss(fsq(), {"images": pictures()}, Rng(0, 0, 6, 0, 6), beta=9.0)
+    values = vqvae_loss(fsq(), {"x": pictures()}, Rng(0, 0, 6, 0, 6), beta=9.0)
     assert torch.equal(values["loss"], values["reconstruction"]) and "commitment" not in values
 
 
@@ -172,7 +172,7 @@ def learn(vqvae, update: CodebookUpdate, x: torch.Tensor, position: int = 0, par
     size = len(x) // parts
     for k in range(parts):
         rng = Rng(0, position, len(x), k * size, size)
-        vqvae_loss(vqvae, {"images": x[k * size : (k + 1) * size]}, rng, collect=update.collect)
+        vqvae_loss(vqvae, {"x": x[k * size : (k + 1) * size]}, rng, collect=update.collect)
     return [update({}, rng) for _ in range(parts)][-1]
 
 
@@ -247,7 +247,7 @@ def test_a_micro_batch_that_is_run_again_counts_once():
         vqvae = network()
         update, rng = CodebookUpdate(vqvae), Rng(0, 0, 8, 0, 8)
         for _ in range(times):
-            vqvae_loss(vqvae, {"images": x}, rng, collect=update.collect)
+            vqvae_loss(vqvae, {"x": x}, rng, collect=update.collect)
         update({}, rng)
         ends.append(vqvae.bottleneck.counts.clone())
     assert torch.equal(*ends) and ends[0].sum() > 0
@@ -259,7 +259,7 @@ def test_restarts_depend_on_seed_and_position_alone():
         vqvae = network(codebook_size=32)
         update, rng = CodebookUpdate(vqvae), Rng(seed, position, 16, 0, 16)
         torch.manual_seed(seed + position + 7)
-        vqvae_loss(vqvae, {"images": pictures(16)}, rng, collect=update.collect)
+        vqvae_loss(vqvae, {"x": pictures(16)}, rng, collect=update.collect)
         update({}, rng)
         rows[seed, position] = vqvae.bottleneck.codebook.clone()
     assert not torch.equal(rows[0, 0], rows[0, 16]) and not torch.equal(rows[0, 0], rows[1, 0])
@@ -271,7 +271,7 @@ def test_nothing_moves_outside_of_training():
     update, rng = CodebookUpdate(vqvae), Rng(0, 0, 6, 0, 6)
     vqvae(x)  # a forward alone never does
     vqvae.eval()
-    vqvae_loss(vqvae, {"images": x}, rng, collect=update.collect)
+    vqvae_loss(vqvae, {"x": x}, rng, collect=update.collect)
     assert update({}, rng) == {}
     assert all(torch.equal(before[key], value) for key, value in vqvae.state_dict().items())
 
@@ -449,7 +449,7 @@ def test_the_position_prior():
         (lambda: network(latent_channels=0), "latent_channels must be at least 1"),
         (lambda: network(sample_size=9), "divisible by 2"),
         (
-            lambda: vqvae_loss(network(), {"images": pictures()}, Rng(0, 0, 6, 0, 6), beta=-1),
+            lambda: vqvae_loss(network(), {"x": pictures()}, Rng(0, 0, 6, 0, 6), beta=-1),
             "beta must be at least 0",
         ),
         (lambda: CodebookUpdate(fsq()), "Leave the phase out"),

@@ -303,7 +303,7 @@ class Blobs:
         place = torch.rand(4000, 2, generator=seeded(seed))[torch.arange(first, last) % 4000] * 10 + 3
         rows, columns = torch.arange(16) - place[:, :1], torch.arange(16) - place[:, 1:]
         height = torch.exp(-(rows.square()[:, :, None] + columns.square()[:, None]) / 8)
-        return {"images": (2 * height - 1)[:, None]}
+        return {"x": (2 * height - 1)[:, None]}
 
 
 DISEASES = [
@@ -388,7 +388,7 @@ def test_a_kernel_that_draws_checkerboards_is_named(tmp_path):
         g = DCGANGenerator(16, latent_dim=8, block_out_channels=(8, 8), kernel_size=kernel)
         d = DCGANDiscriminator(16, block_out_channels=(8, 8), norm="none")
         data = Blobs()
-        real = data.batch(0, 128, seed=0, device="cpu")["images"]
+        real = data.batch(0, 128, seed=0, device="cpu")["x"]
         named[kernel] = warnings_of(tmp_path / str(kernel), g, d, data, real, 60, r1=0.1, r2=0.1)
     assert "checkerboard" in named[3] and "checkerboard" not in named[4]
 
@@ -429,8 +429,8 @@ def two_turns(folder: Path, steps: int, every: int = 1, batch_size: int = 8, acc
 
 class Doubles(Blobs):
     def batch(self, first, last, *, seed, device):
-        images = super().batch(first, last, seed=seed, device=device)["images"]
-        return {"images": nn.functional.avg_pool2d(images, 2).double()}
+        images = super().batch(first, last, seed=seed, device=device)["x"]
+        return {"x": nn.functional.avg_pool2d(images, 2).double()}
 
 
 def test_each_turn_has_gradients_of_its_own_player_alone(tmp_path):

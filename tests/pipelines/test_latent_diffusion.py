@@ -249,7 +249,7 @@ def test_the_flow_objective_of_the_exact_velocity_is_its_closed_form(density):
     least = (s**2 / ((1 - t) ** 2 * s**2 + t**2)).mean()
 
     def loss():
-        return flow_matching_loss(network, {"images": x0}, rng, time_sampling=density)["loss"].double()
+        return flow_matching_loss(network, {"x": x0}, rng, time_sampling=density)["loss"].double()
 
     found = loss()
     torch.testing.assert_close(found, least, rtol=0.01, atol=0)
@@ -264,7 +264,7 @@ def test_the_flow_objective_of_the_exact_velocity_is_its_closed_form(density):
 def test_the_flow_objective_hides_labels_and_moves_only_the_network():
     network, seen = unet(classes=3).train(), []
     network.register_forward_pre_hook(lambda module, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
-    batch = {"images": torch.randn(400, 4, 8, 8), "labels": torch.arange(400) % 3}
+    batch = {"x": torch.randn(400, 4, 8, 8), "labels": torch.arange(400) % 3}
     flow_matching_loss(network, batch, Rng(0, 0, 400, 0, 400), class_dropout=0.25)["loss"].backward()
     (_, t), labels = seen[0][0], seen[0][1]["class_labels"]
     assert 0.2 < (labels == 3).float().mean() < 0.3 and ((labels == 3) | (labels == batch["labels"])).all()
@@ -328,17 +328,15 @@ def test_cached_latents_are_those_of_the_batches_of_pictures(tmp_path, flip):
     assert latents.shape == (4, 8, 8) and len(latents) == 20
     batch, same = latents.batch(15, 47, seed=3), data.batch(15, 47, seed=3)
     assert torch.equal(batch["labels"], same["labels"]) and batch["captions"] == same["captions"]
-    mean, std = autoencoders.posterior(vae, same["images"])
-    z = (batch["images"] - mean) / std
+    mean, std = autoencoders.posterior(vae, same["x"])
+    z = (batch["x"] - mean) / std
     assert abs(z.mean()) < 0.03 and abs(z.std() - 1) < 0.03  # a sample of q(z|x), and a new one in each epoch
-    again = latents.batch(35, 55, seed=3)["images"]
-    assert torch.equal(again[:12], batch["images"][20:]) and not torch.equal(again, batch["images"][:20])
-    assert torch.equal(
-        torch.cat([latents.batch(k, k + 8, seed=3)["images"] for k in (15, 23, 31, 39)]), batch["images"]
-    )
+    again = latents.batch(35, 55, seed=3)["x"]
+    assert torch.equal(again[:12], batch["x"][20:]) and not torch.equal(again, batch["x"][:20])
+    assert torch.equal(torch.cat([latents.batch(k, k + 8, seed=3)["x"] for k in (15, 23, 31, 39)]), batch["x"])
     quantised = vqvae()
-    plain = latents_of(quantised, data, cache_dir=tmp_path).batch(15, 47, seed=3)["images"]
-    torch.testing.assert_close(plain, autoencoders.posterior(quantised, same["images"])[0])
+    plain = latents_of(quantised, data, cache_dir=tmp_path).batch(15, 47, seed=3)["x"]
+    torch.testing.assert_close(plain, autoencoders.posterior(quantised, same["x"])[0])
 
 
 def test_cached_latents_are_computed_once_and_never_taken_for_those_of_another(tmp_path):

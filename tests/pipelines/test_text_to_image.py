@@ -253,7 +253,7 @@ def batch(n=6):
 
     hidden, mask = embed_texts(tokenizer, encoder, [*WORDS, *WORDS][:n])
     empty = tuple(part[0] for part in embed_texts(tokenizer, encoder, [""]))
-    return {"images": torch.randn(n, 3, 16, 16, generator=seeded(0)), "text": hidden, "text_mask": mask}, empty
+    return {"x": torch.randn(n, 3, 16, 16, generator=seeded(0)), "text": hidden, "text_mask": mask}, empty
 
 
 class Watched(torch.nn.Module):

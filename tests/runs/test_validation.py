@@ -32,9 +32,9 @@ def test_a_sampler_asks_for_each_class_in_turn_and_leaves_the_mode_as_it_was():
 def test_reconstructions_stand_beside_their_images():
     class Data:
         def batch(self, start, stop, seed, device):
-            return {"images": torch.rand(stop - start, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) * 2 - 1}
+            return {"x": torch.rand(stop - start, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) * 2 - 1}
 
     vae = network()
     pairs = reconstructor(VAEPipeline, vae, Data())(6, 2)
-    torch.testing.assert_close(pairs[::2], Data().batch(0, 3, 2, None)["images"])
+    torch.testing.assert_close(pairs[::2], Data().batch(0, 3, 2, None)["x"])
     torch.testing.assert_close(pairs[1::2], vae(pairs[::2]).reconstruction.detach().clamp(-1, 1))

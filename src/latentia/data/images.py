@@ -46,7 +46,7 @@ class ImageData:
     Example:
         >>> data = ImageData(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), labels=[0, 1, 2, 1, 0])
         >>> batch = data.batch(0, 8)
-        >>> batch["images"].shape, batch["images"].min().item(), sorted(batch["labels"][:5].tolist())
+        >>> batch["x"].shape, batch["x"].min().item(), sorted(batch["labels"][:5].tolist())
         (torch.Size([8, 1, 8, 8]), -1.0, [0, 0, 1, 1, 2])
     """
 
@@ -165,7 +165,7 @@ class ImageData:
             device: where the tensors are wanted. An accelerator keeps sets of up to 1 GiB whole.
 
         Returns:
-            {"images": float32 (B, C, H, W) in [-1, 1]}, with "labels" (int64 (B,)) and "captions" (list of B texts)
+            {"x": float32 (B, C, H, W) in [-1, 1]}, with "labels" (int64 (B,)) and "captions" (list of B texts)
             where the data set has them.
         """
         if not 0 <= start <= stop:
@@ -181,7 +181,7 @@ class ImageData:
             images = finished(self.images.numpy().take(rows, axis=0), mirror, device)
         else:
             images = self._from_resident(index, mirror, device)
-        out: dict[str, Any] = {"images": images}
+        out: dict[str, Any] = {"x": images}
         if self.labels is not None:
             out["labels"] = self.labels[index].to(device, non_blocking=True)
         if self.captions is not None:
@@ -329,7 +329,7 @@ def load_images(
         >>> data
         ImageData(digits: 1797 images of shape (1, 8, 8))
         >>> batch = data.batch(0, 64, seed=1)
-        >>> batch["images"].shape, batch["labels"].dtype
+        >>> batch["x"].shape, batch["labels"].dtype
         (torch.Size([64, 1, 8, 8]), torch.int64)
     """
     refuse_loosened_pillow()

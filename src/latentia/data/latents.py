@@ -57,7 +57,7 @@ class LatentData:
         """Positions [start, stop) of the sample stream of `seed`, as `ImageData.batch` gives them.
 
         Returns:
-            {"images": latents, float32 (B, D, h, w)}, with "labels" and "captions" where the data set has them.
+            {"x": latents, float32 (B, D, h, w)}, with "labels" and "captions" where the data set has them.
         """
         if not 0 <= start <= stop:
             raise UsageError(f"a batch needs 0 <= start <= stop, got start={start}, stop={stop}.")
@@ -70,7 +70,7 @@ class LatentData:
             generators = (torch.Generator().manual_seed(seed_from(seed, "posterior", p)) for p in range(start, stop))
             noise = [torch.randn(self.shape, generator=generator) for generator in generators]
             z = z + self.std[rows] * torch.stack(noise) if noise else z
-        out: dict[str, Any] = {"images": z.to(device, non_blocking=True)}
+        out: dict[str, Any] = {"x": z.to(device, non_blocking=True)}
         if self.labels is not None:
             out["labels"] = self.labels[index].to(device, non_blocking=True)
         if self.captions is not None:
@@ -113,7 +113,7 @@ def cached_latents(
         >>> halve = lambda images: (torch.nn.functional.avg_pool2d(images, 2), None)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     latents = cached_latents(data, halve, "halves", cache_dir=folder)
-        >>> latents.batch(0, 4)["images"].shape
+        >>> latents.batch(0, 4)["x"].shape
         torch.Size([4, 1, 4, 4])
     """
     if not isinstance(data, ImageData) or data._uneven is not None:

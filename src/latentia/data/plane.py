@@ -102,13 +102,13 @@ class PlaneData:
     Example:
         >>> data = PlaneData("grid")
         >>> batch = data.batch(0, 64, seed=1)
-        >>> batch["points"].shape, batch["images"].shape
-        (torch.Size([64, 2]), torch.Size([64, 2, 1, 1]))
-        >>> bool((data.batch(60, 64, seed=1)["points"] == batch["points"][60:]).all())
+        >>> batch["x"].shape
+        torch.Size([64, 2])
+        >>> bool((data.batch(60, 64, seed=1)["x"] == batch["x"][60:]).all())
         True
     """
 
-    shape = (2, 1, 1)  # of a point as a picture
+    shape = (2,)
     label_names = None
 
     def __init__(self, plane: str | Plane):
@@ -133,13 +133,11 @@ class PlaneData:
         """Positions [start, stop) of the stream of `seed`, the same however it is cut into batches.
 
         Returns:
-            "points", float32 (B, 2), and the same as "images" (B, 2, 1, 1): pictures of one pixel with two channels,
-            for losses that take pictures. Points are not confined to [-1, 1].
+            {"x": float32 (B, 2)}, not confined to [-1, 1].
         """
         if not 0 <= start <= stop:
             raise UsageError(f"a batch needs 0 <= start <= stop, got start={start}, stop={stop}.")
-        points = self.plane.points(start, stop, seed, "batch").to(device)
-        return {"points": points, "images": points[:, :, None, None]}
+        return {"x": self.plane.points(start, stop, seed, "batch").to(device)}
 
 
 def find_plane(name: str) -> Plane:

@@ -44,7 +44,7 @@ class StreamedImages:
     Example:
         >>> from latentia.data import load_images
         >>> stream = load_images("digits", streaming=True)
-        >>> stream.batch(0, 4)["images"].shape
+        >>> stream.batch(0, 4)["x"].shape
         torch.Size([4, 1, 8, 8])
     """
 
@@ -157,7 +157,7 @@ class StreamedImages:
             captions.append(values.get("caption", ""))
         stacked = np.stack(pixels) if pixels else np.empty((0, *self.shape), np.uint8)
         mirror = mirrored(start, stop, seed) if self.random_flip else None
-        out: dict[str, Any] = {"images": finished(stacked, mirror, device)}
+        out: dict[str, Any] = {"x": finished(stacked, mirror, device)}
         if "label" in self._picked:
             out["labels"] = torch.tensor(labels, dtype=torch.int64, device=device)
         if "caption" in self._picked:

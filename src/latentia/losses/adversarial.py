@@ -19,7 +19,6 @@ from latentia.losses.turns import (
     others,
     penalties,
     players_ready,
-    real_of,
     shown,
     verdict,
 )
@@ -188,7 +187,7 @@ def gan_discriminator_loss(
 
     Args:
         discriminator, generator: called through `forward` alone; may be wrapped for several processes.
-        batch: "images" (B, C, H, W) in [-1, 1], or "points" (B, D); "labels" (B,) and "captions" where a network is
+        batch: "x", images (B, C, H, W) in [-1, 1] or vectors (B, D); "labels" (B,) and "captions" where a network is
             conditional.
         rng: the randomness of this micro-batch.
         objective: one of `OBJECTIVES`. Default "relativistic".
@@ -221,7 +220,7 @@ def gan_discriminator_loss(
 
     Example:
         >>> from latentia import MLPDiscriminator, MLPGenerator
-        >>> batch, rng = {"points": torch.randn(4, 2)}, Rng(0, 0, 4, 0, 4)
+        >>> batch, rng = {"x": torch.randn(4, 2)}, Rng(0, 0, 4, 0, 4)
         >>> sorted(gan_discriminator_loss(MLPDiscriminator(), MLPGenerator(), batch, rng))
         ['accuracy_fake', 'accuracy_real', 'fake', 'loss', 'r1', 'r2', 'real']
     """
@@ -285,7 +284,7 @@ def gan_penalty_loss(
 
     Example:
         >>> from latentia import MLPDiscriminator, MLPGenerator
-        >>> batch, rng = {"points": torch.randn(4, 2)}, Rng(0, 0, 4, 0, 4)
+        >>> batch, rng = {"x": torch.randn(4, 2)}, Rng(0, 0, 4, 0, 4)
         >>> values = gan_penalty_loss(MLPDiscriminator(), MLPGenerator(), batch, rng, interval=4)
         >>> bool((values["loss"] - 4 * (values["r1"] + values["r2"]) / 2).abs() < 1e-6)
         True
@@ -331,13 +330,13 @@ def gan_generator_loss(
 
     Example:
         >>> from latentia import MLPDiscriminator, MLPGenerator
-        >>> batch, rng = {"points": torch.randn(4, 2)}, Rng(0, 0, 4, 0, 4)
+        >>> batch, rng = {"x": torch.randn(4, 2)}, Rng(0, 0, 4, 0, 4)
         >>> sorted(gan_generator_loss(MLPDiscriminator(), MLPGenerator(), batch, rng, top_k=0.5))
         ['fake', 'fooled', 'loss']
     """
     if not 0 < top_k <= 1:
         raise UsageError(f"top_k must be a share in (0, 1]; got {top_k}.")
-    told, real = conditions_of(discriminator, batch, text_encoder), real_of(batch)
+    told, real = conditions_of(discriminator, batch, text_encoder), batch["x"]
     fake = fakes(generator, batch, rng, prior, text_encoder, "generator")
     out = discriminator(shown(fake, rng, augment, instance_noise, "generator's fake"), **told)
     against = None

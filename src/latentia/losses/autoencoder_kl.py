@@ -39,7 +39,7 @@ def autoencoder_kl_loss(
 
     Args:
         autoencoder: `GaussianAutoencoder`, may be wrapped for several processes.
-        batch: "images" (B, C, H, W) in [-1, 1].
+        batch: "x" (B, C, H, W) in [-1, 1].
         rng: the randomness of this micro-batch.
         latent_shape: (D, h, w) of the latents of such pictures.
         reconstruction: "l1" (default), mean absolute difference, or "mse", mean square, of values in [-1, 1].
@@ -64,7 +64,7 @@ def autoencoder_kl_loss(
     Example:
         >>> from latentia.models.autoencoder_kl import GaussianAutoencoder, autoencoder_kl
         >>> network = GaussianAutoencoder(autoencoder_kl(16, 1, (8, 8)))
-        >>> batch, rng = {"images": torch.rand(2, 1, 16, 16) * 2 - 1}, Rng(0, 0, 2, 0, 2)
+        >>> batch, rng = {"x": torch.rand(2, 1, 16, 16) * 2 - 1}, Rng(0, 0, 2, 0, 2)
         >>> values = autoencoder_kl_loss(network, batch, rng, latent_shape=(4, 8, 8), kl_weight=0.5)
         >>> bool((values["loss"] - values["reconstruction"] - 0.5 * values["kl"] / 256).abs() < 1e-5)
         True
@@ -76,7 +76,7 @@ def autoencoder_kl_loss(
     if reconstruction not in RECONSTRUCTIONS:
         hint = did_you_mean(str(reconstruction), RECONSTRUCTIONS)
         raise UsageError(f"reconstruction must be one of {RECONSTRUCTIONS}; got {reconstruction!r}.{hint}")
-    x = batch["images"]
+    x = batch["x"]
     out = autoencoder(x, rng.normal("posterior", latent_shape))
     again = out.reconstruction.to(x.dtype)
     gap = again - x
@@ -113,11 +113,11 @@ def patch_discriminator_loss(
         >>> from latentia import PatchDiscriminator
         >>> from latentia.models.autoencoder_kl import GaussianAutoencoder, autoencoder_kl
         >>> network, critic = GaussianAutoencoder(autoencoder_kl(16, 1, (8, 8))), PatchDiscriminator(1, (8, 8))
-        >>> batch, rng = {"images": torch.rand(2, 1, 16, 16) * 2 - 1}, Rng(0, 0, 2, 0, 2)
+        >>> batch, rng = {"x": torch.rand(2, 1, 16, 16) * 2 - 1}, Rng(0, 0, 2, 0, 2)
         >>> sorted(patch_discriminator_loss(critic, network, batch, rng, latent_shape=(4, 8, 8)))
         ['accuracy_fake', 'accuracy_real', 'fake', 'loss', 'real']
     """
-    x = batch["images"]
+    x = batch["x"]
     with torch.no_grad():
         fake = autoencoder(x, rng.normal("posterior", latent_shape)).reconstruction.to(x.dtype)
     # One pass for both: pictures of a batch do not see each other here, and two would need two synchronisations.

@@ -136,7 +136,7 @@ def diffusion_loss(
         unet: called as `unet(x_t, t, **condition)`, with `class_labels`, `encoder_hidden_states` and
             `encoder_attention_mask` where the batch has them.
         scheduler: a `DDPMScheduler` or `DDIMScheduler`.
-        batch: "images" in [-1, 1], (B, C, H, W); "labels" (B,) if the network has classes; "text", hidden states
+        batch: "x" in [-1, 1], (B, C, H, W); "labels" (B,) if the network has classes; "text", hidden states
             (B, L, D), and "text_mask" (B, L), True for tokens, if it is told texts.
         rng: the randomness of this micro-batch.
         time_sampling, time_loc, time_scale: see `sample_times`.
@@ -154,11 +154,11 @@ def diffusion_loss(
     Example:
         >>> from latentia import DDPMScheduler, UNet2D
         >>> unet = UNet2D(sample_size=8, in_channels=1, block_out_channels=(32,))
-        >>> batch = {"images": torch.rand(4, 1, 8, 8) * 2 - 1}
+        >>> batch = {"x": torch.rand(4, 1, 8, 8) * 2 - 1}
         >>> diffusion_loss(unet, DDPMScheduler(), batch, Rng(0, 0, 4, 0, 4))["loss"].item() > 0
         True
     """
-    x0 = batch["images"]
+    x0 = batch["x"]
     eps = rng.normal("noise", x0.shape[1:])
     t = sample_timesteps(rng, scheduler.config.num_train_timesteps, time_sampling, time_loc, time_scale)
     condition = _condition(unet, batch, rng, class_dropout, empty_text)
@@ -208,11 +208,11 @@ def flow_matching_loss(
     Example:
         >>> from latentia import UNet2D
         >>> unet = UNet2D(sample_size=8, in_channels=1, block_out_channels=(32,))
-        >>> batch = {"images": torch.rand(4, 1, 8, 8) * 2 - 1}
+        >>> batch = {"x": torch.rand(4, 1, 8, 8) * 2 - 1}
         >>> flow_matching_loss(unet, batch, Rng(0, 0, 4, 0, 4))["loss"].item() > 0
         True
     """
-    x0 = batch["images"]
+    x0 = batch["x"]
     eps = rng.normal("noise", x0.shape[1:])
     t = sample_times(rng, time_sampling, time_loc, time_scale)
     condition = _condition(unet, batch, rng, class_dropout, empty_text)

@@ -49,7 +49,7 @@ def vqvae_loss(
 
     Args:
         vqvae: a `VQVAE`, may be wrapped for several processes.
-        batch: "images" in [-1, 1], (B, C, H, W).
+        batch: "x" in [-1, 1], (B, C, H, W).
         rng: the randomness of this micro-batch.
         beta: weight of the commitment, at least 0. Default 0.25.
         collect: `CodebookUpdate.collect`, which is shown the output in training; a codebook moved without gradients
@@ -67,13 +67,13 @@ def vqvae_loss(
     Example:
         >>> from latentia import VQVAE
         >>> vqvae = VQVAE(sample_size=8, in_channels=1, block_out_channels=(8,), codebook_size=16)
-        >>> batch = {"images": torch.rand(4, 1, 8, 8) * 2 - 1}
+        >>> batch = {"x": torch.rand(4, 1, 8, 8) * 2 - 1}
         >>> sorted(vqvae_loss(vqvae, batch, Rng(0, 0, 4, 0, 4)))
         ['commitment', 'loss', 'perplexity', 'reconstruction']
     """
     if not beta >= 0:
         raise UsageError(f"beta must be at least 0; got {beta}.")
-    images, plain = batch["images"], getattr(vqvae, "module", vqvae)
+    images, plain = batch["x"], getattr(vqvae, "module", vqvae)
     out = vqvae(images)
     if collect is not None and plain.training:
         collect(out, rng)
@@ -113,7 +113,7 @@ class CodebookUpdate:
         >>> from latentia import VQVAE
         >>> vqvae = VQVAE(sample_size=8, in_channels=1, block_out_channels=(8,), codebook_size=16)
         >>> update, rng = CodebookUpdate(vqvae), Rng(0, 0, 4, 0, 4)
-        >>> batch = {"images": torch.rand(4, 1, 8, 8) * 2 - 1}
+        >>> batch = {"x": torch.rand(4, 1, 8, 8) * 2 - 1}
         >>> _ = vqvae_loss(vqvae, batch, rng, collect=update.collect)
         >>> sorted(update(batch, rng))
         ['perplexity', 'restarts']

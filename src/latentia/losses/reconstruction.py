@@ -91,7 +91,7 @@ def autoencoder_loss(
 
     Args:
         network: `Autoencoder` or `RecurrentAutoencoder`, plain or prepared; called through `forward` alone.
-        batch: "images" (B, C, H, W) in [-1, 1]; or "sequences" (B, T, D) and, if they differ in length, "mask" (B, T),
+        batch: "x", images (B, C, H, W) in [-1, 1]; or sequences (B, T, D) and, if they differ in length, "mask" (B, T),
             True where an element counts.
         rng: the randomness of this micro-batch.
         corruption, corruption_level, masked_value: of the input, see `corrupt`. The target is clean.
@@ -112,7 +112,7 @@ def autoencoder_loss(
     Example:
         >>> from latentia import Autoencoder
         >>> network = Autoencoder(sample_size=8, latent_dim=16, code_activation="sigmoid")
-        >>> batch = {"images": torch.rand(4, 1, 8, 8) * 2 - 1}
+        >>> batch = {"x": torch.rand(4, 1, 8, 8) * 2 - 1}
         >>> values = autoencoder_loss(network, batch, Rng(0, 0, 4, 0, 4), sparsity="kl", sparsity_weight=0.5)
         >>> bool(values["loss"] == values["reconstruction"] + 0.5 * values["sparsity"])
         True
@@ -127,7 +127,7 @@ def autoencoder_loss(
             f'code_activation="{getattr(network, "module", network).config.code_activation}". Build it with "sigmoid", '
             'or take "l1".'
         )
-    x = batch["images"] if "images" in batch else batch["sequences"]
+    x = batch["x"]
     mask = {"mask": batch["mask"]} if "mask" in batch else {}
     out = network(corrupt(x, rng, corruption, corruption_level, masked_value), **mask)
 

@@ -59,18 +59,13 @@ def others(told: Conditions, batch: dict[str, Any], rng: Rng, classes: int | Non
     return wrong, different
 
 
-def real_of(batch: dict[str, Any]) -> Tensor:
-    """Points (B, D) where there are some, else images (B, C, H, W)."""
-    return batch["points"] if "points" in batch else batch["images"]
-
-
 def fakes(generator, batch: dict[str, Any], rng: Rng, prior: str, text_encoder, turn: str) -> Tensor:
     """As many generated samples as there are real ones."""
     if prior not in PRIORS:
         raise UsageError(f"prior must be one of {PRIORS}; got {prior!r}.{did_you_mean(prior, PRIORS)}")
     shape = (unet_config(generator).latent_dim,)
     z = rng.normal(f"{turn} latents", shape) if prior == "normal" else 2 * rng.uniform(f"{turn} latents", shape) - 1
-    return generator(z.to(real_of(batch).dtype), **conditions_of(generator, batch, text_encoder)).sample
+    return generator(z.to(batch["x"].dtype), **conditions_of(generator, batch, text_encoder)).sample
 
 
 def shown(x: Tensor, rng: Rng, augment: Callable | None, sigma: float, stream: str) -> Tensor:
@@ -118,7 +113,7 @@ def players_ready(discriminator, generator, batch, rng, prior, text_encoder, tur
     with torch.no_grad():
         fake = fakes(generator, batch, rng, prior, text_encoder, turn)
         fake = fake if replay is None else replay(fake, rng)
-    real = real_of(batch).detach()
+    real = batch["x"].detach()
     return real.requires_grad_(weights["r1"] > 0), fake.detach().requires_grad_(weights["r2"] > 0)
 
 

@@ -167,7 +167,7 @@ def elbo_loss(
 
     Args:
         vae: called as `vae(images, noise, class_labels=...)`.
-        batch: "images" in [-1, 1], (B, C, H, W), and "labels" (B,) if the network has classes.
+        batch: "x" in [-1, 1], (B, C, H, W), and "labels" (B,) if the network has classes.
         rng: the randomness of this micro-batch.
         beta: weight of the KL; 1 (default) is the ELBO, more disentangles (Higgins et al., 2017), 0 gives an
             autoencoder with noise.
@@ -190,7 +190,7 @@ def elbo_loss(
     Example:
         >>> from latentia import VAE
         >>> vae = VAE(sample_size=8, latent_dim=4)
-        >>> values = elbo_loss(vae, {"images": torch.rand(4, 1, 8, 8) * 2 - 1}, Rng(0, 0, 4, 0, 4), beta=4.0)
+        >>> values = elbo_loss(vae, {"x": torch.rand(4, 1, 8, 8) * 2 - 1}, Rng(0, 0, 4, 0, 4), beta=4.0)
         >>> bool(values["nats"] == values["reconstruction"] + values["kl"])
         True
     """
@@ -242,7 +242,7 @@ def iwae_loss(vae, batch: dict, rng: Rng, *, samples: int = 5, gradient: str = "
     Example:
         >>> from latentia import VAE
         >>> vae = VAE(sample_size=8, latent_dim=4)
-        >>> values = iwae_loss(vae, {"images": torch.rand(4, 1, 8, 8) * 2 - 1}, Rng(0, 0, 4, 0, 4), samples=3)
+        >>> values = iwae_loss(vae, {"x": torch.rand(4, 1, 8, 8) * 2 - 1}, Rng(0, 0, 4, 0, 4), samples=3)
         >>> bool(values["nats"] <= values["elbo_nats"])
         True
     """
@@ -269,7 +269,7 @@ def iwae_loss(vae, batch: dict, rng: Rng, *, samples: int = 5, gradient: str = "
 
 
 def _forward(vae, batch: dict, rng: Rng, samples: tuple[int, ...], **options: bool):
-    config, x = unet_config(vae), batch["images"]
+    config, x = unet_config(vae), batch["x"]
     sizes = (config.latent_dim,) if isinstance(config.latent_dim, int) else tuple(config.latent_dim)
     if not bool((x.amin() >= -1) & (x.amax() <= 1)):
         raise UsageError(

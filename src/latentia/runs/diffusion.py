@@ -85,7 +85,7 @@ def latents_of(
             f"--resolution must make images that the autoencoder gives back in their size; got {tuple(data.shape)}, "
             f"which come back as {again}. Take the resolution that it was trained with."
         )
-    std = float(latents.batch(0, min(len(latents), 1000))["images"].std())
+    std = float(latents.batch(0, min(len(latents), 1000))["x"].std())
     hint = "" if 0.5 < std < 2 else "; it should be near 1: measure the scaling with AutoencoderKLPipeline.calibrate"
     accelerator.print(f"Latents of shape {latents.shape}, standard deviation {std:.3f}{hint}")
     return vae, latents

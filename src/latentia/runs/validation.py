@@ -47,7 +47,7 @@ def reconstructor(pipeline: Callable[[Any], Any], network: Any, data: Any) -> Ca
     """As `sampler`, but training images, each followed by its reconstruction; the pipeline has `reconstruct`."""
 
     def reconstruct(batch_size: int, seed: int) -> Tensor:
-        images = data.batch(0, batch_size // 2, seed=seed, device=network.device)["images"]
+        images = data.batch(0, batch_size // 2, seed=seed, device=network.device)["x"]
         with _evaluating(network):
             again = pipeline(network).reconstruct(images, output_type="latent")
         return torch.stack([images, again], dim=1).flatten(0, 1).clamp(-1, 1).cpu()
