@@ -12,7 +12,7 @@ from latentia.errors import UsageError
 from latentia.models.layers.convolution import Decoder, Encoder, check_choice, image_size, pyramid_size
 from latentia.models.layers.stochastic import Level, Levels, dense, level_widths, parameters_of
 from latentia.models.layers.stochastic import reparameterised as reparameterised  # part of this family's names
-from latentia.models.modeling import ModelMixin
+from latentia.models.modeling import ModelMixin, output_field
 
 DECODERS = ("bernoulli", "gaussian", "discretized_logistic")
 _CLASS_WIDTH = 32
@@ -33,12 +33,12 @@ class VAEOutput(BaseOutput):
     """
 
     reconstruction: Tensor
-    location: Tensor
-    mean: Tensor
-    log_variance: Tensor
-    z: Tensor
+    location: Tensor = output_field()
+    mean: Tensor = output_field()
+    log_variance: Tensor = output_field()
+    z: Tensor = output_field()
     log_scale: Tensor | None = None
-    levels: tuple[Level, ...] = ()
+    levels: tuple[Level, ...] = output_field()
 
 
 class VAE(ModelMixin, ConfigMixin):
