@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from latentia.errors import UsageError
 from latentia.models.layers.convolution import Decoder, Encoder, activation_of, image_size, pyramid_size
-from latentia.models.modeling import ModelMixin, output_field
+from latentia.models.modeling import UNSET, ModelMixin
 
 
 @dataclass
@@ -20,7 +20,7 @@ class AutoencoderOutput(BaseOutput):
     """`reconstruction`: shaped as the input; `latents`: the codes, (B, latent_dim)."""
 
     reconstruction: Tensor
-    latents: Tensor = output_field()
+    latents: Tensor = UNSET
 
 
 class _Transposed(nn.Module):

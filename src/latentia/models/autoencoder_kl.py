@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from latentia.errors import UsageError
 from latentia.models.layers.convolution import pyramid_size
-from latentia.models.modeling import output_field
+from latentia.models.modeling import UNSET
 
 
 @dataclass
@@ -17,9 +17,9 @@ class GaussianAutoencoderOutput(BaseOutput):
     """`reconstruction`: (B, C, H, W). `mean`, `log_variance` of q(z|x) and its sample `z`: (B, D, h, w)."""
 
     reconstruction: Tensor
-    mean: Tensor = output_field()
-    log_variance: Tensor = output_field()
-    z: Tensor = output_field()
+    mean: Tensor = UNSET
+    log_variance: Tensor = UNSET
+    z: Tensor = UNSET
 
 
 class GaussianAutoencoder(nn.Module):

@@ -9,7 +9,7 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from latentia.errors import UsageError
-from latentia.models.modeling import ModelMixin, output_field
+from latentia.models.modeling import UNSET, ModelMixin
 
 
 @dataclass
@@ -22,7 +22,7 @@ class ClassifierOutput(BaseOutput):
     """
 
     logits: torch.Tensor
-    features: torch.Tensor = output_field()
+    features: torch.Tensor = UNSET
 
 
 class DigitClassifier(ModelMixin, ConfigMixin):

@@ -1,6 +1,5 @@
 """The base of every network: diffusers' `ModelMixin`, strict about what it loads."""
 
-import dataclasses
 import inspect
 import os
 from collections.abc import Iterable
@@ -26,14 +25,10 @@ from latentia.safety import (
 STEM = "diffusion_pytorch_model"
 
 
-def output_field() -> Any:
-    """A field of an output dataclass after its first: None by default, as in diffusers' own outputs.
-
-    accelerate converts an output (to float32 after mixed precision, to a device) into `type(output)({name: value})`,
-    one dictionary, which `BaseOutput` reads only if every other field may be left out. Networks set all fields, so the
-    annotation beside it is the type of the value, without None.
-    """
-    return dataclasses.field(default=None)
+# The default of every field of an output dataclass but its first. accelerate converts an output (to float32 after mixed
+# precision, to a device) into `type(output)({name: value})`, one dictionary, which diffusers' `BaseOutput` reads only
+# if all other fields may be left out. Networks set them all, so the annotation beside it is the type without None.
+UNSET: Any = None
 
 
 def _first(keys: Iterable[object], shown: int = 3) -> str:

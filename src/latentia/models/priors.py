@@ -11,7 +11,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from latentia.errors import NumericsError, UsageError
-from latentia.models.modeling import ModelMixin, output_field
+from latentia.models.modeling import UNSET, ModelMixin
 
 
 @dataclass
@@ -19,7 +19,7 @@ class LatentMixtureOutput(BaseOutput):
     """`log_prob`: log p(z) in nats, (B,). `responsibilities`: p(component | z), (B, K)."""
 
     log_prob: Tensor
-    responsibilities: Tensor = output_field()
+    responsibilities: Tensor = UNSET
 
 
 class LatentMixture(ModelMixin, ConfigMixin):

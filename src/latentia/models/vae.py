@@ -12,7 +12,7 @@ from latentia.errors import UsageError
 from latentia.models.layers.convolution import Decoder, Encoder, check_choice, image_size, pyramid_size
 from latentia.models.layers.stochastic import Level, Levels, dense, level_widths, parameters_of
 from latentia.models.layers.stochastic import reparameterised as reparameterised  # part of this family's names
-from latentia.models.modeling import ModelMixin, output_field
+from latentia.models.modeling import UNSET, ModelMixin
 
 DECODERS = ("bernoulli", "gaussian", "discretized_logistic")
 _CLASS_WIDTH = 32
@@ -33,12 +33,12 @@ class VAEOutput(BaseOutput):
     """
 
     reconstruction: Tensor
-    location: Tensor = output_field()
-    mean: Tensor = output_field()
-    log_variance: Tensor = output_field()
-    z: Tensor = output_field()
+    location: Tensor = UNSET
+    mean: Tensor = UNSET
+    log_variance: Tensor = UNSET
+    z: Tensor = UNSET
     log_scale: Tensor | None = None
-    levels: tuple[Level, ...] = output_field()
+    levels: tuple[Level, ...] = UNSET
 
 
 class VAE(ModelMixin, ConfigMixin):

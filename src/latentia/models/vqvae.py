@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from latentia.errors import UsageError
 from latentia.models.layers.convolution import Decoder, Encoder, check_choice, pyramid_size
-from latentia.models.modeling import ModelMixin, output_field
+from latentia.models.modeling import UNSET, ModelMixin
 
 QUANTIZERS = ("vq", "fsq")
 CODEBOOK_UPDATES = ("ema", "gradient")
@@ -30,9 +30,9 @@ class VQVAEOutput(BaseOutput):
     """
 
     reconstruction: Tensor
-    latents: Tensor = output_field()
-    quantised: Tensor = output_field()
-    codes: Tensor = output_field()
+    latents: Tensor = UNSET
+    quantised: Tensor = UNSET
+    codes: Tensor = UNSET
 
 
 @dataclass

@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from latentia.errors import UsageError
 from latentia.models.layers.convolution import activation_of, image_size, pyramid_size
-from latentia.models.modeling import output_field
+from latentia.models.modeling import UNSET
 
 CONDITION_WIDTH = 64  # of the code of a label or caption
 STRIDE = 2
@@ -39,7 +39,7 @@ class DCGANDiscriminatorOutput(BaseOutput):
     """
 
     logits: Tensor
-    features: Tensor = output_field()
+    features: Tensor = UNSET
     class_logits: Tensor | None = None
 
 
