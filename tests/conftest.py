@@ -9,6 +9,7 @@ import socket
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from children import ONE_CORE, PRELOAD
 
 
@@ -58,6 +59,14 @@ def fixed_seeds():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """accelerate keeps its state in the process; a test that made an Accelerator leaves none to the next."""
+    yield
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
 
 
 @pytest.fixture(scope="session")

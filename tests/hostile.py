@@ -80,7 +80,7 @@ def make_bases(root: Path) -> None:
 
 def train(output: Path, resume: str = "none") -> None:
     from accelerate import Accelerator
-    from test_training import Points, regression
+    from helpers import Points, regression
 
     from latentia.training.loop import train
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 import torch
+from helpers import perturbed
 from PIL import Image
-from test_networks import perturbed
 
 import latentia
 from latentia import DDIMScheduler, UnconditionalDiffusionPipeline, UNet2D

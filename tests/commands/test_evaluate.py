@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from helpers import perturbed
 from huggingface_hub import ModelCard
 from PIL import Image
-from test_networks import perturbed
 
 import latentia
 from latentia import DDIMScheduler, UnconditionalDiffusionPipeline, UNet2D, compare, evaluate, model_card

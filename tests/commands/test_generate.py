@@ -4,11 +4,10 @@ import json
 
 import pytest
 import torch
+from helpers import perturbed
 from hub_server import point_client_at, running_hub
 from PIL import Image
-from test_latent_diffusion import FLOW, kl, unet, vqvae
-from test_networks import perturbed
-from test_text_to_image import pipeline as text_pipeline
+from tiny_pipelines import FLOW, kl, text_pipeline, unet, vqvae
 
 import latentia
 from latentia import (
@@ -114,7 +113,7 @@ def test_every_family_writes_pictures_whose_recipe_makes_them_again(tmp_path, bu
     build().save_pretrained(tmp_path / "saved")
     pictures, recipes, sheet = generated(tmp_path, "--num_images", 3, "--seed", 5, *flags)
     assert len(pictures) == 3 and len({picture.tobytes() for picture in pictures}) == 3
-    assert sheet.size[0] > pictures[0].size[0] and json.loads(sheet.text["latentia"])["x"] == 3
+    assert sheet.size[0] > pictures[0].size[0] and json.loads(sheet.text["latentia"])["images"] == 3
 
     # Everything that is needed stands in the picture: the third is made again by itself.
     recipe = recipes[2]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_networks import perturbed
+from helpers import perturbed
 
 import latentia
 from latentia import DDIMScheduler, UnconditionalDiffusionPipeline, UNet2D

@@ -56,7 +56,7 @@ def example_in_this_process(script: str, argv: list[str]) -> None:
 def twice(log: str, env: dict[str, str], script: str, argv: list[str]) -> None:
     """Train, build everything anew and fill it from the last checkpoint; exit 0 if nothing differs."""
     enter(log, env)
-    from test_training import differences
+    from helpers import differences
 
     import latentia.runs.run
 

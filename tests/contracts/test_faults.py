@@ -47,7 +47,7 @@ def players(log: str, env: dict[str, str], folder: str, batch_size: int, accumul
     """Two players of linear maps under whatever the environment says: one process or several."""
     enter(log, env)
     from accelerate import Accelerator
-    from test_training import Points
+    from helpers import Points
     from torch import nn
 
     from latentia.errors import NumericsError

@@ -6,19 +6,17 @@ once stays as an example.
 
 import contextlib
 import copy
-import importlib.util
 import io
 import json
 import os
 import struct
-import sys
 from datetime import date
 from functools import cache, wraps
 
 import numpy as np
 import pytest
 import torch
-from children import EXAMPLES
+from helpers import load_example
 from hostile import sealed
 from hypothesis import HealthCheck, example, given, seed, settings
 from hypothesis import strategies as st
@@ -334,11 +332,7 @@ def command_line(root, case):
 
 @cache
 def script():
-    spec = importlib.util.spec_from_file_location("fuzzed_example", EXAMPLES / "train_ddpm.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_example("train_ddpm")
 
 
 def flags(root, words):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from helpers import perturbed
 from torch._dynamo.testing import CompileCounter
 from zoo import ZOO
 
@@ -11,14 +12,6 @@ import latentia
 from latentia import UNet2D
 from latentia.errors import UsageError
 from latentia.models.unet import sinusoidal_embedding
-
-
-def perturbed(network: torch.nn.Module) -> torch.nn.Module:
-    """Zero-initialised ends hide gradients and differences; move every weight off its start."""
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return network
 
 
 @pytest.fixture(params=ZOO, ids=lambda entry: entry.name)

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 import torch
-from test_networks import perturbed
+from helpers import perturbed
 
 from latentia import DDIMScheduler, UnconditionalDiffusionPipeline, UNet2D
 

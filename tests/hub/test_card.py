@@ -6,10 +6,9 @@ import shutil
 
 import pytest
 import torch
+from helpers import NASTY, card, perturbed
 from huggingface_hub import ModelCard
 from PIL import Image
-from test_hub import NASTY, card
-from test_networks import perturbed
 
 import latentia
 from latentia.commands.main import main

@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 
 import diffusers
-import numpy as np
 import pytest
 import torch
-import yaml
+from helpers import NASTY, SHA, card, front_matter
 from hub_server import TOKEN, point_client_at, running_hub
 from huggingface_hub import ModelCard, snapshot_download
 from PIL import Image
@@ -30,32 +29,6 @@ EXPORT = [
     "unet/config.json",
     "unet/diffusion_pytorch_model.safetensors",
 ]
-SHA = "ab" * 32
-
-
-def card(**changes):
-    plain = {
-        "name": "digits-ddpm",
-        "pipeline_class": "DDPMPipeline",
-        "family": "diffusion",
-        "pipeline_tag": "unconditional-image-generation",
-        "dataset": "someone/digits",
-        "license": "apache-2.0",
-        "recipe": {"learning_rate": 2e-4, "optim": {"name": "adam"}},
-        "metrics": [
-            {"name": "FID", "value": np.float64(3.25), "floor": 1.5, "n": 1000, "extractor": "digits",
-             "extractor_sha256": SHA, "split": "test"},
-            {"name": "KID", "value": 0.01, "n": 1000},
-        ],
-        "hardware": "2 CPU cores",
-        "minutes": 12.0,
-        "seed": 7,
-    }  # fmt: skip
-    return latentia.model_card(**{**plain, **changes})
-
-
-def front_matter(text):
-    return yaml.safe_load(re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)[1])
 
 
 @pytest.fixture(scope="module")
@@ -137,11 +110,6 @@ def test_the_text_says_how_to_load_train_and_judge():
     assert "2 CPU cores in 12 minutes, seed 7" in text and "- Only zeros." in text
     assert "![" not in card(grid=None).text
     compile(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], "card", "exec")
-
-
-NASTY = (
-    "x\n---\nlicense: evil\n# H | `c` <img src=x onerror=alert(1)> [a](http://b) ![p](/etc/passwd) *b* & --- {{7*7}}"
-)
 
 
 def test_hostile_text_stays_text():

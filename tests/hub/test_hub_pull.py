@@ -8,10 +8,9 @@ import sys
 import diffusers
 import pytest
 import torch
+from helpers import card, perturbed
 from hub_server import TOKEN, environment_at, point_client_at, running_hub
 from PIL import Image
-from test_hub import card
-from test_networks import perturbed
 
 import latentia
 from latentia.commands.main import main

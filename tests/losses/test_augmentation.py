@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from test_training import fresh_accelerate, held, part_of  # noqa: F401 (fixture)
+from helpers import held, part_of
 
 from latentia import DCGANDiscriminator, DCGANGenerator
 from latentia.errors import UsageError

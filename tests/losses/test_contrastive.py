@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from children import ended, enter, ranks
 from safetensors.torch import load_file
-from test_training import fresh_accelerate  # noqa: F401 (fixture)
 from torch import nn
 
 from latentia.errors import NumericsError, UsageError

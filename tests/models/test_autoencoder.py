@@ -1,14 +1,12 @@
 """Autoencoders: what is particular to them. Shapes, gradients, saving and compiling are tested over the whole zoo."""
 
 import copy
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import load_example
 from sklearn.decomposition import PCA
 from torch import nn
 
@@ -415,10 +413,7 @@ def test_the_pipeline_refuses_what_it_cannot_do(pipe, digits):
 
 
 def test_the_example_trains_layer_by_layer_resumes_and_leaves_a_pipeline(tmp_path, capsys):
-    path = Path(__file__).parents[2] / "examples" / "train_autoencoder.py"
-    spec = importlib.util.spec_from_file_location("train_autoencoder", path)
-    example = sys.modules["train_autoencoder"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+    example = load_example("train_autoencoder")
     from latentia.runs.arguments import parse_arguments
 
     flags = f"""--dataset_name digits --hidden_sizes 16 --latent_dim 4 --layerwise_steps 2 --max_train_steps 3

@@ -1,9 +1,7 @@
 """diffusers' AutoencoderKL in training: its terms, its critic, what is measured of its latents, and its pipeline."""
 
-import importlib.util
 import json
 import re
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +12,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from children import ended, enter, ranks
+from helpers import held, load_example, part_of, seeded
 from safetensors.torch import load_file
-from test_training import fresh_accelerate, held, part_of  # noqa: F401 (fixture)
 
 from latentia import AutoencoderKLPipeline, DiffusionPipeline, LatentMixture, PatchDiscriminator
 from latentia.commands.main import main as latentia_command
@@ -50,10 +48,6 @@ def critic(**config) -> PatchDiscriminator:
 
 def pictures(n: int = 6, seed: int = 0, size: int = 8) -> torch.Tensor:
     return torch.rand(n, 1, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
-def seeded(n: int) -> torch.Generator:
-    return torch.Generator().manual_seed(n)
 
 
 def draws(n: int = 6) -> Rng:
@@ -507,11 +501,7 @@ def test_grey_pictures_for_a_network_of_colours():
 
 @pytest.fixture(scope="module")
 def example():
-    path = Path(__file__).parents[2] / "examples" / "train_autoencoder_kl.py"
-    spec = importlib.util.spec_from_file_location("train_autoencoder_kl", path)
-    module = sys.modules["train_autoencoder_kl"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("train_autoencoder_kl")
 
 
 def arguments(example, folder, *argv, source=("--dataset_name", "digits")):

@@ -1,14 +1,12 @@
 """Two towers: the pipeline, and the example that trains them."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import held, load_example, part_of
 from PIL import Image
-from test_training import fresh_accelerate, held, part_of  # noqa: F401 (fixture)
 
 import latentia
 from latentia import CLIPPipeline
@@ -80,10 +78,7 @@ def test_saved_and_loaded_it_is_the_same_and_holds_a_text_encoder(tmp_path):
 
 
 def run(folder: Path, *argv) -> int:
-    path = Path(__file__).parents[2] / "examples" / "train_text_encoder.py"
-    spec = importlib.util.spec_from_file_location("train_text_encoder", path)
-    module = sys.modules["train_text_encoder"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_example("train_text_encoder")
     words = f"""--dataset_name emoji --max_train_samples 100 --width 32 --text_layers 1 --image_layers 1
         --projection_dim 16 --vocab_size 400 --max_train_steps 4 --train_batch_size 8 --checkpointing_steps 2
         --logging_steps 1 --output_dir {folder}""".split()

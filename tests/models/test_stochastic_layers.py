@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from test_vae import DOUBLE, arguments, binary, draws, example, gradients, pictures, seeded, tiny  # noqa: F401
+from helpers import load_example, seeded
+from tiny_vae import DOUBLE, arguments, binary, draws, gradients, pictures, tiny
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from latentia import DiffusionPipeline, LatentMixture, VAEPipeline
@@ -253,6 +254,11 @@ def test_levels_that_cannot_be_say_why(config, words):
 # ------------------------------------------------------------ the pipeline and the example
 
 
+@pytest.fixture(scope="module")
+def example():
+    return load_example("train_vae")
+
+
 def test_every_word_of_the_pipeline_means_what_it_means_for_one_level(tmp_path):
     pipe, x = VAEPipeline(tall().float().eval()), pictures(3).float()
     codes = pipe.encode(x)
@@ -290,7 +296,7 @@ def test_a_fitted_prior_that_is_standard_normal_changes_nothing():
 
 
 @pytest.mark.parametrize("flags", [[], ["--importance_samples", "3", "--gradient", "doubly_reparameterised"]])
-def test_the_example_trains_several_levels(example, tmp_path, flags):  # noqa: F811
+def test_the_example_trains_several_levels(example, tmp_path, flags):
     flags = ["--output_dir", tmp_path, "--latent_dim", 6, 2, "--hidden_sizes", 16, "--upper_hidden_sizes", 8, 4, *flags]
     assert example.main(arguments(example, *flags)) == 0
     pipe = DiffusionPipeline.from_pretrained(tmp_path)

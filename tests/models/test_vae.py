@@ -1,13 +1,12 @@
 """VAEs: every term against its closed form, the bounds against an exact log p(x), gradients against brute force."""
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import load_example, seeded
 from numpy.polynomial.hermite_e import hermegauss
+from tiny_vae import DOUBLE, arguments, binary, draws, gradients, pictures, tiny
 from torch.distributions import Bernoulli, MultivariateNormal, Normal, kl_divergence
 
 from latentia import VAE, DiffusionPipeline, LatentMixture, VAEPipeline
@@ -22,31 +21,6 @@ from latentia.losses.variational import (
 )
 from latentia.models.vae import reparameterised
 from latentia.rng import Rng
-
-DOUBLE = {"dtype": torch.float64}
-
-
-def draws(n, seed=0, start=0, whole=None):
-    return Rng(seed, 0, whole or n, start, n)
-
-
-def tiny(**config):
-    torch.manual_seed(0)
-    return VAE(**{"sample_size": 4, "latent_dim": 3, "hidden_sizes": (8,)} | config).double()
-
-
-def pictures(n, *shape):
-    return torch.rand(n, *(shape or (1, 4, 4)), **DOUBLE) * 2 - 1
-
-
-def binary(n):
-    return torch.where(pictures(n) > 0, 1.0, -1.0).double()
-
-
-def gradients(loss, vae):
-    vae.zero_grad()
-    loss["loss"].backward()
-    return {name: p.grad.clone() for name, p in vae.named_parameters() if p.grad is not None}
 
 
 def linear_gaussian(offset=0.0):
@@ -412,10 +386,6 @@ def pipe_of(**config):
     return VAEPipeline(tiny(**config).float().eval())
 
 
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
-
-
 def test_encoding_is_random_only_if_asked_for():
     pipe, x = pipe_of(), pictures(3).float()
     first, again, other = (pipe.encode(x, sample_posterior=True, generator=seeded(s)) for s in (0, 0, 1))
@@ -564,18 +534,7 @@ def test_a_call_that_cannot_be_says_why(call, words):
 
 @pytest.fixture(scope="module")
 def example():
-    path = Path(__file__).parents[2] / "examples" / "train_vae.py"
-    spec = importlib.util.spec_from_file_location("train_vae", path)
-    module = sys.modules["train_vae"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def arguments(example, *argv):
-    from latentia.runs.arguments import parse_arguments
-
-    words = ["--dataset_name", "digits", "--max_train_steps", "12", "--eval_num_samples", "20", *map(str, argv)]
-    return parse_arguments(example.Arguments, words, description="test", prog="train")
+    return load_example("train_vae")
 
 
 @pytest.mark.parametrize(

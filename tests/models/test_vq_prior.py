@@ -1,16 +1,14 @@
 """A transformer over the codes of a VQ-VAE: one vocabulary, causality, cached sampling, likelihoods, the example."""
 
-import importlib.util
 import itertools
 import json
 import math
 import shutil
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import load_example, seeded
 from safetensors.torch import load_file
 
 from latentia import VQVAE, DiffusionPipeline, VQPriorPipeline
@@ -25,10 +23,6 @@ from latentia.runs.arguments import parse_arguments
 
 K = 12
 DRAW = Rng(0, 0, 4, 0, 4)
-
-
-def seeded(n):
-    return torch.Generator().manual_seed(n)
 
 
 def vqvae(size=8, codebook_size=K):
@@ -335,12 +329,7 @@ def test_what_is_cut_off_is_said(caplog):
 
 @pytest.fixture(scope="module")
 def example():
-    path = Path(__file__).parents[2] / "examples" / "train_vq_prior.py"
-    spec = importlib.util.spec_from_file_location("train_vq_prior", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_example("train_vq_prior")
 
 
 def saved_vqvae(folder, data):

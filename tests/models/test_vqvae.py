@@ -1,18 +1,16 @@
 """Vector and finite scalar quantisation: codes, gradients, the codebook's update, and the pipeline over it."""
 
-import importlib.util
 import itertools
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from children import ended, enter, ranks
+from helpers import held, load_example, part_of, seeded
 from safetensors.torch import load_file
-from test_training import fresh_accelerate, held, part_of  # noqa: F401 (fixture)
 from torch import nn
 
 from latentia import VQVAE, DiffusionPipeline, PositionPrior, VQVAEPipeline
@@ -51,10 +49,6 @@ class Pictures:
     def batch(self, first, last, *, seed, device):
         return {"x": (pictures(20) + 2 * (torch.arange(20) % 2).view(-1, 1, 1, 1)).div(3)[
             indices(first, last, 20, seed)].double()}  # fmt: skip
-
-
-def seeded(n: int) -> torch.Generator:
-    return torch.Generator().manual_seed(n)
 
 
 # ------------------------------------------------------------ quantisation
@@ -490,11 +484,7 @@ def test_pipeline_calls_that_make_no_sense(pipe, call, text):
 
 @pytest.fixture(scope="module")
 def example():
-    path = Path(__file__).parents[2] / "examples" / "train_vqvae.py"
-    spec = importlib.util.spec_from_file_location("train_vqvae", path)
-    module = sys.modules["train_vqvae"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("train_vqvae")
 
 
 def arguments(example, folder, *argv):

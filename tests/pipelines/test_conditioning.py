@@ -5,11 +5,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import perturbed, pixels, quiet, seeded
 from PIL import Image
-from test_latent_diffusion import COSINE, SCHEDULERS, kl, pixels, quiet, seeded, unet
-from test_networks import perturbed
-from test_text_to_image import WORDS
-from test_text_to_image import pipeline as text_pipeline
+from tiny_pipelines import COSINE, SCHEDULERS, WORDS, kl, text_pipeline, unet
 from torch import nn
 
 from latentia import DDIMScheduler, DDPMScheduler, LatentDiffusionPipeline, UnconditionalDiffusionPipeline, UNet2D

@@ -1,7 +1,6 @@
 """The GAN's pipeline, its failure monitor, and the two examples: what is of the game itself is in other files."""
 
 import copy
-import importlib.util
 import json
 import math
 import sys
@@ -12,9 +11,9 @@ import pytest
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from children import ended, enter, ranks
+from helpers import held, load_example, part_of, seeded
 from PIL import Image
 from safetensors.torch import load_file
-from test_training import fresh_accelerate, held, part_of  # noqa: F401 (fixture)
 from torch import nn
 
 from latentia import (
@@ -39,10 +38,6 @@ from latentia.runs.arguments import parse_arguments
 from latentia.runs.failure_monitor import FailureMonitor
 from latentia.training.ema import EMA
 from latentia.training.loop import Phase, train
-
-
-def seeded(n: int) -> torch.Generator:
-    return torch.Generator().manual_seed(n)
 
 
 def generator(**config) -> DCGANGenerator:
@@ -478,16 +473,8 @@ def test_two_processes_equal_one_with_batch_norm_and_all(start, tmp_path):
 # ------------------------------------------------------------ the examples
 
 
-def example(name: str):
-    path = Path(__file__).parents[2] / "examples" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def run(folder: Path, *argv, source: str = "digits") -> int:
-    module = example("train_gan")
+    module = load_example("train_gan")
     words = f"""--dataset_name {source} --max_train_samples 100 --block_out_channels 4 8 --latent_dim 8
         --max_train_steps 6 --train_batch_size 8 --eval_num_samples 0 --checkpointing_steps 3
         --logging_steps 1 --monitor_steps 3 --output_dir {folder}""".split()
@@ -565,7 +552,7 @@ def test_what_the_monitor_said_is_in_the_card(tmp_path):
 
 
 def plane_example(folder: Path, *argv) -> int:
-    module = example("train_gan_plane")
+    module = load_example("train_gan_plane")
     words = f"--max_train_steps 20 --frame_steps 10 --hidden_sizes 16 16 --output_dir {folder}".split()
     return module.main(parse_arguments(module.Arguments, [*words, *map(str, argv)], description="", prog="train"))
 

@@ -1,59 +1,27 @@
 """Latent diffusion: any autoencoder, any scheduler, the shared words, cached latents, flow matching, the example."""
 
-import importlib.util
 import json
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import diffusers
-import numpy as np
 import pytest
 import torch
+from helpers import load_example, pixels, quiet, seeded
 from safetensors.torch import load_file
-from test_networks import perturbed
+from tiny_pipelines import COSINE, FLOW, SCHEDULERS, kl, unet, vqvae
 
 import latentia
-from latentia import VAE, VQVAE, AutoencoderKLPipeline, DDIMScheduler, DDPMScheduler, LatentDiffusionPipeline, UNet2D
+from latentia import VAE, VQVAE, AutoencoderKLPipeline, DDIMScheduler, LatentDiffusionPipeline, UNet2D
 from latentia.data import ImageData, cached_latents, load_images
 from latentia.errors import CheckpointError, DataError, UsageError
 from latentia.losses.diffusion import flow_matching_loss, sample_times
-from latentia.models.autoencoder_kl import autoencoder_kl
 from latentia.pipelines import latents as autoencoders
 from latentia.rng import Rng
 from latentia.runs.arguments import parse_arguments
-
-COSINE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction", "clip_sample": False}
-FLOW = diffusers.FlowMatchEulerDiscreteScheduler
-
-
-def quiet(pipe):
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def seeded(n):
-    return torch.Generator().manual_seed(n)
-
-
-def pixels(images):
-    return [np.asarray(image).tobytes() for image in images]
-
-
-def kl(**changes):
-    torch.manual_seed(0)
-    vae = autoencoder_kl(**{"sample_size": 16, "in_channels": 1, "block_out_channels": (8, 8), **changes}).eval()
-    vae.register_to_config(shift_factor=0.1, scaling_factor=2.0)
-    return vae
-
-
-def unet(channels=4, size=8, classes=None):
-    torch.manual_seed(0)
-    config = {"block_out_channels": (8, 16), "attention_head_dim": 8, "layers_per_block": 1}
-    return perturbed(UNet2D(sample_size=size, in_channels=channels, num_class_embeds=classes, **config)).eval()
 
 
 def tiny():
@@ -71,10 +39,6 @@ def vq_model():
     ).eval()  # fmt: skip
 
 
-def vqvae():
-    return VQVAE(sample_size=16, in_channels=1, block_out_channels=(8,), codebook_size=16, latent_channels=4).eval()
-
-
 def fsq():
     return VQVAE(sample_size=16, in_channels=1, block_out_channels=(8,), quantizer="fsq", levels=(5, 5, 5, 4)).eval()
 
@@ -84,19 +48,6 @@ AUTOENCODERS = [kl, tiny, vq_model, vqvae, fsq]
 
 def pipeline(vae=kl, classes=None, scheduler=None, names=None):
     return quiet(LatentDiffusionPipeline(vae(), unet(classes=classes), scheduler or DDIMScheduler(**COSINE), names))
-
-
-SCHEDULERS = [
-    DDIMScheduler(**COSINE),
-    DDPMScheduler(**COSINE),
-    *(
-        kind(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
-        for kind in (diffusers.DPMSolverMultistepScheduler, diffusers.UniPCMultistepScheduler)
-    ),
-    diffusers.EulerDiscreteScheduler(prediction_type="v_prediction"),
-    FLOW(),
-    diffusers.UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"),
-]
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda s: type(s).__name__)
@@ -404,12 +355,7 @@ def test_processes_that_start_together_compute_the_latents_once(tmp_path):
 
 @pytest.fixture(scope="module")
 def example():
-    path = Path(__file__).parents[2] / "examples" / "train_latent_diffusion.py"
-    spec = importlib.util.spec_from_file_location("train_latent_diffusion", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_example("train_latent_diffusion")
 
 
 @pytest.fixture(scope="module")

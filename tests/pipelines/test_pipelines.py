@@ -6,18 +6,13 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from test_networks import perturbed
+from helpers import perturbed, pixels, quiet, seeded
 
 from latentia import DDIMScheduler, DDPMScheduler, UnconditionalDiffusionPipeline, UNet2D
 from latentia.errors import UsageError
 from latentia.pipelines.unconditional import image_generators, slerp
 
 COSINE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
-
-
-def quiet(pipe):
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def unet(classes=None, size=8):
@@ -34,14 +29,6 @@ def pipe():
 @pytest.fixture
 def class_pipe():
     return quiet(UnconditionalDiffusionPipeline(unet(3), DDIMScheduler(**COSINE), label_names=["cat", "dog", "owl"]))
-
-
-def seeded(n):
-    return torch.Generator().manual_seed(n)
-
-
-def pixels(images):
-    return [np.asarray(image).tobytes() for image in images]
 
 
 SCHEDULERS = [

@@ -1,6 +1,5 @@
 """Texts to images: Stable Diffusion's parts, any scheduler, guidance, swaps, the example, and colours asked for."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -10,9 +9,9 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from helpers import held, load_example, part_of, pixels, quiet, seeded
 from hub_server import point_client_at, running_hub
-from test_networks import perturbed
-from test_training import held, part_of
+from tiny_pipelines import COSINE, TEXT_SCHEDULERS, WORDS, kl, text_pipeline, texts, unet
 
 import latentia
 from latentia import DDIMScheduler, DDPMScheduler, TextToImagePipeline, UNet2D
@@ -21,72 +20,17 @@ from latentia.errors import UsageError
 from latentia.evaluation import color_word, color_word_accuracy, palette
 from latentia.losses.diffusion import diffusion_loss, flow_matching_loss
 from latentia.models.autoencoder_kl import autoencoder_kl
-from latentia.models.clip import clip_towers, train_tokenizer
 from latentia.pipelines.sampling import Condition, predict
 from latentia.rng import Rng
 from latentia.runs.arguments import parse_arguments
 
-WORDS = ["a red heart", "a green bus", "two blue birds", "a black cat"]
-COSINE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction", "clip_sample": False}
-
-
-def quiet(pipe):
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def seeded(n):
-    return torch.Generator().manual_seed(n)
-
-
-def pixels(images):
-    return [np.asarray(image).tobytes() for image in images]
-
-
-def texts(width=32, seed=0, max_tokens=12):
-    torch.manual_seed(seed)
-    tokenizer = train_tokenizer(WORDS, 300, max_tokens)
-    return tokenizer, clip_towers(tokenizer, 16, width=width, text_layers=1, image_layers=1)[0].eval()
-
-
-def unet(channels=4, size=8, width=32):
-    torch.manual_seed(0)
-    config = {"block_out_channels": (8, 16), "attention_head_dim": 8, "layers_per_block": 1}
-    config |= {"attention_levels": (True, True), "cross_attention_dim": width}
-    return perturbed(UNet2D(sample_size=size, in_channels=channels, **config)).eval()
-
-
-def kl(seed=0):
-    torch.manual_seed(seed)
-    vae = autoencoder_kl(16, 3, block_out_channels=(8, 8)).eval()
-    vae.register_to_config(shift_factor=0.1, scaling_factor=2.0)
-    return vae
-
-
-def pipeline(latent=True, scheduler=None, **options):
-    network, vae = (unet(), kl()) if latent else (unet(3, 16), None)
-    return quiet(TextToImagePipeline(*texts(), network, scheduler or DDIMScheduler(**COSINE), vae, **options))
-
-
 # ------------------------------------------------------------ sampling
 
 
-SCHEDULERS = [
-    DDIMScheduler(**COSINE),
-    DDPMScheduler(**COSINE),
-    *(
-        kind(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
-        for kind in (diffusers.DPMSolverMultistepScheduler, diffusers.UniPCMultistepScheduler)
-    ),
-    diffusers.EulerDiscreteScheduler(prediction_type="v_prediction"),
-    diffusers.FlowMatchEulerDiscreteScheduler(),
-]
-
-
-@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("scheduler", TEXT_SCHEDULERS, ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("latent", [True, False], ids=["latents", "pixels"])
 def test_a_picture_does_not_depend_on_its_batch(scheduler, latent):
-    pipe = pipeline(latent, scheduler)
+    pipe = text_pipeline(latent, scheduler)
     asked = {"guidance_scale": 2.0, "guidance_rescale": 0.5, "num_inference_steps": 3}
 
     def sample(n):
@@ -102,7 +46,7 @@ def test_a_picture_does_not_depend_on_its_batch(scheduler, latent):
 
 
 def test_the_text_matters_and_guidance_exaggerates_it():
-    pipe, z = pipeline(), torch.randn(1, 4, 8, 8, generator=seeded(0))
+    pipe, z = text_pipeline(), torch.randn(1, 4, 8, 8, generator=seeded(0))
 
     def drawn(prompt, **options):
         return pipe(prompt, latents=z, num_inference_steps=3, output_type="latent", **options).images
@@ -117,7 +61,7 @@ def test_the_text_matters_and_guidance_exaggerates_it():
 
 
 def test_guidance_is_the_formula_and_rescaling_gives_the_spread_back():
-    network, x = unet(3, 16), torch.randn(3, 3, 16, 16, generator=seeded(0))
+    network, x = unet(3, 16, width=32), torch.randn(3, 3, 16, 16, generator=seeded(0))
     told, nothing = (
         {"encoder_hidden_states": torch.randn(3, 5, 32, generator=seeded(k)),
          "encoder_attention_mask": torch.ones(3, 5, dtype=torch.bool)} for k in (1, 2)
@@ -135,7 +79,7 @@ def test_guidance_is_the_formula_and_rescaling_gives_the_spread_back():
 
 def test_padding_is_not_looked_at():
     """The same words, padded to another length, give the same picture."""
-    pipe, z = pipeline(), torch.randn(1, 4, 8, 8, generator=seeded(0))
+    pipe, z = text_pipeline(), torch.randn(1, 4, 8, 8, generator=seeded(0))
     longer = quiet(TextToImagePipeline(*texts(max_tokens=12), pipe.unet, pipe.scheduler, pipe.vae))
     longer.tokenizer.model_max_length = 8
     drawn = [p(WORDS[0], latents=z, num_inference_steps=2, output_type="latent").images for p in (pipe, longer)]
@@ -144,7 +88,7 @@ def test_padding_is_not_looked_at():
 
 @pytest.mark.parametrize("latent", [True, False], ids=["latents", "pixels"])
 def test_encode_and_decode_are_inverse_with_one_prompt(latent):
-    pipe = pipeline(latent)
+    pipe = text_pipeline(latent)
     noise = torch.randn(2, *((4, 8, 8) if latent else (3, 16, 16)), generator=seeded(0))
     images = pipe.decode(noise / 8, prompt=WORDS[:2], num_inference_steps=20, output_type="latent").clamp(-1, 1)
     if not latent:
@@ -159,13 +103,14 @@ def test_encode_and_decode_are_inverse_with_one_prompt(latent):
 
 
 def test_each_part_is_swapped_alone():
-    pipe, seen = pipeline(), []
+    pipe, seen = text_pipeline(), []
 
     def look(pipe, i, t, tensors):
         seen.append(tensors["latents"].clone())
 
     first = pipe(WORDS[0], generator=seeded(0), num_inference_steps=2, callback_on_step_end=look).images
-    other = quiet(TextToImagePipeline(pipe.tokenizer, pipe.text_encoder, pipe.unet, pipe.scheduler, kl(seed=5)))
+    parts = pipe.tokenizer, pipe.text_encoder, pipe.unet, pipe.scheduler
+    other = quiet(TextToImagePipeline(*parts, kl(5, in_channels=3)))
     second = other(WORDS[0], generator=seeded(0), num_inference_steps=2, callback_on_step_end=look).images
     assert torch.equal(seen[1], seen[3]) and pixels(first) != pixels(second)  # the decoder leaves latents alone
     words = quiet(TextToImagePipeline(*texts(seed=3), pipe.unet, pipe.scheduler, pipe.vae))
@@ -174,7 +119,7 @@ def test_each_part_is_swapped_alone():
 
 @pytest.mark.parametrize("latent", [True, False], ids=["latents", "pixels"])
 def test_save_and_load_in_a_new_process(tmp_path, latent):
-    pipe = pipeline(latent, unconditional=False)
+    pipe = text_pipeline(latent, unconditional=False)
     pipe.save_pretrained(tmp_path / "saved")
     here = pixels(pipe(WORDS[:2], generator=seeded(0), num_inference_steps=2).images)
     code = f"""
@@ -191,7 +136,7 @@ print([np.asarray(image).tobytes().hex() for image in images] == {[p.hex() for p
 
 
 def test_from_the_hub(tmp_path, monkeypatch):
-    pipe = pipeline()
+    pipe = text_pipeline()
     pipe.save_pretrained(tmp_path / "saved")
     files = {str(f.relative_to(tmp_path / "saved")): f.read_bytes() for f in (tmp_path / "saved").rglob("*.*")}
     with running_hub() as hub:
@@ -261,7 +206,7 @@ class Watched(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.inner, self.told = unet(3, 16), None
+        self.inner, self.told = unet(3, 16, width=32), None
         self.config = self.inner.config
 
     def forward(self, x, t, **told):
@@ -295,14 +240,6 @@ def test_a_share_of_the_texts_is_hidden(flow):
     assert len(grads) > 10 and all(grad is not None and grad.abs().sum() > 0 for grad in grads.values())
 
 
-def example(name):
-    path = Path(__file__).parents[2] / "examples" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoder")
@@ -322,7 +259,7 @@ def autoencoder(tmp_path_factory):
 
 
 def run(folder, encoder, *argv):
-    module = example("train_text_to_image")
+    module = load_example("train_text_to_image")
     words = f"""--dataset_name emoji --max_train_samples 40 --block_out_channels 8 16 --attention_head_dim 8
         --text_encoder {encoder} --max_train_steps 4 --train_batch_size 8 --eval_num_samples 0 --checkpointing_steps 2
         --num_inference_steps 2 --logging_steps 1 --cache_dir {folder.parent / "cache"} --output_dir {folder}""".split()
@@ -388,11 +325,14 @@ def test_flags_that_make_no_sense(tmp_path, encoder, flags, text):
         (lambda pipe: pipe.decode(torch.zeros(3, 4, 8, 8), prompt=["a", "b"]), "one for each of 3 images; got 2"),
         (lambda pipe: pipe.interpolate(0, 1, 1), "steps must be at least 2"),
         (
-            lambda pipe: pipeline(unconditional=False)("a", guidance_scale=2.0),
+            lambda pipe: text_pipeline(unconditional=False)("a", guidance_scale=2.0),
             "hiding texts; got 2.0. Train it with --caption_dropout",
         ),
         (lambda pipe: TextToImagePipeline(*texts(64), pipe.unet, pipe.scheduler, pipe.vae), "cross_attention_dim=32"),
-        (lambda pipe: TextToImagePipeline(*texts(), unet(6), pipe.scheduler, pipe.vae), "as many in_channels as the"),
+        (
+            lambda pipe: TextToImagePipeline(*texts(), unet(6, width=32), pipe.scheduler, pipe.vae),
+            "as many in_channels as the",
+        ),
         (lambda pipe: TextToImagePipeline(*texts(), pipe.vae, pipe.scheduler), "unet must be a UNet2D or"),
         (lambda pipe: TextToImagePipeline(*texts(), UNet2D(8), pipe.scheduler), "this one has no cross_attention_dim"),
         (lambda pipe: TextToImagePipeline(*texts(), pipe.unet, pipe.unet), "scheduler must be one of"),
@@ -402,20 +342,20 @@ def test_flags_that_make_no_sense(tmp_path, encoder, flags, text):
 )
 def test_calls_that_make_no_sense(call, text):
     with pytest.raises(UsageError, match=text):
-        call(pipeline())
+        call(text_pipeline())
 
 
 @pytest.mark.parametrize(
     ("part", "other", "text"),
     [
         ("text_encoder", lambda: texts(64)[1], "have 64. Was it trained with another text encoder"),
-        ("unet", lambda: unet(6), "as many in_channels as the latents of vae, 4; got 6"),
-        ("vae", lambda: unet(), "vae must be one of"),
-        ("scheduler", lambda: unet(), "scheduler must be one of"),
+        ("unet", lambda: unet(6, width=32), "as many in_channels as the latents of vae, 4; got 6"),
+        ("vae", lambda: unet(width=32), "vae must be one of"),
+        ("scheduler", lambda: unet(width=32), "scheduler must be one of"),
     ],
 )
 def test_a_part_that_was_swapped_for_one_that_does_not_fit_is_named(part, other, text):
-    pipe = pipeline()
+    pipe = text_pipeline()
     setattr(pipe, part, other())
     for call in (
         pipe,
@@ -427,15 +367,15 @@ def test_a_part_that_was_swapped_for_one_that_does_not_fit_is_named(part, other,
 
 
 def test_a_scheduler_that_clips_is_refused_for_latents_alone():
-    pipe = pipeline()
+    pipe = text_pipeline()
     pipe.scheduler = DDIMScheduler(**COSINE | {"clip_sample": True})
     with pytest.raises(UsageError, match="clip_sample=False"):
         pipe("a")
-    assert pipeline(False, pipe.scheduler)("a", num_inference_steps=1).images
+    assert text_pipeline(False, pipe.scheduler)("a", num_inference_steps=1).images
 
 
 def test_a_prompt_that_is_too_long_is_cut_with_a_word(caplog):
-    pipe = pipeline()
+    pipe = text_pipeline()
     pipe("a red heart " * 9, num_inference_steps=1)
     assert "cut off" in caplog.text and "a red heart" in caplog.text
 
@@ -465,7 +405,7 @@ def test_captions_of_the_data_are_what_is_evaluated(tmp_path):
     from latentia.commands.sources import open_source
 
     real = ImageData(torch.zeros(5, 3, 16, 16, dtype=torch.uint8), captions=[*WORDS, "a red bus"])
-    pipe = pipeline(False)
+    pipe = text_pipeline(False)
     source = open_source(pipe, real, num_inference_steps=2)
     drawn = source.draw(0, 3)
     assert drawn.shape == (3, 3, 16, 16) and torch.equal(source.draw(1, 3), drawn[1:])
@@ -474,7 +414,7 @@ def test_captions_of_the_data_are_what_is_evaluated(tmp_path):
 
 
 def test_json_of_the_index_names_classes_that_others_know(tmp_path):
-    pipeline().save_pretrained(tmp_path)
+    text_pipeline().save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["unet"] == ["latentia", "UNet2D"] and index["vae"][0] == "diffusers"
     assert index["text_encoder"] == ["transformers", "CLIPTextModelWithProjection"]

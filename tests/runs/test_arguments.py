@@ -1,23 +1,20 @@
 """Flags: defaults, then the file, then the command line; and a message for everything that is wrong."""
 
 import dataclasses
-import importlib.util
 import inspect
 import json
 import re
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
+from children import EXAMPLES
+from helpers import load_example
 
 from latentia.errors import UsageError
 from latentia.runs.arguments import flat_values, parse_arguments, run_identity
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "train_ddpm.py"
-spec = importlib.util.spec_from_file_location("train_ddpm", EXAMPLE)
-train_ddpm = sys.modules["train_ddpm"] = importlib.util.module_from_spec(spec)  # tyro reads its source
-spec.loader.exec_module(train_ddpm)
+EXAMPLE = EXAMPLES / "train_ddpm.py"
+train_ddpm = load_example("train_ddpm")
 Arguments = train_ddpm.Arguments
 
 

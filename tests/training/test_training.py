@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import shutil
 import signal
 from dataclasses import fields
 from pathlib import Path
@@ -15,10 +14,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.state import AcceleratorState, GradientState
+from helpers import Points, differences, held, linear, part_of, regression
 from torch import nn
 
-from latentia.data.order import indices
 from latentia.errors import CheckpointError, NumericsError, UsageError
 from latentia.training import loop
 from latentia.training.checkpoint import load_checkpoint
@@ -26,48 +24,8 @@ from latentia.training.ema import EMA
 from latentia.training.loop import Hook, Phase, Progress, learning_rate_schedule, train
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
-
-
-class Points:
-    """Ten points of y = W x + b. Remembers which positions it was asked for."""
-
-    def __init__(self, n: int = 10, fingerprint: str = "points"):
-        generator = torch.Generator().manual_seed(7)
-        self.x = torch.randn(n, 2, generator=generator, dtype=torch.float64)
-        self.y = self.x @ torch.tensor([[2.0, -1.0], [0.5, 3.0]], dtype=torch.float64).T + 1.0
-        self.fingerprint, self.asked, self.rows = fingerprint, [], []
-
-    def batch(self, start, stop, *, seed, device):
-        rows = indices(start, stop, len(self.x), seed)
-        self.asked += range(start, stop)
-        self.rows += rows.tolist()
-        return {"x": self.x[rows], "y": self.y[rows]}
-
-
 class Killed(BaseException):
     """Stands for `kill -9`: nothing in the package may catch it."""
-
-
-def linear(seed: int, inputs: int = 2, outputs: int = 2, dropout: float = 0.0) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Dropout(dropout), nn.Linear(inputs, outputs, dtype=torch.float64))
-
-
-def regression(noise: float = 0.1, dropout: float = 0.2, lr: float = 0.05, **options) -> list[Phase]:
-    """One phase whose loss uses every source of chance: the order, the draws and the global generator."""
-    net = linear(1, dropout=dropout)
-
-    def loss(batch, rng):
-        eps = rng.normal("noise", (2,)).double()
-        return {"loss": ((net(batch["x"] + noise * eps) - batch["y"]) ** 2).mean(), "eps": eps.mean()}
-
-    optimizer = torch.optim.AdamW(net.parameters(), lr=lr)
-    return [Phase("net", loss, net, optimizer, ema=EMA(net, 0.9), **options)]
 
 
 class Players(nn.Module):
@@ -127,18 +85,6 @@ def run(folder: Path, steps: int, make=regression, data=None, phases=None, **opt
     folder.mkdir(exist_ok=True, parents=True)
     result = train(Accelerator(cpu=True), phases, data or Points(), output_dir=folder, max_steps=steps, **options)
     return phases, result
-
-
-def held(folder: Path, step: int) -> dict[str, bytes]:
-    """Everything that a checkpoint holds but its manifest."""
-    path = folder / "checkpoints" / f"checkpoint-{step}"
-    return {file.name: file.read_bytes() for file in sorted(path.iterdir()) if file.name != "manifest.json"}
-
-
-def part_of(folder: Path, step: int, target: Path) -> Path:
-    """The run as it stood after `step`."""
-    shutil.copytree(folder / "checkpoints" / f"checkpoint-{step}", target / "checkpoints" / f"checkpoint-{step}")
-    return target
 
 
 def lines(folder: Path) -> list[dict]:
@@ -508,31 +454,6 @@ def test_optimizers_of_torch_go_on_to_the_last_bit(tmp_path, optimizer):
 
 
 # --------------------------------------------------------------------------- everything stateful is in a checkpoint
-
-
-def differences(a, b, path="run") -> list[str]:
-    """Where two object graphs of a run differ: networks with all buffers, optimizers, averages, phases."""
-    if isinstance(a, torch.Tensor):
-        return [] if a.shape == b.shape and bool((a == b).all()) else [path]
-    if isinstance(a, nn.Module):
-        tensors = [{**dict(m.named_parameters()), **dict(m.named_buffers())} for m in (a, b)]
-        plain = [{k: v for k, v in vars(m).items() if isinstance(v, bool | int | float | str | list)} for m in (a, b)]
-        return differences(*tensors, path) + differences(*plain, path)
-    if isinstance(a, torch.optim.Optimizer):
-        return differences(a.state_dict(), b.state_dict(), path)
-    if isinstance(a, dict):
-        if set(a) != set(b):
-            return [f"{path}: {set(a) ^ set(b)}"]
-        return [d for key in a for d in differences(a[key], b[key], f"{path}.{key}")]
-    if isinstance(a, list | tuple):
-        if len(a) != len(b):
-            return [path]
-        return [d for i, (x, y) in enumerate(zip(a, b)) for d in differences(x, y, f"{path}.{i}")]
-    if isinstance(a, Phase | EMA | Progress):
-        return differences(vars(a), vars(b), path)
-    if callable(a):
-        return []
-    return [] if a == b else [path]
 
 
 @pytest.mark.parametrize("make", [regression, gan])
