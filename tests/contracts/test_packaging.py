@@ -1,9 +1,9 @@
 """What is installed is whole: the wheel, in a clean environment, away from the repository."""
 
+import json
 import os
 import subprocess
 import sys
-import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def test_the_wheel_loads_a_saved_pipeline_from_outside_the_repository(tmp_path):
     UnconditionalDiffusionPipeline(unet, DDIMScheduler()).save_pretrained(tmp_path / "saved")
 
     source = tmp_path / "source"  # built from a copy, so that no build folder of the repository gets in
-    wanted = ("src/", "pipelines/", "setup.py", "pyproject", "README", "LICENSE")
+    wanted = ("src/", "pipelines/", "examples/", "setup.py", "pyproject", "README", "LICENSE")
     names = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
     for name in names:
         if (ROOT / name).is_file() and name.startswith(wanted):
@@ -38,7 +38,7 @@ def test_the_wheel_loads_a_saved_pipeline_from_outside_the_repository(tmp_path):
     (wheel,) = tmp_path.glob("latentia-*.whl")
     inside = set(zipfile.ZipFile(wheel).namelist())
     package = {n.removeprefix("src/") for n in names if n.startswith("src/latentia/")}
-    package |= {f"latentia/{n}" for n in names if n.startswith("pipelines/")}
+    package |= {f"latentia/{n}" for n in names if n.startswith(("pipelines/", "examples/")) and n.endswith(".py")}
     assert package - inside == set()
 
     # A new environment that sees this one's dependencies, but not the editable install, which needs its .pth file.
@@ -46,7 +46,7 @@ def test_the_wheel_loads_a_saved_pipeline_from_outside_the_repository(tmp_path):
     python = tmp_path / "clean" / "bin" / "python"
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
     zipfile.ZipFile(wheel).extractall(site)
-    (Path(site) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (Path(site) / "dependencies.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
     program = (
         "import latentia, torch, sys\n"
         "assert latentia.__file__.startswith(sys.prefix), latentia.__file__\n"
@@ -60,3 +60,19 @@ def test_the_wheel_loads_a_saved_pipeline_from_outside_the_repository(tmp_path):
     environment = {**os.environ, "LATENTIA_CACHE": str(tmp_path / "cache")}
     out = run(python, "-c", program, cwd=tmp_path, env=environment)
     assert out.split() == ["UnconditionalDiffusionPipeline", "1797", "1717", "mnist"]
+
+    # The training scripts come with it: listed, run by two processes, and copied to be changed.
+    config = ROOT / "examples" / "accelerate" / "two_cpu_processes.yaml"
+    launch = [python, "-m", "accelerate.commands.launch", "--config_file", config, "-m", "latentia"]
+    flags = [
+        *("--dataset_name", "digits", "--max_train_samples", 48, "--eval_num_samples", 0, "--max_train_steps", 3),
+        *("--train_batch_size", 4, "--latent_dim", 2, "--hidden_sizes", 8, "--output_dir", tmp_path / "run"),
+    ]
+    environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    out = run(python, "-m", "latentia", "train", cwd=tmp_path, env=environment)
+    assert all(Path(name).stem.removeprefix("train_") in out for name in names if name.startswith("examples/train_"))
+    out = run(*launch, "train", "vae", *flags, cwd=tmp_path, env=environment)
+    summary = json.loads((tmp_path / "run" / "run_summary.json").read_text())
+    assert "2 x cpu" in out and summary["command"][:3] == ["latentia", "train", "vae"]
+    run(python, "-m", "latentia", "train", "--eject", "vae", cwd=tmp_path, env=environment)
+    assert "--latent_dim" in run(python, "train_vae.py", "--help", cwd=tmp_path, env=environment)

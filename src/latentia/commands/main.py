@@ -298,6 +298,22 @@ def embed(
     print(f"{found.text()}\nLatents and maps: {output_dir}")
 
 
+def train(family: Positional[str | None] = None, eject: bool = False, output: Path | None = None) -> None:
+    """Train a model of any family: latentia train FAMILY ..., as in latentia train vae --dataset_name digits.
+
+    Runs the family's training script in this process: exit codes, signals, --config, resuming and several processes are
+    the script's own. latentia train FAMILY --help shows its flags; options of this command come before FAMILY.
+
+    Args:
+        family: name of a training script without train_; all are listed if not given.
+        eject: write the script to a file instead of running it, so that you can change it.
+        output: where --eject writes; train_FAMILY.py in the current folder if not given.
+    """
+    from latentia.commands.train import train
+
+    print(train(family, eject=eject, output=output).text())
+
+
 def doctor(output_dir: Path | None = None, hub: bool = False) -> None:
     """Print what a bug report needs, and what would stop a run: versions, devices, folders, disk, Hub. Never a token.
 
@@ -328,18 +344,24 @@ COMMANDS = {
     "push": push,
     "pull": pull,
     "embed": embed,
+    "train": train,
     "doctor": doctor,
 }
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the command `latentia`."""
+    argv = sys.argv[1:] if argv is None else argv
     try:
+        if argv[:1] == ["train"] and not argv[1:2] == [] and not argv[1].startswith("-"):  # the rest is the script's
+            from latentia.commands.train import train
+
+            train(*argv[1:])
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="latentia",
             description="Every family of generative and representation learning behind the interface of diffusers.",
-            args=sys.argv[1:] if argv is None else argv,
+            args=argv,
             use_underscores=True,
         )
     except LatentiaError as error:

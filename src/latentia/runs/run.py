@@ -5,10 +5,8 @@ import logging
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +25,7 @@ from latentia.hub.card import model_card, public_words
 from latentia.hub.folder_card import renewed
 from latentia.hub.push import push_to_hub
 from latentia.runs.arguments import DataArguments, flat_values, parse_arguments, run_identity
+from latentia.runs.program import lineage, program
 from latentia.runs.validation import Validation
 from latentia.training.checkpoint import replace_file
 from latentia.training.loop import Hook, Phase, Result, train
@@ -44,10 +43,12 @@ def run_script(arguments: type[T], main: Callable[[T], int], description: str) -
     0 done, 2 usage, 3 numerics, 4 data, 5 checkpoint, 6 Hub, 75 interrupted after a checkpoint, 130 by a second Ctrl-C.
     """
     logging.basicConfig(format="%(levelname)s: %(message)s")
+    started = program()
     try:
         code = main(
             parse_arguments(
                 arguments,
+                prog=" ".join(started) if started[0] == "latentia" else None,
                 description=f"{description}\n\nAll flags can also be given in a file, "
                 "--config run.yaml; the command line overrides it.",
             )
@@ -296,7 +297,7 @@ def finish(
         "peak_memory_mb": round(result.peak_memory_mb), "resumed_from": result.resumed_from,
         "score": report.to_dict() if report else None,
         "family": family, "pipeline_tag": pipeline_tag, "limits": list(limits), "hardware": _hardware(accelerator),
-        "command": [*public_words(["python", *sys.argv])], "lineage": _lineage(),
+        "command": [*public_words([*program(), *sys.argv[1:]])], "lineage": lineage(),
     }  # fmt: skip
     if result.status == "interrupted":
         replace_file(folder / "run_summary.json", json.dumps(summary, indent=1) + "\n")
@@ -381,15 +382,3 @@ def _hardware(accelerator: Accelerator) -> str:
     if accelerator.device.type == "cuda":
         return f"{accelerator.num_processes} x {torch.cuda.get_device_name(accelerator.device)}"
     return f"{torch.get_num_threads() * accelerator.num_processes} CPU threads ({platform.machine()})"
-
-
-def _lineage() -> dict[str, str]:
-    """The versions that a run used, and the commit of the repository that its script lies in, if it lies in one."""
-    found = {name: version(name) for name in ("torch", "diffusers", "accelerate")}
-    place = Path(sys.argv[0]).resolve().parent
-    git = ["git", "-C", str(place), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        commit = ""
-    return found | ({"commit": commit} if commit else {})
