@@ -135,3 +135,9 @@ def test_an_ejected_script_overwrites_nothing(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="family is missing"):
         train(eject=True)
     assert (tmp_path / "train_vae.py").read_text() == "mine"
+
+
+def test_errors_of_the_library_name_flags(start, tmp_path):
+    argv = ["train", "vae", *flags(tmp_path / "run", "--block_out_channels", "0")]
+    code, text = ended(start(command, argv))
+    assert code == 2 and "error: --block_out_channels must" in text

@@ -19,7 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 from torch import nn
 
 from latentia.data import load_images
-from latentia.errors import DataError, HubError, LatentiaError, NumericsError, UsageError
+from latentia.errors import DataError, HubError, LatentiaError, NumericsError, UsageError, add_dashes
 from latentia.evaluation import curves, grid
 from latentia.hub.card import model_card, public_words
 from latentia.hub.folder_card import renewed
@@ -54,7 +54,7 @@ def run_script(arguments: type[T], main: Callable[[T], int], description: str) -
             )
         )
     except LatentiaError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {add_dashes(str(error), flat_values(arguments()))}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:
         print("Stopped at once. Start the same command again to go on from the last checkpoint.", file=sys.stderr)
