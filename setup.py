@@ -55,6 +55,7 @@ setup(
         "pyyaml>=6",
         "tqdm>=4.66",
         "tyro>=1.0.16",
+        "docstring-parser>=0.16",
         "Jinja2>=3.1",
         "lazy-loader>=0.5",
         "psutil>=6",

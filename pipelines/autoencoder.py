@@ -86,6 +86,8 @@ class AutoencoderPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "autoencoder"
     _optional_components = ["prior"]  # noqa: RUF012 (diffusers reads a list)
 
+    latents = "continuous"
+
     def __init__(self, autoencoder, prior=None):
         super().__init__()
         self.register_modules(autoencoder=autoencoder, prior=prior)

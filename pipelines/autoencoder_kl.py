@@ -45,6 +45,8 @@ class AutoencoderKLPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "vae"
     _optional_components = ["prior"]  # noqa: RUF012 (diffusers reads a list)
 
+    latents = "continuous"
+
     def __init__(self, vae, prior=None):
         super().__init__()
         self.register_modules(vae=vae, prior=prior)

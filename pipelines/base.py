@@ -17,13 +17,21 @@ from torch import Tensor
 
 from latentia.errors import CheckpointError, HubError, LatentiaError, NumericsError, UsageError, did_you_mean
 from latentia.hub.load import INDEX_NAME, check_component, component_class, pipeline_class, read_index
+from latentia.pipelines.capabilities import LatentPath, Latents, Likelihood
 
 logger = logging.get_logger(__name__)
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 WORDS = ("encode", "decode", "interpolate", "log_likelihood")
+_LATENT_WORDS: dict[Latents | None, tuple[str, ...]] = {
+    "continuous": WORDS[:3],
+    "indices": WORDS[:3],
+    "embeddings": WORDS[:1],
+    None: (),
+}
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 Labels = int | str | Sequence[int | str] | Tensor | None
+Images = Image.Image | np.ndarray | Tensor | Sequence[Image.Image]
 
 
 class DiffusionPipeline(diffusers.DiffusionPipeline):
@@ -39,22 +47,33 @@ class DiffusionPipeline(diffusers.DiffusionPipeline):
         latentia.errors.UsageError: "/nowhere/at/all" is neither a folder nor the name of a Hub repository ...
     """
 
-    # What `log_likelihood` gives: "exact" or "lower bound"; a density on [-1, 1] or a probability of 256 levels.
-    likelihood_kind = "exact"
-    has_density = False
-    # The way between two latents: "lerp", straight, or "slerp", the great circle, for latents that are noise.
-    latent_path = "lerp"
+    # What a pipeline can do is declared by its class, and by the properties below where it depends on the components;
+    # `latentia.pipelines.capabilities` explains each and reads them all.
+    conditions: tuple[str, ...] = ()
+    latents: Latents | None = None
+    latent_conditions: tuple[str, ...] = ()
+    latent_path: LatentPath = "lerp"
+
+    @property
+    def likelihood(self) -> Likelihood | None:
+        """What `log_likelihood` gives; None if the family defines none."""
+        return None
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Those of encode, decode, interpolate and log_likelihood that this pipeline has."""
+        return _LATENT_WORDS[self.latents] + (WORDS[3:] if self.likelihood else ())
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes can be asked for; None if it was trained without."""
+        """Number of classes that can be asked for; None if the networks were trained without."""
         configs = (getattr(component, "config", None) for component in self.components.values())
         found = (getattr(config, "num_class_embeds", None) for config in configs)
         return next((count for count in found if count), None)
 
     @property
     def is_text_conditional(self) -> bool:
-        """Whether it is told texts."""
+        """Whether the pipeline is conditioned on text."""
         return any(self.components.get(part) is not None for part in ("text_encoder", "tokenizer"))
 
     @classmethod
@@ -212,11 +231,10 @@ class DiffusionPipeline(diffusers.DiffusionPipeline):
         return labels if count is None else labels.expand(count)
 
     def _cannot(self, word: str) -> NoReturn:
-        kind = type(self)
-        able = [known for known in WORDS if getattr(kind, known) is not getattr(DiffusionPipeline, known)]
+        able = ", ".join(self.words)
         raise UsageError(
-            f"{kind.__name__} has no {word}: its family does not define one. It can sample, pipe(...)"
-            + (f", and {', '.join(able)}." if able else ", and nothing else.")
+            f"{type(self).__name__} has no {word}: its family does not define one. It can sample, pipe(...)"
+            + (f", and {able}." if able else ", and nothing else.")
         )
 
 

@@ -38,6 +38,8 @@ class CLIPPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "text_encoder->image_encoder"
 
+    latents = "embeddings"
+
     def __init__(self, tokenizer, text_encoder, image_encoder, scale: float = 100.0):
         super().__init__()
         from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection

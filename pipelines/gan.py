@@ -42,6 +42,10 @@ class GANPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "text_encoder->generator->discriminator"
     _optional_components = ["discriminator", "text_encoder"]  # noqa: RUF012 (diffusers reads a list)
 
+    conditions = ("class_labels", "prompt")
+    latents = "continuous"
+    latent_conditions = ("class_labels", "prompt")
+
     def __init__(
         self,
         generator,

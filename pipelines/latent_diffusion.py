@@ -11,7 +11,7 @@ from torch import Tensor
 
 from latentia.errors import UsageError
 from latentia.models.unet import UNet2D
-from latentia.pipelines.base import DiffusionPipeline, Labels, check_output_type, from_input, to_output
+from latentia.pipelines.base import DiffusionPipeline, Images, Labels, check_output_type, from_input, to_output
 from latentia.pipelines.latents import (
     check_latents,
     check_no_clipping,
@@ -64,6 +64,9 @@ class LatentDiffusionPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "unet->vae"
     _callback_tensor_inputs = ("latents",)
 
+    conditions = ("class_labels", "image", "mask")
+    latents = "continuous"
+    latent_conditions = ("class_labels",)
     latent_path = "slerp"
 
     def __init__(self, vae, unet, scheduler, label_names: Sequence[str] | Mapping[str, str] | None = None):
@@ -85,8 +88,8 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         eta: float = 0.0,
         generator: Generators = None,
         latents: Tensor | None = None,
-        image: Any = None,
-        mask: Any = None,
+        image: Images | None = None,
+        mask: Images | None = None,
         strength: float | None = None,
         output_type: str = "pil",
         return_dict: bool = True,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from latentia.errors import UsageError
 from latentia.models.unet import UNet2D
-from latentia.pipelines.base import DiffusionPipeline, check_output_type, from_input, to_output
+from latentia.pipelines.base import DiffusionPipeline, Images, check_output_type, from_input, to_output
 from latentia.pipelines.latents import (
     check_latents,
     check_parts,
@@ -67,6 +67,9 @@ class TextToImagePipeline(DiffusionPipeline):
     _optional_components = ["vae"]  # noqa: RUF012 (diffusers adds lists)
     _callback_tensor_inputs = ("latents",)
 
+    conditions = ("prompt", "negative_prompt", "image", "mask")
+    latents = "continuous"
+    latent_conditions = ("prompt",)
     latent_path = "slerp"
 
     def __init__(self, tokenizer, text_encoder, unet, scheduler, vae=None, unconditional: bool = True):
@@ -88,8 +91,8 @@ class TextToImagePipeline(DiffusionPipeline):
         eta: float = 0.0,
         generator: Generators = None,
         latents: Tensor | None = None,
-        image: Any = None,
-        mask: Any = None,
+        image: Images | None = None,
+        mask: Images | None = None,
         strength: float | None = None,
         output_type: str = "pil",
         return_dict: bool = True,

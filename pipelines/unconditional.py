@@ -10,7 +10,8 @@ from torch import Tensor
 
 from latentia.errors import UsageError
 from latentia.losses.diffusion import bound_term
-from latentia.pipelines.base import DiffusionPipeline, Labels, check_output_type, from_input, to_output
+from latentia.pipelines.base import DiffusionPipeline, Images, Labels, check_output_type, from_input, to_output
+from latentia.pipelines.capabilities import Likelihood
 from latentia.pipelines.conditioning import given_picture, small_picture
 from latentia.pipelines.sampling import (
     Generators,
@@ -48,8 +49,11 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "unet"
     _callback_tensor_inputs = ("latents",)
 
-    likelihood_kind = "lower bound"
+    conditions = ("class_labels", "image", "mask", "low_resolution")
+    latents = "continuous"
+    latent_conditions = ("class_labels",)
     latent_path = "slerp"
+    likelihood = Likelihood("lower bound", "256 levels")
 
     def __init__(self, unet, scheduler, label_names: Sequence[str] | Mapping[str, str] | None = None):
         super().__init__()
@@ -67,10 +71,10 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         eta: float = 0.0,
         generator: Generators = None,
         latents: Tensor | None = None,
-        image: Any = None,
-        mask: Any = None,
+        image: Images | None = None,
+        mask: Images | None = None,
         strength: float | None = None,
-        low_resolution: Any = None,
+        low_resolution: Images | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, Tensor, dict], dict | None] | None = None,

@@ -15,6 +15,7 @@ from latentia.losses.variational import log_likelihood, log_normal
 from latentia.models.layers.convolution import image_size
 from latentia.pipelines.autoencoder import between
 from latentia.pipelines.base import DiffusionPipeline, Labels, check_output_type, from_input, to_output
+from latentia.pipelines.capabilities import Likelihood
 from latentia.pipelines.unconditional import Generators, image_generators
 
 _CHUNK = 64  # codes decoded at once: one shape of a batch, so that a picture does not depend on its neighbours
@@ -47,20 +48,21 @@ class VAEPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "vae"
     _optional_components = ["prior"]  # noqa: RUF012 (diffusers reads a list)
 
+    conditions = ("class_labels",)
+    latents = "continuous"
+    latent_conditions = ("class_labels",)
+
     def __init__(self, vae, prior=None, label_names: Sequence[str] | Mapping[str, str] | None = None):
         super().__init__()
         self.register_modules(vae=vae, prior=prior)
         self._register_label_names(label_names)
 
     @property
-    def likelihood_kind(self) -> str:  # type: ignore[override]
-        """What `log_likelihood` is: a lower bound, of a Bernoulli decoder that of binarised pixels."""
-        return "lower bound, dynamic binarisation" if self._binary else "lower bound"
-
-    @property
-    def has_density(self) -> bool:  # type: ignore[override]
-        """Whether it is a density on [-1, 1] (a Gaussian decoder's), and no probability."""
-        return self.vae.config.decoder == "gaussian"
+    def likelihood(self) -> Likelihood:
+        """A lower bound, of what the decoder is a distribution of."""
+        if self.vae.config.decoder == "gaussian":
+            return Likelihood("lower bound", "density")
+        return Likelihood("lower bound", "binarised pixels" if self._binary else "256 levels")
 
     @torch.no_grad()
     def __call__(

@@ -14,6 +14,7 @@ from latentia.models.vq_prior import code_prefix, condition_length
 from latentia.models.vqvae import VQVAE
 from latentia.pipelines.autoencoder import in_chunks
 from latentia.pipelines.base import DiffusionPipeline, Labels, check_output_type
+from latentia.pipelines.capabilities import Likelihood
 from latentia.pipelines.sampling import Generators, count_images, image_generators
 from latentia.pipelines.texts import warn_of_cuts
 from latentia.pipelines.vqvae import VQVAEPipeline
@@ -47,7 +48,9 @@ class VQPriorPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "transformer->vqvae"
     _optional_components = ["tokenizer"]  # noqa: RUF012 (diffusers reads a list)
 
-    likelihood_kind = "exact, of the codes and not of the pixels"
+    conditions = ("class_labels", "prompt")
+    latents = "indices"
+    likelihood = Likelihood("exact", "indices")
 
     def __init__(
         self, vqvae, transformer, tokenizer=None, label_names: Sequence[str] | Mapping[str, str] | None = None

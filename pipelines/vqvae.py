@@ -32,6 +32,8 @@ class VQVAEPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "prior->vqvae"
     _optional_components = ["prior"]  # noqa: RUF012 (diffusers reads a list)
 
+    latents = "indices"
+
     def __init__(self, vqvae, prior=None):
         super().__init__()
         self.register_modules(vqvae=vqvae, prior=prior)

@@ -20,6 +20,7 @@ from latentia.losses.variational import (
     log_normal,
 )
 from latentia.models.vae import reparameterised
+from latentia.pipelines.capabilities import Likelihood
 from latentia.rng import Rng
 
 
@@ -458,7 +459,7 @@ def test_the_likelihood_of_a_pipeline_is_exact_where_the_posterior_is():
     expected = exact.log_prob(x.flatten(1))
     torch.testing.assert_close(pipe.log_likelihood(x), expected)
     torch.testing.assert_close(pipe.anomaly_score(x, samples=5), -expected)
-    assert pipe.has_density and pipe.likelihood_kind == "lower bound"
+    assert pipe.likelihood == Likelihood("lower bound", "density")
     loose = VAEPipeline(linear_gaussian(offset=0.7)[0])
     bounds = [loose.log_likelihood(x, samples=k, generator=seeded(0)).mean() for k in (1, 300)]
     assert bounds[0] < bounds[1] < expected.mean() and expected.mean() - bounds[1] < 0.1
@@ -470,7 +471,7 @@ def test_without_a_label_the_likelihood_is_the_mean_over_the_classes():
     generators = [seeded(5), seeded(6)]
     each = [pipe.log_likelihood(x, class_labels=c, samples=3, generator=generators) for c in (0, 1)]
     torch.testing.assert_close(found, torch.stack(each).exp().mean(0).log())
-    assert "binarisation" in pipe_of().likelihood_kind and not pipe_of().has_density
+    assert "binarisation" in str(pipe_of().likelihood)
 
 
 def test_a_fitted_prior_is_drawn_from_counted_in_the_likelihood_and_saved(tmp_path):

@@ -146,15 +146,15 @@ def _pipeline(pipe: Any, text: str, real: ImageData, seed: int, steps: int | Non
         "parameters": sum(p.numel() for network in networks for p in network.parameters()),
         "training_seconds": _training_seconds(Path(text)) if text else None,
     }  # fmt: skip
-    able = isinstance(pipe, DiffusionPipeline) and type(pipe).log_likelihood is not DiffusionPipeline.log_likelihood
+    likelihood = getattr(pipe, "likelihood", None)
     return Source(
         Path(text).name or type(pipe).__name__,
         draw,
         labels if classes else None,
         about=about,
-        log_likelihood=pipe.log_likelihood if able else None,
-        likelihood_kind=getattr(pipe, "likelihood_kind", "exact"),
-        has_density=getattr(pipe, "has_density", False),
+        log_likelihood=pipe.log_likelihood if likelihood else None,
+        likelihood_kind=str(likelihood or "exact"),
+        has_density=likelihood is not None and likelihood.of == "density",
         **_latents(pipe, steps),
     )
 
