@@ -1,8 +1,10 @@
 """Errors that say which argument, what rule, what was given and a way out; each kind has its exit code."""
 
 import difflib
+import math
 import re
 from collections.abc import Iterable
+from typing import Literal
 
 
 class LatentiaError(ValueError):
@@ -78,3 +80,73 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(name, list(known), n=1)
     return f' Did you mean "{near[0]}"?' if near else ""
+
+
+def check_choice(name: str, value: object, known: Iterable[str]) -> None:
+    """Raises a `UsageError` unless `value` is one of `known`; the sentence names them all and the nearest.
+
+    Args:
+        name: what the argument is called.
+        value: what was given.
+        known: what it may be.
+
+    Example:
+        >>> check_choice("norm", "batch", ("batch", "group"))
+        >>> check_choice("norm", "bach", ("batch", "group"))
+        Traceback (most recent call last):
+        latentia.errors.UsageError: norm must be one of batch, group; got 'bach'. Did you mean "batch"?
+    """
+    choices = list(known)
+    if value not in choices:
+        hint = did_you_mean(str(value), choices)
+        raise UsageError(f"{name} must be one of {', '.join(choices)}; got {value!r}.{hint}")
+
+
+def check_range(
+    name: str,
+    value: float | Iterable[float] | None,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    closed: Literal["both", "left", "right", "neither"] = "both",
+    advice: str = "",
+) -> None:
+    """Raises a `UsageError` unless `value` is finite and between `low` and `high`.
+
+    Args:
+        name: what the argument is called.
+        value: a number, or several, of which each is checked; `None` means "not given" and passes.
+        low, high: the ends; infinite (default): no end there.
+        closed: which ends belong to the range: "both" (default), "left", "right" or "neither".
+        advice: what to do instead, a sentence that follows the rule. Default none.
+
+    Example:
+        >>> check_range("dropout", 0.1, 0, 1, closed="left")
+        >>> check_range("dropout", 1.0, 0, 1, closed="left")
+        Traceback (most recent call last):
+        latentia.errors.UsageError: dropout must be in [0, 1); got 1.0.
+        >>> check_range("hidden_sizes", (8, 0), 1)
+        Traceback (most recent call last):
+        latentia.errors.UsageError: hidden_sizes must each be at least 1; got (8, 0).
+    """
+    if value is None:
+        return
+    several = isinstance(value, Iterable)
+    values = list(value) if isinstance(value, Iterable) else [value]
+    from_low, to_high = closed in ("both", "left"), closed in ("both", "right")
+    if all(
+        math.isfinite(v) and (low <= v if from_low else low < v) and (v <= high if to_high else v < high)
+        for v in values
+    ):
+        return
+    if high == math.inf:
+        rule = f"at least {low:g}" if from_low else ("positive" if low == 0 else f"above {low:g}")
+        rule = "finite" if low == -math.inf else rule
+    elif low == -math.inf:
+        rule = f"at most {high:g}" if to_high else f"below {high:g}"
+    else:
+        rule = f"in {'[' if from_low else '('}{low:g}, {high:g}{']' if to_high else ')'}"
+    if rule != "finite" and not all(map(math.isfinite, values)):
+        rule += " and finite"
+    given = tuple(values) if several else value
+    raise UsageError(f"{name} must {'each ' if several else ''}be {rule}; got {given}.{advice and ' ' + advice}")

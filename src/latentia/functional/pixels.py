@@ -1,0 +1,27 @@
+"""Pixels from bytes and back: uint8 in [0, 255] and floats in [-1, 1]."""
+
+import torch
+from torch import Tensor
+
+
+def from_uint8(pixels: Tensor) -> Tensor:
+    """float32 in [-1, 1] of bytes: v / 127.5 - 1.
+
+    Args:
+        pixels: uint8, or other numbers in [0, 255], any shape.
+
+    Example:
+        >>> from_uint8(torch.tensor([0, 255], dtype=torch.uint8))
+        tensor([-1.,  1.])
+    """
+    return pixels.to(torch.float32, copy=True).div_(127.5).sub_(1)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Bytes of floats in [-1, 1], rounded to the nearest; what lies outside is clipped.
+
+    Example:
+        >>> to_uint8(torch.tensor([-1.5, 0.0, 1.0]))
+        tensor([  0, 128, 255], dtype=torch.uint8)
+    """
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
