@@ -11,6 +11,6 @@ from latentia import registration
 
 __version__ = version("latentia")
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-__all__ += ["__version__"]
-
 registration.install()
+registration.publish(__all__, __getattr__)
+__all__ += ["__version__"]

@@ -1,16 +1,47 @@
-"""Makes diffusers accept `latentia` as a library of saved components, without importing diffusers.
+"""Registration of the public classes: with diffusers, as a library of saved components, and with the lower rooms.
 
 A saved pipeline names the library and the class of each component. diffusers writes `["latentia", "UNet2D"]`, instead
 of the path of a module, and loads such a component from the Hub, only if the library is in its table
-`LOADABLE_CLASSES`. The entry has to be there whichever of the two packages is imported first.
+`LOADABLE_CLASSES`. The entry has to be there whichever of the two packages is imported first, so diffusers is not
+imported for it.
+
+Rooms that read saved files look the classes up here by their public names, and so need not import the root package.
 """
 
 import sys
+from collections.abc import Callable, Iterable
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+from typing import Any
 
 _TABLE_MODULE = "diffusers.pipelines.pipeline_loading_utils"
+_public: dict[str, Callable[[str], Any]] = {}  # public name -> what imports it
+
+
+def publish(names: Iterable[str], get: Callable[[str], Any]) -> None:
+    """Adds public names, each imported by `get(name)` when it is first looked up."""
+    _public.update(dict.fromkeys(names, get))
+
+
+def public_names() -> list[str]:
+    """The public names of latentia.
+
+    Example:
+        >>> "UNet2D" in public_names()
+        True
+    """
+    return [*_public]
+
+
+def public(name: str) -> Any:
+    """The object of a public name; None if there is no such name.
+
+    Example:
+        >>> public("UNet2D").__name__, public("os")
+        ('UNet2D', None)
+    """
+    return _public[name](name) if name in _public else None
 
 
 def register(module: ModuleType) -> None:

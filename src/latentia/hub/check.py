@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-import latentia
 from latentia.errors import CheckpointError, LatentiaError
 from latentia.hub.load import INDEX_NAME, check_component, component_class
+from latentia.registration import public, public_names
 from latentia.safety import read_json
 
 
@@ -58,7 +58,7 @@ def saved_class(config: Path) -> type:
         raise CheckpointError(
             f"_class_name in {config} must be the name of a class of latentia or diffusers, got {str(name)[:200]!r}."
         )
-    return component_class("latentia" if name in latentia.__all__ else library, name, str(config))
+    return component_class("latentia" if name in public_names() else library, name, str(config))
 
 
 def load_component(kind: Any, folder: Path) -> Any:
@@ -70,7 +70,7 @@ def load_component(kind: Any, folder: Path) -> Any:
     options: dict[str, Any] = {}
     if issubclass(kind, torch.nn.Module):
         options["use_safetensors"] = True
-        if not issubclass(kind, latentia.ModelMixin):  # which is strict itself
+        if not issubclass(kind, public("ModelMixin")):  # which is strict itself
             options["output_loading_info"] = True
     try:
         loaded = kind.from_pretrained(str(folder), local_files_only=True, **options)
@@ -90,14 +90,14 @@ def load_component(kind: Any, folder: Path) -> Any:
 
 
 def _pipeline(folder: Path) -> str:
-    pipe = latentia.DiffusionPipeline.from_pretrained(folder)  # with all that this refuses
+    pipe = public("DiffusionPipeline").from_pretrained(folder)  # with all that this refuses
     parts = {name: part for name, part in pipe.components.items() if part is not None}
     said = ", ".join(f"{name} {type(part).__name__}" for name, part in parts.items()) + _weights(parts.values())
     saved = {name: type(part) for name, part in parts.items() if (folder / name).is_dir()}
     title = type(pipe).__name__
     del pipe, parts
     for name, kind in saved.items():
-        if not issubclass(kind, latentia.ModelMixin) and issubclass(kind, torch.nn.Module):
+        if not issubclass(kind, public("ModelMixin")) and issubclass(kind, torch.nn.Module):
             load_component(kind, folder / name)  # again, since the pipeline's loader only warns of missing weights
     return f"a {title}: {said}"
 

@@ -13,8 +13,8 @@ from typing import Any
 import diffusers
 import torch
 
-import latentia
 from latentia.errors import CheckpointError, did_you_mean
+from latentia.registration import public, public_names
 from latentia.safety import check_files, check_flags, check_link, check_network, read_json
 
 INDEX_NAME = "model_index.json"
@@ -99,16 +99,19 @@ def component_class(library: str, name: str, where: str) -> type:
     Raises:
         CheckpointError: the library has no such class, or is not installed.
     """
+
+    def find(key: str) -> Any:
+        return public(key) if library == "latentia" else getattr(import_module(library), key, None)
+
     try:
-        module = import_module(library)
-        found = getattr(module, name, None)
+        found = find(name)
     except ImportError as error:
         raise CheckpointError(
             f"{where} needs {name} of {library}, which cannot be imported: {error}. Install {library} and try again."
         ) from error
-    bases = tuple(base for base in (getattr(module, key, None) for key in _PARTS[library]) if base)
+    bases = tuple(base for base in map(find, _PARTS[library]) if base)
     if not isinstance(found, type) or not issubclass(found, bases):
-        hint = did_you_mean(name, getattr(module, "__all__", []))
+        hint = did_you_mean(name, getattr(import_module(library), "__all__", []))
         raise CheckpointError(
             f"{where} names the class {name} of {library}, which is no network, scheduler or tokenizer there.{hint} "
             f"Perhaps it was saved with another version of {library}."
@@ -123,9 +126,9 @@ def pipeline_class(index: dict[str, Any], where: str) -> type:
         CheckpointError: neither library has such a pipeline.
     """
     name = index["_class_name"]
-    found = getattr(latentia, name) if name in latentia.__all__ else getattr(diffusers, name, None)
+    found = public(name) or getattr(diffusers, name, None)
     if not isinstance(found, type) or not issubclass(found, diffusers.DiffusionPipeline):
-        pipelines = [known for known in dir(latentia) + dir(diffusers) if known.endswith("Pipeline")]
+        pipelines = [known for known in public_names() + dir(diffusers) if known.endswith("Pipeline")]
         raise CheckpointError(
             f"{where} names the pipeline {name}, which neither latentia nor diffusers has."
             f"{did_you_mean(name, pipelines)} Perhaps it was saved with another version."
@@ -153,7 +156,7 @@ def check_component(kind: type, root: Path, name: str, variant: str | None = Non
     """
     folder = root / name if (root / name).is_dir() else root
     check_link(folder, root)
-    if issubclass(kind, latentia.ModelMixin):
+    if issubclass(kind, public("ModelMixin")):
         return
     check_files(folder)
     if issubclass(kind, diffusers.SchedulerMixin):
