@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from latentia import TextToImagePipeline, UNet2D
-from latentia.data import cached_texts
+from latentia.data import cached_captions
 from latentia.errors import UsageError
 from latentia.pipelines.texts import embed_texts, load_text_encoder, max_tokens, text_fingerprint
 from latentia.runs.arguments import (
@@ -124,7 +124,7 @@ def main(args: Arguments) -> int:
     vae, seen = None, data
     if args.latent.autoencoder is not None:
         vae, seen = latents_of(accelerator, args.latent, data, args.data.cache_dir)
-    seen = cached_texts(
+    seen = cached_captions(
         seen,
         partial(embed_texts, tokenizer, text_encoder),
         f"{text_fingerprint(tokenizer, text_encoder)}-{max_tokens(tokenizer, text_encoder)}",

@@ -22,12 +22,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
+from latentia import cache as cache_module
 from latentia.data import BadImage, ImageData, StreamedImages, load_images, open_image
-from latentia.data import cache as cache_module
 from latentia.data import streaming as streaming_module
 from latentia.data.decode import Fit
-from latentia.data.images import mirrored, parse_split
-from latentia.data.order import indices, uniform
+from latentia.data.loading import parse_split
+from latentia.data.order import flip_mask, indices, uniform
 from latentia.errors import DataError, UsageError
 from latentia.runs.arguments import DataArguments
 from latentia.runs.run import load_data
@@ -517,8 +517,8 @@ def test_batches_are_in_minus_one_to_one_exactly():
 @pytest.mark.parametrize("random_flip", [False, True])
 def test_the_copy_on_a_device_gives_what_the_file_gives(random_flip):
     data = load_images("digits", random_flip=random_flip)
-    mirror = mirrored(20, 70, 1) if random_flip else None
-    there = data._from_resident(indices(20, 70, len(data), 1), mirror, torch.device("cpu"))
+    flips = flip_mask(20, 70, 1) if random_flip else None
+    there = data._from_resident(indices(20, 70, len(data), 1), flips, torch.device("cpu"))
     assert torch.equal(there, data.batch(20, 70, seed=1)["x"])
     if torch.cuda.is_available():
         assert torch.equal(there, data.batch(20, 70, seed=1, device="cuda")["x"].cpu())
@@ -526,7 +526,8 @@ def test_the_copy_on_a_device_gives_what_the_file_gives(random_flip):
 
 def test_image_data_checks_what_it_is_given():
     images = torch.zeros(3, 1, 4, 4, dtype=torch.uint8)
-    for options in ({"labels": [0, 1]}, {"labels": [0, 1, -1]}, {"labels": [0, 1, 2], "label_names": ["a"]}):
+    few, outside, unnamed = {"labels": [0, 1]}, {"labels": [0, 1, -1]}, {"labels": [0, 1, 2], "label_names": ["a"]}
+    for options in (few, outside, unnamed, {"label_names": ["a"]}, {"captions": ["a"]}):
         with pytest.raises(UsageError):
             ImageData(images, **options)
     for bad in (images.float(), images[0], images[:0]):
@@ -619,7 +620,7 @@ def test_a_failed_build_leaves_nothing_and_a_full_disk_says_so(tmp_path, monkeyp
     folder = Path(os.environ["LATENTIA_CACHE"], "images")
     assert [file.suffix for file in folder.iterdir()] in ([], [".lock"])
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"cannot keep decoded images.*LATENTIA_CACHE"):
+    with pytest.raises(DataError, match=r"cannot write decoded images.*LATENTIA_CACHE"):
         load_images("digits", cache_dir=tmp_path / "file")
     monkeypatch.setattr("latentia.data.build.shutil.disk_usage", lambda folder: SimpleNamespace(free=9))
     with pytest.raises(DataError, match="GiB left"):
@@ -1021,7 +1022,8 @@ def test_docstring_examples_run():
     import latentia.data.build as build
     import latentia.data.decode as decode
     import latentia.data.images as images
+    import latentia.data.loading as loading
     import latentia.data.order as order
 
-    for module in (build, decode, images, order, streaming_module, cache_module):
+    for module in (build, decode, images, loading, order, streaming_module, cache_module):
         assert doctest.testmod(module).failed == 0

@@ -1,4 +1,4 @@
-"""Any text encoder of transformers, called alike; the texts of a data set, kept."""
+"""Text encoders of transformers behind one call, and the cached captions of a data set."""
 
 import importlib.util
 import json
@@ -23,7 +23,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from latentia.data import ImageData, LatentData, cached_texts
+from latentia.data import ImageData, LatentData, cached_captions
 from latentia.errors import CheckpointError, DataError, UsageError
 from latentia.models.clip import clip_towers, train_tokenizer
 from latentia.pipelines.texts import check_text_encoder, embed_texts, load_text_encoder, pool_texts, text_fingerprint
@@ -249,8 +249,8 @@ def test_batches_hold_the_texts_of_their_captions(flip, latents, tokenizer, tmp_
         asked.append(texts)
         return embed_texts(tokenizer, encoder, texts)
 
-    texts = cached_texts(data, encode, text_fingerprint(tokenizer, encoder), cache_dir=tmp_path)
-    again = cached_texts(data, encode, text_fingerprint(tokenizer, encoder), cache_dir=tmp_path)
+    texts = cached_captions(data, encode, text_fingerprint(tokenizer, encoder), cache_dir=tmp_path)
+    again = cached_captions(data, encode, text_fingerprint(tokenizer, encoder), cache_dir=tmp_path)
     assert asked == [["", "a bus", "a red heart", "dogs", "two"]]
     assert again.fingerprint == texts.fingerprint != data.fingerprint
     batch, plain = again.batch(3, 15, seed=2), data.batch(3, 15, seed=2)
@@ -267,17 +267,17 @@ def test_texts_are_never_taken_for_those_of_another(tmp_path):
         return torch.ones(len(texts), 3, 2), torch.ones(len(texts), 3).bool()
 
     file = tmp_path / "texts.safetensors"
-    one = cached_texts(pictures(), encode, "one", file=file)
+    one = cached_captions(pictures(), encode, "one", file=file)
     with pytest.raises(DataError, match="text_encoder is one, not two"):
-        cached_texts(pictures(), encode, "two", file=file)
-    assert one.fingerprint != cached_texts(pictures(), encode, "two", cache_dir=tmp_path).fingerprint
-    with pytest.raises(UsageError, match="--caption_column"):
-        cached_texts(ImageData(torch.zeros(3, 1, 8, 8, dtype=torch.uint8)), encode, "one", cache_dir=tmp_path)
-    with pytest.raises(UsageError, match="--streaming"):
-        cached_texts([], encode, "one")
+        cached_captions(pictures(), encode, "two", file=file)
+    assert one.fingerprint != cached_captions(pictures(), encode, "two", cache_dir=tmp_path).fingerprint
+    with pytest.raises(UsageError, match="caption_column"):
+        cached_captions(ImageData(torch.zeros(3, 1, 8, 8, dtype=torch.uint8)), encode, "one", cache_dir=tmp_path)
+    with pytest.raises(UsageError, match="without streaming"):
+        cached_captions([], encode, "one")
     for wrong in (lambda texts: (torch.ones(2, 3, 2), torch.ones(2, 3)), lambda texts: (encode(texts)[0] / 0, None)):
         with pytest.raises((DataError, AttributeError)):
-            cached_texts(pictures(), wrong, "wrong", cache_dir=tmp_path)
+            cached_captions(pictures(), wrong, "wrong", cache_dir=tmp_path)
     assert not [*tmp_path.rglob("*.tmp")]
 
 
@@ -289,7 +289,7 @@ def test_processes_that_start_together_encode_once(tmp_path):
         return torch.randn(len(texts), 3, 2), torch.ones(len(texts), 3).bool()
 
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: cached_texts(pictures(), encode, "e", cache_dir=tmp_path), range(4)))
+        found = list(pool.map(lambda _: cached_captions(pictures(), encode, "e", cache_dir=tmp_path), range(4)))
     assert counts == [5] and all(torch.equal(f.empty[0], found[0].empty[0]) for f in found)
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import sys
 import threading
 from pathlib import Path
@@ -473,7 +474,7 @@ def test_the_cache_computes_once_and_gives_the_same(tmp_path):
     first, second = (cached_predict(iter(images.split(4)), digits, "a", tmp_path, count=9) for _ in range(2))
     assert torch.equal(first.features, second.features) and torch.equal(first.logits, second.logits)
     assert torch.equal(first.logits, cached_predict(images, digits, "a", tmp_path).logits)
-    files = sorted(path.suffix for path in tmp_path.iterdir())
+    files = sorted(path.suffix for path in (tmp_path / "features").iterdir())
     assert files.count(".safetensors") == 2 and ".tmp" not in files
 
 
@@ -494,18 +495,18 @@ def test_everything_that_changes_the_numbers_has_a_file_of_its_own(tmp_path):
             setattr(other, key, change[key])
         cached_predict(change.get("images", images), other, change.get("fingerprint", "a"), tmp_path)
         assert other.calls == 1, change
-    assert len(list(tmp_path.glob("*.safetensors"))) == 8
+    assert len(list(tmp_path.glob("features/*.safetensors"))) == 8
 
 
 def test_a_file_of_another_extractor_or_data_set_is_refused_with_both_hashes(tmp_path):
     images, other = pictures(4, 1, 8, 8), Flat()
     other.sha256 = "1" * 64
     cached_predict(images, Flat(), "first data", tmp_path)
-    (mine,) = tmp_path.glob("*.safetensors")
+    (mine,) = tmp_path.glob("features/*.safetensors")
     cached_predict(images, other, "second data", tmp_path)
-    (theirs,) = set(tmp_path.glob("*.safetensors")) - {mine}
+    (theirs,) = set(tmp_path.glob("features/*.safetensors")) - {mine}
     mine.write_bytes(theirs.read_bytes())
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(DataError) as caught:
         cached_predict(images, Flat(), "first data", tmp_path)
     for words in ("1" * 64, "0" * 64, "first data", "second data", mine.name):
         assert words in str(caught.value)
@@ -514,14 +515,14 @@ def test_a_file_of_another_extractor_or_data_set_is_refused_with_both_hashes(tmp
 @pytest.mark.parametrize("how", ["half", "a bit", "rubbish"])
 def test_a_damaged_file_is_made_again_and_the_log_says_so(tmp_path, caplog, how):
     images = pictures(4, 1, 8, 8)
-    expected = cached_predict(images, Flat(), "a", tmp_path)
-    (file,) = tmp_path.glob("*.safetensors")
+    expected = cached_predict(images, Flat(), "a", tmp_path).features.clone()  # not the mapped file
+    (file,) = tmp_path.glob("features/*.safetensors")
     data = bytearray(file.read_bytes())
     data[-3] ^= 1
     file.write_bytes({"half": data[: len(data) // 2], "a bit": data, "rubbish": b"rubbish"}[how])
     flat = Flat()
     with caplog.at_level(logging.WARNING):
-        assert torch.equal(cached_predict(images, flat, "a", tmp_path).features, expected.features)
+        assert torch.equal(cached_predict(images, flat, "a", tmp_path).features, expected)
     assert flat.calls == 1 and "is damaged" in caplog.text
     assert cached_predict(images, flat, "a", tmp_path) and flat.calls == 1
 
@@ -563,12 +564,10 @@ def test_the_cache_refuses_what_it_cannot_keep(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="cache_dir"):
         cached_predict(images, Flat(), "a", tmp_path / "file")
-    monkeypatch.setattr(
-        latentia.evaluation.features.cache.os, "replace", lambda *a: (_ for _ in ()).throw(OSError(28, "full"))
-    )
+    monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(DataError, match="full"):
         cached_predict(images, Flat(), "a", tmp_path / "new")
-    assert [path.suffix for path in (tmp_path / "new").iterdir()] == [".lock"]
+    assert [path.suffix for path in (tmp_path / "new/features").iterdir()] == [".lock"]
 
 
 def test_the_cache_lies_where_the_environment_says(tmp_path, monkeypatch):
@@ -584,8 +583,8 @@ def test_the_cache_lies_where_the_environment_says(tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------------------------------------- examples
 
 
-@pytest.mark.parametrize("name", ["features", "preparation", "cache"])
+@pytest.mark.parametrize("name", ["extractor", "preparation", "cache"])
 def test_documented_examples_run(name):
-    module = getattr(latentia.evaluation, name)
+    module = getattr(latentia.evaluation.features, name)
     result = doctest.testmod(module, extraglobs={"torch": torch})
     assert result.attempted > 0 and result.failed == 0

@@ -430,7 +430,7 @@ def test_a_run_does_not_go_on_with_another_autoencoder_and_flags_that_contradict
         ("must hold an autoencoder", ("--autoencoder", nothing), UsageError),
         ("must have 1 channels.*got 3", ("--dataset_name", "emoji", "--resolution", "8"), UsageError),
         (r"--resolution must.*\(1, 9, 9\).*\(1, 8, 8\)", ("--resolution", "9"), UsageError),
-        ("StreamedImages.*--streaming", ("--streaming", "--max_train_steps", 2), UsageError),
+        ("StreamedImages.*without streaming", ("--streaming", "--max_train_steps", 2), UsageError),
     ]:
         with pytest.raises(kind, match=words):
             run(example, autoencoder, tmp_path / "refused", *flags)

@@ -16,7 +16,7 @@ from accelerate.commands.config.config_args import default_config_file
 from huggingface_hub import HfApi, constants, get_token
 from packaging.requirements import Requirement
 
-from latentia.data.cache import cache_folder
+from latentia.cache import cache_folder
 
 PACKAGES = "latentia torch diffusers accelerate datasets safetensors huggingface_hub transformers".split()
 # What constraints.txt names, which is not installed with the package; a test compares the two.

@@ -2,27 +2,25 @@
 
 import inspect
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from latentia.data import load_images
+from latentia.data import load_images, load_table
+from latentia.data.tables import is_table
 from latentia.errors import DataError, NumericsError, UsageError, did_you_mean
 from latentia.evaluation import nearest
 from latentia.pipelines.base import DiffusionPipeline
 from latentia.rng import seed_from
 
 NEIGHBOURS = 10  # of trustworthiness
-_TABLES = (".csv", ".tsv")
 _TSNE_INPUTS = 50  # more dimensions than these are first brought down by PCA
 
 
@@ -157,15 +155,17 @@ def embed(
             raise UsageError(f"--{name} must be at least {least}; got {value}.")
     if max_samples is not None and max_samples < 5:
         raise UsageError(f"--max_samples must be at least 5; got {max_samples}.")
-    path, is_table = Path(data).expanduser(), _is_table(data)
-    if is_table:
-        inputs, labels, names, left_out = _read_table(path, label_column, max_samples)
+    path, table, left_out = Path(data).expanduser(), is_table(data), []
+    if table:
+        rows = load_table(data, label_column=label_column, max_samples=max_samples)
+        inputs, labels, names, left_out = rows.values, rows.labels, rows.label_names, rows.left_out
+        flat = rows.standardized.float()  # (N, inputs)
     else:
         found = load_images(data, split=split, label_column=label_column, max_samples=max_samples)
-        inputs, labels, names, left_out = found.images, found.labels, found.label_names, []
+        inputs, labels, names = found.images, found.labels, found.label_names
+        flat = inputs.flatten(1).float() / 127.5 - 1
     if len(inputs) < 5:
         raise DataError(f"{data} must hold at least 5 samples to be embedded; it holds {len(inputs)}.")
-    flat = inputs.flatten(1).float() / 127.5 - 1 if not is_table else _standardised(inputs)  # (N, inputs)
 
     text = source if isinstance(source, str | Path) else type(source).__name__
     if source == "pixels":
@@ -177,7 +177,7 @@ def embed(
             )
         latents, text = _pca(flat, components), f"PCA-{components}"
     else:
-        latents = _encode(source, inputs, labels, is_table, batch_size, revision)
+        latents = _encode(source, inputs, labels, table, batch_size, revision)
     if not latents.isfinite().all():
         raise NumericsError(f"The latents of {text} are not finite, so they cannot be embedded. Was it trained?")
 
@@ -258,74 +258,3 @@ def _judge(inputs: Tensor, places: Tensor, labels: Tensor | None) -> dict[str, f
         found = nearest(places, places, exclude_self=True)[1][:, 0]
         scores["1-NN accuracy"] = float((labels[found] == labels).double().mean())
     return scores
-
-
-# ------------------------------------------------------------ tables
-
-
-def _is_table(data: str) -> bool:
-    """Whether `data` is a file of rows of numbers: CSV, or parquet without a column that could hold images."""
-    path = Path(data).expanduser()
-    if path.suffix.lower() in _TABLES:
-        if not path.is_file():
-            raise DataError(f"{data} is no file.")
-        return True
-    if path.suffix.lower() != ".parquet" or not path.is_file():
-        return False
-    try:
-        types = [column.type for column in pq.read_schema(path)]
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{data} cannot be read as parquet: {error}") from error
-    return not any(pa.types.is_binary(t) or pa.types.is_large_binary(t) or pa.types.is_struct(t) for t in types)
-
-
-def _read_table(path: Path, label_column: str | None, max_samples: int | None):
-    """Columns of numbers (N, D), float64; labels and their names, or None; names of the columns left out."""
-    try:
-        if path.suffix.lower() in _TABLES:
-            options = pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-            table = pyarrow.csv.read_csv(path, parse_options=options)
-        else:
-            table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} cannot be read as a table: {error}") from error
-    if label_column is not None and label_column not in table.column_names:
-        raise UsageError(f'--label_column must be one of {table.column_names}; got "{label_column}".')
-    label_column = label_column or ("label" if "label" in table.column_names else None)
-    if max_samples is not None and max_samples < len(table):
-        table = table.take(pa.array(np.linspace(0, len(table) - 1, max_samples).round().astype(np.int64)))
-    columns, left_out = {}, []
-    for name in table.column_names:
-        kind = table[name].type
-        if name == label_column:
-            continue
-        if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
-            columns[name] = np.asarray(table[name].to_numpy(), dtype=np.float64)
-        else:
-            left_out.append(name)
-    if not columns:
-        raise DataError(f"{path} must have a column of numbers beside the label; its columns are {table.column_names}.")
-    for name, values in columns.items():
-        gaps = np.flatnonzero(~np.isfinite(values))
-        if len(gaps):
-            raise DataError(
-                f'{path}: column "{name}" has {len(gaps)} values that are missing or not finite, the first in row '
-                f"{gaps[0]}. Fill or drop them."
-            )
-    labels, names = _labels(table[label_column], path, label_column) if label_column else (None, None)
-    return torch.from_numpy(np.stack([*columns.values()], axis=1)), labels, names, left_out
-
-
-def _labels(column: pa.ChunkedArray, path: Path, name: str) -> tuple[Tensor, list[str]]:
-    values: Sequence[Any] = column.to_pylist()
-    if any(value is None for value in values) or pa.types.is_floating(column.type):
-        raise DataError(f'{path}: the label column "{name}" must hold whole numbers or texts, without gaps.')
-    kinds = sorted({*values})
-    places = {value: i for i, value in enumerate(kinds)}
-    return torch.tensor([places[value] for value in values]), [str(value) for value in kinds]
-
-
-def _standardised(x: Tensor) -> Tensor:
-    """Each column with mean 0 and variance 1; a constant one is 0."""
-    deviation = x.std(0, correction=0)
-    return ((x - x.mean(0)) / torch.where(deviation > 0, deviation, 1)).float()

@@ -1,4 +1,4 @@
-"""Go through a source once and turn its rows into pixels, labels and captions."""
+"""Decode a source once: its rows become pixels, labels and captions."""
 
 import itertools
 import multiprocessing
@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import DataError
-from .columns import Labels, Table, checked_caption
-from .decode import BadImage, Fit, decode_all, open_image
+from latentia.data.columns import Labels, Table, check_caption
+from latentia.data.decode import BadImage, Fit, decode_all, open_image
+from latentia.errors import DataError
 
-MAX_SKIPPED = 0.01  # of all images; more is not bad luck but another problem
+MAX_SKIPPED = 0.01  # share of bad images from which on something else is wrong
 _CHUNK = 128
 
 
@@ -31,8 +31,8 @@ class Plan:
     label_names: list[str] | None
 
 
-def chosen_rows(count: int, part: Callable[[int], range], max_samples: int | None) -> Sequence[int]:
-    """The rows of a slice of the split, thinned evenly to `max_samples`."""
+def choose_rows(count: int, part: Callable[[int], range], max_samples: int | None) -> Sequence[int]:
+    """The rows of a part of the split, thinned evenly to `max_samples`."""
     rows = part(count)
     if max_samples is None or max_samples >= len(rows):
         return rows
@@ -48,7 +48,7 @@ def build(
     folder: Path,
     num_workers: int = 0,
 ) -> dict[str, Any]:
-    """Decode `rows` of `table` in order, `write` the pixels, and return what the JSON beside them keeps.
+    """Decode `rows` of `table` in order, `write` the pixels, and return what the JSON beside them holds.
 
     Raises:
         DataError: a bad image (or more than 1 % of them), images that differ in size or colour, a bad label or caption.
@@ -60,17 +60,17 @@ def build(
     captions: list[str] | None = [] if "caption" in picked else None
     sizes: list[tuple[int, int]] = []
     skipped: list[str] = []
-    for where, values, pixels in _decoded(table.rows(names), rows, plan, num_workers):
+    for where, values, pixels in _decode(table.rows(names), rows, plan, num_workers):
         if isinstance(pixels, BadImage) and plan.on_bad_image == "skip":
             skipped.append(f"{where} {pixels}")
             if len(skipped) > MAX_SKIPPED * len(rows):
                 raise DataError(
                     f"{len(skipped)} of the first {len(sizes) + len(skipped)} images are bad, more than 1 % of "
-                    f"{len(rows)}: {'; '.join(skipped[:3])}. Mend or remove them."
+                    f"{len(rows)}: {'; '.join(skipped[:3])}. Repair or remove them."
                 )
             continue
         if isinstance(pixels, BadImage):
-            raise DataError(f'{where} {pixels}. Mend or remove it, or pass over bad images with on_bad_image="skip".')
+            raise DataError(f'{where} {pixels}. Repair or remove it, or leave bad images out with on_bad_image="skip".')
         if isinstance(pixels, Exception):
             raise DataError(f"{where} {pixels}.") from pixels
         if plan.crop and sizes and pixels.shape[1:] != sizes[0]:
@@ -83,10 +83,10 @@ def build(
         if labels is not None:
             labels.add(rest.pop(0), where)
         if captions is not None:
-            captions.append(checked_caption(rest.pop(0), where, picked["caption"]))
+            captions.append(check_caption(rest.pop(0), where, picked["caption"]))
         if not sizes:
             channels = pixels.shape[0]
-            _room(folder, pixels.nbytes * len(rows))
+            _check_room(folder, pixels.nbytes * len(rows))
         sizes.append((pixels.shape[1], pixels.shape[2]))
         write(np.ascontiguousarray(pixels).data)
     if not sizes:
@@ -104,7 +104,7 @@ def build(
     }
 
 
-def _room(folder: Path, wanted: int) -> None:
+def _check_room(folder: Path, wanted: int) -> None:
     free = shutil.disk_usage(folder).free
     if wanted > free:
         raise DataError(
@@ -113,7 +113,7 @@ def _room(folder: Path, wanted: int) -> None:
         )
 
 
-def _decoded(
+def _decode(
     found: Iterator[tuple[str, tuple]], rows: Sequence[int], plan: Plan, num_workers: int
 ) -> Iterator[tuple[str, tuple, np.ndarray | Exception]]:
     """(where, values, pixels or error) of each wanted row. The first good image decides open questions."""
@@ -153,8 +153,8 @@ def channels_of(payload: Any) -> int:
 
 
 class _workers:
-    """Decodes a list of payloads, in this process or spread over `count` others (Pillow decodes under Python's lock,
-    so that threads would not help)."""
+    """Decode a list of payloads in this process, or in `count` others (threads would not help: Pillow decodes under
+    Python's lock)."""
 
     def __init__(self, count: int):
         self.count = count

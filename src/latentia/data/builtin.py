@@ -1,4 +1,4 @@
-"""Data sets that need no network: scikit-learn's digits, the emoji that ship with the package, and drawn factors."""
+"""Data sets that need no network: scikit-learn's digits, the emoji that ship with the package, and rendered factors."""
 
 from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DataError, did_you_mean
-from .columns import Column, Source, Table
+from latentia.data.columns import Column, Source, Table
+from latentia.errors import DataError, did_you_mean
 
 # Each with its splits.
 BUILTIN = {"digits": ("train",), "emoji": ("train", "test"), "factors": ("train", "test")}
-_FACTORS = {"train": slice(0, 10_000), "test": slice(10_000, 12_000)}  # of a fixed order of all pictures
+_FACTORS = {"train": slice(0, 10_000), "test": slice(10_000, 12_000)}  # rows of a fixed order of all images
 
 
 def builtin_source(name: str, split: str, parquet_source: Callable[..., Source]) -> Source:
@@ -48,9 +48,9 @@ def _digits() -> Table:
 
 
 def _factors(split: str) -> Table:
-    """10,000 (train) or 2,000 (test) of the pictures of `Factors(32)`, none twice, with their factors as columns."""
-    from .factors import COLOURS, SHAPES, Factors
-    from .order import indices
+    """10,000 (train) or 2,000 (test) of the images of `Factors(32)`, none twice, with their factors as columns."""
+    from latentia.data.factors import COLOURS, SHAPES, Factors
+    from latentia.data.order import indices
 
     factors = Factors(32)
     part = _FACTORS[split]
@@ -66,6 +66,6 @@ def _factors(split: str) -> Table:
                 values["text"] = f"a {classes['colour'][values['colour']]} {classes['shape'][values['shape']]}"
             if "image" in names:
                 values["image"] = factors.render(row)[0].permute(1, 2, 0).numpy()
-            yield f"picture {number}", tuple(values[name] for name in names)
+            yield f"image {number}", tuple(values[name] for name in names)
 
     return Table({"image": Column("image"), **columns, "text": Column("text")}, rows, len(chosen), {"label": "shape"})

@@ -1,4 +1,4 @@
-"""Columns of a data set: which one is the image, the label, the caption, and what their values may be."""
+"""Columns of a data set: which ones hold images, labels and captions, and which values they may have."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import DataError, UsageError, did_you_mean
+from latentia.errors import DataError, UsageError, did_you_mean
 
 MAX_CLASSES = 65_536  # of a plain integer column, so that one damaged value does not make 2**40 classes
 
@@ -96,13 +96,13 @@ class Labels:
 
     def add(self, value: Any, where: str) -> int | str:
         """The label as an integer, or as text while the classes are not known."""
-        value = self._checked(value, where)
+        value = self._check(value, where)
         self.values.append(value)
         return value
 
-    def _checked(self, value: Any, where: str) -> int | str:
+    def _check(self, value: Any, where: str) -> int | str:
         at = f'{where}: label column "{self.column}"'
-        advice = 'Mend the data, choose another label_column, or give label_column="" to do without labels.'
+        advice = 'Repair the data, choose another label_column, or give label_column="" to do without labels.'
         if isinstance(value, str):
             if self.names is None:
                 return value
@@ -131,12 +131,12 @@ class Labels:
         return values, self.names or [str(i) for i in range(max(values, default=-1) + 1)]
 
 
-def checked_caption(value: Any, where: str, column: str) -> str:
+def check_caption(value: Any, where: str, column: str) -> str:
     """`value`, if it is text with something in it."""
     if not isinstance(value, str) or not value.strip():
         shown = "no value" if value is None else repr(value)[:40]
         raise DataError(
             f'{where}: caption column "{column}" holds {shown}, not a text. '
-            'Mend the data, choose another caption_column, or give caption_column="" to do without captions.'
+            'Repair the data, choose another caption_column, or give caption_column="" to do without captions.'
         )
     return value

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from ..errors import DataError, UsageError
+from latentia.errors import DataError, UsageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
@@ -36,11 +36,11 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 class BadImage(DataError):
-    """This one image cannot be used; `on_bad_image="skip"` passes over it."""
+    """This one image cannot be used; `on_bad_image="skip"` leaves it out."""
 
 
-def refuse_loosened_pillow() -> None:
-    """UsageError if some library told Pillow to fill truncated files with grey, for the whole process."""
+def check_pillow() -> None:
+    """UsageError if some library set Pillow to fill truncated files with grey, for the whole process."""
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise UsageError(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is True, so damaged files would pass as images with grey stripes. "
@@ -180,7 +180,7 @@ class Fit:
 
     def _resize(self, image: Image.Image, height: int, width: int) -> Image.Image:
         scale = max(height / image.height, width / image.width)
-        if self.crop:  # only the part that is kept is computed
+        if self.crop:  # only the part that stays is computed
             cut_width, cut_height = min(width / scale, image.width), min(height / scale, image.height)
             left, top = (image.width - cut_width) / 2, (image.height - cut_height) / 2
             box = (left, top, left + cut_width, top + cut_height)

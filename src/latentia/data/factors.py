@@ -1,4 +1,4 @@
-"""A drawn data set whose causes are known: one shape on a dark ground, made of six independent factors."""
+"""Images rendered from known factors of variation: one shape on a dark ground, with six independent factors."""
 
 import math
 from collections.abc import Mapping
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import UsageError, did_you_mean
-from ..rng import seed_from
+from latentia.errors import UsageError, did_you_mean
+from latentia.rng import seed_from
 
 SHAPES = ("square", "ellipse", "heart", "triangle")
 COLOURS = {
@@ -25,11 +25,11 @@ RESOLUTIONS = (32, 64)
 _RADII = np.linspace(0.22, 0.36, 6)
 _ANGLES = np.arange(10) * math.pi / 20  # 0 to 81 degrees: a square looks alike again at 90
 _PLACES = np.linspace(-0.38, 0.38, 16)
-_CHUNK = 64  # images drawn at once, few enough to stay in the processor's cache
+_CHUNK = 64  # images rendered at once, few enough to stay in the processor's cache
 
 
 class Factors:
-    """4 x 6 x 6 x 10 x 16 x 16 = 368,640 distinct colour images, drawn when asked for.
+    """4 x 6 x 6 x 10 x 16 x 16 = 368,640 distinct colour images, rendered when asked for.
 
     | factor | size | values |
     | --- | --- | --- |
@@ -44,13 +44,13 @@ class Factors:
     the row-major order of `sizes`: y runs fastest. Nothing is stored and nothing is random.
 
     Args:
-        resolution: side of the images in pixels, 32 or 64. The same indices show the same picture at both.
+        resolution: side of the images in pixels, 32 or 64. The same indices give the same image at both.
 
     Raises:
         UsageError: another resolution.
 
     References:
-        In the manner of dSprites (Matthey et al. 2017) and of the Shapes data of Reed et al. 2015; all its own drawing.
+        In the manner of dSprites (Matthey et al. 2017) and of the Shapes data of Reed et al. 2015; the renderer is new.
 
     Example:
         >>> factors = Factors()
@@ -119,8 +119,8 @@ class Factors:
         """
         if n < 1:
             raise UsageError(f"`n` must be at least 1. Got {n}.")
-        draw = torch.Generator().manual_seed(seed_from(seed, "factors"))
-        indices = torch.stack([torch.randint(size, (n,), generator=draw) for size in self.sizes], 1)
+        generator = torch.Generator().manual_seed(seed_from(seed, "factors"))
+        indices = torch.stack([torch.randint(size, (n,), generator=generator) for size in self.sizes], 1)
         for name, index in (fixed or {}).items():
             if name not in self.names:
                 raise UsageError(
@@ -140,7 +140,7 @@ class Factors:
             >>> Factors().describe(torch.tensor([3, 0, 5, 1, 0, 15]))
             {'shape': 'triangle', 'colour': 'red', 'scale': 0.36, 'rotation': 9.0, 'x': -0.38, 'y': 0.38}
         """
-        shape, colour, scale, rotation, x, y = self._checked(torch.as_tensor(indices)[None])[0].tolist()
+        shape, colour, scale, rotation, x, y = self._check(torch.as_tensor(indices)[None])[0].tolist()
         return {
             "shape": SHAPES[shape],
             "colour": list(COLOURS)[colour],
@@ -166,10 +166,10 @@ class Factors:
             >>> Factors(64).render(torch.tensor([[2, 0, 5, 0, 8, 8]])).shape
             torch.Size([1, 3, 64, 64])
         """
-        parts = [self._drawn(part.numpy()) for part in self._checked(indices).split(_CHUNK)]
+        parts = [self._render(part.numpy()) for part in self._check(indices).split(_CHUNK)]
         return torch.from_numpy(np.concatenate(parts))
 
-    def _checked(self, indices: torch.Tensor) -> torch.Tensor:
+    def _check(self, indices: torch.Tensor) -> torch.Tensor:
         indices = torch.as_tensor(indices)
         if indices.ndim != 2 or indices.shape[1] != len(self.sizes) or indices.is_floating_point():
             raise UsageError(f"`indices` must be integers (N, {len(self.sizes)}). Got {_given(indices)}.")
@@ -182,7 +182,7 @@ class Factors:
                 )
         return indices
 
-    def _drawn(self, indices: np.ndarray) -> np.ndarray:
+    def _render(self, indices: np.ndarray) -> np.ndarray:
         """Factors (N, 6) to uint8 (N, 3, H, W)."""
         side = self.resolution
         centres = (np.arange(side) + 0.5) * 2 / side - 1  # of the pixels, from left to right and top to bottom

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
-from .columns import Column, Table
-from .decode import SUFFIXES
+from latentia.data.columns import Column, Table
+from latentia.data.decode import SUFFIXES
+from latentia.errors import DataError
 
 
 def image_files(root: Path, source: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Which image stands at a position of the endless sample stream, and what chance does to it there.
+"""Shuffled order of the endless sample stream, and the random numbers of its positions.
 
 Position p is element p % n of epoch p // n. Everything here is a function of (seed, position), so a run is resumed by
 its position alone and a batch does not depend on how the stream is cut into batches.
@@ -9,14 +9,15 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from ..rng import seed_from
+from latentia.errors import UsageError
+from latentia.rng import seed_from
 
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
 @lru_cache(maxsize=4)
 def permutation(n: int, seed: int, epoch: int) -> torch.Tensor:
-    """The order of epoch `epoch`: int64 (n,), kept for the next batches of the same epoch, so not to be written to.
+    """The order of epoch `epoch`: int64 (n,), cached for the next batches of the same epoch; do not write to it.
 
     Example:
         >>> sorted(permutation(5, 0, 3).tolist())
@@ -24,6 +25,16 @@ def permutation(n: int, seed: int, epoch: int) -> torch.Tensor:
     """
     generator = torch.Generator().manual_seed(seed_from(seed, "order", epoch))
     return torch.randperm(n, generator=generator)
+
+
+def check_positions(start: int, stop: int) -> None:
+    """UsageError unless 0 <= start <= stop: the positions of a batch.
+
+    Example:
+        >>> check_positions(3, 8)
+    """
+    if not 0 <= start <= stop:
+        raise UsageError(f"a batch needs 0 <= start <= stop; got start={start}, stop={stop}.")
 
 
 def indices(start: int, stop: int, n: int, seed: int) -> torch.Tensor:
@@ -56,3 +67,13 @@ def uniform(stream: str, start: int, stop: int, seed: int) -> np.ndarray:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return ((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+
+
+def flip_mask(start: int, stop: int, seed: int) -> np.ndarray:
+    """Positions [start, stop) at which an image is flipped left-right, each with probability 1/2: bool (stop - start,).
+
+    Example:
+        >>> flip_mask(0, 6, seed=1).tolist()
+        [True, True, False, False, False, True]
+    """
+    return uniform("flip", start, stop, seed) < 0.5

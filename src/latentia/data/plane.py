@@ -1,7 +1,7 @@
-"""Distributions of points in the plane, whose modes and densities are known: toys to train on and to measure with.
+"""Toy distributions of points in the plane with known modes and densities, to train on and to measure with.
 
 A shape is a pure function of six numbers per point, four uniform and two normal, so a point depends on (seed, position)
-alone, as with pictures. Every point is drawn independently and none is shown twice.
+alone. All points are independent, and no point comes twice.
 """
 
 import math
@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import UsageError, did_you_mean
-from .cache import key_of
-from .order import uniform
+from latentia.cache import key_of
+from latentia.data.base import description
+from latentia.data.order import check_positions, uniform
+from latentia.errors import UsageError, did_you_mean
 
 Shape = Callable[[np.ndarray, np.ndarray], np.ndarray]  # u (n, 4) in [0, 1) and e (n, 2) normal -> points (n, 2)
 
@@ -42,23 +43,23 @@ class Plane:
     about: str = ""
 
     def sample(self, n: int, seed: int) -> torch.Tensor:
-        """n points, float32 (n, 2): the first n of those that belong to `seed`, and none that training is shown."""
+        """n points, float32 (n, 2): the first n of `seed`, none of which is in a training batch."""
         if n < 0:
             raise UsageError(f"`n` must be at least 0. Got {n}.")
         return self.points(0, n, seed, "sample")
 
     def points(self, start: int, stop: int, seed: int, stream: str) -> torch.Tensor:
         """The points at positions [start, stop) of a stream, float32 (stop - start, 2)."""
-        draws = [uniform(f"plane {stream} {k}", start, stop, seed) for k in range(6)]
-        radius, angle = np.sqrt(-2 * np.log1p(-draws[4])), 2 * np.pi * draws[5]
+        u = [uniform(f"plane {stream} {k}", start, stop, seed) for k in range(6)]
+        radius, angle = np.sqrt(-2 * np.log1p(-u[4])), 2 * np.pi * u[5]
         e = np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1)  # Box and Muller
-        return torch.from_numpy(self.shape(np.stack(draws[:4], 1), e).astype(np.float32))
+        return torch.from_numpy(self.shape(np.stack(u[:4], 1), e).astype(np.float32))
 
 
 def gaussian_mixture(
     centres: Sequence[Sequence[float]] | torch.Tensor, sigma: Any, name: str = "mixture", about: str = ""
 ) -> Plane:
-    """Equally likely Gaussians with axes along x and y; drawn strokes too, with the points of the strokes as centres.
+    """Mixture of equally likely Gaussians with axes along x and y; the centres may follow a stroke.
 
     Args:
         centres: (K, 2).
@@ -94,7 +95,7 @@ def gaussian_mixture(
 
 
 class PlaneData:
-    """The endless stream of a plane distribution, in the form in which the training loop asks for batches.
+    """A `Dataset` of the points of a plane distribution; endless.
 
     Args:
         plane: a name of `PLANES`, or a `Plane`.
@@ -108,8 +109,10 @@ class PlaneData:
         True
     """
 
+    modality = "point"
+    endless = True
     shape = (2,)
-    label_names = None
+    labels = label_names = captions = None
 
     def __init__(self, plane: str | Plane):
         self.plane = find_plane(plane) if isinstance(plane, str) else plane
@@ -123,20 +126,19 @@ class PlaneData:
         return f"PlaneData({self.plane.name!r})"
 
     def describe(self) -> dict[str, Any]:
-        """What a model card says about the data."""
-        return {"kind": "plane", "name": self.plane.name, "about": self.plane.about, "fingerprint": self.fingerprint}
+        """Name and origin of the distribution, shape, fingerprint; for a model card."""
+        return {"kind": "plane", "name": self.plane.name, "about": self.plane.about, **description(self)}
 
-    def require(self, batch: int) -> None:
-        """Nothing: an endless stream holds any batch."""
+    def require(self, n: int) -> None:
+        """Do nothing: a distribution has any number of points."""
 
     def batch(self, start: int, stop: int, *, seed: int = 0, device: str | torch.device = "cpu") -> dict[str, Any]:
-        """Positions [start, stop) of the stream of `seed`, the same however it is cut into batches.
+        """Positions [start, stop) of the stream of `seed`: see `Dataset.batch`.
 
         Returns:
             {"x": float32 (B, 2)}, not confined to [-1, 1].
         """
-        if not 0 <= start <= stop:
-            raise UsageError(f"a batch needs 0 <= start <= stop, got start={start}, stop={stop}.")
+        check_positions(start, stop)
         return {"x": self.plane.points(start, stop, seed, "batch").to(device)}
 
 

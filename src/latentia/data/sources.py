@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError, UsageError, did_you_mean
-from .builtin import BUILTIN, builtin_source
-from .columns import Column, Source, Table
-from .decode import SUFFIXES
-from .folder import folder_table, image_files
+from latentia.data.builtin import BUILTIN, builtin_source
+from latentia.data.columns import Column, Source, Table
+from latentia.data.decode import SUFFIXES
+from latentia.data.folder import folder_table, image_files
+from latentia.errors import DataError, UsageError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +186,7 @@ def _hub_source(text, split, config_name, revision, cache_dir, streaming) -> Sou
         import datasets
 
         try:
-            data = _patiently(
+            data = _retry(
                 lambda: datasets.load_dataset(
                     text,
                     config_name,
@@ -205,7 +205,7 @@ def _hub_source(text, split, config_name, revision, cache_dir, streaming) -> Sou
     return Source(text, about, open_, [text, config_name, split, commit])
 
 
-def _patiently(ask: Callable[[], Any]) -> Any:
+def _retry(ask: Callable[[], Any]) -> Any:
     """What `ask` returns; asked again a few times while the Hub answers that it cannot just now."""
     for pause in (*_PAUSES, None):
         try:
@@ -226,9 +226,9 @@ def _patiently(ask: Callable[[], Any]) -> Any:
 
 def _check_commit(data: Any, commit: str) -> None:
     """`datasets` takes any commit it has in its cache, with a warning only, if the Hub does not answer."""
-    kept = [Path(file["filename"]) for file in getattr(data, "cache_files", None) or []]
-    kept += map(Path, getattr(getattr(data, "_ex_iterable", None), "kwargs", {}).get("files", ()))
-    for path in kept:
+    cached = [Path(file["filename"]) for file in getattr(data, "cache_files", None) or []]
+    cached += map(Path, getattr(getattr(data, "_ex_iterable", None), "kwargs", {}).get("files", ()))
+    for path in cached:
         found = next((part for part in path.parts if re.fullmatch("[0-9a-f]{40}", part)), commit)
         if found != commit:
             raise DataError(f"the Hub does not answer, and only commit {found[:12]} is in the cache of datasets.")
@@ -244,7 +244,7 @@ def _commit(name: str, revision: str | None) -> str:
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="dataset")
     reference = folder / "refs" / (revision or "main")
     try:
-        commit = _patiently(lambda: HfApi().dataset_info(name, revision=revision, timeout=30).sha)
+        commit = _retry(lambda: HfApi().dataset_info(name, revision=revision, timeout=30).sha)
     except Exception as error:
         if reference.is_file() and getattr(getattr(error, "response", None), "status_code", 500) >= 500:
             return reference.read_text().strip()
@@ -321,7 +321,7 @@ def _dataset_table(data: Any, name: str, own: bool = True) -> Table:
         for number, row in enumerate(picked):
             if missing := [column for column in names if column not in row]:
                 raise DataError(f'{name}: row {number} has no "{missing[0]}".')
-            yield f"row {number}", tuple(_followed(row[column], own) for column in names)
+            yield f"row {number}", tuple(_follow(row[column], own) for column in names)
 
     return Table(columns, rows, len(data) if hasattr(data, "__len__") else None)
 
@@ -338,7 +338,7 @@ def _kind(value: Any) -> Any:
     return "text" if isinstance(value, str) else "other"
 
 
-def _followed(value: Any, own: bool) -> Any:
+def _follow(value: Any, own: bool) -> Any:
     """An image that `datasets` gives as a path only: its path or bytes, if it may be read."""
     if not (isinstance(value, dict) and value.get("bytes") is None and isinstance(value.get("path"), str)):
         return value

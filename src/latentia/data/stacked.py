@@ -1,19 +1,19 @@
-"""Stacked MNIST: three digits as red, green and blue of one picture, hence 1000 modes that a classifier can count."""
+"""Stacked MNIST: three digits as red, green and blue of one image, hence 1000 modes that a classifier can count."""
 
 import torch
 
-from ..errors import UsageError
-from ..rng import seed_from
-from .images import ImageData
+from latentia.data.images import ImageData
+from latentia.errors import UsageError
+from latentia.rng import seed_from
 
 
 def stacked_images(source: ImageData, n: int = 128_000, seed: int = 0) -> ImageData:
-    """Colour images whose channels are three grey images, drawn independently and with replacement.
+    """Colour images whose channels are three grey images, sampled independently and with replacement.
 
     Args:
         source: grey images with labels in [0, K), such as `load_images("mnist")`.
-        n: how many to draw. Default 128 000, of 28 x 28 pixels 301 MB, as in PacGAN and VEEGAN.
-        seed: of the draw; equal seeds give equal data on every machine.
+        n: number of images, >= 1. Default 128 000, of 28 x 28 pixels 301 MB, as in PacGAN and VEEGAN.
+        seed: of the choice; equal seeds give equal data on every machine.
 
     Returns:
         uint8 (n, 3, H, W) with labels K^2 r + K g + b, K = 10 for digits: the 1000 modes.
@@ -23,7 +23,7 @@ def stacked_images(source: ImageData, n: int = 128_000, seed: int = 0) -> ImageD
 
     References:
         "Unrolled Generative Adversarial Networks", Metz et al. 2016, arXiv:1611.02163, section 3.3; "PacGAN", Lin et
-        al. 2017, arXiv:1712.04086, section 4.2 (it draws from the training and test digits together).
+        al. 2017, arXiv:1712.04086, section 4.2 (sampled from the training and test digits together).
 
     Example:
         >>> from latentia.data import load_images

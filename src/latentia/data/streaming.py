@@ -1,4 +1,4 @@
-"""Images that are decoded as they come, for data sets that do not fit on the disk or have no end."""
+"""Streaming: images that are decoded as they are asked for, for data sets that do not fit on the disk."""
 
 import logging
 import random
@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import DataError, UsageError
-from ..rng import seed_from
-from .build import MAX_SKIPPED, Plan, channels_of
-from .cache import key_of
-from .columns import Labels, Source, checked_caption, pick
-from .decode import BadImage, Fit, decode_all
-from .images import finished, mirrored
-from .order import uniform
+from latentia.cache import key_of
+from latentia.data.base import description
+from latentia.data.build import MAX_SKIPPED, Plan, channels_of
+from latentia.data.columns import Labels, Source, check_caption, pick
+from latentia.data.decode import BadImage, Fit, decode_all
+from latentia.data.images import normalize
+from latentia.data.order import check_positions, flip_mask, uniform
+from latentia.errors import DataError, UsageError
+from latentia.rng import seed_from
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ Row = tuple[str, tuple[Any, ...]]
 
 
 class StreamedImages:
-    """The interface of [`ImageData`] over a source without random access; made by `load_images(..., streaming=True)`.
+    """A `Dataset` of images from a source without random access; made by `load_images(..., streaming=True)`.
 
     Position p of the stream is the p-th row that a shuffle buffer of 1024 rows, keyed by (seed, epoch), lets out; when
     the source ends it is read again as the next epoch. Batches are asked for in order of position. A jump forward
@@ -48,6 +49,10 @@ class StreamedImages:
         torch.Size([4, 1, 8, 8])
     """
 
+    modality = "image"
+    endless = True
+    labels = captions = None  # known batch by batch
+
     def __init__(
         self,
         source: Source,
@@ -59,8 +64,6 @@ class StreamedImages:
         self._source, self._plan, self._max_samples = source, plan, max_samples
         self.random_flip = random_flip
         self.skipped: list[str] = []
-        self.labels = None
-        self.captions = None
         self._table = source.open()
         self._picked = pick(self._table, source.name, *asked)
         self._names = [self._picked[role] for role in ("image", "label", "caption") if role in self._picked]
@@ -77,10 +80,10 @@ class StreamedImages:
         self._rows: Iterator[Row] = iter(())
         self._ahead: deque[Row] = deque()
         self._decoded = 0
-        self._first()
+        self._look_at_first()
         self.source = {**source.about, "columns": self._picked, "streaming": True}
 
-    def _first(self) -> None:
+    def _look_at_first(self) -> None:
         """The shape and the channels, from the first good image of the source."""
         self._fit, self._grey_only = Fit(3), False
         for where, values in self._unshuffled():
@@ -96,7 +99,7 @@ class StreamedImages:
                 return
             except BadImage as error:
                 if self._plan.on_bad_image == "raise":
-                    raise self._complaint(where, error) from None
+                    raise self._bad_image(where, error) from None
         raise DataError(f"{self._source.name} gives no image.")
 
     def __len__(self) -> int:
@@ -113,27 +116,24 @@ class StreamedImages:
         return key_of([self._source.key, {key: str(value) for key, value in self.source.items()}, self._max_samples])
 
     def describe(self) -> dict[str, Any]:
-        """What a model card says about the data: source, shape of the images, classes, fingerprint."""
+        """Source, shape of the images, classes, fingerprint; for a model card."""
         return {
             **self.source,
-            "shape": list(self.shape),
-            "label_names": self.label_names,
+            **description(self),
             "captions": "caption" in self._picked,
             "random_flip": self.random_flip,
             "skipped": len(self.skipped),
-            "fingerprint": self.fingerprint,
         }
 
-    def require(self, batch: int) -> None:
-        """DataError if the source ends before it gave `batch` rows."""
-        got = sum(1 for _, _ in zip(range(batch), self._unshuffled()))
-        if got < batch:
-            raise DataError(f"{self._source.name} gives {got} images, fewer than one global batch of {batch}.")
+    def require(self, n: int) -> None:
+        """DataError if the source ends before it gave n rows."""
+        got = sum(1 for _, _ in zip(range(n), self._unshuffled()))
+        if got < n:
+            raise DataError(f"{self._source.name} gives {got} images, fewer than one global batch of {n}.")
 
     def batch(self, start: int, stop: int, *, seed: int = 0, device: str | torch.device = "cpu") -> dict[str, Any]:
-        """As [`ImageData.batch`]: positions [start, stop), quickest in order of position."""
-        if not 0 <= start <= stop:
-            raise UsageError(f"a batch needs 0 <= start <= stop, got start={start}, stop={stop}.")
+        """Positions [start, stop) of the stream of `seed`: see `Dataset.batch`; fastest in order of position."""
+        check_positions(start, stop)
         if seed != self._seed or start < self._row:
             self._seed, self._row, self._ahead = seed, 0, deque()
             self._rows = self._shuffled(seed)
@@ -156,8 +156,8 @@ class StreamedImages:
             labels.append(values.get("label", 0))
             captions.append(values.get("caption", ""))
         stacked = np.stack(pixels) if pixels else np.empty((0, *self.shape), np.uint8)
-        mirror = mirrored(start, stop, seed) if self.random_flip else None
-        out: dict[str, Any] = {"x": finished(stacked, mirror, device)}
+        flips = flip_mask(start, stop, seed) if self.random_flip else None
+        out: dict[str, Any] = {"x": normalize(stacked, flips, device)}
         if "label" in self._picked:
             out["labels"] = torch.tensor(labels, dtype=torch.int64, device=device)
         if "caption" in self._picked:
@@ -180,7 +180,7 @@ class StreamedImages:
             where, values = self._peek(ahead)
             image = decode_all([values[0]], self._fit, self._grey_only)[0]
             if isinstance(image, BadImage):
-                self._complain(where, image, count=ahead == 0)
+                self._skip(where, image, count=ahead == 0)
                 continue
             if isinstance(image, Exception):
                 raise DataError(f"{where} {image}.") from image
@@ -189,28 +189,28 @@ class StreamedImages:
                     f"{where} is {image.shape[2]} x {image.shape[1]}, but the first image is "
                     f"{self.shape[2]} x {self.shape[1]}. Give a resolution to bring all images to one size."
                 )
-            found = self._checked(where, values[1:])
+            found = self._check(where, values[1:])
             self._take()
             self._decoded += 1
             return image, found
         raise DataError(f"{_LOOK_AHEAD} bad images in a row in {self._source.name}: {self.skipped[-1]}.")
 
-    def _checked(self, where: str, values: tuple[Any, ...]) -> dict[str, Any]:
+    def _check(self, where: str, values: tuple[Any, ...]) -> dict[str, Any]:
         rest, found = list(values), {}
         if "label" in self._picked:
             found["label"] = Labels(self._picked["label"], self.label_names).add(rest.pop(0), where)
             if isinstance(found["label"], str):
                 raise DataError(f'{where}: label column "{self._picked["label"]}" mixes integers and text.')
         if "caption" in self._picked:
-            found["caption"] = checked_caption(rest.pop(0), where, self._picked["caption"])
+            found["caption"] = check_caption(rest.pop(0), where, self._picked["caption"])
         return found
 
-    def _complaint(self, where: str, error: BadImage) -> DataError:
-        return DataError(f'{where} {error}. Mend or remove it, or pass over bad images with on_bad_image="skip".')
+    def _bad_image(self, where: str, error: BadImage) -> DataError:
+        return DataError(f'{where} {error}. Repair or remove it, or leave bad images out with on_bad_image="skip".')
 
-    def _complain(self, where: str, error: BadImage, count: bool) -> None:
+    def _skip(self, where: str, error: BadImage, count: bool) -> None:
         if self._plan.on_bad_image == "raise":
-            raise self._complaint(where, error)
+            raise self._bad_image(where, error)
         if not count:
             return
         self.skipped.append(f"{where} {error}")
@@ -251,7 +251,7 @@ class StreamedImages:
         """The endless stream: each epoch goes through a buffer from which a random row leaves for each that enters."""
         epoch = 0
         while True:
-            draw = random.Random(seed_from(seed, "stream order", epoch))
+            rng = random.Random(seed_from(seed, "stream order", epoch))
             buffer: list[Row] = []
             empty = True
             for row in self._unshuffled():
@@ -259,13 +259,13 @@ class StreamedImages:
                 if len(buffer) < SHUFFLE_BUFFER:
                     buffer.append(row)
                     continue
-                place = draw.randrange(SHUFFLE_BUFFER)
+                place = rng.randrange(SHUFFLE_BUFFER)
                 buffer[place], row = row, buffer[place]
                 yield row
             if empty:
                 raise DataError(
                     f"{self._source.name} gives no row in epoch {epoch}; its __iter__ must start anew each time."
                 )
-            draw.shuffle(buffer)
+            rng.shuffle(buffer)
             yield from buffer
             epoch += 1

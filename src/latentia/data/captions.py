@@ -1,4 +1,4 @@
-"""What a text encoder makes of the captions of a data set, computed once and kept on disk."""
+"""Hidden states of the captions of a data set: computed once by a text encoder and cached on disk."""
 
 import logging
 from collections.abc import Callable
@@ -8,46 +8,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DataError, UsageError
-from .cache import cache_folder, key_of
-from .images import ImageData
-from .kept import kept
-from .latents import LatentData
+from latentia.cache import cached_tensors, key_of
+from latentia.data.base import description
+from latentia.data.images import ImageData
+from latentia.data.latents import LatentData
+from latentia.errors import DataError, UsageError
 
 logger = logging.getLogger(__name__)
 
 FORMAT = "1"  # raise it when the meaning of the files changes
 
 
-class TextData:
-    """A data set whose batches hold the hidden states of its captions too; made by [`cached_texts`].
+class CaptionData:
+    """A `Dataset` whose batches hold the hidden states of its captions too; made by [`cached_captions`].
 
     Args:
         hidden: of each text, (M, L, D).
         mask: True for tokens, False for padding, (M, L).
         texts: the M different captions and "", the empty one.
-        data: the pictures or latents, whose captions these are.
+        data: the images or latents, whose captions these are.
         fingerprint: of texts and data.
     """
 
+    endless = False
+
     def __init__(self, hidden: Tensor, mask: Tensor, texts: list[str], data: ImageData | LatentData, fingerprint: str):
-        self.data, self.fingerprint = data, fingerprint
-        self.shape, self.labels, self.label_names, self.captions = (
-            data.shape, data.labels, data.label_names, data.captions,
-        )  # fmt: skip
-        self.require = data.require
+        self.data, self.fingerprint, self.modality = data, fingerprint, data.modality
+        self.shape: tuple[int, ...] = data.shape
+        self.labels, self.label_names, self.captions = data.labels, data.label_names, data.captions
         self._hidden, self._mask, self._rows = hidden, mask, {text: row for row, text in enumerate(texts)}
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __repr__(self) -> str:
-        return f"TextData({self.data!r} with {len(self._rows)} texts of shape {tuple(self._hidden.shape[1:])})"
+        return f"CaptionData({self.data!r} with {len(self._rows)} texts of shape {self.text_shape})"
 
     @property
     def text_shape(self) -> tuple[int, int]:
         """L tokens and D channels of the hidden states of a text."""
-        return tuple(self._hidden.shape[1:])
+        _, tokens, channels = self._hidden.shape
+        return tokens, channels
 
     @property
     def empty(self) -> tuple[Tensor, Tensor]:
@@ -56,12 +57,20 @@ class TextData:
         return self._hidden[row], self._mask[row]
 
     def describe(self) -> dict[str, Any]:
-        """What a model card says about the data, with the shape and the fingerprint of the texts."""
-        texts = {"text_shape": list(self.text_shape), "text_fingerprint": self.fingerprint}
-        return {**self.data.describe(), **texts}
+        """What the data say of themselves, with the fingerprint of data and texts and the shape of the texts."""
+        return {
+            **self.data.describe(),
+            **description(self),
+            "text_shape": list(self.text_shape),
+            "made_of": description(self.data),
+        }
+
+    def require(self, n: int) -> None:
+        """DataError if there are fewer than n elements, one global batch over all processes and accumulation."""
+        self.data.require(n)
 
     def batch(self, start: int, stop: int, *, seed: int = 0, device: str | torch.device = "cpu") -> dict[str, Any]:
-        """Positions [start, stop) of the sample stream of `seed`, as the data's own `batch` gives them.
+        """Positions [start, stop) of the stream of `seed`, as the data's own `batch` gives them.
 
         Returns:
             What that gives, with "text", hidden states (B, L, D), and "text_mask" (B, L), True for tokens.
@@ -73,21 +82,21 @@ class TextData:
         return out
 
 
-def cached_texts(
+def cached_captions(
     data: ImageData | LatentData,
     encode: Callable[[list[str]], tuple[Tensor, Tensor]],
     text_encoder: str,
     *,
     file: str | Path | None = None,
     cache_dir: str | Path | None = None,
-) -> TextData:
-    """A data set with the hidden states of its captions: read if this encoder made them before, else made.
+) -> CaptionData:
+    """Encode the captions of a data set once, or read them if this text encoder encoded them before.
 
     Each different caption is encoded once, and the empty text with them. One process computes while others wait for its
     file, and all read the same bytes. They are held in memory, 4 bytes for each of the texts' L x D values.
 
     Args:
-        data: pictures or latents with captions.
+        data: images or latents with captions.
         encode: texts -> hidden states (M, L, D) and mask (M, L), as `embed_texts` of `latentia.pipelines.texts` gives.
         text_encoder: a text that changes with the encoder, its tokenizer and L, such as `text_fingerprint` and L.
         file: a safetensors file of these texts and this encoder, written if it is not there; `None` (default): one of
@@ -102,29 +111,26 @@ def cached_texts(
     Example:
         >>> import tempfile
         >>> data = ImageData(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), captions=["a", "b", "a"])
-        >>> lengths = lambda texts: (torch.ones(len(texts), 4, 2), torch.ones(len(texts), 4).bool())
+        >>> ones = lambda texts: (torch.ones(len(texts), 4, 2), torch.ones(len(texts), 4).bool())
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     texts = cached_texts(data, lengths, "ones", cache_dir=folder)
-        >>> texts.batch(0, 2)["text"].shape, texts
-        (torch.Size([2, 4, 2]), TextData(ImageData(tensor: 3 images of shape (1, 8, 8)) with 3 texts of shape (4, 2)))
+        ...     captioned = cached_captions(data, ones, "ones", cache_dir=folder)
+        >>> captioned.text_shape, captioned.batch(0, 2)["text"].shape
+        ((4, 2), torch.Size([2, 4, 2]))
     """
     if not isinstance(data, ImageData | LatentData):
         raise UsageError(
-            f"data must be pictures or latents, whose texts are encoded once; got {type(data).__name__}. Leave "
-            "--streaming out."
+            f"data must be images or latents, whose captions are encoded once; got {type(data).__name__}. Load them "
+            "without streaming."
         )
     if data.captions is None:
-        raise UsageError("data must have captions, and this data set has none. Name them with --caption_column.")
+        raise UsageError("data must have captions, and this data set has none. Name them with caption_column.")
     texts = sorted({"", *data.captions})
     made_of = {"format": FORMAT, "text_encoder": text_encoder, "texts": key_of(texts)}
-    name = key_of(made_of)
-    path = cache_folder(cache_dir) / "texts" / f"{name}.safetensors" if file is None else Path(file).expanduser()
-    what = "texts of these captions by this encoder"
-    found = kept(path, made_of, lambda: _computed(texts, encode), what, explicit=file is not None)
-    return TextData(found["hidden"], found["mask"], texts, data, key_of([name, data.fingerprint]))
+    found = cached_tensors(lambda: _compute(texts, encode), made_of, "texts", cache_dir=cache_dir, file=file)
+    return CaptionData(found["hidden"], found["mask"], texts, data, key_of([key_of(made_of), data.fingerprint]))
 
 
-def _computed(texts: list[str], encode) -> dict[str, Tensor]:
+def _compute(texts: list[str], encode) -> dict[str, Tensor]:
     logger.info("encoding %d texts", len(texts))
     hidden, mask = encode(texts)
     if hidden.ndim != 3 or mask.shape != hidden.shape[:2] or len(hidden) != len(texts):
@@ -134,4 +140,4 @@ def _computed(texts: list[str], encode) -> dict[str, Tensor]:
         )
     if not torch.isfinite(hidden).all():
         raise DataError("encode must give finite hidden states; some are not. Encode in float32.")
-    return {"hidden": hidden.detach().float().cpu().contiguous(), "mask": mask.bool().cpu().contiguous()}
+    return {"hidden": hidden.detach().float().cpu(), "mask": mask.bool().cpu()}

@@ -1,0 +1,219 @@
+"""`load_table`: the columns of numbers of a CSV or parquet file, and their labels, as a data set."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from latentia.cache import key_of
+from latentia.data.base import annotate, check_annotations, description, require
+from latentia.data.order import check_positions, indices
+from latentia.errors import DataError, UsageError
+
+SUFFIXES = (".csv", ".tsv", ".parquet")
+
+
+class TableData:
+    """A `Dataset` of the rows of a table of numbers; made by [`load_table`], or directly.
+
+    Args:
+        values: (N, D), N >= 1 and D >= 1, floats, all finite.
+        columns: D names; default "0", "1", ...
+        labels: N integers in [0, len(label_names)), or None.
+        label_names: names of the classes; default "0", "1", ... up to the largest label.
+        left_out: columns of the source that are not among `columns`, as they hold no numbers.
+        source: where the table comes from, for the model card.
+
+    Attributes:
+        values: float64 (N, D), in the order of the source.
+
+    Raises:
+        UsageError: another shape or type, values that are not finite, or names or labels that do not fit.
+
+    Example:
+        >>> data = TableData(torch.eye(3), labels=[0, 1, 1])
+        >>> data.batch(0, 4)["x"].shape, data.standardized.mean(0).abs().max().item() < 1e-12
+        (torch.Size([4, 3]), True)
+    """
+
+    modality = "table row"
+    endless = False
+    captions = None
+
+    def __init__(
+        self,
+        values: Tensor,
+        columns: Sequence[str] | None = None,
+        labels: Sequence[int] | Tensor | None = None,
+        label_names: Sequence[str] | None = None,
+        left_out: Sequence[str] = (),
+        source: dict[str, Any] | None = None,
+    ):
+        if values.ndim != 2 or not values.is_floating_point() or not values.numel() or not values.isfinite().all():
+            raise UsageError(
+                f"values must be finite floats (N, D), N >= 1 and D >= 1; got {values.dtype} {tuple(values.shape)}."
+            )
+        self.values = values.double()
+        self.columns = [str(i) for i in range(values.shape[1])] if columns is None else list(columns)
+        if len(self.columns) != values.shape[1]:
+            raise UsageError(f"columns must be {values.shape[1]} names; got {len(self.columns)}.")
+        self.labels, self.label_names, _ = check_annotations(len(values), labels, label_names, None)
+        self.left_out = list(left_out)
+        self.source: dict[str, Any] = dict(source or {"kind": "tensor"})
+        self.shape = (values.shape[1],)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __repr__(self) -> str:
+        name = self.source.get("name", self.source["kind"])
+        return f"TableData({name}: {len(self)} rows of {len(self.columns)} columns)"
+
+    @property
+    def standardized(self) -> Tensor:
+        """The values with mean 0 and variance 1 in each column, float64 (N, D); 0 in a constant column."""
+        deviation = self.values.std(0, correction=0)
+        return (self.values - self.values.mean(0)) / torch.where(deviation > 0, deviation, 1)
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits of the content: values, columns and labels."""
+        digest = hashlib.blake2b(self.values.contiguous().numpy().data, digest_size=32).hexdigest()
+        labels = None if self.labels is None else self.labels.tolist()
+        return key_of(["table", digest, self.columns, labels, self.label_names])
+
+    def describe(self) -> dict[str, Any]:
+        """Source, number of rows, columns, classes, fingerprint; for a model card."""
+        return {
+            **self.source,
+            "rows": len(self),
+            **description(self),
+            "columns": self.columns,
+            "left_out": self.left_out,
+        }
+
+    def require(self, n: int) -> None:
+        """DataError if there are fewer than n rows, one global batch over all processes and accumulation."""
+        require(self, n)
+
+    def batch(self, start: int, stop: int, *, seed: int = 0, device: str | torch.device = "cpu") -> dict[str, Any]:
+        """Positions [start, stop) of the stream of `seed`: see `Dataset.batch`.
+
+        Returns:
+            {"x": float32 (B, D)}, the values as they are in the table, with "labels" (int64 (B,)) where there are some.
+        """
+        check_positions(start, stop)
+        rows = indices(start, stop, len(self), seed)
+        return annotate({"x": self.values[rows].float().to(device, non_blocking=True)}, self, rows, device)
+
+
+def load_table(source: str | Path, *, label_column: str | None = None, max_samples: int | None = None) -> TableData:
+    """Load all columns of numbers of a table, and its labels.
+
+    Args:
+        source: a .csv, .tsv or .parquet file; the first line of a CSV or TSV file names the columns.
+        label_column: default "label" if there is such a column. "" for none. Whole numbers or texts, which are
+            numbered by sorting.
+        max_samples: use at most so many rows, spread evenly; `None` (default): all.
+
+    Raises:
+        UsageError: another kind of file, a `label_column` that there is not, or max_samples < 1.
+        DataError: the file cannot be read, has no column of numbers beside the label, or has gaps.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder, "iris.csv")
+        ...     _ = file.write_text("length,width,name,label\\n5.1,3.5,a,setosa\\n6.2,2.9,b,virginica\\n")
+        ...     load_table(file), load_table(file).label_names, load_table(file).left_out
+        (TableData(iris.csv: 2 rows of 2 columns), ['setosa', 'virginica'], ['name'])
+    """
+    path = Path(source).expanduser()
+    if max_samples is not None and max_samples < 1:
+        raise UsageError(f"max_samples must be at least 1; got {max_samples}.")
+    table = _read(path)
+    if label_column and label_column not in table.column_names:
+        raise UsageError(f'label_column must be one of {table.column_names}; got "{label_column}".')
+    if label_column is None and "label" in table.column_names:
+        label_column = "label"
+    if max_samples is not None and max_samples < len(table):
+        table = table.take(pa.array(np.linspace(0, len(table) - 1, max_samples).round().astype(np.int64)))
+    columns: dict[str, np.ndarray] = {}
+    left_out = []
+    for name in table.column_names:
+        kind = table[name].type
+        if name == label_column:
+            continue
+        if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+            columns[name] = np.asarray(table[name].to_numpy(), dtype=np.float64)
+        else:
+            left_out.append(name)
+    if not columns:
+        raise DataError(f"{path} must have a column of numbers beside the label; its columns are {table.column_names}.")
+    if not len(table):
+        raise DataError(f"{path} holds no rows.")
+    for name, values in columns.items():
+        gaps = np.flatnonzero(~np.isfinite(values))
+        if len(gaps):
+            raise DataError(
+                f'{path}: column "{name}" has {len(gaps)} values that are missing or not finite, the first in row '
+                f"{gaps[0]}. Fill or drop them."
+            )
+    labels, names = _number(table[label_column], path, label_column) if label_column else (None, None)
+    values = torch.from_numpy(np.stack([*columns.values()], axis=1))
+    return TableData(values, [*columns], labels, names, left_out, {"kind": "table", "name": path.name})
+
+
+def is_table(source: str | Path) -> bool:
+    """Whether a file holds rows of numbers: CSV, TSV, or parquet without a column that could hold images.
+
+    Raises:
+        DataError: a .csv or .tsv file that is not there, or a .parquet file that cannot be read.
+
+    Example:
+        >>> is_table("digits")
+        False
+    """
+    path = Path(source).expanduser()
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES or (suffix == ".parquet" and not path.is_file()):
+        return False
+    if not path.is_file():
+        raise DataError(f"{source} is no file.")
+    if suffix != ".parquet":
+        return True
+    try:
+        types = [column.type for column in pq.read_schema(path)]
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{source} cannot be read as parquet: {error}") from error
+    return not any(pa.types.is_binary(t) or pa.types.is_large_binary(t) or pa.types.is_struct(t) for t in types)
+
+
+def _read(path: Path) -> pa.Table:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UsageError(f"a table must be a file of {', '.join(SUFFIXES)}; got {path}.")
+    try:
+        if suffix == ".parquet":
+            return pq.read_table(path)
+        options = pyarrow.csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",")
+        return pyarrow.csv.read_csv(path, parse_options=options)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} cannot be read as a table: {error}") from error
+
+
+def _number(column: pa.ChunkedArray, path: Path, name: str) -> tuple[list[int], list[str]]:
+    """Labels as integers, and the names of the classes in sorted order."""
+    values: list[Any] = column.to_pylist()
+    if any(value is None for value in values) or pa.types.is_floating(column.type):
+        raise DataError(f'{path}: the label column "{name}" must hold whole numbers or texts, without gaps.')
+    kinds = sorted({*values})
+    numbers = {value: i for i, value in enumerate(kinds)}
+    return [numbers[value] for value in values], [str(value) for value in kinds]
