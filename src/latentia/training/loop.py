@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -26,10 +26,15 @@ from latentia.training.skips import Skips
 from latentia.training.state import check_config, lock, plain_optimizer, restore, stateful_parts, versions
 
 
+@runtime_checkable
 class Batches(Protocol):
-    """What the loop asks of a data set: the elements at positions [start, stop) of its endless stream."""
+    """What the loop asks of a data set: the elements at positions [start, stop) of its endless stream.
 
-    fingerprint: str
+    It is the smallest part of `latentia.data.Dataset`, which every data set of latentia fulfils.
+    """
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def batch(self, start: int, stop: int, *, seed: int, device: torch.device) -> dict[str, Any]: ...
 
