@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from latentia.evaluation.features.extractor import WEIGHTS
+from latentia.evaluation.features.classifier import WEIGHTS
 from latentia.models.classifier import DigitClassifier
 
 RECIPES = {

@@ -10,7 +10,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from latentia.errors import UsageError
-from latentia.evaluation.likelihood.estimate import importance_weights, log_mean_exp
+from latentia.evaluation.likelihood.bounds import importance_weights, log_mean_exp
 from latentia.losses.variational import log_likelihood, log_normal
 from latentia.models.layers.convolution import image_size
 from latentia.pipelines.autoencoder import between

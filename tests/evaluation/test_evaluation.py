@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-import latentia.evaluation.features.extractor
+import latentia.evaluation.features.classifier
+import latentia.evaluation.features.loading
 import latentia.evaluation.report.grids
 import latentia.models.classifier
 from latentia.errors import CheckpointError, DataError, UsageError
@@ -27,7 +28,7 @@ from latentia.evaluation import (
     predict,
     strip,
 )
-from latentia.evaluation.features.extractor import SHIPPED, WEIGHTS
+from latentia.evaluation.features.classifier import SHIPPED, WEIGHTS
 from latentia.models.classifier import DigitClassifier
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -125,7 +126,8 @@ def test_an_own_folder_loads_and_an_altered_one_is_refused(tmp_path, digits):
 def test_a_shipped_extractor_without_its_statement_is_refused(tmp_path, monkeypatch):
     shutil.copytree(WEIGHTS / "digits", tmp_path / "digits")
     (tmp_path / "digits/evaluation.json").unlink()
-    monkeypatch.setattr(latentia.evaluation.features.extractor, "WEIGHTS", tmp_path)
+    for module in (latentia.evaluation.features.classifier, latentia.evaluation.features.loading):
+        monkeypatch.setattr(module, "WEIGHTS", tmp_path)
     with pytest.raises(CheckpointError, match="sha256"):
         load_extractor("digits")
 
@@ -322,7 +324,6 @@ def test_curves_say_what_is_missing(tmp_path):
 @pytest.mark.parametrize(
     "module",
     [
-        latentia.evaluation.features.extractor,
         latentia.evaluation.report.grids,
         latentia.models.classifier,
     ],

@@ -19,10 +19,11 @@ from hub_server import point_client_at, running_hub
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import latentia.evaluation.features.base
 import latentia.evaluation.features.cache
-import latentia.evaluation.features.extractor
-import latentia.evaluation.features.networks
-import latentia.evaluation.features.preparation
+import latentia.evaluation.features.classifier
+import latentia.evaluation.features.loading
+import latentia.evaluation.features.preprocessing
 from latentia import InceptionV3
 from latentia.data import load_images
 from latentia.errors import CheckpointError, DataError, HubError, NumericsError, UsageError
@@ -36,9 +37,9 @@ from latentia.evaluation import (
     predict,
     transformers_extractor,
 )
-from latentia.evaluation.features.extractor import SHIPPED, WEIGHTS
-from latentia.evaluation.features.networks import _RESIZE
-from latentia.evaluation.features.preparation import Preparation, preparation_of
+from latentia.evaluation.features.classifier import SHIPPED, WEIGHTS
+from latentia.evaluation.features.preprocessing import Preprocessing, read_preprocessing
+from latentia.evaluation.features.pretrained import _RESIZE
 
 MODEL = "model.safetensors"
 
@@ -104,7 +105,7 @@ def test_an_extractor_may_know_no_classes():
         predict(Predictions(torch.where(torch.arange(7)[:, None] == 2, math.nan, found.features), None), Flat())
 
 
-# ------------------------------------------------------------------------------------------------------- preparation
+# ------------------------------------------------------------------------------------------------------- preprocessing
 
 
 @pytest.mark.parametrize("size", [(32, 32), (28, 28), (299, 299), (400, 330), (512, 64)])
@@ -158,11 +159,11 @@ NORMAL = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
 
 
 @pytest.mark.parametrize("name", PREPARATIONS)
-def test_the_preparation_of_a_model_is_read_from_its_file(tmp_path, name):
+def test_the_read_preprocessing_a_model_is_read_from_its_file(tmp_path, name):
     asked, size, crop, resample = PREPARATIONS[name]
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({**asked, **NORMAL}))
     images = pictures(2, 3, 48, 72)
-    found = preparation_of(tmp_path)(images)
+    found = read_preprocessing(tmp_path)(images)
     for image, given in zip(images, found):
         expected = resized_by_pil(image, size, resample) / 255
         if crop:
@@ -184,24 +185,24 @@ def test_the_preparation_of_a_model_is_read_from_its_file(tmp_path, name):
         {"crop_size": 30, "do_center_crop": True},
     ],
 )
-def test_a_preparation_that_is_not_done_here_is_refused(tmp_path, change):
+def test_a_preprocessing_that_is_not_done_here_is_refused(tmp_path, change):
     asked = {"size": {"shortest_edge": 20}, "resample": 3, **NORMAL, **change}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(asked))
     with pytest.raises(CheckpointError, match=r"preprocessor_config\.json"):
-        preparation_of(tmp_path)
+        read_preprocessing(tmp_path)
 
 
-def test_a_preparation_says_in_words_all_that_changes_numbers():
-    plain = Preparation((8, 8), "bilinear", True, (0.5,), (0.5,))
+def test_a_preprocessing_says_in_words_all_that_changes_numbers():
+    plain = Preprocessing((8, 8), "bilinear", True, (0.5,), (0.5,))
     others = [
-        Preparation((9, 8), "bilinear", True, (0.5,), (0.5,)),
-        Preparation(8, "bilinear", True, (0.5,), (0.5,)),
-        Preparation((8, 8), "bicubic", True, (0.5,), (0.5,)),
-        Preparation((8, 8), "bilinear", False, (0.5,), (0.5,)),
-        Preparation((8, 8), "bilinear", True, (0.4,), (0.5,)),
-        Preparation((8, 8), "bilinear", True, (0.5,), (0.4,)),
-        Preparation((8, 8), "bilinear", True, (0.5,), (0.5,), crop=(7, 7)),
-        Preparation(None, "bilinear", True, (0.5,), (0.5,)),
+        Preprocessing((9, 8), "bilinear", True, (0.5,), (0.5,)),
+        Preprocessing(8, "bilinear", True, (0.5,), (0.5,)),
+        Preprocessing((8, 8), "bicubic", True, (0.5,), (0.5,)),
+        Preprocessing((8, 8), "bilinear", False, (0.5,), (0.5,)),
+        Preprocessing((8, 8), "bilinear", True, (0.4,), (0.5,)),
+        Preprocessing((8, 8), "bilinear", True, (0.5,), (0.4,)),
+        Preprocessing((8, 8), "bilinear", True, (0.5,), (0.5,), crop=(7, 7)),
+        Preprocessing(None, "bilinear", True, (0.5,), (0.5,)),
     ]
     assert len({str(one) for one in [plain, *others]}) == 9
     assert str(plain) == "resize to (8, 8) bilinear antialiased, mean 0.5, std 0.5"
@@ -221,7 +222,7 @@ def inception(tmp_path_factory):
 
 
 @pytest.mark.parametrize("resize", ["clean", "legacy"])
-def test_inception_is_the_network_behind_its_preparation(inception, resize):
+def test_inception_is_the_network_behind_its_preprocessing(inception, resize):
     network, file = inception
     extractor = inception_extractor(file, sha256(file).upper(), resize)
     images = pictures(2, 3, 40, 32)
@@ -367,7 +368,7 @@ def test_a_model_of_transformers_gives_its_pooled_output(tmp_path, kind):
     extractor = load_extractor(tmp_path)
     features, logits = extractor(images)
     with torch.no_grad():
-        expected = embedding(kind, model, preparation_of(tmp_path)(images))
+        expected = embedding(kind, model, read_preprocessing(tmp_path)(images))
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
     assert logits is None and features.std(0).max() > 1e-4
     assert extractor.name == tmp_path.name and extractor.sha256 == sha256(tmp_path / MODEL)
@@ -400,7 +401,7 @@ DAMAGE = {
     "no weights": (lambda f: (f / MODEL).rename(f / "pytorch_model.bin"), "run code"),
     "half a file": (lambda f: (f / MODEL).write_bytes((f / MODEL).read_bytes()[:999]), "cannot be read as safetensors"),
     "a missing tensor": (without_key, "must agree"),
-    "no preparation": (lambda f: (f / "preprocessor_config.json").unlink(), "holds no preprocessor_config.json"),
+    "no preprocessing": (lambda f: (f / "preprocessor_config.json").unlink(), "holds no preprocessor_config.json"),
     "no JSON": (lambda f: (f / "preprocessor_config.json").write_text("{"), "cannot be read"),
 }
 
@@ -583,7 +584,7 @@ def test_the_cache_lies_where_the_environment_says(tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------------------------------------- examples
 
 
-@pytest.mark.parametrize("name", ["extractor", "preparation", "cache"])
+@pytest.mark.parametrize("name", ["base", "classifier", "loading", "preprocessing", "cache"])
 def test_documented_examples_run(name):
     module = getattr(latentia.evaluation.features, name)
     result = doctest.testmod(module, extraglobs={"torch": torch})

@@ -9,7 +9,8 @@ import torch
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 import latentia.evaluation.likelihood.annealing
-import latentia.evaluation.likelihood.estimate
+import latentia.evaluation.likelihood.bounds
+import latentia.evaluation.likelihood.pixels
 from latentia.errors import NumericsError, UsageError
 from latentia.evaluation import (
     Pixels,
@@ -381,7 +382,9 @@ def test_bad_input_of_likelihoods_is_refused():
             bits_per_dimension(*arguments)
 
 
-@pytest.mark.parametrize("module", [latentia.evaluation.likelihood.estimate, latentia.evaluation.likelihood.annealing])
+@pytest.mark.parametrize(
+    "module", [getattr(latentia.evaluation.likelihood, n) for n in ("annealing", "bounds", "pixels")]
+)
 def test_examples_in_the_docstrings_run(module):
     result = doctest.testmod(module)
     assert result.attempted > 0 and result.failed == 0

@@ -15,9 +15,10 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
+import latentia.evaluation.representation.latent_space
 import latentia.evaluation.representation.path_length
+import latentia.evaluation.representation.probe_report
 import latentia.evaluation.representation.probes
-import latentia.evaluation.representation.structure
 from latentia import DigitClassifier
 from latentia.errors import DataError, NumericsError, UsageError
 from latentia.evaluation import (
@@ -434,7 +435,8 @@ def test_wrong_arguments_of_path_length_are_named():
     "module",
     [
         latentia.evaluation.representation.probes,
-        latentia.evaluation.representation.structure,
+        latentia.evaluation.representation.latent_space,
+        latentia.evaluation.representation.probe_report,
         latentia.evaluation.representation.path_length,
     ],
 )

@@ -30,7 +30,7 @@ from latentia import (
 from latentia.data import load_images
 from latentia.data.plane import PlaneData
 from latentia.errors import UsageError
-from latentia.evaluation.failures import SampleMonitor, fine_energy, generator_won, read_log
+from latentia.evaluation.failure_modes import SampleMonitor, fine_energy, generator_won, read_log
 from latentia.losses.adversarial import gan_discriminator_loss, gan_generator_loss
 from latentia.models.layers.discriminator import with_minibatch_std
 from latentia.pipelines.rejection import rejection_sample

@@ -45,8 +45,8 @@ from latentia.evaluation import (
     score,
     write_sheet,
 )
-from latentia.evaluation.features.extractor import FeatureExtractor
-from latentia.evaluation.likelihood.estimate import Pixels
+from latentia.evaluation.features.base import FeatureExtractor
+from latentia.evaluation.likelihood.pixels import Pixels
 from latentia.hub.card import add_results
 
 KEPT = 100  # images that an evaluation keeps to show; the others are forgotten once they are measured

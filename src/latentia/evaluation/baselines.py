@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from latentia.errors import UsageError
-from latentia.evaluation.features.extractor import check_images
+from latentia.evaluation.features.base import check_images
 from latentia.evaluation.frechet import Moments
 from latentia.rng import seed_from
 

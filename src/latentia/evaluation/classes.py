@@ -3,7 +3,7 @@
 import torch
 
 from latentia.errors import UsageError
-from latentia.evaluation.features.extractor import check_features
+from latentia.evaluation.features.base import check_features
 from latentia.rng import seed_from
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from latentia.errors import UsageError
-from latentia.evaluation.features.extractor import check_features
+from latentia.evaluation.features.base import check_features
 
 _CHUNK = 4096  # rows that are held in float64 at once
 

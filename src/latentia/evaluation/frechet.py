@@ -5,7 +5,7 @@ import math
 import torch
 
 from latentia.errors import NumericsError, UsageError
-from latentia.evaluation.features.extractor import check_features
+from latentia.evaluation.features.base import check_features
 
 _CHUNK = 4096  # rows that are held in float64 at once
 _BLOCK = 512  # columns of a scatter matrix that are added at once

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from latentia.errors import UsageError
-from latentia.evaluation.features.extractor import check_features
+from latentia.evaluation.features.base import check_features
 from latentia.evaluation.frechet import Moments, both_moments
 from latentia.rng import seed_from
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from latentia.errors import UsageError
-from latentia.evaluation.features.extractor import check_features
+from latentia.evaluation.features.base import check_features
 
 _BLOCK = 1024  # rows and columns of the kernel matrix that are held at once
 

@@ -18,7 +18,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from latentia.errors import UsageError, did_you_mean
 from latentia.evaluation.classes import class_divergence, class_entropies, inception_score, missing_classes
 from latentia.evaluation.diversity import vendi_score
-from latentia.evaluation.features.extractor import FeatureExtractor, Predictions, predict
+from latentia.evaluation.features.base import FeatureExtractor, Predictions, predict
 from latentia.evaluation.frechet import Moments, frechet_distance, moments_of
 from latentia.evaluation.frechet_uncertainty import frechet_distance_infinity, frechet_interval
 from latentia.evaluation.kernel import kernel_distance, kernel_distance_with_error

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from latentia.errors import UsageError
-from latentia.evaluation.features.extractor import FeatureExtractor, check_features, predict
+from latentia.evaluation.features.base import FeatureExtractor, check_features, predict
 
 PLANE_SAMPLES = 2_500  # VEEGAN's and PacGAN's, of ring and grid
 STACKED_SAMPLES = 26_000  # VEEGAN's and PacGAN's, of Stacked MNIST

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import avg_pool2d, conv2d
 
 from latentia.errors import LatentiaError, UsageError
-from latentia.evaluation.features.extractor import FeatureExtractor, check_images
+from latentia.evaluation.features.base import FeatureExtractor, check_images
 
 DATA_RANGE = 2.0  # images lie in [-1, 1]
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # pixels

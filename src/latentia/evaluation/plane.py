@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 
 from latentia.errors import UsageError
-from latentia.evaluation.features.extractor import check_features
+from latentia.evaluation.features.base import check_features
 from latentia.rng import seed_from
 
 EXACT_LIMIT = 2_000  # points whose assignment takes about a second; time grows with the cube

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from latentia.errors import DataError, UsageError
-from latentia.evaluation.features.extractor import check_features
+from latentia.evaluation.features.base import check_features
 
 _ROWS, _COLUMNS, _SQUARE = 512, 2048, 2560  # of a block of distances
 _GROUP = 32  # neighbouring columns of which only the least matters at first

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentia.errors import UsageError
-from latentia.evaluation.features.extractor import check_features
+from latentia.evaluation.features.base import check_features
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from latentia.evaluation.failures import WINDOW, Finding, SampleMonitor, generator_won, read_log
-from latentia.evaluation.features.extractor import FeatureExtractor
+from latentia.evaluation.failure_modes import WINDOW, Finding, SampleMonitor, generator_won, read_log
+from latentia.evaluation.features.base import FeatureExtractor
 from latentia.training.loop import Hook, Progress
 
 _LOOKS = 3  # looks at samples in a row that must show a disease: young generators show many for a moment

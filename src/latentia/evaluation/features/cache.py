@@ -8,7 +8,7 @@ from torch import Tensor
 
 from latentia.cache import cached_tensors
 from latentia.errors import UsageError
-from latentia.evaluation.features.extractor import FeatureExtractor, Predictions, predict
+from latentia.evaluation.features.base import FeatureExtractor, Predictions, predict
 
 FORMAT = "2"  # raise it when the meaning of the files changes
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from latentia.errors import UsageError, did_you_mean
 from latentia.evaluation.classes import class_counts
-from latentia.evaluation.features.extractor import FeatureExtractor
+from latentia.evaluation.features.base import FeatureExtractor
 from latentia.evaluation.metrics import Images, Interval, Pair, Sample, check_metrics, measure
 from latentia.rng import seed_from
 

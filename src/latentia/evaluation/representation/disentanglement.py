@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from latentia.errors import NumericsError, UsageError
-from latentia.evaluation.features.extractor import check_features
+from latentia.evaluation.features.base import check_features
 from latentia.evaluation.representation.factor_scores import (
     attribute_predictability_gap,
     dci,

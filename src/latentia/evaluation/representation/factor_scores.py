@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from latentia.errors import UsageError
-from latentia.evaluation.features.extractor import check_features
+from latentia.evaluation.features.base import check_features
 from latentia.rng import seed_from
 
 BINS = 20  # of equal width per dimension, as in Locatello et al. 2019

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from latentia.errors import NumericsError, UsageError, did_you_mean
-from latentia.evaluation.features.extractor import FeatureExtractor, check_features
+from latentia.evaluation.features.base import FeatureExtractor, check_features
 from latentia.rng import seed_from
 
 _CHUNK = 500  # pairs that are decoded at once

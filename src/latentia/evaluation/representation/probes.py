@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from latentia.errors import UsageError
-from latentia.evaluation.features.extractor import check_features
+from latentia.evaluation.features.base import check_features
 from latentia.rng import seed_from
 
 C = 0.1  # inverse strength of the L2 penalty on standardised codes; between what suits 100 and 10 000 labels

@@ -1,4 +1,4 @@
-"""What is done to images before a network that was trained elsewhere: resizing, cropping, normalising."""
+"""Preprocessing of images for a pretrained network: resize, crop, normalise."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,8 @@ from latentia.safety import read_json
 
 
 @dataclass(frozen=True)
-class Preparation:
-    """What happens to images between [-1, 1] and the network: resize, centre crop, (u - mean) / std with u in [0, 1].
+class Preprocessing:
+    """Resize, centre crop, and (u - mean) / std with u in [0, 1], of images in [-1, 1].
 
     Args:
         resize: (H, W); or the length of the shorter side, which keeps the proportions; or None.
@@ -24,8 +24,8 @@ class Preparation:
         mean, std: per channel, or one for all.
 
     Example:
-        >>> prepare = Preparation(resize=(299, 299), filter="bilinear", antialias=False, mean=(0.5,), std=(0.5,))
-        >>> tuple(prepare(torch.zeros(2, 3, 32, 32)).shape)
+        >>> preprocess = Preprocessing(resize=(299, 299), filter="bilinear", antialias=False, mean=(0.5,), std=(0.5,))
+        >>> tuple(preprocess(torch.zeros(2, 3, 32, 32)).shape)
         (2, 3, 299, 299)
     """
 
@@ -61,8 +61,8 @@ class Preparation:
         return ", ".join([*parts, f"mean {numbers[0]}, std {numbers[1]}"])
 
 
-def preparation_of(folder: Path) -> Preparation:
-    """What preprocessor_config.json (or the image processor in processor_config.json) says.
+def read_preprocessing(folder: Path) -> Preprocessing:
+    """Read preprocessor_config.json, or the image processor in processor_config.json.
 
     Raises:
         CheckpointError: there is none, or it asks for something that is not done here.
@@ -98,10 +98,10 @@ def preparation_of(folder: Path) -> Preparation:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{file} must give `size` as a number, height and width, or shortest_edge, `resample` 2 or 3, `image_mean` "
-            f"and `image_std`, and rescale by 1/255. Not so: {error}. Prepare the images yourself, and wrap the "
+            f"and `image_std`, and rescale by 1/255. Not so: {error}. Preprocess the images yourself, and wrap the "
             "network in an extractor of your own."
         ) from error
     smallest = (resize, resize) if isinstance(resize, int) else resize
     if crop and smallest and (crop[0] > smallest[0] or crop[1] > smallest[1]):
         raise CheckpointError(f"{file} must not crop to more than it resizes to. Got {crop} of {smallest}.")
-    return Preparation(resize, kind, True, mean, std, crop)
+    return Preprocessing(resize, kind, True, mean, std, crop)

@@ -12,15 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentia.errors import CheckpointError, LatentiaError, UsageError, did_you_mean
-from latentia.evaluation.features.extractor import (
-    WEIGHTS_FILE,
-    Predictions,
-    check_images,
-    check_statement,
-    hash_of,
-    in_batches,
-)
-from latentia.evaluation.features.preparation import Preparation, preparation_of
+from latentia.evaluation.features.base import Predictions, check_images, in_batches
+from latentia.evaluation.features.classifier import WEIGHTS_FILE, check_statement, hash_of
+from latentia.evaluation.features.preprocessing import Preprocessing, read_preprocessing
+from latentia.registration import public
 from latentia.safety import check_network, fetch, read_json, weights_in
 
 # Of pt_inception-2015-12-05, the file that pytorch-fid and torch-fidelity download, before it is made a safetensors.
@@ -30,8 +25,8 @@ INCEPTION_PTH_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49
 # clean-fid resizes as PIL does, without rounding to bytes, and feeds (x - 128) / 128 of x in [0, 255] as the original
 # graph does; pytorch-fid resizes without antialias and feeds x / 127.5 - 1.
 _RESIZE = {
-    "clean": Preparation((299, 299), "bicubic", True, mean=(128 / 255,), std=(128 / 255,)),
-    "legacy": Preparation((299, 299), "bilinear", False, mean=(0.5,), std=(0.5,)),
+    "clean": Preprocessing((299, 299), "bicubic", True, mean=(128 / 255,), std=(128 / 255,)),
+    "legacy": Preprocessing((299, 299), "bilinear", False, mean=(0.5,), std=(0.5,)),
 }
 
 
@@ -40,8 +35,8 @@ class NetworkExtractor:
 
     Args:
         model: the network; it is put in evaluation mode and stays on its device.
-        forward: prepared images (B, 3, h, w) -> features (B, D) and logits (B, K) or None.
-        prepare: what is done to the images first; its text is the extractor's `preprocessing`.
+        forward: preprocessed images (B, 3, h, w) -> features (B, D) and logits (B, K) or None.
+        preprocess: applied to the images first; its text is the extractor's `preprocessing`.
         name: what the report calls it.
         sha256: of its weights file.
         revision: commit of the Hub repository that it came from, or None.
@@ -55,15 +50,15 @@ class NetworkExtractor:
         self,
         model: nn.Module,
         forward: Callable[[Tensor], tuple[Tensor, Tensor | None]],
-        prepare: Preparation,
+        preprocess: Preprocessing,
         name: str,
         sha256: str,
         revision: str | None = None,
         batch_size: int = 32,
     ):
         self.model = model.eval().requires_grad_(False)
-        self.forward, self.prepare, self.name, self.sha256 = forward, prepare, name, sha256
-        self.revision, self.batch_size, self.preprocessing = revision, batch_size, str(prepare)
+        self.forward, self.preprocess, self.name, self.sha256 = forward, preprocess, name, sha256
+        self.revision, self.batch_size, self.preprocessing = revision, batch_size, str(preprocess)
 
     def __call__(self, images: Tensor) -> Predictions:
         """Features (N, D) and logits (N, K) or None, on the CPU.
@@ -80,7 +75,7 @@ class NetworkExtractor:
             )
         device = next(self.model.parameters()).device
         return in_batches(
-            lambda x: self.forward(self.prepare(x.expand(-1, 3, -1, -1))), images, device, self.batch_size
+            lambda x: self.forward(self.preprocess(x.expand(-1, 3, -1, -1))), images, device, self.batch_size
         )
 
     def __repr__(self) -> str:
@@ -124,8 +119,6 @@ def inception_extractor(
         >>> extractor(torch.zeros(2, 1, 28, 28)).features.shape  # doctest: +SKIP
         torch.Size([2, 2048])
     """
-    from latentia import InceptionV3
-
     if resize not in _RESIZE:
         raise UsageError(
             f'`resize` must be one of {", ".join(_RESIZE)}. Got "{resize}".{did_you_mean(resize, _RESIZE)}'
@@ -148,7 +141,7 @@ def inception_extractor(
         )
     check_statement(file.parent, found)
     with torch.device("meta"):
-        model = InceptionV3()
+        model = public("InceptionV3")()
     _fill(model, file)
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,7 +168,7 @@ def transformers_extractor(
 
     Raises:
         UsageError: transformers is not installed, or the name is neither a folder nor a repository's.
-        CheckpointError: no vision model, weights that are missing, damaged or not safetensors, or a preparation that
+        CheckpointError: no vision model, weights that are missing, damaged or not safetensors, or a preprocessing that
             is not known here.
         HubError: the repository cannot be fetched.
 
@@ -193,7 +186,7 @@ def transformers_extractor(
     wanted = ["config.json", "*processor_config.json", "model.safetensors", "model-*-of-*.safetensors"]
     folder, commit = _at(name_or_path, revision, [*wanted, "model.safetensors.index.json"])
     config = read_json(folder / "config.json")
-    prepare = preparation_of(folder)
+    preprocess = read_preprocessing(folder)
     sha256 = _hash_of_shards(folder)
     kind = config.get("model_type")
     projected = "CLIPVisionModelWithProjection" in (config.get("architectures") or [])
@@ -235,7 +228,7 @@ def transformers_extractor(
         return pooled.flatten(1), None
 
     name = str(name_or_path) if commit else Path(name_or_path).resolve().name
-    return NetworkExtractor(model.to(device), forward, prepare, name, sha256, commit)
+    return NetworkExtractor(model.to(device), forward, preprocess, name, sha256, commit)
 
 
 def _at(name_or_path: str | Path, revision: str | None, patterns: list[str]) -> tuple[Path, str | None]:

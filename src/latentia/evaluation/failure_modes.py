@@ -14,7 +14,7 @@ from torch import Tensor
 
 from latentia.errors import UsageError
 from latentia.evaluation.classes import class_counts
-from latentia.evaluation.features.extractor import FeatureExtractor
+from latentia.evaluation.features.base import FeatureExtractor
 from latentia.evaluation.modes import birthday_test
 from latentia.evaluation.plane import energy_distance
 
