@@ -8,7 +8,7 @@ subfolder `vae` is a plain AutoencoderKL for any latent diffusion pipeline, its 
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -19,34 +19,9 @@ from latentia.errors import UsageError
 from latentia.evaluation import extractor_for, perceptual_loss
 from latentia.losses.autoencoder_kl import autoencoder_kl_loss, patch_discriminator_loss
 from latentia.models.autoencoder_kl import GaussianAutoencoder, autoencoder_kl
-from latentia.runs.arguments import (
-    DataArguments,
-    EMAArguments,
-    EvaluationArguments,
-    HubArguments,
-    OptimizationArguments,
-    OutputArguments,
-)
-from latentia.runs.run import Validation, adamw, finish, fit, load_data, plan, run_script, start
+from latentia.runs.arguments import NetworkArguments, OptimizationArguments, RunArguments, network_arguments
+from latentia.runs.run import Run, run_script
 from latentia.runs.validation import reconstructor
-from latentia.training.ema import EMA
-from latentia.training.loop import Phase, learning_rate_schedule
-
-
-@dataclass(frozen=True)
-class ModelArguments:
-    """The networks, AutoencoderKL and PatchDiscriminator."""
-
-    block_out_channels: tuple[int, ...] = (32, 64, 64)
-    """Channels of each level from fine to coarse; every level but the last halves the picture."""
-    layers_per_block: int = 1
-    """Residual blocks of each level."""
-    latent_channels: int = 4
-    """Channels of the latents."""
-    norm_num_groups: int = 8
-    """Groups of the group norms."""
-    discriminator_channels: tuple[int, ...] = (32, 64, 128)
-    """Channels of the critic of patches."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +45,20 @@ class ObjectiveArguments:
 
 
 @dataclass(frozen=True)
-class Arguments:
-    data: DataArguments = field(default_factory=DataArguments)
-    model: ModelArguments = field(default_factory=ModelArguments)
-    objective: ObjectiveArguments = field(default_factory=ObjectiveArguments)
-    optimization: OptimizationArguments = field(
-        default_factory=lambda: OptimizationArguments(train_batch_size=16, learning_rate=1e-3, adam_weight_decay=0.0)
+class Arguments(RunArguments):
+    model: NetworkArguments = network_arguments(
+        autoencoder_kl, "block_out_channels layers_per_block latent_channels norm_num_groups"
     )
-    ema: EMAArguments = field(default_factory=EMAArguments)
-    evaluation: EvaluationArguments = field(default_factory=EvaluationArguments)
-    output: OutputArguments = field(default_factory=OutputArguments)
-    hub: HubArguments = field(default_factory=HubArguments)
+    discriminator: NetworkArguments = network_arguments(
+        PatchDiscriminator,
+        "block_out_channels",
+        flags={"block_out_channels": "discriminator_channels"},
+        block_out_channels=(32, 64, 128),
+    )
+    objective: ObjectiveArguments = ObjectiveArguments()
+    optimization: OptimizationArguments = OptimizationArguments(
+        train_batch_size=16, learning_rate=1e-3, adam_weight_decay=0.0
+    )
 
 
 def perceptual(weight: float, shape: tuple[int, int, int], device):
@@ -94,12 +72,11 @@ def perceptual(weight: float, shape: tuple[int, int, int], device):
     return partial(perceptual_loss, model=extractor.model.requires_grad_(False))
 
 
-def main(args: Arguments) -> int:
-    accelerator = start(args)
-    data = load_data(args.data)
-    options, model, chosen = args.optimization, args.model, args.objective
-    if data.shape[1] != data.shape[2]:
-        raise UsageError(f"--resolution must make the images square; got {data.shape[1]} x {data.shape[2]}.")
+def check(args: Arguments, shape: tuple[int, int, int]) -> None:
+    """Refuse flags and images that would fail later."""
+    chosen = args.objective
+    if shape[1] != shape[2]:
+        raise UsageError(f"--resolution must make the images square; got {shape[1]} x {shape[2]}.")
     if not 0 <= chosen.adversarial_start <= 1:
         raise UsageError(f"--adversarial_start must be a share from 0 to 1; got {chosen.adversarial_start}.")
     if chosen.calibration_samples < 1:
@@ -108,97 +85,68 @@ def main(args: Arguments) -> int:
         if not 0 <= getattr(chosen, name) < math.inf:
             raise UsageError(f"--{name} must be at least 0 and finite; got {getattr(chosen, name)}.")
 
-    torch.manual_seed(options.seed)
-    vae = autoencoder_kl(
-        sample_size=data.shape[1],
-        in_channels=data.shape[0],
-        block_out_channels=model.block_out_channels,
-        layers_per_block=model.layers_per_block,
-        latent_channels=model.latent_channels,
-        norm_num_groups=model.norm_num_groups,
-    )
-    if options.gradient_checkpointing:
-        vae.enable_gradient_checkpointing()
-    side = data.shape[1] // 2 ** (len(model.block_out_channels) - 1)
-    shape = (model.latent_channels, side, side)
-    critic = PatchDiscriminator(data.shape[0], model.discriminator_channels)
-    game = chosen.adversarial_weight > 0
-    if game and data.shape[1] < critic.least_size:
-        raise UsageError(
-            f"--discriminator_channels of {len(model.discriminator_channels)} numbers need images of at least "
-            f"{critic.least_size} pixels; got {data.shape[1]}. Give fewer, or --adversarial_weight 0."
-        )
-    steps = plan(accelerator, args, data, torch.nn.ModuleList([vae, critic] if game else [vae]))
-    begin = round(chosen.adversarial_start * steps)
-    global_batch = options.train_batch_size * options.gradient_accumulation_steps * accelerator.num_processes
 
-    plain = GaussianAutoencoder(vae).to(accelerator.device)
-    ema = EMA(plain, args.ema.ema_decay, args.ema.ema_warmup) if args.ema.use_ema else None
-    if options.compile:
-        plain.compile()
-        critic.compile()
-    autoencoder, optimizer = accelerator.prepare(plain, adamw(accelerator, args, plain.parameters()))
-    if game:
-        betas = (0.5, options.adam_beta2)
-        critic, critic_optimizer = accelerator.prepare(
-            critic, torch.optim.Adam(critic.parameters(), lr=chosen.discriminator_learning_rate, betas=betas)
+def main(args: Arguments) -> int:
+    run = Run(args, family="autoencoder_kl", pipeline_tag="image-feature-extraction")
+    check(args, run.data.shape)
+    options, chosen, (channels, side, _) = args.optimization, args.objective, run.data.shape
+
+    vae = autoencoder_kl(sample_size=side, in_channels=channels, **args.model)
+    critic = PatchDiscriminator(channels, **args.discriminator)
+    adversarial = chosen.adversarial_weight > 0
+    if adversarial and side < critic.least_size:
+        raise UsageError(
+            f"--discriminator_channels of {len(args.discriminator.discriminator_channels)} numbers need images of at "
+            f"least {critic.least_size} pixels; got {side}. Give fewer, or --adversarial_weight 0."
         )
-    distance = perceptual(chosen.perceptual_weight, data.shape, accelerator.device)
+    autoencoder = run.prepare("autoencoder", GaussianAutoencoder(vae))
+    discriminator = None
+    if adversarial:
+        adam = partial(torch.optim.Adam, lr=chosen.discriminator_learning_rate, betas=(0.5, options.adam_beta2))
+        discriminator = run.prepare("discriminator", critic, optimizer=adam, ema=False)
+    small = side // 2 ** (len(args.model.block_out_channels) - 1)
+    latent_shape = (args.model.latent_channels, small, small)
+    distance = perceptual(chosen.perceptual_weight, run.data.shape, run.device)
+    begin = round(chosen.adversarial_start * run.steps)
 
     def loss(batch, rng):
-        playing = game and rng.position >= begin * global_batch
+        begun = discriminator is not None and rng.position >= begin * run.global_batch
         return autoencoder_kl_loss(
-            autoencoder,
+            autoencoder.network,
             batch,
             rng,
-            latent_shape=shape,
+            latent_shape=latent_shape,
             reconstruction=chosen.reconstruction,
             kl_weight=chosen.kl_weight,
             perceptual=distance,
             perceptual_weight=chosen.perceptual_weight,
-            discriminator=critic if playing else None,
+            discriminator=discriminator.network if begun else None,
             adversarial_weight=chosen.adversarial_weight,
         )
 
-    def critic_loss(batch, rng):
-        return patch_discriminator_loss(critic, autoencoder, batch, rng, latent_shape=shape)
+    def discriminator_loss(batch, rng):
+        return patch_discriminator_loss(
+            discriminator.network, autoencoder.network, batch, rng, latent_shape=latent_shape
+        )
 
-    rate = learning_rate_schedule(options.lr_scheduler, options.lr_warmup_steps, steps)
-    phases = [
-        Phase("autoencoder", loss, autoencoder, optimizer, rate, max_grad_norm=options.max_grad_norm, ema=ema),
-    ]
-    if game:
-        phases.append(
-            Phase(
-                "discriminator", critic_loss, critic, critic_optimizer, rate, after=begin,
-                max_grad_norm=options.max_grad_norm,
-            )
-        )  # fmt: skip
+    phases = [autoencoder.phase(loss)]
+    if discriminator is not None:
+        phases.append(discriminator.phase(discriminator_loss, after=begin))
 
-    final = ema.module.vae if ema is not None else vae
+    def pipeline(weights) -> AutoencoderKLPipeline:
+        """With the scale of the latents measured on training images."""
+        pipe = AutoencoderKLPipeline(weights.vae.eval())
+        count = chosen.calibration_samples if args.data.streaming else min(chosen.calibration_samples, len(run.data))
+        pipe.calibrate(run.data.batch(0, count, seed=0, device=torch.device("cpu"))["x"])
+        return pipe
 
     def reconstructions(batch_size: int, seed: int) -> torch.Tensor:
-        images = data.batch(0, batch_size, seed=seed, device=accelerator.device)["x"]
-        return AutoencoderKLPipeline(final).reconstruct(images, output_type="latent").clamp(-1, 1).cpu()
+        images = run.data.batch(0, batch_size, seed=seed, device=run.device)["x"]
+        pipe = AutoencoderKLPipeline(autoencoder.final.vae)
+        return pipe.reconstruct(images, output_type="latent").clamp(-1, 1).cpu()
 
-    pairs = reconstructor(AutoencoderKLPipeline, final, data)
-    validation = Validation(args, data, {"ema": reconstructions, "reconstruction": pairs})
-    identity = (args.model, args.objective, args.optimization, args.ema)
-    result = fit(accelerator, args, phases, data, steps, identity=identity, hooks=validation.hooks())
-    pipe = AutoencoderKLPipeline(final.eval())
-    if accelerator.is_main_process and result.status != "interrupted":
-        asked = chosen.calibration_samples
-        count = asked if args.data.streaming else min(asked, len(data))
-        pipe.calibrate(data.batch(0, count, seed=0, device=torch.device("cpu"))["x"])
-    return finish(
-        accelerator,
-        args,
-        result,
-        pipe,
-        validation,
-        family="autoencoder_kl",
-        pipeline_tag="image-feature-extraction",
-    )
+    pairs = reconstructor(AutoencoderKLPipeline, autoencoder.final.vae, run.data)
+    return run.train(phases, pipeline, samplers={"ema": reconstructions, "reconstruction": pairs})
 
 
 if __name__ == "__main__":

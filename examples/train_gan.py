@@ -7,12 +7,9 @@ A run that was killed goes on when the same command is started again. The folder
 progress bar, in `metrics.jsonl` and in the card, and what to try.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
-
-import torch
-from torch import nn
 
 from latentia import DCGANDiscriminator, DCGANGenerator, GANPipeline, HashedWords
 from latentia.errors import UsageError
@@ -26,52 +23,28 @@ from latentia.losses.adversarial import (
 )
 from latentia.losses.augmentation import AdaptiveAugmentation, ReplayPool, augmented
 from latentia.losses.gradient_penalty import clip_weights
-from latentia.runs.arguments import (
-    DataArguments,
-    EMAArguments,
-    EvaluationArguments,
-    HubArguments,
-    OptimizationArguments,
-    OutputArguments,
-)
+from latentia.runs.arguments import NetworkArguments, OptimizationArguments, RunArguments, network_arguments
 from latentia.runs.failure_monitor import FailureMonitor
-from latentia.runs.run import adamw, finish, fit, load_data, plan, run_script, start
-from latentia.runs.validation import Validation
-from latentia.training.ema import EMA
-from latentia.training.loop import Phase, learning_rate_schedule
+from latentia.runs.run import Run, run_script
+from latentia.runs.validation import sampler
+from latentia.training.loop import Phase
 
 
 @dataclass(frozen=True)
-class ModelArguments:
-    """The networks, DCGANGenerator and DCGANDiscriminator."""
+class ConditionArguments:
+    """Conditions of both networks."""
 
-    latent_dim: int = 100
-    """Dimensions of the noise."""
-    block_out_channels: tuple[int, ...] = (32, 64, 128)
-    """Channels of each level of the generator from fine to coarse; each doubles the picture."""
-    discriminator_block_out_channels: tuple[int, ...] = ()
-    """The same of the discriminator; not given: as the generator's."""
-    generator_norm: Literal["batch", "instance", "none"] = "batch"
-    """Norm of the generator."""
-    discriminator_norm: Literal["batch", "instance", "spectral", "none"] = "none"
-    """Norm of the discriminator; penalties allow no batch norm."""
-    upsample: Literal["transposed", "resize"] = "transposed"
-    """How the generator doubles the picture."""
     class_conditional: bool = False
-    """Tell both networks the class labels of the data set."""
+    """Condition both networks on the class labels of the data set."""
     auxiliary_classifier: bool = False
-    """With class_conditional, let the discriminator name the class instead of being told it."""
+    """With class_conditional, let the discriminator predict the class instead of being conditioned on it."""
     caption: bool = False
-    """Tell both networks the captions of the data set, as hashed words."""
-    minibatch_std: int = 4
-    """Pictures of a group whose spread the discriminator is shown, against mode collapse; 0: none."""
-    pack: int = 1
-    """Pictures that the discriminator judges as one, against mode collapse too."""
+    """Condition both networks on the captions of the data set, as hashed words."""
 
 
 @dataclass(frozen=True)
-class GameArguments:
-    """The objective, and the remedies."""
+class AdversarialArguments:
+    """The objective, and what keeps it stable."""
 
     objective: Literal["minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic"] = (
         "relativistic"
@@ -108,68 +81,75 @@ class GameArguments:
 
 
 @dataclass(frozen=True)
-class Arguments:
-    data: DataArguments = field(default_factory=DataArguments)
-    model: ModelArguments = field(default_factory=ModelArguments)
-    game: GameArguments = field(default_factory=GameArguments)
-    optimization: OptimizationArguments = field(
-        default_factory=lambda: OptimizationArguments(
-            learning_rate=2e-3, adam_beta1=0.0, adam_weight_decay=0.0, max_grad_norm=100.0
-        )
+class Arguments(RunArguments):
+    generator: NetworkArguments = network_arguments(
+        DCGANGenerator,
+        "latent_dim block_out_channels norm upsample",
+        flags={"norm": "generator_norm"},
+        block_out_channels=(32, 64, 128),
     )
-    ema: EMAArguments = field(default_factory=EMAArguments)
-    evaluation: EvaluationArguments = field(default_factory=EvaluationArguments)
-    output: OutputArguments = field(default_factory=OutputArguments)
-    hub: HubArguments = field(default_factory=HubArguments)
+    discriminator: NetworkArguments = network_arguments(
+        DCGANDiscriminator,
+        "block_out_channels norm minibatch_std pack",
+        flags={"block_out_channels": "discriminator_block_out_channels", "norm": "discriminator_norm"},
+        block_out_channels=(),  # as the generator's
+        norm="none",
+        minibatch_std=4,
+    )
+    condition: ConditionArguments = ConditionArguments()
+    adversarial: AdversarialArguments = AdversarialArguments()
+    optimization: OptimizationArguments = OptimizationArguments(
+        learning_rate=2e-3, adam_beta1=0.0, adam_weight_decay=0.0, max_grad_norm=100.0
+    )
 
 
-class Players(nn.ModuleList):
-    """Both networks, for what is said of their size."""
-
-
-def check(args: Arguments, data, global_batch: int) -> None:
-    """What else would fail later, or go unnoticed."""
-    model, game, options = args.model, args.game, args.optimization
-    for name, value in (("n_critic", game.n_critic), ("regularise_every", game.regularise_every), ("pack", model.pack)):
+def check(args: Arguments, run: Run) -> None:
+    """Refuse flags that would fail later, or be ignored."""
+    condition, chosen, options = args.condition, args.adversarial, args.optimization
+    pack, group = args.discriminator.pack, args.discriminator.minibatch_std or 0
+    norm = args.discriminator.discriminator_norm
+    for name, value in (("n_critic", chosen.n_critic), ("regularise_every", chosen.regularise_every), ("pack", pack)):
         if value < 1:
             raise UsageError(f"--{name} must be at least 1; got {value}.")
-    if model.class_conditional and data.label_names is None:
-        raise UsageError("--class_conditional needs labels, and this data set has none. Name them with --label_column.")
-    if model.auxiliary_classifier and not model.class_conditional:
+    if condition.auxiliary_classifier and not condition.class_conditional:
         raise UsageError("--auxiliary_classifier learns the labels of --class_conditional; add that or leave it out.")
-    if model.caption and "captions" not in data.batch(0, 1, seed=0):
+    if condition.caption and "captions" not in run.data.batch(0, 1, seed=0):
         raise UsageError("--caption needs captions, and this data set has none. Name them with --caption_column.")
     batch = options.train_batch_size
-    if batch % model.pack:
-        raise UsageError(f"--pack must divide --train_batch_size {batch}; got {model.pack}.")
-    if model.minibatch_std == 1 or model.minibatch_std < 0:
-        raise UsageError(f"--minibatch_std must be 0, or at least 2 pictures; got {model.minibatch_std}.")
-    judged = batch // model.pack
-    if model.minibatch_std and judged % model.minibatch_std:
+    if batch % pack:
+        raise UsageError(f"--pack must divide --train_batch_size {batch}; got {pack}.")
+    if group == 1 or group < 0:
+        raise UsageError(f"--minibatch_std must be 0, or at least 2 images; got {group}.")
+    judged = batch // pack
+    if group and judged % group:
         raise UsageError(
             f"--minibatch_std must divide the {judged} judgements of a batch (--train_batch_size / --pack), or be 0; "
-            f"got {model.minibatch_std}."
+            f"got {group}."
         )
-    if 0 < game.replay < global_batch:
-        raise UsageError(f"--replay must be 0, or at least the global batch of {global_batch}; got {game.replay}.")
-    if game.replay and (model.class_conditional or model.caption):
+    if 0 < chosen.replay < run.global_batch:
         raise UsageError(
-            f"--replay must be 0 with --class_conditional or --caption, as old fakes were made for other labels; got "
-            f"{game.replay}."
+            f"--replay must be 0, or at least the global batch of {run.global_batch}; got {chosen.replay}."
         )
-    for name, value, limit in (("label_smoothing", game.label_smoothing, 1), ("label_flip", game.label_flip, 0.5)):
+    if chosen.replay and (condition.class_conditional or condition.caption):
+        raise UsageError(
+            f"--replay must be 0 with --class_conditional or --caption, as old samples have other labels; got "
+            f"{chosen.replay}."
+        )
+    for name, value, limit in (("label_smoothing", chosen.label_smoothing, 1), ("label_flip", chosen.label_flip, 0.5)):
         if not 0 <= value < limit:
             raise UsageError(f"--{name} must be in [0, {limit}); got {value}.")
-        if value and game.objective not in WITH_LABELS:
-            raise UsageError(f"--{name} must be 0 with --objective {game.objective}, which has no labels; got {value}.")
-    penalties = {"r1": game.r1, "r2": game.r2, "gp": game.gp}
-    for name, value in (penalties | {"clip_weights": game.clip_weights}).items():
+        if value and chosen.objective not in WITH_LABELS:
+            raise UsageError(
+                f"--{name} must be 0 with --objective {chosen.objective}, which has no labels; got {value}."
+            )
+    penalties = {"r1": chosen.r1, "r2": chosen.r2, "gp": chosen.gp}
+    for name, value in (penalties | {"clip_weights": chosen.clip_weights}).items():
         if not 0 <= value < float("inf"):
             raise UsageError(f"--{name} must be at least 0 and finite; got {value}.")
-    if model.discriminator_norm == "batch" and any(penalties.values()):
+    if norm == "batch" and any(penalties.values()):
         given = ", ".join(f"--{name} {value:g}" for name, value in penalties.items())
         raise UsageError(
-            "--discriminator_norm batch mixes the pictures of a batch, and penalties are of each by itself: add --r1 0 "
+            "--discriminator_norm batch mixes the images of a batch, and penalties are of each by itself: add --r1 0 "
             f"--r2 0, or take spectral, instance or none; got {given}."
         )
     if options.gradient_checkpointing or options.compile:
@@ -180,128 +160,99 @@ def check(args: Arguments, data, global_batch: int) -> None:
 
 
 def main(args: Arguments) -> int:
-    accelerator = start(args)
-    data = load_data(args.data)
-    options, model, game = args.optimization, args.model, args.game
-    global_batch = options.train_batch_size * options.gradient_accumulation_steps * accelerator.num_processes
-    check(args, data, global_batch)
+    captions, chosen = args.condition.caption, args.adversarial
+    run = Run(args, family="gan", pipeline_tag="text-to-image" if captions else "unconditional-image-generation")
+    check(args, run)
 
-    torch.manual_seed(options.seed)
-    text_encoder = HashedWords() if model.caption else None
-    told = {
-        "num_class_embeds": len(data.label_names) if model.class_conditional else None,
-        "text_embed_dim": text_encoder.config.dim if model.caption else None,
-    }
-    judged = told
-    if model.auxiliary_classifier:
-        judged = told | {"num_class_embeds": None, "num_aux_classes": told["num_class_embeds"]}
-    channels, *size = data.shape
-    generator = DCGANGenerator(
-        sample_size=tuple(size),
-        out_channels=channels,
-        latent_dim=model.latent_dim,
-        block_out_channels=model.block_out_channels,
-        norm=model.generator_norm,
-        upsample=model.upsample,
-        **told,
+    text_encoder = HashedWords() if captions else None
+    classes = run.num_classes
+    dim = text_encoder.config.dim if text_encoder is not None else None
+    channels, *size = run.data.shape
+    generator = run.prepare(
+        "generator",
+        DCGANGenerator(
+            sample_size=tuple(size),
+            out_channels=channels,
+            **args.generator,
+            num_class_embeds=classes,
+            text_embed_dim=dim,
+        ),
     )
-    discriminator = DCGANDiscriminator(
-        sample_size=tuple(size),
-        in_channels=channels,
-        block_out_channels=model.discriminator_block_out_channels or model.block_out_channels,
-        norm=model.discriminator_norm,
-        minibatch_std=model.minibatch_std or None,
-        pack=model.pack,
-        **judged,
+    auxiliary = args.condition.auxiliary_classifier
+    shape = {**args.discriminator, "minibatch_std": args.discriminator.minibatch_std or None}
+    shape["block_out_channels"] = shape["block_out_channels"] or args.generator.block_out_channels
+    discriminator = run.prepare(
+        "discriminator",
+        DCGANDiscriminator(
+            **run.image,
+            **shape,
+            num_class_embeds=None if auxiliary else classes,
+            num_aux_classes=classes if auxiliary else None,
+            text_embed_dim=dim,
+        ),
+        ema=False,
+        learning_rate=chosen.discriminator_learning_rate,
     )
-    steps = plan(accelerator, args, data, Players([generator, discriminator]))
-
-    players = Players([generator, discriminator]).to(accelerator.device)
-    ema = EMA(generator, args.ema.ema_decay, args.ema.ema_warmup) if args.ema.use_ema else None
-    rate = game.discriminator_learning_rate or options.learning_rate
-    rates = (args, replace(args, optimization=replace(options, learning_rate=rate)))
-    optimizers = [adamw(accelerator, own, player.parameters()) for own, player in zip(rates, players)]
-    g, d, g_optimizer, d_optimizer = accelerator.prepare(*players, *optimizers)
     if text_encoder is not None:
-        text_encoder.to(accelerator.device)
+        text_encoder.to(run.device)
+    g, d = generator.network, discriminator.network
 
-    ada = AdaptiveAugmentation().to(accelerator.device) if game.augment == "ada" else None
-    pool = ReplayPool(game.replay, data.shape).to(accelerator.device) if game.replay else None
-    shown = {"augment": {"none": None, "diff": augmented, "ada": ada}[game.augment], "text_encoder": text_encoder}
-    penalties = {"r1": game.r1, "r2": game.r2, "gp": game.gp}
-    lazy = game.regularise_every > 1 and any(penalties.values())
+    ada = AdaptiveAugmentation().to(run.device) if chosen.augment == "ada" else None
+    pool = ReplayPool(chosen.replay, run.data.shape).to(run.device) if chosen.replay else None
+    shown = {"augment": {"none": None, "diff": augmented, "ada": ada}[chosen.augment], "text_encoder": text_encoder}
+    penalties = {"r1": chosen.r1, "r2": chosen.r2, "gp": chosen.gp}
+    lazy = chosen.regularise_every > 1 and any(penalties.values())
+    conditioned = dim is not None or (classes is not None and not auxiliary)
 
     def noise(rng) -> float:
-        return annealed(rng.position, steps * global_batch, game.instance_noise)
+        return annealed(rng.position, run.steps * run.global_batch, chosen.instance_noise)
 
-    def judge(batch, rng):
+    def discriminator_loss(batch, rng):
         return gan_discriminator_loss(
             d,
             g,
             batch,
             rng,
-            objective=game.objective,
+            objective=chosen.objective,
             **(dict.fromkeys(penalties, 0.0) if lazy else penalties),
-            real_label=(1 - game.label_smoothing,) * 2,
-            flip=game.label_flip,
-            mismatched=game.mismatched and (judged["num_class_embeds"] or judged["text_embed_dim"]) is not None,
+            real_label=(1 - chosen.label_smoothing,) * 2,
+            flip=chosen.label_flip,
+            mismatched=chosen.mismatched and conditioned,
             instance_noise=noise(rng),
             collect=ada and ada.collect,
             replay=pool,
             **shown,
         )
 
-    def make(batch, rng):
-        return gan_generator_loss(d, g, batch, rng, objective=game.objective, instance_noise=noise(rng), **shown)
+    def generator_loss(batch, rng):
+        return gan_generator_loss(d, g, batch, rng, objective=chosen.objective, instance_noise=noise(rng), **shown)
 
-    common = {
-        "learning_rate": learning_rate_schedule(options.lr_scheduler, options.lr_warmup_steps, steps),
-        "max_grad_norm": options.max_grad_norm,
-    }
-    phases = [Phase("discriminator", judge, d, d_optimizer, **common)]
+    phases = [discriminator.phase(discriminator_loss)]
     if lazy:
-        penalty = partial(gan_penalty_loss, d, g, interval=game.regularise_every, **penalties, **shown)
-        phases.append(Phase("penalty", penalty, d, d_optimizer, every=game.regularise_every, **common))
-    if game.clip_weights:
-        phases.append(Phase("clipping", lambda batch, rng: clip_weights(d, game.clip_weights), d))
-    phases.append(Phase("generator", make, g, g_optimizer, every=game.n_critic, ema=ema, **common))
+        penalty = partial(gan_penalty_loss, d, g, interval=chosen.regularise_every, **penalties, **shown)
+        phases.append(discriminator.phase(penalty, "penalty", every=chosen.regularise_every))
+    if chosen.clip_weights:
+        phases.append(Phase("clipping", lambda batch, rng: clip_weights(d, chosen.clip_weights), d))
+    phases.append(generator.phase(generator_loss, every=chosen.n_critic))
     phases += [Phase("augmentation", ada.update, ada)] if ada is not None else []
     phases += [Phase("replay", pool.update, pool)] if pool is not None else []
 
     def pipeline(weights) -> GANPipeline:
-        names = list(data.label_names) if model.class_conditional else None
-        pipe = GANPipeline(weights, discriminator, text_encoder, label_names=names)
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
+        return GANPipeline(weights, discriminator.module, text_encoder, label_names=run.label_names)
 
-    def sample(weights, batch_size: int, seed: int) -> torch.Tensor:
+    def sample(weights, batch_size: int, seed: int):
         """Each class in turn, or captions of the data."""
-        asked = {"generator": torch.Generator().manual_seed(seed), "output_type": "latent"}
-        if model.class_conditional:
-            asked["class_labels"] = [i % len(data.label_names) for i in range(batch_size)]
-        if model.caption:
-            asked["prompt"] = data.batch(0, batch_size, seed=seed)["captions"]
-        return pipeline(weights)(batch_size, **asked).images.clamp(-1, 1).cpu()
+        asked = {"prompt": run.data.batch(0, batch_size, seed=seed)["captions"]} if captions else {}
+        return sampler(pipeline, weights, **asked)(batch_size, seed)
 
-    final = ema.module if ema is not None else generator
-    samplers = {"ema": partial(sample, final)} | ({"raw": partial(sample, generator)} if ema is not None else {})
-    validation = Validation(args, data, samplers)
-    real = data.batch(0, 256, seed=0)["x"]
-    monitor = FailureMonitor(args.output.output_dir, real, partial(sample, final), extractor_for(data.shape))
-    looks = max(1, min(200, steps // 10)) if game.monitor_steps is None else game.monitor_steps
-    hooks = [*validation.hooks(), *monitor.hooks(args.output.logging_steps, looks)]
-    identity = (model, game, options, args.ema)
-    result = fit(accelerator, args, phases, data, steps, identity=identity, hooks=hooks)
-    return finish(
-        accelerator,
-        args,
-        result,
-        pipeline(final),
-        validation,
-        family="gan",
-        pipeline_tag="text-to-image" if model.caption else "unconditional-image-generation",
-        limits=monitor.sentences(),
-    )
+    samplers = {"ema": partial(sample, generator.final)}
+    if generator.ema is not None:
+        samplers["raw"] = partial(sample, generator.module)
+    real = run.data.batch(0, 256, seed=0)["x"]
+    monitor = FailureMonitor(run.folder, real, partial(sample, generator.final), extractor_for(run.data.shape))
+    looks = max(1, min(200, run.steps // 10)) if chosen.monitor_steps is None else chosen.monitor_steps
+    hooks = monitor.hooks(args.output.logging_steps, looks)
+    return run.train(phases, pipeline, samplers=samplers, hooks=hooks, limits=monitor.sentences)
 
 
 if __name__ == "__main__":

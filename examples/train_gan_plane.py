@@ -9,7 +9,7 @@ and "grid" with modes to count, and GAN Lab's "lab_line", "lab_gaussians", "lab_
 import copy
 import io
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,27 +23,26 @@ from latentia.evaluation import grid_divergences, mode_coverage
 from latentia.evaluation.modes import PLANE_SAMPLES
 from latentia.evaluation.plane import LAB_SAMPLES
 from latentia.losses.adversarial import gan_discriminator_loss, gan_generator_loss
-from latentia.runs.arguments import EMAArguments, OptimizationArguments, OutputArguments
+from latentia.runs.arguments import (
+    EMAArguments,
+    NetworkArguments,
+    OptimizationArguments,
+    OutputArguments,
+    network_arguments,
+)
 from latentia.runs.failure_monitor import FailureMonitor
-from latentia.runs.run import INTERRUPTED, adamw, fit, run_script, start
-from latentia.training.ema import EMA
-from latentia.training.loop import Hook, Phase, learning_rate_schedule
+from latentia.runs.run import INTERRUPTED, Run, run_script
+from latentia.training.loop import Hook
 
 
 @dataclass(frozen=True)
-class GameArguments:
-    """The points, the networks and the objective."""
+class PlaneArguments:
+    """The points, the objective and the animation."""
 
     plane: str = "ring"
     """Distribution of the points, a name of `latentia.data.plane.PLANES`."""
     spread: float = 3.0
-    """Standard deviation to which points are scaled for the networks; what they draw is scaled back."""
-    latent_dim: int = 2
-    """Dimensions of the noise; its grid is drawn where it has two."""
-    hidden_sizes: tuple[int, ...] = (128, 128, 128)
-    """Width of each hidden layer of both networks."""
-    activation: str = "relu"
-    """Of both networks."""
+    """Standard deviation to which points are scaled for the networks; their samples are scaled back."""
     objective: str = "relativistic"
     """minimax, non_saturating, least_squares, hinge, wasserstein or relativistic."""
     r1: float = 1.0
@@ -53,21 +52,26 @@ class GameArguments:
     n_critic: int = 1
     """Steps of the discriminator for one of the generator."""
     pack: int = 1
-    """Points that the discriminator judges together."""
+    """Points that the discriminator discriminates together."""
     frame_steps: int = 250
-    """Steps between frames of the film; 0: the last picture alone."""
+    """Steps between frames of the animation; 0: the last image alone."""
 
 
 @dataclass(frozen=True)
 class Arguments:
-    game: GameArguments = field(default_factory=GameArguments)
-    optimization: OptimizationArguments = field(
-        default_factory=lambda: OptimizationArguments(
-            train_batch_size=128, max_train_steps=6000, adam_beta1=0.0, adam_weight_decay=0.0, max_grad_norm=100.0
-        )
+    plane: PlaneArguments = PlaneArguments()
+    model: NetworkArguments = network_arguments(
+        MLPGenerator,
+        "latent_dim hidden_sizes activation",
+        latent_dim=2,
+        hidden_sizes=(128, 128, 128),
+        activation="relu",
     )
-    ema: EMAArguments = field(default_factory=lambda: EMAArguments(ema_decay=0.999))
-    output: OutputArguments = field(default_factory=OutputArguments)
+    optimization: OptimizationArguments = OptimizationArguments(
+        train_batch_size=128, max_train_steps=6000, adam_beta1=0.0, adam_weight_decay=0.0, max_grad_norm=100.0
+    )
+    ema: EMAArguments = EMAArguments(ema_decay=0.999)
+    output: OutputArguments = OutputArguments()
 
 
 class Scaled(PlaneData):
@@ -208,47 +212,36 @@ def finish(folder: Path, film: Film, monitor: FailureMonitor) -> None:
 
 
 def main(args: Arguments) -> int:
-    game, options, folder = args.game, args.optimization, Path(args.output.output_dir)
-    if game.n_critic < 1:
-        raise UsageError(f"--n_critic must be at least 1; got {game.n_critic}.")
+    chosen, options = args.plane, args.optimization
+    if chosen.n_critic < 1:
+        raise UsageError(f"--n_critic must be at least 1; got {chosen.n_critic}.")
     if options.max_train_steps is None:
         raise UsageError("--max_train_steps must be given: points of the plane are endless and have no epochs.")
-    accelerator = start(args)
-    data = Scaled(game.plane, game.spread)
-    torch.manual_seed(options.seed)
-    shape = {"hidden_sizes": game.hidden_sizes, "activation": game.activation}
-    generator = MLPGenerator(latent_dim=game.latent_dim, **shape)
-    discriminator = MLPDiscriminator(pack=game.pack, **shape)
-    generator.to(accelerator.device), discriminator.to(accelerator.device)
-    ema = EMA(generator, args.ema.ema_decay, args.ema.ema_warmup) if args.ema.use_ema else None
-    final = ema.module if ema is not None else generator
-    g, d, g_optimizer, d_optimizer = accelerator.prepare(
-        generator, discriminator, *(adamw(accelerator, args, net.parameters()) for net in (generator, discriminator))
-    )
-    steps = options.max_train_steps
-    common = {
-        "learning_rate": learning_rate_schedule(options.lr_scheduler, options.lr_warmup_steps, steps),
-        "max_grad_norm": options.max_grad_norm,
+    data = Scaled(chosen.plane, chosen.spread)
+    run = Run(args, family="gan", data=data)
+    shape = {"hidden_sizes": args.model.hidden_sizes, "activation": args.model.activation}
+    generator = run.prepare("generator", MLPGenerator(latent_dim=args.model.latent_dim, **shape))
+    discriminator = run.prepare("discriminator", MLPDiscriminator(pack=chosen.pack, **shape), ema=False)
+    g, d = generator.network, discriminator.network
+    losses = {
+        "discriminator": partial(gan_discriminator_loss, d, g, objective=chosen.objective, r1=chosen.r1, r2=chosen.r2),
+        "generator": partial(gan_generator_loss, d, g, objective=chosen.objective),
     }
-
-    judge = partial(gan_discriminator_loss, d, g, objective=game.objective, r1=game.r1, r2=game.r2)
-    make = partial(gan_generator_loss, d, g, objective=game.objective)
     phases = [
-        Phase("discriminator", judge, d, d_optimizer, **common),
-        Phase("generator", make, g, g_optimizer, every=game.n_critic, ema=ema, **common),
+        discriminator.phase(losses["discriminator"]),
+        generator.phase(losses["generator"], every=chosen.n_critic),
     ]
-    film = Film(data, final, discriminator)
-    monitor = FailureMonitor(folder, film.real[:256], film.sample)
-    hooks = [Hook(game.frame_steps, film), *monitor.hooks(args.output.logging_steps, 200)]
-    result = fit(accelerator, args, phases, data, steps, identity=(game, options, args.ema), hooks=hooks)
+    film = Film(data, generator.final, discriminator.module)
+    monitor = FailureMonitor(run.folder, film.real[:256], film.sample)
+    hooks = [Hook(chosen.frame_steps, film), *monitor.hooks(args.output.logging_steps, 200)]
+    result = run.fit(phases, hooks=hooks)
     if result.status == "interrupted":
         return INTERRUPTED
-    if accelerator.is_main_process and not (
-        result.status == "nothing to do" and (folder / "run_summary.json").exists()
-    ):
+    summary = run.folder / "run_summary.json"
+    if run.accelerator.is_main_process and not (result.status == "nothing to do" and summary.exists()):
         if not film.frames:  # the run was finished before, but killed while it was being exported
             film(result.progress)
-        finish(folder, film, monitor)
+        finish(run.folder, film, monitor)
     return 0
 
 

@@ -8,21 +8,12 @@ The latents are computed once and kept. A run that was killed goes on when the s
 it leaves is a pipeline that holds the autoencoder too; the score is of decoded images.
 """
 
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 
 from latentia import LatentDiffusionPipeline, UNet2D
-from latentia.errors import UsageError
-from latentia.runs.arguments import (
-    DataArguments,
-    EMAArguments,
-    EvaluationArguments,
-    HubArguments,
-    OptimizationArguments,
-    OutputArguments,
-)
+from latentia.runs.arguments import NetworkArguments, RunArguments, network_arguments
 from latentia.runs.diffusion import (
     DiffusionArguments,
     LatentArguments,
@@ -31,106 +22,46 @@ from latentia.runs.diffusion import (
     objective,
     schedulers,
 )
-from latentia.runs.run import adamw, finish, fit, load_data, plan, run_script, start
-from latentia.runs.validation import Validation, sampler
-from latentia.training.ema import EMA
-from latentia.training.loop import Phase, learning_rate_schedule
+from latentia.runs.run import Run, run_script
 
 
 @dataclass(frozen=True)
-class ModelArguments:
-    """The network over the latents, UNet2D."""
+class ConditionArguments:
+    """Class labels as a condition."""
 
-    block_out_channels: tuple[int, ...] = (64, 128)
-    """Channels of each level from fine to coarse."""
-    layers_per_block: int = 1
-    """Residual blocks of each level."""
-    attention_head_dim: int = 32
-    """Channels of an attention head; must divide the channels of the coarsest level."""
-    dropout: float = 0.0
-    """Dropout rate."""
     class_conditional: bool = False
-    """Learn from the labels too, so that classes can be asked for."""
+    """Condition the network on the class labels of the data set, so that classes can be asked for."""
     class_dropout: float = 0.1
-    """Share of labels that are hidden, for classifier-free guidance."""
+    """Share of labels that are dropped, for classifier-free guidance."""
 
 
 @dataclass(frozen=True)
-class Arguments:
-    data: DataArguments = field(default_factory=DataArguments)
-    latent: LatentArguments = field(default_factory=LatentArguments)
-    model: ModelArguments = field(default_factory=ModelArguments)
-    diffusion: DiffusionArguments = field(default_factory=DiffusionArguments)
-    optimization: OptimizationArguments = field(default_factory=OptimizationArguments)
-    ema: EMAArguments = field(default_factory=EMAArguments)
-    evaluation: EvaluationArguments = field(default_factory=EvaluationArguments)
-    output: OutputArguments = field(default_factory=OutputArguments)
-    hub: HubArguments = field(default_factory=HubArguments)
+class Arguments(RunArguments):
+    latent: LatentArguments = LatentArguments()
+    model: NetworkArguments = network_arguments(
+        UNet2D,
+        "block_out_channels layers_per_block attention_head_dim dropout",
+        block_out_channels=(64, 128),
+        layers_per_block=1,
+    )
+    condition: ConditionArguments = ConditionArguments()
+    diffusion: DiffusionArguments = DiffusionArguments()
 
 
 def main(args: Arguments) -> int:
-    accelerator = start(args)
-    data = load_data(args.data)
-    options, conditional = args.optimization, args.model.class_conditional
-    if conditional and data.label_names is None:
-        raise UsageError("--class_conditional needs labels, and this data set has none. Name them with --label_column.")
     check_objective(args.diffusion)
-    vae, latents = latents_of(accelerator, args.latent, data, args.data.cache_dir)
-
-    torch.manual_seed(options.seed)
-    unet = UNet2D(
-        sample_size=latents.shape[1:],
-        in_channels=latents.shape[0],
-        block_out_channels=args.model.block_out_channels,
-        layers_per_block=args.model.layers_per_block,
-        attention_head_dim=args.model.attention_head_dim,
-        dropout=args.model.dropout,
-        num_class_embeds=len(data.label_names) if conditional else None,
-    ).to(memory_format=torch.channels_last)
-    noise, sampling = schedulers(args.diffusion, accelerator.device)
-    steps = plan(accelerator, args, latents, unet)
-
-    ema = EMA(unet.to(accelerator.device), args.ema.ema_decay, args.ema.ema_warmup) if args.ema.use_ema else None
-    if options.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    if options.compile:
-        unet.compile()
-    network, optimizer = accelerator.prepare(unet, adamw(accelerator, args, unet.parameters()))
-
-    told = objective(network, noise, args.diffusion, args.model.class_dropout)
-
-    def loss(batch, rng):
-        return told({key: batch[key] for key in ("x", *["labels"] * conditional)}, rng)
-
-    phase = Phase(
-        name="unet",
-        loss=loss,
-        trains=network,
-        optimizer=optimizer,
-        learning_rate=learning_rate_schedule(options.lr_scheduler, options.lr_warmup_steps, steps),
-        max_grad_norm=options.max_grad_norm,
-        ema=ema,
-    )
+    run = Run(args, family="latent_diffusion")
+    vae, run.inputs = latents_of(run, args.latent)
+    run.seed()
+    network = UNet2D(**run.image, **args.model, num_class_embeds=run.num_classes)
+    unet = run.prepare("unet", network.to(memory_format=torch.channels_last))
+    noise, sampling = schedulers(args.diffusion, run.device)
+    loss = objective(unet.network, noise, args.diffusion, args.condition.class_dropout)
 
     def pipeline(weights) -> LatentDiffusionPipeline:
-        names = list(data.label_names) if conditional else None
-        return LatentDiffusionPipeline(vae, weights, sampling, label_names=names)
+        return LatentDiffusionPipeline(vae, weights, sampling, label_names=run.label_names)
 
-    made_by = partial(sampler, pipeline, num_inference_steps=args.evaluation.num_inference_steps)
-    final = ema.module if ema is not None else unet
-    samplers = {"ema": made_by(final)} | ({"raw": made_by(unet)} if ema is not None else {})
-    validation = Validation(args, data, samplers)
-    identity = (args.model, args.diffusion, args.optimization, args.ema)
-    result = fit(accelerator, args, [phase], latents, steps, identity=identity, hooks=validation.hooks())
-    return finish(
-        accelerator,
-        args,
-        result,
-        pipeline(final),
-        validation,
-        family="latent_diffusion",
-        pipeline_tag="unconditional-image-generation",
-    )
+    return run.train([unet.phase(loss)], pipeline, num_inference_steps=args.evaluation.num_inference_steps)
 
 
 if __name__ == "__main__":

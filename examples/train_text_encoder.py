@@ -6,8 +6,8 @@ A run that was killed goes on when the same command is started again. The folder
 `tokenizer/` and `text_encoder/` are what text to image learns from. The score is retrieval among pairs it has not seen.
 """
 
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -17,35 +17,16 @@ from latentia.evaluation import retrieval_scores
 from latentia.losses.contrastive import contrastive_loss, moved
 from latentia.models.clip import ContrastivePair, clip_towers, train_tokenizer
 from latentia.pipelines.clip import scale_of
-from latentia.runs.arguments import (
-    DataArguments,
-    EMAArguments,
-    HubArguments,
-    OptimizationArguments,
-    OutputArguments,
-)
-from latentia.runs.run import adamw, finish, fit, load_data, plan, run_script, start
+from latentia.runs.arguments import NetworkArguments, OptimizationArguments, RunArguments, network_arguments
+from latentia.runs.run import Run, load_data, run_script
 from latentia.runs.validation import Validation
-from latentia.training.ema import EMA
-from latentia.training.loop import Phase, Progress, learning_rate_schedule
+from latentia.training.loop import Progress
 
 
 @dataclass(frozen=True)
-class ModelArguments:
-    """Both encoders, transformers' CLIP, and the tokenizer, which is trained on the captions first."""
+class TokenizerArguments:
+    """The tokenizer, which is trained on the captions first."""
 
-    width: int = 128
-    """Channels of both, a multiple of 32."""
-    text_layers: int = 3
-    """Transformer blocks of the text encoder."""
-    image_layers: int = 4
-    """Transformer blocks of the image encoder."""
-    patch_size: int | None = None
-    """Side of the squares that the image encoder sees; not given: an eighth of the image's."""
-    projection_dim: int = 128
-    """Dimensions of the space where texts and images meet."""
-    dropout: float = 0.1
-    """Dropout rate of the attention of both."""
     vocab_size: int = 2048
     """Tokens at most."""
     max_tokens: int = 32
@@ -54,7 +35,7 @@ class ModelArguments:
 
 @dataclass(frozen=True)
 class ContrastiveArguments:
-    """What is shown."""
+    """Augmentation."""
 
     augment: bool = True
     """Move and scale the images; their colours stay."""
@@ -64,6 +45,7 @@ class ContrastiveArguments:
 class ValidationArguments:
     """Pairs that are scored and never trained on."""
 
+    identifies: ClassVar[bool] = False
     validation_split: str = "test"
     """Split of the same data set; of one without, a part that --split leaves out, such as "train[90%:]"."""
     validation_steps: int = 0
@@ -73,28 +55,24 @@ class ValidationArguments:
 
 
 @dataclass(frozen=True)
-class Arguments:
-    data: DataArguments = field(default_factory=DataArguments)
-    model: ModelArguments = field(default_factory=ModelArguments)
-    contrastive: ContrastiveArguments = field(default_factory=ContrastiveArguments)
-    optimization: OptimizationArguments = field(
-        default_factory=lambda: OptimizationArguments(
-            train_batch_size=128, learning_rate=1e-3, adam_beta2=0.98, adam_weight_decay=0.1
-        )
+class Arguments(RunArguments):
+    model: NetworkArguments = network_arguments(
+        clip_towers, "width text_layers image_layers patch_size projection_dim dropout", dropout=0.1
     )
-    ema: EMAArguments = field(default_factory=EMAArguments)
-    evaluation: ValidationArguments = field(default_factory=ValidationArguments)
-    output: OutputArguments = field(default_factory=OutputArguments)
-    hub: HubArguments = field(default_factory=HubArguments)
+    tokenizer: TokenizerArguments = TokenizerArguments()
+    contrastive: ContrastiveArguments = ContrastiveArguments()
+    optimization: OptimizationArguments = OptimizationArguments(
+        train_batch_size=128, learning_rate=1e-3, adam_beta2=0.98, adam_weight_decay=0.1
+    )
+    evaluation: ValidationArguments = ValidationArguments()  # type: ignore[assignment]
 
 
 class RetrievalValidation(Validation):
-    """Shows what held-out texts find, and scores retrieval among the held-out pairs."""
+    """Show what held-out captions retrieve, and score retrieval among the held-out pairs."""
 
-    def __init__(self, args: Arguments, data, held_out, pipeline):
-        self.args, self.data, self.pipelines, self.report = args, data, {"ema": self.found}, None
-        self.folder = Path(args.output.output_dir)
-        self.held_out, self.pipeline = held_out, pipeline
+    def __init__(self, run: Run, held_out, pipeline):
+        self.args, self.data, self.pipelines, self.report = run.args, run.data, {"ema": self.found}, None
+        self.folder, self.held_out, self.pipeline = run.folder, held_out, pipeline
 
     def _images(self, chosen: slice | torch.Tensor) -> torch.Tensor:
         return self.held_out.images[chosen].float() / 127.5 - 1
@@ -117,8 +95,8 @@ class RetrievalValidation(Validation):
 
 
 def main(args: Arguments) -> int:
-    accelerator = start(args)
-    data, options, model = load_data(args.data), args.optimization, args.model
+    run = Run(args, family="clip", pipeline_tag="zero-shot-image-classification")
+    data, max_tokens = run.data, args.tokenizer.max_tokens
     if args.data.streaming or data.captions is None:
         raise UsageError("A text encoder needs captions, not streamed; name their column with --caption_column.")
     if data.shape[1] != data.shape[2]:
@@ -129,66 +107,26 @@ def main(args: Arguments) -> int:
     if held_out.fingerprint == data.fingerprint or held_out.shape != data.shape:
         raise UsageError("--validation_split must name other images than --split, of the same shape.")
 
-    tokenizer = train_tokenizer(data.captions, model.vocab_size, model.max_tokens)
-    torch.manual_seed(options.seed)
-    towers = clip_towers(
-        tokenizer,
-        data.shape[1],
-        data.shape[0],
-        width=model.width,
-        text_layers=model.text_layers,
-        image_layers=model.image_layers,
-        patch_size=model.patch_size,
-        projection_dim=model.projection_dim,
-        dropout=model.dropout,
-    )
-    pair = ContrastivePair(*towers)
-    steps = plan(accelerator, args, data, torch.nn.ModuleList(towers))
-
-    ema = EMA(pair.to(accelerator.device), args.ema.ema_decay, args.ema.ema_warmup) if args.ema.use_ema else None
-    if options.gradient_checkpointing:
-        for tower in towers:
-            tower.gradient_checkpointing_enable()
-    if options.compile:
-        pair.compile()
-    network, optimizer = accelerator.prepare(pair, adamw(accelerator, args, pair.parameters()))
+    tokenizer = train_tokenizer(data.captions, args.tokenizer.vocab_size, max_tokens)
+    run.seed()
+    towers = clip_towers(tokenizer, data.shape[1], data.shape[0], **args.model)
+    clip = run.prepare("clip", ContrastivePair(*towers))
     numbers = {caption: i for i, caption in enumerate(sorted(set(data.captions)))}
 
     def loss(batch, rng):
         images, captions = batch["x"], batch["captions"]
-        tokens = tokenizer(captions, padding=True, truncation=True, max_length=model.max_tokens, return_tensors="pt")
+        tokens = tokenizer(captions, padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
         images = moved(images, rng) if args.contrastive.augment else images
         groups = torch.tensor([numbers[caption] for caption in captions], device=images.device)
-        return contrastive_loss(*network(tokens["input_ids"].to(images.device), images), groups=groups)
+        return contrastive_loss(*clip.network(tokens["input_ids"].to(images.device), images), groups=groups)
 
-    phase = Phase(
-        name="clip",
-        loss=loss,
-        trains=network,
-        optimizer=optimizer,
-        learning_rate=learning_rate_schedule(options.lr_scheduler, options.lr_warmup_steps, steps),
-        max_grad_norm=options.max_grad_norm,
-        ema=ema,
-    )
-    final = ema.module if ema is not None else pair
+    def pipeline(weights=clip.final) -> CLIPPipeline:
+        weights.eval()
+        return CLIPPipeline(tokenizer, weights.text_encoder, weights.image_encoder, scale_of(weights.log_scale))
 
-    def pipeline() -> CLIPPipeline:
-        final.eval()
-        return CLIPPipeline(tokenizer, final.text_encoder, final.image_encoder, scale_of(final.log_scale))
-
-    validation = RetrievalValidation(args, data, held_out, pipeline)
-    identity = (model, args.contrastive, options, args.ema)
-    result = fit(accelerator, args, [phase], data, steps, identity=identity, hooks=validation.hooks())
-    return finish(
-        accelerator,
-        args,
-        result,
-        pipeline(),
-        validation,
-        family="clip",
-        pipeline_tag="zero-shot-image-classification",
-        limits=["It knows the words of its captions and no others."],
-    )
+    validation = RetrievalValidation(run, held_out, pipeline)
+    limits = ["It knows the words of its captions and no others."]
+    return run.train([clip.phase(loss)], pipeline, validation=validation, limits=lambda: limits)
 
 
 if __name__ == "__main__":

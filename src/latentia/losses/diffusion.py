@@ -224,10 +224,11 @@ def flow_matching_loss(
 def _condition(unet, batch: dict, rng: Rng, dropout: float, empty_text) -> dict[str, Tensor]:
     """The labels and texts that a network is told, those of a share of the images hidden."""
     told: dict[str, Tensor] = {}
-    if "labels" in batch or "text" in batch:
+    labels = batch.get("labels") if unet_config(unet).get("num_class_embeds") is not None else None
+    if labels is not None or "text" in batch:
         hidden = rng.uniform("class_dropout") < dropout
-    if "labels" in batch:
-        told["class_labels"] = torch.where(hidden, unet_config(unet).num_class_embeds, batch["labels"])
+    if labels is not None:
+        told["class_labels"] = torch.where(hidden, unet_config(unet).num_class_embeds, labels)
     if "text" in batch:
         if empty_text is None and dropout > 0:
             raise UsageError("empty_text is missing: a share of the texts is hidden, which `class_dropout=0` forbids.")

@@ -1,20 +1,23 @@
-"""The flags of the example scripts: typed dataclasses, one per concern, that a command line or a file fills in.
+"""The flags of a training script: typed dataclasses, one per concern, that a command line or a file fills in.
 
 Names are those that users of diffusers' training scripts type. Defaults are overridden by `--config file.yaml` (or
-.json), and that by the command line. The file is flat, key for flag, so a run's `training_config.json` is one.
+.json), and that by the command line. The file is flat, key for flag, so `training_config.json` is one. The flags
+of a network are the arguments of its constructor, explained by its docstring: `network_arguments`.
 """
 
 import dataclasses
+import inspect
 import json
 import re
 import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
+import docstring_parser
 import tyro
 import yaml
 
@@ -27,6 +30,8 @@ Flat = tyro.conf.OmitArgPrefixes
 @dataclass(frozen=True)
 class DataArguments:
     """What to train on."""
+
+    identifies: ClassVar[bool] = False
 
     dataset_name: str | None = None
     """A data set id on the Hub, or an embedded set: "digits" (8x8 grey) or "emoji" (32x32 colour)."""
@@ -128,6 +133,8 @@ class EMAArguments:
 class OutputArguments:
     """What is written, and how a run goes on."""
 
+    identifies: ClassVar[bool] = False
+
     output_dir: str = "outputs/run"
     """Folder of the run: pipeline, card, checkpoints, metrics, pictures."""
     overwrite_output_dir: bool = False
@@ -152,6 +159,8 @@ class OutputArguments:
 class EvaluationArguments:
     """Pictures and scores on the way."""
 
+    identifies: ClassVar[bool] = False
+
     validation_steps: int = 0
     """Steps between sample grids, from raw and averaged weights; 0: only at the end."""
     eval_steps: int = 0
@@ -168,6 +177,8 @@ class EvaluationArguments:
 class HubArguments:
     """Sharing. Log in with `hf auth login` or the environment variable HF_TOKEN; there is no flag for a token."""
 
+    identifies: ClassVar[bool] = False
+
     push_to_hub: bool = False
     """Upload the pipeline and its card at the end."""
     hub_model_id: str | None = None
@@ -176,6 +187,100 @@ class HubArguments:
     """Make the repository private."""
     hub_license: str = "apache-2.0"
     """License named in the card."""
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """The groups of flags that every training script has. A script adds its own and changes defaults.
+
+    The flags of all groups must be equal for a checkpoint to be continued, but for groups with `identifies = False`.
+    """
+
+    data: DataArguments = DataArguments()
+    optimization: OptimizationArguments = OptimizationArguments()
+    ema: EMAArguments = EMAArguments()
+    evaluation: EvaluationArguments = EvaluationArguments()
+    output: OutputArguments = OutputArguments()
+    hub: HubArguments = HubArguments()
+
+
+@dataclass(frozen=True)
+class ClassArguments:
+    """Class labels as a condition."""
+
+    class_conditional: bool = False
+    """Condition the network on the class labels of the data set, so that classes can be asked for."""
+
+
+class NetworkArguments:
+    """A group of flags made by `network_arguments`, which unpacks as constructor arguments: `VAE(**args.model)`.
+
+    A value is an attribute too, by the name of its flag.
+    """
+
+    flags: ClassVar[Mapping[str, str]]  # argument of the constructor -> name of its flag
+
+    def __getitem__(self, argument: str) -> Any:
+        return getattr(self, self.flags[argument])
+
+    def keys(self) -> Iterable[str]:
+        return self.flags.keys()
+
+    if typing.TYPE_CHECKING:
+
+        def __getattr__(self, flag: str) -> Any: ...
+
+
+def network_arguments(
+    network: Callable[..., Any], arguments: str, *, flags: Mapping[str, str] | None = None, **defaults: Any
+) -> NetworkArguments:
+    """Make the flags of a network from its constructor: types and defaults from the signature, help from the docstring.
+
+    Args:
+        network: a class or a function that builds one; its docstring has an "Args:" section.
+        arguments: names of the constructor's arguments that become flags, separated by spaces.
+        flags: argument -> name of its flag, where the two differ.
+        **defaults: of this recipe, where they differ from the constructor's.
+
+    Returns:
+        A filled group, the default of a field of the script's `Arguments`.
+
+    Example:
+        >>> from latentia import VAE
+        >>> group = network_arguments(VAE, "latent_dim activation", latent_dim=2)
+        >>> dict(group), group.latent_dim
+        ({'latent_dim': 2, 'activation': 'silu'}, 2)
+    """
+    call: Any = vars(network)["__init__"] if isinstance(network, type) else network
+    signature, hints = inspect.signature(call), typing.get_type_hints(call)
+    explained = {
+        name.strip(): param.description or ""
+        for param in docstring_parser.parse(inspect.getdoc(network) or "").params
+        for name in param.arg_name.split(",")
+    }
+    names = {argument: (flags or {}).get(argument, argument) for argument in arguments.split()}
+    fields = []
+    for argument, flag in names.items():
+        default = defaults.pop(argument) if argument in defaults else signature.parameters[argument].default
+        hint = Annotated[hints[argument], tyro.conf.arg(help=_plain(explained[argument]))]
+        fields.append((flag, hint, dataclasses.field(default=default)))
+    if defaults:
+        raise TypeError(f"defaults must be of {list(names)}; got {sorted(defaults)}.")
+    group = dataclasses.make_dataclass(
+        f"{network.__name__}Arguments",
+        fields,
+        bases=(NetworkArguments,),
+        namespace={"__doc__": f"The network, {network.__name__}.", "flags": names},
+        frozen=True,
+    )
+    return group()
+
+
+def _plain(text: str) -> str:
+    """The help of a flag from a docstring's entry: no markup, and no default, which the command line shows itself."""
+    text = re.sub(r"\s*\n\s*", " ", text)
+    text = re.sub(r"`|\\[()]|\s*\(default[^)]*\)|\s*Default (?:[^.]|\.\d)*\.(?=\s|$)", "", text)
+    return text[:1].upper() + text[1:]
 
 
 def parse_arguments(cls: type[T], argv: Sequence[str] | None = None, *, description: str, prog: str | None = None) -> T:
@@ -242,7 +347,7 @@ def with_values(default: T, values: Mapping[str, Any], source: str) -> T:
 def flat_values(arguments: Any) -> dict[str, Any]:
     """The flags of a filled-in dataclass as one flat mapping, ready for JSON and for `--config`."""
     groups = (getattr(arguments, group.name) for group in dataclasses.fields(arguments))
-    return json.loads(json.dumps({key: value for group in groups for key, value in dataclasses.asdict(group).items()}))
+    return json.loads(json.dumps({key: value for group in groups for key, value in vars(group).items()}))
 
 
 # Flags that may change between the parts of one run: how long, how fast, how spread out (the global batch must stay).
@@ -253,9 +358,16 @@ _FREE = {
 }  # fmt: skip
 
 
-def run_identity(*groups: Any) -> dict[str, Any]:
-    """The flags of some groups that must be equal for a checkpoint to be continued."""
-    values = {key: value for group in groups for key, value in dataclasses.asdict(group).items() if key not in _FREE}
+def run_identity(arguments: Any) -> dict[str, Any]:
+    """The flags that must be equal for a checkpoint to be continued: those of all groups that identify a run."""
+    groups = (getattr(arguments, group.name) for group in dataclasses.fields(arguments))
+    values = {
+        key: value
+        for group in groups
+        if getattr(group, "identifies", True)
+        for key, value in vars(group).items()
+        if key not in _FREE
+    }
     return json.loads(json.dumps(values))
 
 
@@ -265,8 +377,12 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
         if value is None and type(None) in options:
             return None
         options = tuple(option for option in options if option is not type(None))
-        if len(options) == 1:
-            return _checked(value, options[0], where)
+        for option in options[:-1]:
+            try:
+                return _checked(value, option, where)
+            except UsageError:
+                pass  # another option may take it; the last one explains
+        return _checked(value, options[-1], where)
     elif origin is Literal:
         if value is False and "no" in options:
             return "no"  # which YAML 1.1 reads as false

@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from accelerate import Accelerator
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from latentia.errors import UsageError, did_you_mean
 from latentia.losses.diffusion import diffusion_loss, flow_matching_loss
 from latentia.models.unet import UNet2D
 from latentia.pipelines.latents import fingerprint, load_autoencoder, pictures, posterior
+from latentia.runs.run import Run
 from latentia.schedulers.ddim import DDIMScheduler
 from latentia.schedulers.ddpm import DDPMScheduler
 
@@ -25,6 +25,7 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")
 class LatentArguments:
     """The autoencoder, whose weights do not change. A run is known by them, not by where they lie."""
 
+    identifies: ClassVar[bool] = False
     autoencoder: str | None = None
     """Folder or Hub id of a pipeline that holds one, such as a run of train_autoencoder_kl.py; or its own folder."""
     latents_file: str | None = None
@@ -65,9 +66,7 @@ def check_objective(chosen: DiffusionArguments) -> None:
         )
 
 
-def latents_of(
-    accelerator: Accelerator, chosen: LatentArguments, data: Any, cache_dir: str | None
-) -> tuple[Any, LatentData]:
+def latents_of(run: Run, chosen: LatentArguments) -> tuple[Any, LatentData]:
     """The autoencoder of `--autoencoder`, frozen, and the latents of the images, computed once.
 
     Raises:
@@ -75,19 +74,23 @@ def latents_of(
     """
     if chosen.autoencoder is None:
         raise UsageError("--autoencoder must name a trained one; examples/train_autoencoder_kl.py trains it.")
-    vae = load_autoencoder(chosen.autoencoder).requires_grad_(False).to(accelerator.device)
+    vae = load_autoencoder(chosen.autoencoder).requires_grad_(False).to(run.device)
     latents = cached_latents(
-        data, partial(posterior, vae), fingerprint(vae), file=chosen.latents_file, cache_dir=cache_dir
+        run.data,
+        partial(posterior, vae),
+        fingerprint(vae),
+        file=chosen.latents_file,
+        cache_dir=run.args.data.cache_dir,
     )
     again = tuple(pictures(vae, latents.mean[:1]).shape[1:])
-    if again != tuple(data.shape):
+    if again != tuple(run.data.shape):
         raise UsageError(
-            f"--resolution must make images that the autoencoder gives back in their size; got {tuple(data.shape)}, "
-            f"which come back as {again}. Take the resolution that it was trained with."
+            f"--resolution must make images that the autoencoder gives back in their size; got "
+            f"{tuple(run.data.shape)}, which come back as {again}. Take the resolution that it was trained with."
         )
     std = float(latents.batch(0, min(len(latents), 1000))["x"].std())
     hint = "" if 0.5 < std < 2 else "; it should be near 1: measure the scaling with AutoencoderKLPipeline.calibrate"
-    accelerator.print(f"Latents of shape {latents.shape}, standard deviation {std:.3f}{hint}")
+    run.accelerator.print(f"Latents of shape {latents.shape}, standard deviation {std:.3f}{hint}")
     return vae, latents
 
 

@@ -1,12 +1,17 @@
-"""What every example script shares: start a run, watch it, and leave a folder that a person can read."""
+"""One training run: processes, folder, data, networks and optimizers, the loop, validation, and the exported pipeline.
+
+run = Run(args, family="vae")
+vae = run.prepare("vae", VAE(**run.image, **args.model))
+return run.train([vae.phase(lambda batch, rng: elbo_loss(vae.network, batch, rng))], VAEPipeline)
+"""
 
 import json
 import logging
-import os
-import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,19 +21,18 @@ from filelock import FileLock, Timeout
 from huggingface_hub import get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from torch import nn
+from torch import Tensor, nn
 
 from latentia.data import load_images
 from latentia.errors import DataError, HubError, LatentiaError, NumericsError, UsageError, add_dashes
-from latentia.evaluation import curves, grid
-from latentia.hub.card import model_card, public_words
-from latentia.hub.folder_card import renewed
-from latentia.hub.push import push_to_hub
+from latentia.rng import Rng
 from latentia.runs.arguments import DataArguments, flat_values, parse_arguments, run_identity
-from latentia.runs.program import lineage, program
-from latentia.runs.validation import Validation
+from latentia.runs.export import export_run, hub_name, write_summary
+from latentia.runs.program import program
+from latentia.runs.validation import Sampler, Validation, sampler
 from latentia.training.checkpoint import replace_file
-from latentia.training.loop import Hook, Phase, Result, train
+from latentia.training.ema import EMA
+from latentia.training.loop import Hook, Phase, Result, learning_rate_schedule, train
 from latentia.training.processes import process_group
 from latentia.training.sharding import ShardingAccelerator, make_whole
 from latentia.training.state import owner
@@ -60,6 +64,371 @@ def run_script(arguments: type[T], main: Callable[[T], int], description: str) -
         print("Stopped at once. Start the same command again to go on from the last checkpoint.", file=sys.stderr)
         code = 130
     sys.exit(code)
+
+
+@dataclass
+class Prepared:
+    """A network of a run, ready to be trained.
+
+    Args:
+        name: of its phase.
+        module: the network itself, to sample with and to save.
+        network: the same as `accelerator.prepare` returned it: what a loss calls.
+        optimizer: over its parameters.
+        ema: its average, or None.
+        defaults: of its phases: learning-rate schedule and clipping.
+    """
+
+    name: str
+    module: Any
+    network: Any
+    optimizer: Any
+    ema: EMA | None
+    defaults: Mapping[str, Any]
+
+    @property
+    def final(self) -> Any:
+        """The weights to sample with and to export: the average if there is one."""
+        return self.module if self.ema is None else self.ema.module
+
+    def phase(
+        self, loss: Callable[[dict[str, Any], Rng], dict[str, Tensor]], name: str | None = None, **options: Any
+    ) -> Phase:
+        """A phase that trains this network by `loss`; a phase of another `name` leaves the average alone.
+
+        Args:
+            loss: (batch, rng) -> {"loss": scalar to minimise, **metrics}.
+            name: of the phase; `None` (default): that of the network.
+            **options: of `Phase`, such as `every` and `after`.
+        """
+        ema = self.ema if name is None else None
+        return Phase(
+            **{"name": name or self.name, "loss": loss, "trains": self.network, "optimizer": self.optimizer, "ema": ema}
+            | {**self.defaults, **options}
+        )
+
+
+class Run:
+    """One training run: what every training script shares. The idea stays in the script: networks, losses, phases.
+
+    Args:
+        args: the filled `Arguments` of a script: a `RunArguments` with groups of its own.
+        family: what the run trains, for the model card.
+        pipeline_tag: the Hub's task of the pipeline.
+        data: the data set; `None` (default): the one that the flags name.
+
+    After construction the folder exists, the data set is open, and torch's generators are seeded.
+
+    Raises:
+        UsageError: a folder that cannot be written, flags that contradict each other, a stream without a length.
+        DataError: fewer elements than one global batch.
+        HubError: `--push_to_hub` without a login.
+    """
+
+    def __init__(
+        self,
+        args: Any,
+        *,
+        family: str,
+        pipeline_tag: str = "unconditional-image-generation",
+        data: Any = None,
+    ):
+        self.args, self.family, self.pipeline_tag = args, family, pipeline_tag
+        self.folder = Path(args.output.output_dir)
+        self.accelerator = start(args)
+        self.device = self.accelerator.device
+        self.data = load_data(args.data) if data is None else data
+        self.inputs = self.data  # what the networks see: set it to latents, codes or whatever is made of the data
+        options = args.optimization
+        self.global_batch = (
+            options.train_batch_size * options.gradient_accumulation_steps * self.accelerator.num_processes
+        )
+        self.steps = self._steps()
+        self._check_hub()
+        self.prepared: list[Prepared] = []
+        self.checkpointed = False  # whether a network recomputes its activations
+        self.seed()
+
+    def seed(self) -> None:
+        """Seed torch's generators: before a network is built, so that its initial weights are the run's."""
+        torch.manual_seed(self.args.optimization.seed)
+
+    @property
+    def image(self) -> dict[str, Any]:
+        """The shape of the inputs as networks take it: `sample_size` (H, W) and `in_channels`."""
+        channels, *size = self.inputs.shape
+        return {"sample_size": tuple(size), "in_channels": channels}
+
+    @property
+    def label_names(self) -> list[str] | None:
+        """Names of the classes that the run is conditioned on; None without `--class_conditional`.
+
+        Raises:
+            UsageError: the data set has no labels.
+        """
+        condition = getattr(self.args, "condition", None)
+        if condition is None or not condition.class_conditional:
+            return None
+        if self.data.label_names is None:
+            raise UsageError(
+                "--class_conditional needs labels, and this data set has none. Name them with --label_column."
+            )
+        return list(self.data.label_names)
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes the run is conditioned on; None without `--class_conditional`."""
+        return None if self.label_names is None else len(self.label_names)
+
+    def prepare(
+        self,
+        name: str,
+        module: nn.Module,
+        *,
+        ema: bool = True,
+        parameters: Iterable[nn.Parameter] | None = None,
+        learning_rate: float | None = None,
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
+        steps: int | None = None,
+        compiled: bool = True,
+    ) -> Prepared:
+        """Put a network on the device, start its average, compile it if asked to, and give it an optimizer.
+
+        Args:
+            name: of its phase, in logs and checkpoints.
+            module: the network.
+            ema: whether it is averaged, if `--use_ema` says so. Default True.
+            parameters: those that are trained; `None` (default): all.
+            learning_rate: peak rate of AdamW; `None` (default): `--learning_rate`.
+            optimizer: parameters -> optimizer; `None` (default): AdamW as the flags describe it.
+            steps: length of the learning-rate schedule; `None` (default): of the run.
+            compiled: whether `--compile` concerns it. Default True.
+        """
+        options, flags = self.args.optimization, self.args.ema
+        module.to(self.device)
+        average = EMA(module, flags.ema_decay, flags.ema_warmup) if ema and flags.use_ema else None
+        if options.gradient_checkpointing:
+            self.checkpointed |= _checkpoint_gradients(module)
+        if options.compile and compiled:
+            module.compile()
+        chosen = list(module.parameters() if parameters is None else parameters)
+        made = self.adamw(chosen, learning_rate) if optimizer is None else optimizer(chosen)
+        network, prepared_optimizer = self.accelerator.prepare(module, made)
+        length = self.steps if steps is None else steps
+        schedule = learning_rate_schedule(options.lr_scheduler, min(options.lr_warmup_steps, length), length)
+        defaults = {"learning_rate": schedule, "max_grad_norm": options.max_grad_norm}
+        prepared = Prepared(name, module, network, prepared_optimizer, average, defaults)
+        self.prepared.append(prepared)
+        return prepared
+
+    def adamw(self, parameters: Iterable[nn.Parameter], learning_rate: float | None = None) -> torch.optim.AdamW:
+        """AdamW as the flags describe it; with `--scale_lr` its rate is multiplied by the global batch.
+
+        It is fused, one pass over all weights, but for fp16: a fused one would not notice overflows.
+        """
+        options = self.args.optimization
+        rate = options.learning_rate if learning_rate is None else learning_rate
+        return torch.optim.AdamW(
+            parameters,
+            lr=rate * (self.global_batch if options.scale_lr else 1),
+            betas=(options.adam_beta1, options.adam_beta2),
+            weight_decay=options.adam_weight_decay,
+            eps=options.adam_epsilon,
+            fused=self.accelerator.scaler is None,
+        )
+
+    def train(
+        self,
+        phases: Sequence[Phase],
+        pipeline: Callable[[Any], Any],
+        *,
+        weights: Prepared | None = None,
+        samplers: Mapping[str, Sampler] | None = None,
+        validation: Validation | None = None,
+        hooks: Sequence[Hook] = (),
+        limits: Callable[[], Sequence[str]] = tuple,
+        **sampling: Any,
+    ) -> int:
+        """Train, validate on the way, and export the pipeline with its card.
+
+        Args:
+            phases: what one step consists of, see `Phase`.
+            pipeline: network -> pipeline, around the weights in training and around those that are exported.
+            weights: the network that the pipeline is built around; `None` (default): the one prepared first.
+            samplers: name -> (batch size, seed) -> images, see `Validation`; `None` (default): samples of the pipeline
+                from the averaged weights, "ema", and beside them from the "raw" ones.
+            validation: `None` (default): a `Validation` of the samplers.
+            hooks: what else to do on the way.
+            limits: called at the end: what the card says of the limits of the model.
+            **sampling: options of the pipeline's call for the default samplers.
+
+        Returns:
+            The exit code of the process: 0, or 75 for an interrupted run.
+        """
+        weights = self.prepared[0] if weights is None else weights
+        if validation is None:
+            if samplers is None:
+                samplers = {"ema": sampler(pipeline, weights.final, **sampling)}
+                if weights.ema is not None:
+                    samplers["raw"] = sampler(pipeline, weights.module, **sampling)
+            validation = Validation(self.args, self.data, samplers)
+        result = self.fit(phases, hooks=[*validation.hooks(), *hooks])
+        return self.finish(result, partial(pipeline, weights.final), validation, limits)
+
+    def fit(
+        self,
+        phases: Sequence[Phase],
+        *,
+        steps: int | None = None,
+        hooks: Sequence[Hook] = (),
+        folder: Path | None = None,
+    ) -> Result:
+        """Run the loop as the flags say; one part of several has steps and a folder of its own.
+
+        Args:
+            phases: what one step consists of, see `Phase`.
+            steps: optimizer steps; `None` (default): those of the run.
+            hooks: what else to do on the way.
+            folder: of checkpoints and metrics; `None` (default): `--output_dir`.
+        """
+        options, output = self.args.optimization, self.args.output
+        if folder is None:
+            self._announce()
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            result = train(
+                self.accelerator,
+                phases,
+                self.inputs,
+                output_dir=self.folder if folder is None else folder,
+                max_steps=self.steps if steps is None else steps,
+                batch_size=options.train_batch_size,
+                accumulate=options.gradient_accumulation_steps,
+                seed=options.seed,
+                hooks=hooks,
+                checkpoint_every=output.checkpointing_steps,
+                checkpoints_limit=output.checkpoints_total_limit,
+                resume=output.resume_from_checkpoint,
+                config=run_identity(self.args),
+                arguments=flat_values(self.args),
+                log_every=output.logging_steps,
+                max_skips=options.max_skips if options.on_nonfinite == "skip" else 0,
+            )
+            if result.status != "interrupted":  # else nothing is made of the weights
+                networks = [self.accelerator.unwrap_model(phase.trains) for phase in phases]
+                make_whole(networks + [phase.ema.module for phase in phases if phase.ema is not None])
+            return result
+        except (NumericsError, DataError) as error:  # of the run itself, not of a folder that may be another run's
+            if self.accelerator.is_main_process:
+                summary = {"status": "failed", "exit_code": error.exit_code, "error": str(error)}
+                replace_file(self.folder / "run_summary.json", json.dumps(summary, indent=1) + "\n")
+            raise
+
+    def finish(
+        self,
+        result: Result,
+        pipeline: Callable[[], Any] | None = None,
+        validation: Validation | None = None,
+        limits: Callable[[], Sequence[str]] = tuple,
+    ) -> int:
+        """Export the pipeline with its card and curves, write the summary, and push if asked to.
+
+        Args:
+            result: of `fit`.
+            pipeline: makes the pipeline; called only where it is exported. An interrupted run needs none.
+            validation: scores the pipeline if that was not done.
+            limits: what the card says of the limits of the model; called at the end.
+
+        Returns:
+            The exit code of the process.
+        """
+        self.accelerator.end_training()
+        interrupted = result.status == "interrupted"
+        if self.accelerator.is_main_process:
+            if interrupted:
+                write_summary(self, result)
+                step = result.progress.step
+                print(f"Interrupted at step {step}; the checkpoint is whole. Start the same command again to go on.")
+            else:
+                assert pipeline is not None and validation is not None
+                export_run(self, result, pipeline, validation, limits)
+        return INTERRUPTED if interrupted else 0
+
+    def _steps(self) -> int:
+        options = self.args.optimization
+        self.data.require(self.global_batch)
+        if options.max_train_steps is not None:
+            steps = options.max_train_steps
+        elif getattr(getattr(self.args, "data", None), "streaming", False):
+            raise UsageError("--streaming needs --max_train_steps: a stream has no length to count epochs by.")
+        else:
+            steps = max(1, options.num_train_epochs * len(self.data) // self.global_batch)
+        if steps < 1:
+            raise UsageError(f"--max_train_steps must be at least 1; got {steps}.")
+        return steps
+
+    def _check_hub(self) -> None:
+        if not getattr(getattr(self.args, "hub", None), "push_to_hub", False):
+            return
+        name = hub_name(self.args)
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            raise UsageError(f'--hub_model_id must be "user/name"; got "{name}": {error}') from error
+        if get_token() is None:
+            raise HubError("--push_to_hub needs a login; run `hf auth login` or set HF_TOKEN, then start again.")
+
+    def _announce(self) -> None:
+        """Check the room for the checkpoints, and say what will be done."""
+        options, world = self.args.optimization, self.accelerator.num_processes
+        networks = [prepared.module for prepared in self.prepared]
+        if options.gradient_checkpointing and not self.checkpointed:
+            names = " and ".join(type(network).__name__ for network in networks)
+            raise UsageError(f"--gradient_checkpointing must be left out: {names} has no blocks that support it.")
+        parameters = [p for network in networks for p in network.parameters()]
+        size = sum(p.numel() * p.element_size() for p in parameters)
+        need = 4 * size * (max(self.args.output.checkpoints_total_limit or 10, 2) + 1)  # weights, average, two moments
+        free = shutil.disk_usage(self.folder).free
+        if free < need:
+            raise UsageError(
+                f"--output_dir {self.folder} has {free / 2**20:.0f} MB free, but its checkpoints need "
+                f"{need / 2**20:.0f} MB. Free space or lower --checkpoints_total_limit."
+            )
+        if getattr(getattr(self.args, "data", None), "streaming", False):
+            self.accelerator.print(
+                "A stream goes on at-least-once: it is read again up to where the run stands, so all is as without the "
+                "break while the source stays as it is; one that changed shows some images twice or not at all."
+            )
+        epochs = f" ({self.steps * self.global_batch / len(self.data):.1f} epochs)" if _has_length(self.data) else ""
+        self.accelerator.print(
+            f"{self.inputs}\n{' and '.join(type(network).__name__ for network in networks)}: "
+            f"{sum(p.numel() for p in parameters) / 1e6:.2f} M parameters\n"
+            f"{self.steps} steps of {self.global_batch}{epochs} on {world} x {self.device}, "
+            f"precision {self.accelerator.mixed_precision}"
+        )
+
+
+def _checkpoint_gradients(network: nn.Module) -> bool:
+    """Recompute activations in the backward pass, in the parts of a network that can; whether there are some."""
+    able = {
+        "enable_gradient_checkpointing": "_supports_gradient_checkpointing",  # diffusers
+        "gradient_checkpointing_enable": "supports_gradient_checkpointing",  # transformers
+    }
+    found = False
+    for method, attribute in able.items():
+        for part in network.modules():
+            if getattr(part, attribute, False):
+                getattr(part, method)()
+                found = True
+    return found
+
+
+def _has_length(data: Any) -> bool:
+    try:
+        return len(data) > 0
+    except (LatentiaError, TypeError):
+        return False
 
 
 def start(args: Any) -> Accelerator:
@@ -145,240 +514,3 @@ def load_data(args: DataArguments):
         num_workers=args.dataloader_num_workers,
         streaming=args.streaming,
     )
-
-
-def plan(accelerator: Accelerator, args: Any, data: Any, network: nn.Module) -> int:
-    """Check before the first step what would otherwise fail later, and say what will be done.
-
-    Returns:
-        The number of optimizer steps.
-
-    Raises:
-        DataError: fewer images than one global batch.
-        HubError: push_to_hub without a login.
-        UsageError: a stream without max_train_steps, or too little disk for the checkpoints.
-    """
-    options, folder = args.optimization, Path(args.output.output_dir)
-    global_batch = options.train_batch_size * options.gradient_accumulation_steps * accelerator.num_processes
-    data.require(global_batch)
-    if args.hub.push_to_hub:
-        try:
-            validate_repo_id(_hub_name(args))
-        except HFValidationError as error:
-            raise UsageError(f'--hub_model_id must be "user/name"; got "{_hub_name(args)}": {error}') from error
-        if get_token() is None:
-            raise HubError("--push_to_hub needs a login; run `hf auth login` or set HF_TOKEN, then start again.")
-    if options.max_train_steps is not None:
-        steps = options.max_train_steps
-    elif args.data.streaming:
-        raise UsageError("--streaming needs --max_train_steps: a stream has no length to count epochs by.")
-    else:
-        steps = max(1, options.num_train_epochs * len(data) // global_batch)
-    if steps < 1:
-        raise UsageError(f"--max_train_steps must be at least 1; got {steps}.")
-    size = sum(p.numel() * p.element_size() for p in network.parameters())
-    need = 4 * size * (max(args.output.checkpoints_total_limit or 10, 2) + 1)  # weights, average, two moments
-    free = shutil.disk_usage(folder).free
-    if free < need:
-        raise UsageError(
-            f"--output_dir {folder} has {free / 2**20:.0f} MB free, but its checkpoints need {need / 2**20:.0f} MB. "
-            "Free space or lower --checkpoints_total_limit."
-        )
-    parts = network if isinstance(network, nn.ModuleList) else [network]
-    names = " and ".join(type(part).__name__ for part in parts)
-    if args.data.streaming:
-        accelerator.print(
-            "A stream goes on at-least-once: it is read again up to where the run stands, so all is as without the "
-            "break while the source stays as it is; one that changed shows some images twice or not at all."
-        )
-    epochs = "" if args.data.streaming else f" ({steps * global_batch / len(data):.1f} epochs)"
-    accelerator.print(
-        f"{data}\n{names}: {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters\n"
-        f"{steps} steps of {global_batch} images{epochs} on {accelerator.num_processes} x {accelerator.device}, "
-        f"precision {accelerator.mixed_precision}"
-    )
-    return steps
-
-
-def adamw(accelerator: Accelerator, args: Any, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
-    """The optimizer that the flags describe; with --scale_lr its rate is multiplied by the global batch.
-
-    It is fused, one pass over all weights, but for fp16: a fused one would take overflows in without a word.
-    """
-    options = args.optimization
-    scale = options.train_batch_size * options.gradient_accumulation_steps * accelerator.num_processes
-    return torch.optim.AdamW(
-        parameters,
-        lr=options.learning_rate * (scale if options.scale_lr else 1),
-        betas=(options.adam_beta1, options.adam_beta2),
-        weight_decay=options.adam_weight_decay,
-        eps=options.adam_epsilon,
-        fused=accelerator.scaler is None,
-    )
-
-
-def fit(
-    accelerator: Accelerator,
-    args: Any,
-    phases: Sequence[Phase],
-    data: Any,
-    steps: int,
-    *,
-    identity: Sequence[Any],
-    hooks: Sequence[Hook] = (),
-    folder: str | Path | None = None,
-) -> Result:
-    """`train` as the flags say.
-
-    Args:
-        accelerator, args, data: of the run; `args` has the groups `output` and `optimization`.
-        phases: see `Phase`.
-        steps: optimizer steps in all.
-        identity: the groups of flags that must be equal for a checkpoint to be continued.
-        hooks: what to do on the way.
-        folder: of checkpoints and metrics; None for `--output_dir`.
-    """
-    options, output = args.optimization, args.output
-    try:
-        result = train(
-            accelerator,
-            phases,
-            data,
-            output_dir=output.output_dir if folder is None else folder,
-            max_steps=steps,
-            batch_size=options.train_batch_size,
-            accumulate=options.gradient_accumulation_steps,
-            seed=options.seed,
-            hooks=hooks,
-            checkpoint_every=output.checkpointing_steps,
-            checkpoints_limit=output.checkpoints_total_limit,
-            resume=output.resume_from_checkpoint,
-            config=run_identity(*identity),
-            arguments=flat_values(args),
-            log_every=output.logging_steps,
-            max_skips=options.max_skips if options.on_nonfinite == "skip" else 0,
-        )
-        if result.status != "interrupted":  # else nothing is made of the weights
-            networks = [accelerator.unwrap_model(phase.trains) for phase in phases]
-            make_whole(networks + [phase.ema.module for phase in phases if phase.ema is not None])
-        return result
-    except (NumericsError, DataError) as error:  # of the run itself, not of a folder that may be another run's
-        if accelerator.is_main_process:
-            summary = {"status": "failed", "exit_code": error.exit_code, "error": str(error)}
-            replace_file(Path(output.output_dir) / "run_summary.json", json.dumps(summary, indent=1) + "\n")
-        raise
-
-
-def finish(
-    accelerator: Accelerator,
-    args: Any,
-    result: Result,
-    pipeline: Any,
-    validation: Validation,
-    *,
-    family: str,
-    pipeline_tag: str,
-    limits: Sequence[str] = (),
-) -> int:
-    """Export the pipeline with its card, draw the curves, write the summary, and push if asked to.
-
-    Returns:
-        The exit code of the process.
-    """
-    accelerator.end_training()
-    if not accelerator.is_main_process:
-        return 0 if result.status != "interrupted" else INTERRUPTED
-    folder = Path(args.output.output_dir)
-    progress, report = result.progress, validation.report
-    summary = {
-        "status": result.status, "steps": progress.step, "images": progress.images, "restarts": progress.restarts,
-        "skipped_steps": progress.skipped,
-        "training_seconds": round(progress.seconds, 1), "images_per_second": round(result.images_per_second, 1),
-        "peak_memory_mb": round(result.peak_memory_mb), "resumed_from": result.resumed_from,
-        "score": report.to_dict() if report else None,
-        "family": family, "pipeline_tag": pipeline_tag, "limits": list(limits), "hardware": _hardware(accelerator),
-        "command": [*public_words([*program(), *sys.argv[1:]])], "lineage": lineage(),
-    }  # fmt: skip
-    if result.status == "interrupted":
-        replace_file(folder / "run_summary.json", json.dumps(summary, indent=1) + "\n")
-        print(f"Interrupted at step {progress.step}; the checkpoint is whole. Start the same command again to go on.")
-        return INTERRUPTED
-    if result.status == "nothing to do" and _exported_step(folder) == progress.step:
-        print(f"Nothing to do: {folder} is trained to step {progress.step}. Raise --max_train_steps to go on.")
-    else:
-        if report is None:  # the run was finished before, but killed while it was being exported
-            validation.score(progress)
-            report = validation.report
-        _draw(folder, args, validation)
-        card = model_card(
-            name=_hub_name(args),
-            pipeline_class=type(pipeline).__name__,
-            family=family,
-            pipeline_tag=pipeline_tag,
-            dataset=args.data.dataset_name or Path(args.data.train_data_dir).name,
-            license=args.hub.hub_license,
-            recipe={**flat_values(args), "data": validation.data.describe()},
-            metrics=report.for_card() if report else [],
-            hardware=summary["hardware"],
-            minutes=summary["training_seconds"] / 60,
-            seed=args.optimization.seed,
-            command=summary["command"],
-            lineage=summary["lineage"],
-            repo_id=args.hub.hub_model_id,
-            limits=limits,
-        )
-        card, remarks = renewed(folder / "README.md", card)
-        print(*remarks, sep="\n", end="\n" if remarks else "")
-        export(pipeline, folder, card)
-        summary |= {"score": report.to_dict() if report else None, "data": validation.data.describe()}
-        replace_file(folder / "run_summary.json", json.dumps(summary, indent=1, default=str) + "\n")
-        print(f"Trained {progress.images} images in {progress.seconds:.0f} s. Pipeline, card and pictures: {folder}")
-        if report:
-            print(report.text())
-    if args.hub.push_to_hub:
-        print(f"Pushed to {push_to_hub(folder, _hub_name(args), private=args.hub.hub_private_repo)}")
-    return 0
-
-
-def _exported_step(folder: Path) -> int | None:
-    """The step whose weights lie in the export; the summary is written after it."""
-    try:
-        summary = json.loads((folder / "run_summary.json").read_bytes())
-        whole = summary["status"] != "interrupted" and (folder / "model_index.json").exists()
-        return summary["steps"] if whole else None
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def _hub_name(args: Any) -> str:
-    return args.hub.hub_model_id or Path(args.output.output_dir).resolve().name
-
-
-def _draw(folder: Path, args: Any, validation: Validation) -> None:
-    """The final grid and the loss curve."""
-    (folder / "samples").mkdir(exist_ok=True)
-    grid(next(iter(validation.pipelines.values()))(64, args.optimization.seed)).save(folder / "samples" / "grid.png")
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    keys = sorted({key for row in rows for key in row if key.endswith("/loss")})
-    if keys:
-        curves(rows, keys, folder / "loss.png", x="images", title="Training")
-
-
-def export(pipeline: Any, folder: Path, card: Any) -> None:
-    """Save a pipeline into a folder that holds other things, its index last, so that what loads is whole."""
-    staging = folder / ".export"
-    shutil.rmtree(staging, ignore_errors=True)
-    pipeline.save_pretrained(staging)
-    card.save(staging / "README.md")
-    (folder / "model_index.json").unlink(missing_ok=True)
-    for item in sorted(staging.iterdir(), key=lambda path: path.name == "model_index.json"):
-        if (folder / item.name).is_dir():
-            shutil.rmtree(folder / item.name)
-        os.replace(item, folder / item.name)
-    staging.rmdir()
-
-
-def _hardware(accelerator: Accelerator) -> str:
-    if accelerator.device.type == "cuda":
-        return f"{accelerator.num_processes} x {torch.cuda.get_device_name(accelerator.device)}"
-    return f"{torch.get_num_threads() * accelerator.num_processes} CPU threads ({platform.machine()})"

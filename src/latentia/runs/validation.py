@@ -13,8 +13,10 @@ from latentia.errors import UsageError
 from latentia.evaluation import Report, check_metrics, extractor_for, grid, measure, score
 from latentia.training.loop import Hook, Progress
 
+Sampler = Callable[[int, int], Tensor]  # (batch size, seed) -> images (B, C, H, W) in [-1, 1]
 
-def sampler(pipeline: Callable[[Any], Any], network: nn.Module, **options: Any) -> Callable[[int, int], Tensor]:
+
+def sampler(pipeline: Callable[[Any], Any], network: nn.Module, **options: Any) -> Sampler:
     """What `Validation` samples with: the images of a pipeline around a network in training, each class in turn.
 
     Args:
@@ -43,7 +45,7 @@ def sampler(pipeline: Callable[[Any], Any], network: nn.Module, **options: Any) 
     return sample
 
 
-def reconstructor(pipeline: Callable[[Any], Any], network: Any, data: Any) -> Callable[[int, int], Tensor]:
+def reconstructor(pipeline: Callable[[Any], Any], network: Any, data: Any) -> Sampler:
     """As `sampler`, but training images, each followed by its reconstruction; the pipeline has `reconstruct`."""
 
     def reconstruct(batch_size: int, seed: int) -> Tensor:
@@ -74,7 +76,7 @@ class Validation:
         pipelines: name -> (batch size, seed) -> images (B, C, H, W) in [-1, 1]; the first is the one that is scored.
     """
 
-    def __init__(self, args: Any, data: Any, pipelines: Mapping[str, Callable[[int, int], Tensor]]):
+    def __init__(self, args: Any, data: Any, pipelines: Mapping[str, Sampler]):
         self.args, self.data, self.pipelines = args, data, pipelines
         self.folder = Path(args.output.output_dir)
         self.report: Report | None = None

@@ -1,0 +1,143 @@
+"""What a finished run leaves: pipeline, card, sample grid, loss curve, summary; and the push to the Hub."""
+
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from latentia.evaluation import curves, grid
+from latentia.hub.card import model_card, public_words
+from latentia.hub.folder_card import renewed
+from latentia.hub.push import push_to_hub
+from latentia.runs.arguments import flat_values
+from latentia.runs.program import lineage, program
+from latentia.runs.validation import Validation
+from latentia.training.checkpoint import replace_file
+from latentia.training.loop import Result
+
+
+def export_run(
+    run: Any,
+    result: Result,
+    pipeline: Callable[[], Any],
+    validation: Validation,
+    limits: Callable[[], Sequence[str]] = tuple,
+) -> None:
+    """Export the pipeline of a finished run with its card and pictures, and push it if asked to.
+
+    Args:
+        run: the `Run`.
+        result: of its training.
+        pipeline: makes the pipeline; called only if it is exported.
+        validation: scores the pipeline if that was not done.
+        limits: what the card says of the limits of the model; called at the end.
+    """
+    args, folder, progress = run.args, run.folder, result.progress
+    if result.status == "nothing to do" and _exported_step(folder) == progress.step:
+        print(f"Nothing to do: {folder} is trained to step {progress.step}. Raise --max_train_steps to go on.")
+    else:
+        if validation.report is None:  # the run was finished before, but killed while it was being exported
+            validation.score(progress)
+        report = validation.report
+        _draw(folder, args, validation)
+        pipe, said = pipeline(), list(limits())
+        summary = _summary(run, result, said) | {
+            "score": report.to_dict() if report else None,
+            "data": run.data.describe(),
+        }
+        card = model_card(
+            name=hub_name(args),
+            pipeline_class=type(pipe).__name__,
+            family=run.family,
+            pipeline_tag=run.pipeline_tag,
+            dataset=args.data.dataset_name or Path(args.data.train_data_dir).name,
+            license=args.hub.hub_license,
+            recipe={**flat_values(args), "data": summary["data"]},
+            metrics=report.for_card() if report else [],
+            hardware=summary["hardware"],
+            minutes=summary["training_seconds"] / 60,
+            seed=args.optimization.seed,
+            command=summary["command"],
+            lineage=summary["lineage"],
+            repo_id=args.hub.hub_model_id,
+            limits=said,
+        )
+        card, remarks = renewed(folder / "README.md", card)
+        print(*remarks, sep="\n", end="\n" if remarks else "")
+        export(pipe, folder, card)
+        replace_file(folder / "run_summary.json", json.dumps(summary, indent=1, default=str) + "\n")
+        print(f"Trained {progress.images} images in {progress.seconds:.0f} s. Pipeline, card and images: {folder}")
+        if report:
+            print(report.text())
+    if args.hub.push_to_hub:
+        print(f"Pushed to {push_to_hub(folder, hub_name(args), private=args.hub.hub_private_repo)}")
+
+
+def write_summary(run: Any, result: Result) -> None:
+    """Write `run_summary.json` of a run that exports nothing, such as an interrupted one."""
+    replace_file(run.folder / "run_summary.json", json.dumps(_summary(run, result, ()), indent=1) + "\n")
+
+
+def hub_name(args: Any) -> str:
+    """The repository of a run: `--hub_model_id`, or the name of its folder."""
+    return args.hub.hub_model_id or Path(args.output.output_dir).resolve().name
+
+
+def _summary(run: Any, result: Result, limits: Sequence[str]) -> dict[str, Any]:
+    progress = result.progress
+    return {
+        "status": result.status, "steps": progress.step, "images": progress.images, "restarts": progress.restarts,
+        "skipped_steps": progress.skipped,
+        "training_seconds": round(progress.seconds, 1), "images_per_second": round(result.images_per_second, 1),
+        "peak_memory_mb": round(result.peak_memory_mb), "resumed_from": result.resumed_from, "score": None,
+        "family": run.family, "pipeline_tag": run.pipeline_tag, "limits": list(limits),
+        "hardware": _hardware(run.accelerator), "command": [*public_words([*program(), *sys.argv[1:]])],
+        "lineage": lineage(),
+    }  # fmt: skip
+
+
+def _exported_step(folder: Path) -> int | None:
+    """The step whose weights lie in the export; the summary is written after it."""
+    try:
+        summary = json.loads((folder / "run_summary.json").read_bytes())
+        whole = summary["status"] != "interrupted" and (folder / "model_index.json").exists()
+        return summary["steps"] if whole else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _draw(folder: Path, args: Any, validation: Validation) -> None:
+    """The final grid and the loss curve."""
+    (folder / "samples").mkdir(exist_ok=True)
+    grid(next(iter(validation.pipelines.values()))(64, args.optimization.seed)).save(folder / "samples" / "grid.png")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    keys = sorted({key for row in rows for key in row if key.endswith("/loss")})
+    if keys:
+        curves(rows, keys, folder / "loss.png", x="images", title="Training")
+
+
+def export(pipeline: Any, folder: Path, card: Any) -> None:
+    """Save a pipeline into a folder that holds other things, its index last, so that what loads is whole."""
+    staging = folder / ".export"
+    shutil.rmtree(staging, ignore_errors=True)
+    pipeline.save_pretrained(staging)
+    card.save(staging / "README.md")
+    (folder / "model_index.json").unlink(missing_ok=True)
+    for item in sorted(staging.iterdir(), key=lambda path: path.name == "model_index.json"):
+        if (folder / item.name).is_dir():
+            shutil.rmtree(folder / item.name)
+        os.replace(item, folder / item.name)
+    staging.rmdir()
+
+
+def _hardware(accelerator: Accelerator) -> str:
+    if accelerator.device.type == "cuda":
+        return f"{accelerator.num_processes} x {torch.cuda.get_device_name(accelerator.device)}"
+    return f"{torch.get_num_threads() * accelerator.num_processes} CPU threads ({platform.machine()})"
