@@ -67,21 +67,40 @@ KINDS = {
 }
 
 
-def train(checkout: Path, python: str, work: Path, name: str) -> Path:
-    """Run one kind, unless its folder stands already; returns the folder."""
-    script, flags = KINDS[name]
-    folder = work / name
-    if (folder / "done").exists():
-        return folder
-    common = COMMON if "--dataset_name" in flags else COMMON.split(" --max_train_samples")[0]
-    words = f"{flags.format(**{other: work / other for other in KINDS})} {common}".split()
-    command = [python, str(checkout / "examples" / f"train_{script}.py"), *words, "--output_dir", str(folder)]
+# Runs each of a list of commands in a fork of one process that has imported the libraries.
+DRIVER = """
+import json, os, runpy, sys
+import torch, diffusers, accelerate, transformers, pyarrow.parquet, sklearn.mixture, matplotlib.figure
+import diffusers.models.autoencoders.autoencoder_kl
+torch.set_num_threads(1)
+for script, argv, log in json.load(sys.stdin):
+    child = os.fork()
+    if not child:
+        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(out, 1), os.dup2(out, 2)
+        sys.argv = [script, *argv]
+        sys.path[0] = os.path.dirname(script)
+        runpy.run_path(script, run_name="__main__")
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code:
+        sys.exit(f"{script} ends with {code}: {open(log).read()[-4000:]}")
+    open(os.path.join(argv[-1], "done"), "w").close()
+"""
+
+
+def train(checkout: Path, python: str, work: Path, names: list[str]) -> None:
+    """Run the kinds, in their order, whose folders do not stand already."""
+    commands = []
+    work.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        script, flags = KINDS[name]
+        if not (work / name / "done").exists():
+            common = COMMON if "--dataset_name" in flags else COMMON.split(" --max_train_samples")[0]
+            words = f"{flags.format(**{other: work / other for other in KINDS})} {common}".split()
+            argv = [*words, "--output_dir", str(work / name)]
+            commands.append((str(checkout / "examples" / f"train_{script}.py"), argv, str(work / f"{name}.log")))
     env = {**os.environ, "OMP_NUM_THREADS": "1", "LATENTIA_CACHE": str(work / "cache"), "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{name} in {checkout} ends with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    (folder / "done").touch()
-    return folder
+    subprocess.run([python, "-c", DRIVER], input=json.dumps(commands), text=True, env=env, check=True)
 
 
 def contents(folder: Path) -> dict[str, list[str]]:
@@ -104,10 +123,13 @@ def main() -> int:
     parser.add_argument("--names", nargs="*", default=list(KINDS), help="kinds to run")
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/same_weights"))
     args = parser.parse_args()
+    sides = {"old": (args.old, args.old_python), "new": (HERE, sys.executable)}
+    work = args.work_dir.resolve()
+    for side, (checkout, python) in sides.items():
+        train(checkout, python, work / side, args.names)
     rows = []
     for name in args.names:
-        old = contents(train(args.old, args.old_python, args.work_dir.resolve() / "old", name))
-        new = contents(train(HERE, sys.executable, args.work_dir.resolve() / "new", name))
+        old, new = contents(work / "old" / name), contents(work / "new" / name)
         differ = sorted(file for file in {*old, *new} if old.get(file) != new.get(file))
         rows.append({"kind": name, "files": len(new), "tensors": sum(map(len, new.values())), "differ": differ})
         print(f"{name:20} {len(new):3} files, {rows[-1]['tensors']:5} tensors: {differ or 'equal'}", flush=True)
