@@ -1,17 +1,21 @@
 """Flags: defaults, then the file, then the command line; and a message for everything that is wrong."""
 
 import dataclasses
+import importlib
 import inspect
 import json
 import re
+import typing
+from pathlib import Path
 
 import pytest
 import yaml
 from children import EXAMPLES
 from helpers import load_example
 
+from latentia import VAE
 from latentia.errors import UsageError
-from latentia.runs.arguments import flat_values, parse_arguments, run_identity
+from latentia.runs.arguments import NetworkArguments, flat_values, network_arguments, parse_arguments, run_identity
 
 EXAMPLE = EXAMPLES / "train_ddpm.py"
 train_ddpm = load_example("train_ddpm")
@@ -156,8 +160,7 @@ def test_the_configuration_a_run_leaves_gives_the_same_run(tmp_path):
 
 def test_what_makes_a_run_another_one():
     def identity(*argv):
-        args = parse(*argv)
-        return run_identity(args.model, args.diffusion, args.optimization, args.ema)
+        return run_identity(parse(*argv))
 
     assert json.loads(json.dumps(identity())) == identity()
     for free in ("--max_train_steps", "--num_train_epochs", "--train_batch_size", "--gradient_accumulation_steps"):
@@ -188,7 +191,7 @@ FLAGS = """
 
 
 def test_the_flags_of_train_ddpm(capsys):
-    assert list(flat_values(Arguments())) == FLAGS
+    assert sorted(flat_values(Arguments())) == sorted(FLAGS)
     with pytest.raises(SystemExit) as caught:
         parse("--help")
     text = capsys.readouterr().out
@@ -200,8 +203,29 @@ def test_no_flag_takes_a_secret():
     assert not [flag for flag in FLAGS if re.search("token|secret|password|key", flag)]
 
 
-def test_every_flag_is_explained():
-    for group in dataclasses.fields(Arguments):
-        text = inspect.getsource(group.default_factory)
-        for field in dataclasses.fields(group.default_factory):
-            assert re.search(rf'^    {field.name}: [^\n]+\n    """[^\n]+"""$', text, re.MULTILINE), field.name
+SCRIPTS = sorted((Path(__file__).parents[2] / "examples").glob("train_*.py"))
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_every_flag_is_explained(path):
+    groups = importlib.import_module(f"latentia.examples.{path.stem}").Arguments()
+    for field in dataclasses.fields(groups):
+        group = getattr(groups, field.name)
+        source = "" if isinstance(group, NetworkArguments) else inspect.getsource(type(group))
+        hints = typing.get_type_hints(type(group), include_extras=True)
+        for flag in dataclasses.fields(group):
+            if isinstance(group, NetworkArguments):  # from the docstring of the network
+                (help_of_flag,) = (extra.help for extra in hints[flag.name].__metadata__)
+                assert len(help_of_flag) > 10 and "\n" not in help_of_flag, flag.name
+            else:
+                assert re.search(rf'^    {flag.name}: [^\n]+\n    """[^\n]+"""$', source, re.MULTILINE), flag.name
+
+
+def test_flags_of_a_network_are_those_of_its_constructor():
+    group = network_arguments(VAE, "latent_dim activation norm", flags={"norm": "vae_norm"}, latent_dim=(3, 2))
+    assert dict(group) == {"latent_dim": (3, 2), "activation": "silu", "norm": "group"} and group.vae_norm == "group"
+    assert VAE(sample_size=8, hidden_sizes=((4,), (4,)), **group).config.latent_dim == (3, 2)
+    with pytest.raises(TypeError, match="latent"):
+        network_arguments(VAE, "activation", latent_dim=2)
+    with pytest.raises(KeyError):
+        network_arguments(VAE, "no_such_argument")
