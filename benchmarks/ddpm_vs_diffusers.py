@@ -37,7 +37,7 @@ from latentia.data import load_images
 from latentia.evaluation import from_uint8, grid, load_extractor, measure, score
 from latentia.losses.diffusion import diffusion_loss
 from latentia.rng import Rng
-from latentia.runs.arguments import parse_arguments
+from latentia.runs.command_line import parse_arguments
 from latentia.training.ema import EMA
 from latentia.training.loop import Phase, learning_rate_schedule, train
 

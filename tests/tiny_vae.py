@@ -4,7 +4,7 @@ import torch
 
 from latentia import VAE
 from latentia.rng import Rng
-from latentia.runs.arguments import parse_arguments
+from latentia.runs.command_line import parse_arguments
 
 DOUBLE = {"dtype": torch.float64}
 

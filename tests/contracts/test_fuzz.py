@@ -28,7 +28,7 @@ from latentia.commands.sources import open_source
 from latentia.data import load_images
 from latentia.data.decode import BadImage, Fit, open_image
 from latentia.errors import LatentiaError, UsageError
-from latentia.runs.arguments import parse_arguments
+from latentia.runs.command_line import parse_arguments
 from latentia.training.checkpoint import load_checkpoint, save_checkpoint
 from latentia.training.progress import Progress
 from latentia.training.state import check_config, restore

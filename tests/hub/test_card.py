@@ -227,7 +227,7 @@ def test_the_card_of_a_real_run_lacks_nothing(tmp_path):
         import train_ddpm
     finally:
         sys.path.remove("examples")
-    from latentia.runs.arguments import parse_arguments
+    from latentia.runs.command_line import parse_arguments
 
     flags = ["--dataset_name", "digits", "--max_train_steps", "2", "--train_batch_size", "8", "--output_dir"]
     flags += [

@@ -414,7 +414,7 @@ def test_the_pipeline_refuses_what_it_cannot_do(pipe, digits):
 
 def test_the_example_trains_layer_by_layer_resumes_and_leaves_a_pipeline(tmp_path, capsys):
     example = load_example("train_autoencoder")
-    from latentia.runs.arguments import parse_arguments
+    from latentia.runs.command_line import parse_arguments
 
     flags = f"""--dataset_name digits --hidden_sizes 16 --latent_dim 4 --layerwise_steps 2 --max_train_steps 3
         --train_batch_size 32 --eval_num_samples 20 --prior_samples 100 --prior_components 2 --validation_steps 2

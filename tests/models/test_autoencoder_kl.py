@@ -24,7 +24,7 @@ from latentia.losses.autoencoder_kl import autoencoder_kl_loss, patch_discrimina
 from latentia.losses.variational import beta_of_mse_weight, gaussian_kl, log_likelihood
 from latentia.models.autoencoder_kl import GaussianAutoencoder, autoencoder_kl, latent_statistics
 from latentia.rng import Rng
-from latentia.runs.arguments import parse_arguments
+from latentia.runs.command_line import parse_arguments
 from latentia.training.ema import EMA
 from latentia.training.loop import Phase, train
 

@@ -13,7 +13,7 @@ from latentia import CLIPPipeline
 from latentia.errors import UsageError
 from latentia.models.clip import clip_towers, train_tokenizer
 from latentia.pipelines.texts import embed_texts, load_text_encoder
-from latentia.runs.arguments import parse_arguments
+from latentia.runs.command_line import parse_arguments
 
 
 def pipeline(scale=20.0, **changes) -> CLIPPipeline:

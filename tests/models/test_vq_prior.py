@@ -19,7 +19,7 @@ from latentia.models.clip import train_tokenizer
 from latentia.models.vq_prior import code_prefix, code_transformer
 from latentia.pipelines.vq_prior import _processors, inverse_cdf, text_tokens
 from latentia.rng import Rng
-from latentia.runs.arguments import parse_arguments
+from latentia.runs.command_line import parse_arguments
 
 K = 12
 DRAW = Rng(0, 0, 4, 0, 4)

@@ -19,7 +19,7 @@ from latentia.errors import UsageError
 from latentia.losses.quantisation import CodebookUpdate, perplexity, vqvae_loss
 from latentia.models.vqvae import FiniteScalarQuantizer, VectorQuantizer
 from latentia.rng import Rng
-from latentia.runs.arguments import parse_arguments
+from latentia.runs.command_line import parse_arguments
 from latentia.training.ema import EMA
 from latentia.training.loop import Phase, train
 

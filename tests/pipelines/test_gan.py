@@ -34,7 +34,7 @@ from latentia.evaluation.failure_modes import SampleMonitor, fine_energy, genera
 from latentia.losses.adversarial import gan_discriminator_loss, gan_generator_loss
 from latentia.models.layers.discriminator import with_minibatch_std
 from latentia.pipelines.rejection import rejection_sample
-from latentia.runs.arguments import parse_arguments
+from latentia.runs.command_line import parse_arguments
 from latentia.runs.failure_monitor import FailureMonitor
 from latentia.training.ema import EMA
 from latentia.training.loop import Phase, train

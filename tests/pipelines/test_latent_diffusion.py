@@ -21,7 +21,7 @@ from latentia.errors import CheckpointError, DataError, UsageError
 from latentia.losses.diffusion import flow_matching_loss, sample_times
 from latentia.pipelines import latents as autoencoders
 from latentia.rng import Rng
-from latentia.runs.arguments import parse_arguments
+from latentia.runs.command_line import parse_arguments
 
 
 def tiny():

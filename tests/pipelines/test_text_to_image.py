@@ -22,7 +22,7 @@ from latentia.losses.diffusion import diffusion_loss, flow_matching_loss
 from latentia.models.autoencoder_kl import autoencoder_kl
 from latentia.pipelines.sampling import Condition, predict
 from latentia.rng import Rng
-from latentia.runs.arguments import parse_arguments
+from latentia.runs.command_line import parse_arguments
 
 # ------------------------------------------------------------ sampling
 

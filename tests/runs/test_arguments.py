@@ -15,7 +15,8 @@ from helpers import load_example
 
 from latentia import VAE
 from latentia.errors import UsageError
-from latentia.runs.arguments import NetworkArguments, flat_values, network_arguments, parse_arguments, run_identity
+from latentia.runs.arguments import NetworkArguments, network_arguments
+from latentia.runs.command_line import flat_values, parse_arguments, run_identity
 
 EXAMPLE = EXAMPLES / "train_ddpm.py"
 train_ddpm = load_example("train_ddpm")

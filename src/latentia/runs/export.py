@@ -16,7 +16,7 @@ from latentia.evaluation import curves, grid
 from latentia.hub.card import model_card, public_words
 from latentia.hub.folder_card import renewed
 from latentia.hub.push import push_to_hub
-from latentia.runs.arguments import flat_values
+from latentia.runs.command_line import flat_values
 from latentia.runs.program import lineage, program
 from latentia.runs.validation import Validation
 from latentia.training.checkpoint import replace_file

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from latentia.data import load_images
 from latentia.errors import DataError, HubError, LatentiaError, NumericsError, UsageError, add_dashes
 from latentia.rng import Rng
-from latentia.runs.arguments import DataArguments, flat_values, parse_arguments, run_identity
+from latentia.runs.arguments import DataArguments
+from latentia.runs.command_line import flat_values, parse_arguments, run_identity
 from latentia.runs.export import export_run, hub_name, write_summary
 from latentia.runs.program import program
 from latentia.runs.validation import Sampler, Validation, sampler
