@@ -16,7 +16,8 @@ from latentia.losses.reconstruction import autoencoder_loss
 from latentia.models.autoencoder import outer_layers
 from latentia.pipelines.autoencoder import in_chunks
 from latentia.runs.arguments import NetworkArguments, RunArguments, network_arguments
-from latentia.runs.run import Prepared, Run, run_script
+from latentia.runs.command_line import run_script
+from latentia.runs.run import Prepared, Run
 from latentia.runs.validation import reconstructor, sampler
 from latentia.training.loop import Phase
 

@@ -20,7 +20,8 @@ from latentia.evaluation import extractor_for, perceptual_loss
 from latentia.losses.autoencoder_kl import autoencoder_kl_loss, patch_discriminator_loss
 from latentia.models.autoencoder_kl import GaussianAutoencoder, autoencoder_kl
 from latentia.runs.arguments import NetworkArguments, OptimizationArguments, RunArguments, network_arguments
-from latentia.runs.run import Run, run_script
+from latentia.runs.command_line import run_script
+from latentia.runs.run import Run
 from latentia.runs.validation import reconstructor
 
 

@@ -13,7 +13,8 @@ import torch
 from latentia import DDIMScheduler, DDPMScheduler, UnconditionalDiffusionPipeline, UNet2D
 from latentia.losses.diffusion import diffusion_loss
 from latentia.runs.arguments import ClassArguments, NetworkArguments, RunArguments, network_arguments
-from latentia.runs.run import Run, run_script
+from latentia.runs.command_line import run_script
+from latentia.runs.run import Run
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ from latentia.losses.adversarial import (
 from latentia.losses.augmentation import AdaptiveAugmentation, ReplayPool, augmented
 from latentia.losses.gradient_penalty import clip_weights
 from latentia.runs.arguments import NetworkArguments, OptimizationArguments, RunArguments, network_arguments
+from latentia.runs.command_line import run_script
 from latentia.runs.failure_monitor import FailureMonitor
-from latentia.runs.run import Run, run_script
+from latentia.runs.run import Run
 from latentia.runs.validation import sampler
 from latentia.training.loop import Phase
 

@@ -30,8 +30,9 @@ from latentia.runs.arguments import (
     OutputArguments,
     network_arguments,
 )
+from latentia.runs.command_line import run_script
 from latentia.runs.failure_monitor import FailureMonitor
-from latentia.runs.run import INTERRUPTED, Run, run_script
+from latentia.runs.run import INTERRUPTED, Run
 from latentia.training.loop import Hook
 
 

@@ -14,6 +14,7 @@ import torch
 
 from latentia import LatentDiffusionPipeline, UNet2D
 from latentia.runs.arguments import NetworkArguments, RunArguments, network_arguments
+from latentia.runs.command_line import run_script
 from latentia.runs.diffusion import (
     DiffusionArguments,
     LatentArguments,
@@ -22,7 +23,7 @@ from latentia.runs.diffusion import (
     objective,
     schedulers,
 )
-from latentia.runs.run import Run, run_script
+from latentia.runs.run import Run
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ from latentia.losses.contrastive import contrastive_loss, moved
 from latentia.models.clip import ContrastivePair, clip_towers, train_tokenizer
 from latentia.pipelines.clip import scale_of
 from latentia.runs.arguments import NetworkArguments, OptimizationArguments, RunArguments, network_arguments
-from latentia.runs.run import Run, load_data, run_script
+from latentia.runs.command_line import run_script
+from latentia.runs.run import Run
+from latentia.runs.start import load_data
 from latentia.runs.validation import Validation
 from latentia.training.loop import Progress
 

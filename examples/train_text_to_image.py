@@ -20,6 +20,7 @@ from latentia.data import cached_captions
 from latentia.errors import UsageError
 from latentia.pipelines.texts import embed_texts, load_text_encoder, max_tokens, text_fingerprint
 from latentia.runs.arguments import NetworkArguments, RunArguments, network_arguments
+from latentia.runs.command_line import run_script
 from latentia.runs.diffusion import (
     DiffusionArguments,
     LatentArguments,
@@ -28,7 +29,7 @@ from latentia.runs.diffusion import (
     objective,
     schedulers,
 )
-from latentia.runs.run import Run, run_script
+from latentia.runs.run import Run
 from latentia.runs.validation import sampler
 
 

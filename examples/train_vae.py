@@ -19,7 +19,8 @@ from latentia.runs.arguments import (
     RunArguments,
     network_arguments,
 )
-from latentia.runs.run import Run, run_script
+from latentia.runs.command_line import run_script
+from latentia.runs.run import Run
 
 
 @dataclass(frozen=True)

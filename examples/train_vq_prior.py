@@ -24,7 +24,8 @@ from latentia.pipelines.latents import fingerprint, load_autoencoder
 from latentia.pipelines.vq_prior import text_tokens
 from latentia.pipelines.vqvae import VQVAEPipeline
 from latentia.runs.arguments import NetworkArguments, OptimizationArguments, RunArguments, network_arguments
-from latentia.runs.run import Run, run_script
+from latentia.runs.command_line import run_script
+from latentia.runs.run import Run
 from latentia.runs.validation import sampler
 
 

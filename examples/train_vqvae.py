@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from latentia import VQVAE, VQVAEPipeline
 from latentia.losses.quantisation import CodebookUpdate, vqvae_loss
 from latentia.runs.arguments import NetworkArguments, RunArguments, network_arguments
-from latentia.runs.run import Run, run_script
+from latentia.runs.command_line import run_script
+from latentia.runs.run import Run
 from latentia.runs.validation import reconstructor, sampler
 from latentia.training.loop import Phase
 

@@ -30,7 +30,7 @@ from latentia.data.loading import parse_split
 from latentia.data.order import flip_mask, indices, uniform
 from latentia.errors import DataError, UsageError
 from latentia.runs.arguments import DataArguments
-from latentia.runs.run import load_data
+from latentia.runs.start import load_data
 
 
 @pytest.fixture(autouse=True)

@@ -6,65 +6,31 @@ return run.train([vae.phase(lambda batch, rng: elbo_loss(vae.network, batch, rng
 """
 
 import json
-import logging
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from filelock import FileLock, Timeout
 from huggingface_hub import get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from torch import Tensor, nn
 
-from latentia.data import load_images
-from latentia.errors import DataError, HubError, LatentiaError, NumericsError, UsageError, add_dashes
+from latentia.errors import DataError, HubError, LatentiaError, NumericsError, UsageError
 from latentia.rng import Rng
-from latentia.runs.arguments import DataArguments
-from latentia.runs.command_line import flat_values, parse_arguments, run_identity
+from latentia.runs.command_line import flat_values, run_identity
 from latentia.runs.export import export_run, hub_name, write_summary
-from latentia.runs.program import program
+from latentia.runs.start import load_data, start
 from latentia.runs.validation import Sampler, Validation, sampler
 from latentia.training.checkpoint import replace_file
 from latentia.training.ema import EMA
 from latentia.training.loop import Hook, Phase, Result, learning_rate_schedule, train
-from latentia.training.processes import process_group
-from latentia.training.sharding import ShardingAccelerator, make_whole
-from latentia.training.state import owner
+from latentia.training.sharding import make_whole
 
-T = TypeVar("T")
 INTERRUPTED = 75  # EX_TEMPFAIL: start the same command again
-
-
-def run_script(arguments: type[T], main: Callable[[T], int], description: str) -> None:
-    """Parse the command line, run `main`, and end the process with an exit code that schedulers understand.
-
-    0 done, 2 usage, 3 numerics, 4 data, 5 checkpoint, 6 Hub, 75 interrupted after a checkpoint, 130 by a second Ctrl-C.
-    """
-    logging.basicConfig(format="%(levelname)s: %(message)s")
-    started = program()
-    try:
-        code = main(
-            parse_arguments(
-                arguments,
-                prog=" ".join(started) if started[0] == "latentia" else None,
-                description=f"{description}\n\nAll flags can also be given in a file, "
-                "--config run.yaml; the command line overrides it.",
-            )
-        )
-    except LatentiaError as error:
-        print(f"error: {add_dashes(str(error), flat_values(arguments()))}", file=sys.stderr)
-        code = error.exit_code
-    except KeyboardInterrupt:
-        print("Stopped at once. Start the same command again to go on from the last checkpoint.", file=sys.stderr)
-        code = 130
-    sys.exit(code)
 
 
 @dataclass
@@ -430,88 +396,3 @@ def _has_length(data: Any) -> bool:
         return len(data) > 0
     except (LatentiaError, TypeError):
         return False
-
-
-def start(args: Any) -> Accelerator:
-    """Prepare the output folder and what accelerate needs; nothing has been computed yet.
-
-    Args:
-        args: has the groups `output`, `optimization` and `hub`.
-
-    Raises:
-        UsageError: `output_dir` is a file or cannot be written.
-    """
-    options = args.optimization
-    if options.allow_tf32:
-        torch.set_float32_matmul_precision("high")
-    folder = Path(args.output.output_dir)
-    accelerator = ShardingAccelerator(
-        mixed_precision=options.mixed_precision,
-        log_with=args.output.report_to,
-        project_dir=str(folder / args.output.logging_dir),
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),  # every process computes the same
-            process_group(options.distributed_timeout),
-        ],
-    )
-    if accelerator.is_main_process:
-        try:
-            if folder.exists() and not folder.is_dir():
-                raise UsageError(f"--output_dir must be a folder; {folder} is a file.")
-            if args.output.overwrite_output_dir and folder.exists():
-                _delete_run(folder)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / ".lock").touch()
-        except OSError as error:
-            raise UsageError(f"--output_dir {folder} cannot be written: {error.strerror}.") from error
-    accelerator.wait_for_everyone()
-    if args.output.report_to is not None:
-        config = {key: str(value) for key, value in flat_values(args).items()}
-        accelerator.init_trackers(args.output.tracker_project_name, config=config)
-    return accelerator
-
-
-def _delete_run(folder: Path) -> None:
-    """Delete what a run wrote, and refuse to touch a folder that no run made."""
-    if any(folder.iterdir()) and not (folder / "training_config.json").exists():
-        raise UsageError(
-            f"--overwrite_output_dir deletes only what a run left, and {folder} has no training_config.json. "
-            "Choose another --output_dir."
-        )
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            shutil.rmtree(folder)
-    except Timeout:
-        held = owner(folder / ".lock")
-        raise UsageError(f"--output_dir {folder} is in use by another run{held}; choose another.") from None
-
-
-def load_data(args: DataArguments):
-    """The data set that the flags name.
-
-    Raises:
-        UsageError: neither or both of dataset_name and train_data_dir.
-    """
-    if (args.dataset_name is None) == (args.train_data_dir is None):
-        given = "neither" if args.dataset_name is None else "both"
-        raise UsageError(
-            f"Give --dataset_name (a Hub id, digits or emoji) or --train_data_dir (a folder or parquet); got {given}."
-        )
-    return load_images(
-        args.dataset_name or Path(args.train_data_dir),
-        split=args.split,
-        config_name=args.dataset_config_name,
-        revision=args.dataset_revision,
-        image_column=args.image_column,
-        label_column=args.label_column,
-        caption_column=args.caption_column,
-        resolution=args.resolution,
-        channels=args.channels,
-        center_crop=args.center_crop,
-        random_flip=args.random_flip,
-        max_samples=args.max_train_samples,
-        on_bad_image=args.on_bad_image,
-        cache_dir=args.cache_dir,
-        num_workers=args.dataloader_num_workers,
-        streaming=args.streaming,
-    )
