@@ -1,9 +1,9 @@
-# `make demo` runs the main job, `make test` the tests; each sets up all that it needs in .venv first.
+# `make demo` runs the main job, `make test` the tests; each first installs what it needs into .venv.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test nightly lint clean
+.PHONY: demo test nightly lint types docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -18,12 +18,23 @@ nightly: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
+types: $(VENV)/.installed
+	$(BIN)/python -m mypy
+
+# The site is written to outputs/site. Strict: a warning, such as a broken link, is an error.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 # torch first and by version: a range would bring a build with gigabytes of CUDA where a smaller one is at hand.
 $(VENV)/.installed: setup.py constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "latentia needs Python >= 3.11, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,track]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 clean:

