@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from helpers import perturbed
 
 import latentia
@@ -16,7 +17,7 @@ from latentia import DDIMScheduler, UnconditionalDiffusionPipeline, UNet2D
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = [m.name for m in pkgutil.walk_packages(latentia.__path__, "latentia.")]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -53,7 +54,57 @@ def test_files_and_links_that_the_documents_name_exist():
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
         for target in re.findall(r"`((?:examples|benchmarks|docs)/[\w./-]+\.\w+)`", text):
-            assert (ROOT / target).exists() or "autoencoder" in target, f"{page.name} names {target}"
+            assert (ROOT / target).exists(), f"{page.name} names {target}"
+
+
+SEARCHED = {  # a term of the field -> the page that must be found by it, in its title or first paragraph
+    "inpainting": "image-to-image.md",
+    "super-resolution": "image-to-image.md",
+    "img2img": "image-to-image.md",
+    "resume": "resume.md",
+    "checkpoint": "resume.md",
+    "FID": "evaluation.md",
+    "own images": "own-images.md",
+    "fine-tuning": "own-images.md",
+    "mixed precision": "mixed-precision.md",
+    "multi-GPU": "distributed.md",
+    "latentia train": "train.md",
+    "exit code": "exit-codes.md",
+    "untrusted": "untrusted-files.md",
+    "generate": "generate.md",
+    "GAN": "gans.md",
+    "variational autoencoder": "vae.md",
+    "VQ-VAE": "vqvae.md",
+    "DDPM": "diffusion.md",
+    "CLIP": "text-encoders.md",
+    "text-to-image": "text-to-image.md",
+}
+
+
+@pytest.mark.parametrize("term", SEARCHED)
+def test_searched_terms_open_their_page(term):
+    title, first, *_ = (ROOT / "docs" / SEARCHED[term]).read_text().split("\n\n")
+    assert title.startswith("# ")
+    assert term.lower() in f"{title}\n{first}".lower().replace("\n", " ")
+
+
+def navigation(entries):
+    for entry in entries:
+        values = entry.values() if isinstance(entry, dict) else [entry]
+        for value in values:
+            yield from navigation(value) if isinstance(value, list) else [value]
+
+
+def test_every_page_is_in_the_navigation_and_the_readme():
+    lines = (ROOT / "mkdocs.yml").read_text()
+    listed = list(navigation(yaml.safe_load(lines[lines.index("\nnav:") :])["nav"]))
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")}
+    assert len(listed) == len(set(listed))
+    assert pages <= set(listed)
+    generated = {"index.md", "commands/", "api/", "security.md", "changelog.md", "contributing.md"}
+    assert set(listed) - pages == generated
+    readme = (ROOT / "README.md").read_text()
+    assert {page for page in pages if f"(docs/{page})" not in readme} == set()
 
 
 def test_every_test_that_the_guarantees_name_exists():

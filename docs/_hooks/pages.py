@@ -9,17 +9,20 @@ import os
 import re
 import subprocess
 import sys
-from functools import cache
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"latentia": ROOT / "src" / "latentia", "latentia.pipelines": ROOT / "pipelines"}
 INSTALLED = ROOT / "outputs" / "reference" / "latentia"  # `paths` of mkdocstrings in mkdocs.yml
+HOME = "README.md"
 TEXTS = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 Nav = list[dict[str, "str | Nav"]]
 
@@ -42,6 +45,11 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     """Add the generated pages to those of docs/."""
     for path, text in {**home_pages(), **command_pages(), **api_pages()}.items():
         files.append(File.generated(config, path, content=text))
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Lead links of docs/ to the README and its neighbours to their pages."""
+    return moved(markdown, "../") if "/" not in page.file.src_uri else markdown
 
 
 def link_package() -> None:
@@ -95,7 +103,11 @@ def api_nav() -> Nav:
 
 def api_pages() -> dict[str, str]:
     """One page for each module, and the table of all of them."""
-    pages = {page_of(n): f"# {n}\n\n::: {n}\n    options:\n      show_root_heading: false\n" for n in modules() if n != "latentia"}
+    pages = {
+        page_of(n): f"# {n}\n\n::: {n}\n    options:\n      show_root_heading: false\n"
+        for n in modules()
+        if n != "latentia"
+    }
     lines = ["# API reference", "", "Each page is made from the docstrings of one module.", ""]
     for room, names in rooms().items():
         lines += [f"## {room}", "", "| module | |", "|---|---|"]
@@ -113,7 +125,9 @@ def first_line(name: str) -> str:
 def help_of(*command: str) -> str:
     """What `--help` prints, without colours and boxes."""
     environment = os.environ | {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *command, "--help"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} --help ended with {done.returncode}: {done.stderr[-2000:]}")
     text = re.sub(r"^╭─ (.*?) ─*╮$", r"\n\1", done.stdout, flags=re.M)
@@ -150,10 +164,14 @@ def command_pages() -> dict[str, str]:
 
 def home_pages() -> dict[str, str]:
     """The README as the home page, and the texts that lie beside it."""
-    pages = {}
-    for name in ("README.md", *TEXTS):
-        text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
-        for other in TEXTS:
-            text = text.replace(f"]({other})", f"]({other.lower()})")
-        pages["index.md" if name == "README.md" else name.lower()] = text
-    return pages
+    pages = {name.lower(): moved((ROOT / name).read_text(encoding="utf-8"), "") for name in (HOME, *TEXTS)}
+    home = pages.pop(HOME.lower())
+    return pages | {"index.md": f"---\nhide: [navigation]\n---\n\n{home}"}
+
+
+def moved(text: str, prefix: str) -> str:
+    """Links of `text` as they are on the site, where README.md is the index and TEXTS lie among the pages of docs/."""
+    text = text.replace("](docs/", "](")
+    for name in (HOME, *TEXTS):
+        text = text.replace(f"]({prefix}{name}", "](index.md" if name == HOME else f"]({name.lower()}")
+    return text
