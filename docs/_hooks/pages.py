@@ -15,22 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"latentia": ROOT / "src" / "latentia", "latentia.pipelines": ROOT / "pipelines"}
-INSTALLED = ROOT / "outputs" / "reference" / "latentia"  # `paths` of mkdocstrings in mkdocs.yml
 HOME = "README.md"
 TEXTS = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 Nav = list[dict[str, "str | Nav"]]
 
 
-@event_priority(100)  # before mkdocstrings looks for its paths
 def on_config(config: MkDocsConfig) -> None:
-    """Lay the package together and replace "api/" and "commands/" in the navigation by their pages."""
-    link_package()
+    """Replace "api/" and "commands/" in the navigation by their pages."""
     generated = {"api/": api_nav(), "commands/": command_nav()}
     for part in config.nav or []:
         for entries in part.values():
@@ -50,17 +46,6 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Lead links of docs/ to the README and its neighbours to their pages."""
     return moved(markdown, "../") if "/" not in page.file.src_uri else markdown
-
-
-def link_package() -> None:
-    """Lay src/latentia and pipelines/ together, as an installation does, so that the reference is built of both."""
-    INSTALLED.mkdir(parents=True, exist_ok=True)
-    for old in INSTALLED.iterdir():
-        old.unlink()
-    for source in PACKAGES["latentia"].iterdir():
-        if source.name != "pipelines":
-            (INSTALLED / source.name).symlink_to(source)
-    (INSTALLED / "pipelines").symlink_to(PACKAGES["latentia.pipelines"])
 
 
 @cache
