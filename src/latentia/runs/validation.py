@@ -40,7 +40,8 @@ def sampler(pipeline: Callable[[Any], Any], network: nn.Module, **options: Any) 
             classes = pipe.num_classes
             labels = {"class_labels": [i % classes for i in range(batch_size)]} if classes else {}
             asked = {"generator": torch.Generator().manual_seed(seed), "output_type": "latent"}
-            return pipe(batch_size, **labels, **asked, **options).images.clamp(-1, 1).cpu()
+            count = () if "prompt" in options else (batch_size,)  # else as many as there are prompts
+            return pipe(*count, **labels, **asked, **options).images.clamp(-1, 1).cpu()
 
     return sample
 
