@@ -224,7 +224,7 @@ def flow_matching_loss(
 def _condition(unet, batch: dict, rng: Rng, dropout: float, empty_text) -> dict[str, Tensor]:
     """The labels and texts that a network is told, those of a share of the images hidden."""
     told: dict[str, Tensor] = {}
-    labels = batch.get("labels") if unet_config(unet).get("num_class_embeds") is not None else None
+    labels = batch.get("labels") if getattr(unet_config(unet), "num_class_embeds", None) is not None else None
     if labels is not None or "text" in batch:
         hidden = rng.uniform("class_dropout") < dropout
     if labels is not None:
