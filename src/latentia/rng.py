@@ -1,13 +1,16 @@
-"""Randomness as a function of where a run stands, so that nothing about it has to be saved.
+"""Random numbers as a function of where a run stands, so that nothing about them has to be saved.
 
-Every draw of a training step is keyed by (seed, stream, images seen before the step). It is made for the whole global
-batch and each process keeps its slice. So a run that was killed and started again, or that is spread over another
-number of processes or micro-batches, meets the same noise, and no two processes meet equal noise.
+Every number of a training step is a function of (seed, stream, position in the stream of data, index within the
+element). So a run that was killed and started again, or that is spread over another number of processes or
+micro-batches, meets the same noise; no two processes meet equal noise; and a process makes only its own numbers, on its
+own device.
 """
 
 import hashlib
+import math
 
 import torch
+from torch import Tensor
 
 
 def seed_from(*parts: int | str) -> int:
@@ -42,15 +45,22 @@ def seed_global(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed_all(seed)
 
 
+# The generator is SplitMix64 (Steele, Lea and Flood, 2014, doi:10.1145/2660193.2660195), which needs no state: number n
+# of a key is a mixing function of key + n * GAMMA, here variant 13. Element p of the data has those from p * 2^32 on.
+_GAMMA = 0x9E3779B97F4A7C15
+_MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+_LOW_32, _LOW_24 = (1 << 32) - 1, (1 << 24) - 1
+
+
 class Rng:
     """The random numbers of one micro-batch.
 
     Args:
         seed: the run's seed.
-        position: images seen before this *step* (not micro-batch).
-        global_batch: images of the whole step, over all processes and micro-batches.
+        position: elements seen before this *step* (not micro-batch).
+        global_batch: elements of the whole step, over all processes and micro-batches.
         start, count: which of them this micro-batch holds, `0 <= start`, `start + count <= global_batch`.
-        device: where the numbers are drawn. CPU and GPU draw different numbers.
+        device: where the numbers are made. Those of another device differ by rounding at most.
 
     Example:
         >>> whole = Rng(0, 64, 8, 0, 8).normal("noise", (3,))
@@ -59,26 +69,63 @@ class Rng:
         True
     """
 
-    def __init__(self, seed: int, position: int, global_batch: int, start: int, count: int, device="cpu"):
+    def __init__(
+        self,
+        seed: int,
+        position: int,
+        global_batch: int,
+        start: int,
+        count: int,
+        device: str | torch.device = "cpu",
+    ):
         self.seed, self.position, self.global_batch = seed, position, global_batch
-        self.slice = slice(start, start + count)
-        self.device = torch.device(device)
+        self.start, self.count, self.device = start, count, torch.device(device)
+        self.slice = slice(start, start + count)  # of the global batch
 
-    def _generator(self, stream: str) -> torch.Generator:
-        return torch.Generator(self.device).manual_seed(seed_from(self.seed, stream, self.position))
-
-    def normal(self, stream: str, shape: tuple[int, ...]) -> torch.Tensor:
+    def normal(self, stream: str, shape: tuple[int, ...]) -> Tensor:
         """N(0, 1), float32, of shape (count, *shape). Each use of a step needs a `stream` name of its own."""
-        generator = self._generator(stream)
-        return torch.randn(self.global_batch, *shape, generator=generator, device=self.device)[self.slice]
+        size = math.prod(shape)
+        bits = self._bits(stream, (size + 1) // 2)
+        # Box and Muller, 1958, doi:10.1214/aoms/1177706645: two normal numbers from the two halves of 64 bits.
+        radius = (bits & _LOW_32).float().add_(0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
+        angle = _high(bits, 32).float().mul_(2 * math.pi * 2.0**-32)
+        pairs = torch.cat([angle.cos().mul_(radius), angle.sin_().mul_(radius)], 1)
+        return pairs[:, :size].reshape(self.count, *shape)
 
-    def uniform(self, stream: str, shape: tuple[int, ...] = ()) -> torch.Tensor:
-        """U[0, 1), float32, of shape (count, *shape)."""
-        generator = self._generator(stream)
-        return torch.rand(self.global_batch, *shape, generator=generator, device=self.device)[self.slice]
+    def uniform(self, stream: str, shape: tuple[int, ...] = ()) -> Tensor:
+        """U[0, 1), float32, of shape (count, *shape): multiples of 2^-24."""
+        size = math.prod(shape)
+        bits = self._bits(stream, (size + 1) // 2)
+        pairs = torch.cat([_high(bits, 24), bits.bitwise_and_(_LOW_24)], 1)
+        return pairs[:, :size].float().mul_(2.0**-24).reshape(self.count, *shape)
 
-    def stratified(self, stream: str) -> torch.Tensor:
+    def stratified(self, stream: str) -> Tensor:
         """U[0, 1), float32, of shape (count,): one in each of `global_batch` equal intervals, in turn."""
-        shift = torch.rand((), generator=self._generator(stream), device=self.device)
-        even = torch.arange(self.global_batch, device=self.device) / self.global_batch
-        return ((even + shift) % 1)[self.slice]
+        shift = Rng(self.seed, self.position, 1, 0, 1, self.device).uniform(stream)
+        even = torch.arange(self.start, self.start + self.count, device=self.device) / self.global_batch
+        return (even + shift) % 1
+
+    def _bits(self, stream: str, size: int) -> Tensor:
+        """Bits of size x 64 for each element, int64 (count, size)."""
+        first = self.position + self.start
+        elements = torch.arange(first, first + self.count, device=self.device).mul_(_signed(_GAMMA << 32))
+        numbers = torch.arange(1, size + 1, device=self.device).mul_(_signed(_GAMMA)).add_(seed_from(self.seed, stream))
+        return _mix(elements[:, None] + numbers)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The mixing function of SplitMix64, in place: multiplications of int64 wrap as those of unsigned numbers do."""
+    for shift, factor in _MIX:
+        x.bitwise_xor_(_high(x, 64 - shift)).mul_(_signed(factor))
+    return x.bitwise_xor_(_high(x, 33))
+
+
+def _high(x: Tensor, bits: int) -> Tensor:
+    """The highest `bits` of 64, as a number: a shift of int64 repeats the sign, which is masked away."""
+    return (x >> (64 - bits)).bitwise_and_((1 << bits) - 1)
+
+
+def _signed(x: int) -> int:
+    """The int64 with the lowest 64 bits of a number."""
+    x &= (1 << 64) - 1
+    return x - (1 << 64) if x >> 63 else x
