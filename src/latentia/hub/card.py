@@ -55,7 +55,7 @@ def model_card(
         license: the Hub's identifier, as in "apache-2.0".
         recipe: the resolved training arguments; nested mappings become dotted keys. None if nothing is known of the
             training; then the card has no section about it.
-        metrics: one mapping each, with "name" and "value"; "real" (the real-data score: the same metric of real images),
+        metrics: one mapping each, with "name" and "value"; "real" (the same metric of real images),
             "type" (its short name on leaderboards), "n" (samples), "extractor", "extractor_sha256" and whatever else is
             worth knowing are optional.
         hardware: what it was trained on, as in "2 CPU cores".
@@ -178,7 +178,7 @@ def evaluation_lines(results: Iterable[EvalResult], unranked: Sequence[Mapping[s
         about = result.metric_args or {}
         extractor = f"{about.get('extractor', '')} {str(about.get('extractor_sha256', ''))[:8]}".strip()
         data = f"{result.dataset_name} {result.dataset_split or ''}".strip()
-        values = (result.metric_value, about.get("real", about.get("floor")), about.get("n_samples"))  # "floor": in 0.1
+        values = (result.metric_value, about.get("real", about.get("floor")), about.get("n_samples"))  # "floor" in 0.1
         rows.append([str(result.metric_name or result.metric_type), *map(_number, values), extractor, data])
     for metric in unranked:
         rows.append([*(_number(metric.get(key)) for key in ("name", "value", "real", "n", "extractor")), ""])
@@ -187,8 +187,8 @@ def evaluation_lines(results: Iterable[EvalResult], unranked: Sequence[Mapping[s
         "",
         *_table(columns, rows),
         "",
-        "The numbers compare only with numbers from the same extractor at the same number of samples. The real-data score"
-        " is what held-out real images get in place of the samples.",
+        "The numbers compare only with numbers from the same extractor at the same number of samples. The real-data "
+        "score is what held-out real images get in place of the samples.",
     ]
 
 

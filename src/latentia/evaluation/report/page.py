@@ -229,8 +229,7 @@ def write_page(results: Sequence[dict[str, Any]], folder: str | Path, title: str
         count = f", {len(runs)} runs" if len(runs) > 1 else ""
         heads.append(f"<th>{escape(name)}<small>{kind}{count}</small></th>")
     body = [
-        f"<tr><td>{escape(row.title)}</td>{''.join(map(td, row.cells))}"
-        f"{td(row.real, 'real')}<td>{row.better}</td></tr>"
+        f"<tr><td>{escape(row.title)}</td>{''.join(map(td, row.cells))}{td(row.real, 'real')}<td>{row.better}</td></tr>"
         for row in table(results)
     ]
     shown = []

@@ -53,7 +53,8 @@ class Report:
             without classes.
         n, n_real: how many images were compared.
         feature_dim: width D of the features.
-        low_sample: n < 2 D, where the covariance is poorly known and the real-data score of "fd" is high; trust "kid" rather than "fd".
+        low_sample: n < 2 D, where the covariance is poorly known and the real-data score of "fd" is high; trust "kid"
+            rather than "fd".
         notes: what a reader should know before believing the numbers.
         extractor, extractor_sha256, preprocessing, seed: what has to be equal for two reports to compare.
 
