@@ -27,7 +27,8 @@ import latentia
 from latentia.commands.embed import embed
 from latentia.data import load_images
 from latentia.evaluation import grid
-from latentia.losses.quantisation import CodebookUpdate, perplexity, vqvae_loss
+from latentia.functional.quantisation import perplexity
+from latentia.losses.quantisation import CodebookUpdate, vqvae_loss
 from latentia.losses.reconstruction import autoencoder_loss
 from latentia.training.loop import Phase, learning_rate_schedule, train
 
