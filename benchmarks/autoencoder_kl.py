@@ -20,7 +20,7 @@ from lecture_diffusion import environment
 from latentia import AutoencoderKLPipeline, PatchDiscriminator
 from latentia.data import load_images
 from latentia.evaluation import extractor_for, frechet_distance, grid, perceptual_loss, psnr, sharpness, ssim
-from latentia.losses.autoencoder_kl import autoencoder_kl_loss, patch_discriminator_loss
+from latentia.losses.perceptual_compression import patch_discriminator_loss, perceptual_compression_loss
 from latentia.models.autoencoder_kl import GaussianAutoencoder, autoencoder_kl, latent_statistics
 from latentia.training.ema import EMA
 from latentia.training.loop import Hook, Phase, train
@@ -64,7 +64,7 @@ def trained(args, data, way: dict[str, float]) -> tuple[torch.nn.Module, dict]:
 
     def loss(batch, rng):
         playing = way["adversarial"] > 0 and clock.share > 0.5
-        return autoencoder_kl_loss(
+        return perceptual_compression_loss(
             network, batch, rng, latent_shape=shape, perceptual_weight=way["perceptual"],
             perceptual=(lambda a, b: perceptual_loss(a, b, classifier)) if way["perceptual"] else None,
             discriminator=judge if playing else None, adversarial_weight=way["adversarial"],

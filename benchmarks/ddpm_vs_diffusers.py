@@ -205,9 +205,9 @@ def measure_network(name: str, unet, scheduler, real, extractor, pictures: Path)
         report = score(images, real, extractor, metrics=["fd", "kid", "inception_score"])
         found = report.scores
         rows[label] = {
-            "fd": found["fd"].value, "floor": found["fd"].floor, "kid": found["kid"].value,
-            "kid_floor": found["kid"].floor, "inception_score": found["inception_score"].value,
-            "real_inception_score": found["inception_score"].floor, "n": report.n,
+            "fd": found["fd"].value, "floor": found["fd"].real, "kid": found["kid"].value,
+            "kid_floor": found["kid"].real, "inception_score": found["inception_score"].value,
+            "real_inception_score": found["inception_score"].real, "n": report.n,
             "extractor_sha256": report.extractor_sha256,
         }  # fmt: skip
         grid(images[:64]).save(pictures / f"{name}-{label}.png")

@@ -57,7 +57,7 @@ def main() -> None:
                 continue
             started = time.perf_counter()
             report = score(real[torch.arange(n)], real, extractor, metrics=METRICS)
-            floors = {key: [s.floor, s.floor_high - s.floor] for key, s in report.scores.items()}
+            floors = {key: [s.real, s.real_high - s.real] for key, s in report.scores.items()}
             seconds = round(time.perf_counter() - started, 1)
             rows.append(
                 {

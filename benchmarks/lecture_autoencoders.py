@@ -29,8 +29,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from latentia import Autoencoder, AutoencoderPipeline, LatentMixture, RecurrentAutoencoder
 from latentia.data import load_images
 from latentia.evaluation import extractor_for, frechet_distance, grid, knn_probe, psnr
+from latentia.functional.masks import length_mask
 from latentia.losses.reconstruction import autoencoder_loss, corrupt
-from latentia.models.autoencoder import length_mask, outer_layers
+from latentia.models.autoencoder import outer_layers
 from latentia.pipelines.autoencoder import between
 from latentia.rng import Rng
 

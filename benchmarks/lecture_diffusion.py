@@ -36,7 +36,8 @@ from torch import Tensor, nn
 import latentia
 from latentia.data import load_images
 from latentia.evaluation import load_extractor
-from latentia.losses.diffusion import diffusion_loss, sample_timesteps
+from latentia.losses.diffusion import diffusion_loss
+from latentia.losses.times import sample_timesteps
 from latentia.models.classifier import DigitClassifier
 from latentia.models.unet import UNet2DOutput, sinusoidal_embedding
 from latentia.rng import Rng

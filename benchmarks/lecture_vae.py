@@ -32,7 +32,8 @@ from latentia.evaluation import (
     memorisation,
     off_diagonal_correlation,
 )
-from latentia.losses.variational import ACTIVE, elbo_loss, gaussian_kl, iwae_loss
+from latentia.functional.distributions import gaussian_kl
+from latentia.losses.variational import ACTIVE, elbo_loss, iwae_loss
 from latentia.pipelines.autoencoder import between
 from latentia.rng import Rng
 from latentia.training.ema import EMA

@@ -27,7 +27,8 @@ import latentia
 from latentia.commands.embed import embed
 from latentia.data import load_images
 from latentia.evaluation import grid
-from latentia.losses.quantisation import CodebookUpdate, perplexity, vqvae_loss
+from latentia.functional.quantisation import perplexity
+from latentia.losses.quantisation import CodebookUpdate, vqvae_loss
 from latentia.losses.reconstruction import autoencoder_loss
 from latentia.training.loop import Phase, learning_rate_schedule, train
 
@@ -135,7 +136,7 @@ def mixture(rows: Rows, args, data, name: str) -> None:
     for count in (1, 10):
         pipe.register_modules(prior=latentia.LatentMixture.fit(latents, count))
         score = latentia.evaluate(pipe, data, n=min(len(data) // 2, 1000), metrics=["fd"]).report.scores["fd"]
-        distance[count], floor = float(score.value), float(score.floor)
+        distance[count], floor = float(score.value), float(score.real)
     rows.put(
         "papers 3.3", f"{name}, Frechet distance of an autoencoder's samples from 10 Gaussians", distance[10],
         {"1 Gaussian": distance[1], "real images": floor}, "at most half of that from one",

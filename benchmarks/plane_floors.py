@@ -108,8 +108,8 @@ def modes(repeats: int) -> dict:
             keys = ("covered", "high_quality", "reverse_kl", "off_mode_kl", "median_distance")
             rows[f"{name}, n={n}"] = {key: spread([getattr(m, key) for m in found]) for key in keys} | {
                 "real_high_quality": rounded(found[0].real_high_quality),
-                "reverse_kl_floor": rounded(found[0].reverse_kl_floor),
-                "off_mode_kl_floor": rounded(found[0].off_mode_kl_floor),
+                "real_reverse_kl": rounded(found[0].real_reverse_kl),
+                "real_off_mode_kl": rounded(found[0].real_off_mode_kl),
             }
             print(f"{name}, n={n}: {rows[f'{name}, n={n}']}", flush=True)
     return rows
@@ -134,7 +134,7 @@ def stacked(folder: Path) -> dict:
     found = stacked_modes(stacked_logits(from_uint8(data.images, 500), load_extractor("mnist")))
     labels = torch.bincount(data.labels, minlength=1000)
     row = {"covered": found.covered, "total": found.total, "n": found.n}
-    row |= {"kl": rounded(found.kl), "kl_floor": rounded(found.kl_floor)}
+    row |= {"kl": rounded(found.kl), "real_kl": rounded(found.real_kl)}
     row["kl_of_the_labels"] = rounded(stacked_modes(torch.eye(10)[_digits(data.labels)]).kl)
     row["modes_of_the_labels"] = int((labels > 0).sum())
     print(f"Stacked MNIST: {row}", flush=True)

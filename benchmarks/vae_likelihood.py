@@ -34,7 +34,8 @@ from torch import Tensor
 import latentia
 from latentia import VAE
 from latentia.data import load_images
-from latentia.losses.variational import ACTIVE, elbo_loss, gaussian_kl, iwae_loss, log_likelihood, log_normal
+from latentia.functional.distributions import gaussian_kl, log_likelihood, log_normal
+from latentia.losses.variational import ACTIVE, elbo_loss, iwae_loss
 from latentia.rng import Rng
 from latentia.training.ema import EMA
 from latentia.training.loop import Hook, Phase, learning_rate_schedule, train

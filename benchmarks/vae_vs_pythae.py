@@ -49,7 +49,8 @@ from torch import Tensor
 import latentia
 from latentia import VAE
 from latentia.data import load_images
-from latentia.losses.variational import elbo_loss, gaussian_kl, log_likelihood
+from latentia.functional.distributions import gaussian_kl, log_likelihood
+from latentia.losses.variational import elbo_loss
 from latentia.rng import Rng
 from latentia.training.ema import EMA
 from latentia.training.loop import Phase, learning_rate_schedule, train

@@ -100,7 +100,7 @@ def farewell(args: Arguments, rows: list[dict]) -> None:
         speed = 100 * row["seconds"] / row["n"]
         fd, inception, right = (row["scores"][key]["value"] for key in ("fd", "inception_score", "label_agreement"))
         print(f"{name:16}{fd:18.2f}{inception:17.2f}{right:13.1%}{speed:16.2f}")
-    fd, inception, right = (first["scores"][key]["floor"] for key in ("fd", "inception_score", "label_agreement"))
+    fd, inception, right = (first["scores"][key]["real"] for key in ("fd", "inception_score", "label_agreement"))
     print(f"{'real digits':16}{fd:18.2f}{inception:17.2f}{right:13.1%}")
     print(
         f"(n = {first['n']}; lower is better for the distance, higher for the score; features: {first['extractor']}.\n"

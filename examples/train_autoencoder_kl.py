@@ -17,7 +17,7 @@ import torch
 from latentia import AutoencoderKLPipeline, PatchDiscriminator
 from latentia.errors import UsageError
 from latentia.evaluation import extractor_for, perceptual_loss
-from latentia.losses.autoencoder_kl import autoencoder_kl_loss, patch_discriminator_loss
+from latentia.losses.perceptual_compression import patch_discriminator_loss, perceptual_compression_loss
 from latentia.models.autoencoder_kl import GaussianAutoencoder, autoencoder_kl
 from latentia.runs.arguments import NetworkArguments, OptimizationArguments, RunArguments, network_arguments
 from latentia.runs.command_line import run_script
@@ -112,7 +112,7 @@ def main(args: Arguments) -> int:
 
     def loss(batch, rng):
         begun = discriminator is not None and rng.position >= begin * run.global_batch
-        return autoencoder_kl_loss(
+        return perceptual_compression_loss(
             autoencoder.network,
             batch,
             rng,

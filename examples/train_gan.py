@@ -14,15 +14,11 @@ from typing import Literal
 from latentia import DCGANDiscriminator, DCGANGenerator, GANPipeline, HashedWords
 from latentia.errors import UsageError
 from latentia.evaluation import extractor_for
-from latentia.losses.adversarial import (
-    WITH_LABELS,
-    annealed,
-    gan_discriminator_loss,
-    gan_generator_loss,
-    gan_penalty_loss,
-)
-from latentia.losses.augmentation import AdaptiveAugmentation, ReplayPool, augmented
-from latentia.losses.gradient_penalty import clip_weights
+from latentia.functional.adversarial import WITH_LABELS
+from latentia.functional.schedules import linear_decay
+from latentia.losses.adversarial import gan_discriminator_loss, gan_generator_loss, gan_penalty_loss
+from latentia.losses.augmentation import AdaptiveAugmentation, ReplayPool, random_augment
+from latentia.losses.weight_clipping import clip_weights
 from latentia.runs.arguments import NetworkArguments, OptimizationArguments, RunArguments, network_arguments
 from latentia.runs.command_line import run_script
 from latentia.runs.failure_monitor import FailureMonitor
@@ -200,13 +196,16 @@ def main(args: Arguments) -> int:
 
     ada = AdaptiveAugmentation().to(run.device) if chosen.augment == "ada" else None
     pool = ReplayPool(chosen.replay, run.data.shape).to(run.device) if chosen.replay else None
-    shown = {"augment": {"none": None, "diff": augmented, "ada": ada}[chosen.augment], "text_encoder": text_encoder}
+    shown = {
+        "augment": {"none": None, "diff": random_augment, "ada": ada}[chosen.augment],
+        "text_encoder": text_encoder,
+    }
     penalties = {"r1": chosen.r1, "r2": chosen.r2, "gp": chosen.gp}
     lazy = chosen.regularise_every > 1 and any(penalties.values())
     conditioned = dim is not None or (classes is not None and not auxiliary)
 
     def noise(rng) -> float:
-        return annealed(rng.position, run.steps * run.global_batch, chosen.instance_noise)
+        return linear_decay(rng.position, run.steps * run.global_batch, chosen.instance_noise)
 
     def discriminator_loss(batch, rng):
         return gan_discriminator_loss(

@@ -201,7 +201,7 @@ def finish(folder: Path, film: Film, monitor: FailureMonitor) -> None:
         print(
             f"{modes.covered} of {modes.total} modes, {modes.high_quality:.1%} within 3 sigma "
             f"(real points: {modes.real_high_quality:.1%}), reverse KL {modes.reverse_kl:.3f} (real points: "
-            f"{modes.reverse_kl_floor:.3f}), {PLANE_SAMPLES} points"
+            f"{modes.real_reverse_kl:.3f}), {PLANE_SAMPLES} points"
         )
     film.frames[-1].save(folder / "game.png")
     first, *others = [frame.quantize(64) for frame in film.frames]

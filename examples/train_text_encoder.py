@@ -14,7 +14,8 @@ import torch
 from latentia import CLIPPipeline
 from latentia.errors import UsageError
 from latentia.evaluation import retrieval_scores
-from latentia.losses.contrastive import contrastive_loss, moved
+from latentia.losses.augmentation import random_affine
+from latentia.losses.contrastive import contrastive_loss
 from latentia.models.clip import ContrastivePair, clip_towers, train_tokenizer
 from latentia.pipelines.clip import scale_of
 from latentia.runs.arguments import NetworkArguments, OptimizationArguments, RunArguments, network_arguments
@@ -118,7 +119,7 @@ def main(args: Arguments) -> int:
     def loss(batch, rng):
         images, captions = batch["x"], batch["captions"]
         tokens = tokenizer(captions, padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
-        images = moved(images, rng) if args.contrastive.augment else images
+        images = random_affine(images, rng) if args.contrastive.augment else images
         groups = torch.tensor([numbers[caption] for caption in captions], device=images.device)
         return contrastive_loss(*clip.network(tokens["input_ids"].to(images.device), images), groups=groups)
 

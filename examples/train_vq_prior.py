@@ -16,8 +16,8 @@ from typing import ClassVar
 from latentia import VQVAE, VQPriorPipeline
 from latentia.data import cached_latents
 from latentia.errors import UsageError
+from latentia.functional.quantisation import perplexity
 from latentia.losses.autoregressive import code_loss
-from latentia.losses.quantisation import perplexity
 from latentia.models.clip import train_tokenizer
 from latentia.models.vq_prior import code_prefix, code_transformer
 from latentia.pipelines.latents import fingerprint, load_autoencoder

@@ -9,8 +9,8 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
 from latentia.errors import NumericsError, UsageError
+from latentia.functional.distributions import reparameterize
 from latentia.models.autoencoder_kl import latent_statistics
-from latentia.models.layers.stochastic import reparameterised
 from latentia.pipelines.autoencoder import between, in_chunks
 from latentia.pipelines.base import DiffusionPipeline, check_output_type, from_input, to_output
 from latentia.pipelines.unconditional import Generators, image_generators
@@ -115,7 +115,7 @@ class AutoencoderKLPipeline(DiffusionPipeline):
             shape, device = mean.shape[1:], self._execution_device
             draws = [torch.randn(shape, generator=g, device=g.device) for g in image_generators(generator, len(x))]
             noise = torch.stack(draws).to(device, mean.dtype)
-            mean = reparameterised(mean, log_variance.clamp(-30.0, 20.0), noise)
+            mean = reparameterize(mean, log_variance.clamp(-30.0, 20.0), noise)
         shift, scaling = self._scale
         return (mean - shift) * scaling
 

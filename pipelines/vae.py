@@ -11,7 +11,7 @@ from torch import Tensor
 
 from latentia.errors import UsageError
 from latentia.evaluation.likelihood.bounds import importance_weights, log_mean_exp
-from latentia.losses.variational import log_likelihood, log_normal
+from latentia.functional.distributions import log_likelihood, log_normal
 from latentia.models.layers.convolution import image_size
 from latentia.pipelines.autoencoder import between
 from latentia.pipelines.base import DiffusionPipeline, Labels, check_output_type, from_input, to_output

@@ -145,7 +145,7 @@ def card(**changes):
         "license": "apache-2.0",
         "recipe": {"learning_rate": 2e-4, "optim": {"name": "adam"}},
         "metrics": [
-            {"name": "FID", "value": np.float64(3.25), "floor": 1.5, "n": 1000, "extractor": "digits",
+            {"name": "FID", "value": np.float64(3.25), "real": 1.5, "n": 1000, "extractor": "digits",
              "extractor_sha256": SHA, "split": "test"},
             {"name": "KID", "value": 0.01, "n": 1000},
         ],

@@ -128,9 +128,9 @@ def test_sources_that_cannot_be_used_say_why(digits, tmp_path, monkeypatch):
 # --------------------------------------------------------------------------------------------------------- evaluate
 
 
-def test_real_digits_score_at_the_floor_and_the_numbers_do_not_depend_on_the_batch(digits):
+def test_real_digits_get_the_real_data_score_and_the_numbers_do_not_depend_on_the_batch(digits):
     found = evaluate(real_digits, digits, n=200, metrics=FAST, batch_size=200)
-    assert abs(found.report["fd"].value - found.report["fd"].floor) < 4 and found.about["kind"] == "function"
+    assert abs(found.report["fd"].value - found.report["fd"].real) < 4 and found.about["kind"] == "function"
     one, two = (evaluate("pca", digits, n=60, metrics=FAST, batch_size=size) for size in (60, 7))
     assert torch.equal(one.images, two.images) and torch.allclose(one.sample.features, two.sample.features, atol=1e-5)
     assert one.report["fd"].value == pytest.approx(two.report["fd"].value, rel=1e-4)
@@ -209,7 +209,7 @@ def test_the_command_prints_writes_and_puts_the_numbers_into_the_card(saved, tmp
     out = capsys.readouterr().out
     assert "Frechet distance" in out and "mostly bias" in out and "Card:" in out
     numbers = json.loads((tmp_path / "out" / "metrics.json").read_text())["scores"]
-    assert numbers["fd"]["value"] > 10 * numbers["fd"]["floor"] > 0
+    assert numbers["fd"]["value"] > 10 * numbers["fd"]["real"] > 0
     after = ModelCard.load(saved / "README.md")
     results = {result.metric_name: result for result in after.data.eval_results}
     assert set(results) == {"Frechet distance", "Kernel distance", "Inception score", "Own metric"}
@@ -263,7 +263,7 @@ def test_compare_makes_one_table_and_one_page(saved, tmp_path, capsys):
     assert [entry["source"] for entry in written] == ["pca (1)", "kde", "pca (2)"]
     first, _, again = written
     assert first["scores"] == again["scores"]  # the same source, seed and reference
-    assert {entry["scores"]["fd"]["floor"] for entry in written} == {first["scores"]["fd"]["floor"]}
+    assert {entry["scores"]["fd"]["real"] for entry in written} == {first["scores"]["fd"]["real"]}
 
 
 def test_a_page_escapes_what_a_name_may_hold(digits, tmp_path):
@@ -382,7 +382,7 @@ def test_two_processes_give_what_one_gives(tmp_path):
         assert shared[1:] == alone[1:]  # the very same images in the same order
         for key, found in alone[0]["scores"].items():
             assert shared[0]["scores"][key]["value"] == pytest.approx(found["value"], rel=1e-5), key
-            assert shared[0]["scores"][key]["floor"] == pytest.approx(found["floor"], rel=1e-5), key
+            assert shared[0]["scores"][key]["real"] == pytest.approx(found["real"], rel=1e-5), key
         assert shared[0]["n_real"] == 1797
 
 

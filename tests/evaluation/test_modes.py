@@ -42,10 +42,10 @@ def test_true_samples_score_what_is_stated_of_them(plane):
     assert found[0].real_high_quality == pytest.approx(1 - math.exp(-4.5), abs=1e-12)
     assert round(found[0].real_high_quality, 4) == 0.9889
     assert np.mean([modes.high_quality for modes in found]) == pytest.approx(0.9889, abs=0.0015)
-    # first-order floors: what KL to the truth n true samples have
-    for value, floor in (("reverse_kl", "reverse_kl_floor"), ("off_mode_kl", "off_mode_kl_floor")):
+    # to first order, what KL to the truth n true samples have
+    for value, real in (("reverse_kl", "real_reverse_kl"), ("off_mode_kl", "real_off_mode_kl")):
         values = np.array([getattr(modes, value) for modes in found])
-        assert values.mean() == pytest.approx(getattr(found[0], floor), abs=4 * values.std() / 40**0.5)
+        assert values.mean() == pytest.approx(getattr(found[0], real), abs=4 * values.std() / 40**0.5)
     # the distance to the centre is Rayleigh's
     assert np.mean([modes.median_distance for modes in found]) == pytest.approx(
         float(plane.sigma[0, 0]) * math.sqrt(2 * math.log(2)), rel=0.01
@@ -153,14 +153,14 @@ def test_combinations_are_counted_first_channel_first():
     assert modes.kl == pytest.approx(math.log(1000) - 1.5 * math.log(2), abs=1e-9)
 
 
-def test_divergence_of_stacked_classes_has_its_floor_and_its_extremes():
+def test_divergence_of_stacked_classes_has_its_real_data_score_and_its_extremes():
     every = torch.cartesian_prod(*[torch.arange(4)] * 3)
     assert stacked_modes(torch.eye(4)[every]).kl == 0
     assert stacked_modes(one_hot([[5, 5, 5]] * 30)).kl == pytest.approx(math.log(1000))
     draws = torch.randint(10, (STACKED_SAMPLES, 3), generator=torch.Generator().manual_seed(0))
     modes = stacked_modes(torch.eye(10)[draws])
-    assert modes.covered == 1000 and modes.kl_floor == pytest.approx(0.01921, abs=1e-5)
-    assert modes.kl == pytest.approx(modes.kl_floor, rel=0.2)
+    assert modes.covered == 1000 and modes.real_kl == pytest.approx(0.01921, abs=1e-5)
+    assert modes.kl == pytest.approx(modes.real_kl, rel=0.2)
     assert stacked_modes(torch.eye(10)[draws], weights=torch.tensor(modes.counts)).kl == pytest.approx(0, abs=1e-12)
 
 

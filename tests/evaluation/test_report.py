@@ -1,4 +1,4 @@
-"""The report: each metric on real digits and on broken generators, the floors, and what is refused."""
+"""The report: each metric on real digits and on broken generators, the real-data scores, and what is refused."""
 
 import doctest
 import json
@@ -55,25 +55,25 @@ def values(report):
     return {key: found.value for key, found in report.scores.items()}
 
 
-def test_every_metric_of_held_out_real_images_is_at_its_floor_and_of_noise_is_not(extractor, real):
+def test_every_metric_of_held_out_real_images_is_at_its_real_data_score_and_of_noise_is_not(extractor, real):
     order = torch.randperm(1797, generator=generator())
     unseen, rest = real[order[:300]], real[order[300:]]
     near = score(unseen, rest, extractor)
     assert set(near.scores) == set(METRICS)
     for key, found in near.scores.items():
-        spread = max(found.floor_high - found.floor, 0.02 * abs(found.floor), 0.06)
-        assert abs(found.value - found.floor) < 3.5 * spread, (key, found)
+        spread = max(found.real_high - found.real, 0.02 * abs(found.real), 0.06)
+        assert abs(found.value - found.real) < 3.5 * spread, (key, found)
         assert found.low is None or found.low <= found.value <= found.high, key
-        assert math.isfinite(found.value) and math.isfinite(found.floor), key
+        assert math.isfinite(found.value) and math.isfinite(found.real), key
     noise = torch.rand(300, 1, 8, 8, generator=generator()) * 2 - 1
     far = score(noise, rest, extractor, labels=torch.arange(300) % 10)
     assert set(far.scores) == set(METRICS)
     for key, found in far.scores.items():
-        assert found.floor == near[key].floor, key  # same n, reference and seed
+        assert found.real == near[key].real, key  # same n, reference and seed
         worse = {"lower": 1, "higher": -1}.get(found.better)
         if worse and key != "missing_classes":
             assert worse * (found.value - near[key].value) > 0, key
-    assert far["fd"].value > 50 * far["fd"].floor and far["kid"].value > 100
+    assert far["fd"].value > 50 * far["fd"].real and far["kid"].value > 100
     assert far["two_sample"].value > 0.97 > near["two_sample"].value
     assert far["recall"].value < 0.1 < 0.6 < near["precision"].value
     assert far["inception_score"].value < 2 < near["inception_score"].value
@@ -87,29 +87,29 @@ def test_copies_of_the_reference_are_seen_as_copies(extractor, real):
     copies = score(real[chosen], real, extractor, metrics=["authenticity", "nearest_distance"])
     for key in ("authenticity", "nearest_distance"):
         found = copies[key]
-        assert found.value < found.floor_low, (key, found)
+        assert found.value < found.real_low, (key, found)
 
 
 def test_blurred_digits_lose_sharpness_and_recall(extractor, digits, real):
     images = digits.images[:300].float() / 127.5 - 1
     blurred = torch.nn.functional.avg_pool2d(images, 3, 1, 1)
     report = score(blurred, real, extractor, metrics=["sharpness", "precision", "fd"])
-    assert report["sharpness"].high < 0.6 * report["sharpness"].floor
-    assert report["fd"].value > 10 * report["fd"].floor
+    assert report["sharpness"].high < 0.6 * report["sharpness"].real
+    assert report["fd"].value > 10 * report["fd"].real
 
 
-def test_the_floor_is_that_of_disjoint_halves_and_images_are_drawn_from_everywhere(extractor):
-    """Gaussian features, sorted by class: a floor that let held-out images into the reference would come out lower."""
+def test_the_real_data_score_is_that_of_disjoint_halves_and_images_are_drawn_from_everywhere(extractor):
+    """Gaussian features, sorted by class: a score that let held-out images into the reference would come out lower."""
     features, logits = randn(600, 12), 1e4 * torch.eye(10).repeat_interleave(60, 0)
     made = Predictions(randn(300, 12, seed=1), logits[::2])
     report = score(made, Predictions(features, logits), extractor, metrics=["fd", "inception_score"])
     halves = [features[torch.randperm(600, generator=generator(seed))].split(300) for seed in range(30)]
-    assert report["fd"].floor == pytest.approx(np.mean([frechet_distance(*pair) for pair in halves]), rel=0.08)
-    assert report["fd"].value == pytest.approx(report["fd"].floor, rel=0.25)
-    assert report["inception_score"].floor == pytest.approx(report["inception_score"].value, abs=0.3)
+    assert report["fd"].real == pytest.approx(np.mean([frechet_distance(*pair) for pair in halves]), rel=0.08)
+    assert report["fd"].value == pytest.approx(report["fd"].real, rel=0.25)
+    assert report["inception_score"].real == pytest.approx(report["inception_score"].value, abs=0.3)
 
 
-def test_value_and_floor_are_one_function_of_what_they_say(extractor, monkeypatch):
+def test_value_and_real_data_score_are_one_function_of_what_they_say(extractor, monkeypatch):
     """The sample against each reference, and the held-out images against the same reference."""
     seen = []
 
@@ -125,7 +125,7 @@ def test_value_and_floor_are_one_function_of_what_they_say(extractor, monkeypatc
         assert made[0] == [100, 101, 102, 103] and made[1] == held_out[1]
         assert sorted(held_out[0] + held_out[1]) == list(range(10)) and len(held_out[0]) == 4
     assert len({tuple(held_out[0]) for held_out in seen[1::2]}) > 1
-    assert report["spy"].value == 1 and report["spy"].floor == 0 and report["spy"].low is None
+    assert report["spy"].value == 1 and report["spy"].real == 0 and report["spy"].low is None
 
 
 def test_a_missing_class_is_named_and_raises_the_distance(extractor, real):
@@ -134,7 +134,7 @@ def test_a_missing_class_is_named_and_raises_the_distance(extractor, real):
     complete = score(real[order[:500]], real, extractor, metrics=keys)
     order = order[real.logits.argmax(1)[order] != 3]
     missing = score(real[order[:500]], real, extractor, metrics=keys)
-    assert missing["fd"].value > max(complete["fd"].value, missing["fd"].floor) + 2
+    assert missing["fd"].value > max(complete["fd"].value, missing["fd"].real) + 2
     assert missing["inception_score"].value < complete["inception_score"].value - 0.3
     assert missing["class_divergence"].value > 10 * complete["class_divergence"].value
     assert missing["missing_classes"].value == 1 and complete["missing_classes"].value == 0
@@ -175,13 +175,13 @@ def test_the_report_is_plain_json_and_a_function_of_the_seed(extractor, real, di
     report = score(generated, real, extractor, seed=3, metrics=keys)
     assert json.loads(json.dumps(report.to_dict())) == report.to_dict()
     assert score(iter(generated.split(100)), real, extractor, seed=3, metrics=keys) == report
-    assert score(generated, real, extractor, seed=4, metrics=keys)["fd"].floor != report["fd"].floor
+    assert score(generated, real, extractor, seed=4, metrics=keys)["fd"].real != report["fd"].real
     assert report.extractor == "digits" and report.extractor_sha256[:8] in report.text()
     assert report.feature_dim == 64 and report.n == 100 and report.n_real == 1797
     table = report.table()
     assert all(found.title in table for found in report.scores.values()) and "1697 of 1797" in table
     card = report.for_card()
-    assert [m["name"] for m in card] == [METRICS[key].title for key in keys] and card[0]["floor"] == report["fd"].floor
+    assert [m["name"] for m in card] == [METRICS[key].title for key in keys] and card[0]["real"] == report["fd"].real
 
 
 def test_metrics_that_do_not_apply_are_left_out(extractor, real):

@@ -17,7 +17,7 @@ from latentia.hub.blocks import put_block, read_blocks
 from latentia.hub.card import add_results
 from latentia.hub.folder_card import folder_card, lacks, merged, renewed
 
-NUMBERS = {"title": "Frechet distance", "value": 12.5, "low": 10.0, "high": 15.0, "floor": 2.0}
+NUMBERS = {"title": "Frechet distance", "value": 12.5, "low": 10.0, "high": 15.0, "real": 2.0}
 RUN = {
     "training_config.json": {
         "dataset_name": "digits", "train_data_dir": None, "hub_license": "mit", "hub_model_id": None, "seed": 3,

@@ -88,7 +88,7 @@ def test_the_front_matter_is_what_the_hub_reads(tmp_path):
     assert (fid["type"], fid["name"], fid["value"]) == ("fid", "FID", 3.25)
     assert fid["args"] == {
         "n_samples": 1000,
-        "floor": 1.5,
+        "real": 1.5,
         "extractor": "digits",
         "extractor_sha256": SHA,
         "seed": 7,

@@ -15,20 +15,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from latentia import DCGANDiscriminator, DCGANGenerator, HashedWords, MLPDiscriminator, MLPGenerator
 from latentia.errors import UsageError
-from latentia.losses.adversarial import (
-    OBJECTIVES,
-    annealed,
-    discriminator_loss,
-    feature_matching,
-    gan_discriminator_loss,
-    gan_generator_loss,
-    gan_penalty_loss,
-    generator_loss,
-    noisy_labels,
-)
-from latentia.losses.augmentation import AdaptiveAugmentation, ReplayPool, augmented
-from latentia.losses.gradient_penalty import clip_weights, interpolated, one_centred_penalty, zero_centred_penalty
-from latentia.losses.turns import judge
+from latentia.functional.adversarial import OBJECTIVES, discriminator_loss, feature_matching, generator_loss
+from latentia.functional.gradient_penalty import one_centred_penalty, zero_centred_penalty
+from latentia.functional.schedules import linear_decay
+from latentia.losses.adversarial import gan_discriminator_loss, gan_generator_loss, gan_penalty_loss, noisy_labels
+from latentia.losses.augmentation import AdaptiveAugmentation, ReplayPool, random_augment
+from latentia.losses.discrimination import discriminate, interpolate_randomly
+from latentia.losses.weight_clipping import clip_weights
 from latentia.rng import Rng
 
 LN2 = math.log(2)
@@ -193,7 +186,7 @@ def test_a_trained_critic_measures_the_distance_of_two_gaussians():
     estimates = []
     for step in range(300):
         real, fake = torch.randn(256, 1), torch.randn(256, 1) + m
-        x = interpolated(real, fake, draws(256, 256 * step))
+        x = interpolate_randomly(real, fake, draws(256, 256 * step))
         loss = discriminator_loss(critic(real).logits, critic(fake).logits, "wasserstein").mean()
         optimizer.zero_grad()
         # The penalty comes up slowly: in one dimension its full strength holds a slope on the wrong side of zero.
@@ -254,7 +247,7 @@ def test_the_loss_adds_half_the_weight_of_each_penalty():
     x = batch["x"].clone().requires_grad_()
     fake = g(draws().normal("discriminator latents", (4,)).double()).sample.detach().requires_grad_()
     r1, r2 = (zero_centred_penalty(d(v).logits, v).mean() for v in (x, fake))
-    between = interpolated(x, fake, draws())
+    between = interpolate_randomly(x, fake, draws())
     gp = one_centred_penalty(d(between).logits, between).mean()
     torch.testing.assert_close(full["loss"], plain["loss"] + 1.5 * r1 + 2.5 * r2 + 7 * gp)
     for key, value in {"r1": r1, "r2": r2, "gp": gp}.items():
@@ -323,7 +316,7 @@ def test_accuracies_are_against_the_game_s_threshold():
 def test_real_and_generated_pictures_never_share_statistics(norm):
     d, a, b = discriminator(norm=norm), batch_of(4)["x"], batch_of(4)["x"].flip(0) * 0.3
     apart, mixed = [d(x).logits for x in (a, b)], d(torch.cat([a, b])).logits
-    judged = judge(d, [a, b], [{}, {}])
+    judged = discriminate(d, [a, b], [{}, {}])
     torch.testing.assert_close(torch.cat([out.logits for out in judged]), torch.cat(apart))
     assert torch.allclose(torch.cat(apart), mixed) == (norm == "instance")
 
@@ -331,7 +324,7 @@ def test_real_and_generated_pictures_never_share_statistics(norm):
 def test_packs_and_groups_are_of_one_kind():
     d = discriminator(pack=2, minibatch_std=2)
     a, b = batch_of(4)["x"], batch_of(4)["x"] * 0.3
-    for out, x in zip(judge(d, [a, b], [{}, {}]), (a, b)):
+    for out, x in zip(discriminate(d, [a, b], [{}, {}]), (a, b)):
         torch.testing.assert_close(out.logits, d(x).logits)
     values = gan_discriminator_loss(
         d, generator(), batch_of(8), draws(), objective="minimax", real_label=(0.7, 1.2), flip=0.1
@@ -371,7 +364,7 @@ def test_instance_noise_is_added_to_both_and_fades():
             noise = draws().normal(f"{name} noise", (2,)).double().mean(0)
             key = name.split()[-1]
             torch.testing.assert_close(noisy[key] - plain[key], 0.7 * (d.head.to_logit.weight[0] @ noise).detach())
-    sigmas = [annealed(position, 100, 0.5, 0.1) for position in (0, 25, 100, 1000)]
+    sigmas = [linear_decay(position, 100, 0.5, 0.1) for position in (0, 25, 100, 1000)]
     assert sigmas == pytest.approx([0.5, 0.4, 0.1, 0.1])
 
 
@@ -530,7 +523,7 @@ def game(rank: int, world: int) -> dict[str, torch.Tensor]:
     options = {"gp": 10.0, "mismatched": True, "instance_noise": 0.1, "augment": ada, "collect": ada.collect}
     gan_discriminator_loss(d, g, batch, rng, **options)["loss"].backward()
     record("penalties", d)
-    gan_penalty_loss(d, g, batch, rng, gp=1.0, augment=augmented)["loss"].backward()
+    gan_penalty_loss(d, g, batch, rng, gp=1.0, augment=random_augment)["loss"].backward()
     record("lazy", d)
     gan_discriminator_loss(d, g, batch, rng, r1=0, r2=0)["loss"].backward()  # every gradient was waited for
     record("after", d)

@@ -10,7 +10,7 @@ from helpers import held, part_of
 from latentia import DCGANDiscriminator, DCGANGenerator
 from latentia.errors import UsageError
 from latentia.losses.adversarial import gan_discriminator_loss, gan_generator_loss
-from latentia.losses.augmentation import POLICIES, AdaptiveAugmentation, ReplayPool, augmented
+from latentia.losses.augmentation import POLICIES, AdaptiveAugmentation, ReplayPool, random_augment
 from latentia.rng import Rng
 from latentia.training.loop import Phase, train
 
@@ -23,43 +23,43 @@ def draws(n: int, position: int = 0, start: int = 0, count: int | None = None) -
 @pytest.mark.parametrize("policy", [POLICIES, *((name,) for name in POLICIES)])
 def test_shape_and_identity_and_gradient(shape, policy):
     x = torch.randn(6, *shape, dtype=torch.float64, requires_grad=True)
-    y = augmented(x, draws(6), policy=policy)
+    y = random_augment(x, draws(6), policy=policy)
     assert y.shape == x.shape and y.dtype == x.dtype and not torch.equal(x, y)
-    assert torch.equal(augmented(x, draws(6), policy=policy, p=0.0), x)
-    assert torch.equal(augmented(x, draws(6), policy=policy, p=torch.zeros(())), x)
+    assert torch.equal(random_augment(x, draws(6), policy=policy, p=0.0), x)
+    assert torch.equal(random_augment(x, draws(6), policy=policy, p=torch.zeros(())), x)
     (y * torch.randn_like(y)).sum().backward()
     assert (x.grad.flatten(1).abs().sum(1) > 0).all()
 
 
 def test_it_is_a_function_of_the_draw_and_cut_into_parts_the_same():
     x = torch.randn(6, 3, 8, 8)
-    whole = augmented(x, draws(6))
+    whole = random_augment(x, draws(6))
     torch.manual_seed(5)
-    assert torch.equal(whole, augmented(x, draws(6)))
-    parts = [augmented(x[i : i + 2], draws(6, 0, i, 2)) for i in (0, 2, 4)]
+    assert torch.equal(whole, random_augment(x, draws(6)))
+    parts = [random_augment(x[i : i + 2], draws(6, 0, i, 2)) for i in (0, 2, 4)]
     assert torch.equal(whole, torch.cat(parts))
-    assert not torch.equal(whole, augmented(x, draws(6), "another")) and not torch.equal(
-        whole, augmented(x, draws(6, 6))
+    assert not torch.equal(whole, random_augment(x, draws(6), "another")) and not torch.equal(
+        whole, random_augment(x, draws(6, 6))
     )
 
 
 def test_the_derivative_is_the_true_one():
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: augmented(x, draws(2)), x)
-    assert torch.autograd.gradgradcheck(lambda x: augmented(x, draws(2)).square().sum(), x)
+    assert torch.autograd.gradcheck(lambda x: random_augment(x, draws(2)), x)
+    assert torch.autograd.gradgradcheck(lambda x: random_augment(x, draws(2)).square().sum(), x)
 
 
 def test_a_share_p_of_the_pictures_is_changed_each_on_its_own():
     x = torch.randn(2000, 1, 8, 8)
     for name in POLICIES:
-        changed = (augmented(x, draws(2000), policy=(name,), p=0.3) != x).flatten(1).any(1).float().mean()
+        changed = (random_augment(x, draws(2000), policy=(name,), p=0.3) != x).flatten(1).any(1).float().mean()
         assert changed.item() == pytest.approx(0.3 * (8 / 9 if name == "translation" else 1), abs=0.04)
 
 
 def test_a_translation_is_a_shift_by_whole_pixels_and_all_are_equally_likely():
     h, w, n = 8, 16, 9000
     picture = torch.arange(1.0, h * w + 1).view(1, 1, h, w)
-    moved = augmented(picture.expand(n, -1, -1, -1), draws(n), policy=("translation",))
+    moved = random_augment(picture.expand(n, -1, -1, -1), draws(n), policy=("translation",))
     found = torch.zeros(3, 5)
     for dy in range(-1, 2):
         for dx in range(-2, 3):
@@ -77,7 +77,7 @@ def test_a_translation_is_a_shift_by_whole_pixels_and_all_are_equally_likely():
 
 def test_a_cutout_is_one_box_and_every_place_can_be_hit():
     n = 4000
-    holes = augmented(torch.ones(n, 1, 8, 8), draws(n), policy=("cutout",))[:, 0] == 0
+    holes = random_augment(torch.ones(n, 1, 8, 8), draws(n), policy=("cutout",))[:, 0] == 0
     assert torch.equal(holes, holes.any(2)[:, :, None] & holes.any(1)[:, None, :])  # a box
     for side in (holes.any(1), holes.any(2)):
         assert {*side.sum(1).tolist()} <= {2, 3, 4} and (side.int().diff(dim=1) == 1).sum(1).max() <= 1
@@ -90,10 +90,10 @@ def test_a_cutout_is_one_box_and_every_place_can_be_hit():
 
 def test_colour_moves_brightness_scales_contrast_and_leaves_the_rest():
     x = torch.rand(3000, 3, 4, 4, dtype=torch.float64) * 2 - 1
-    y = augmented(x, draws(3000), policy=("color",))
+    y = random_augment(x, draws(3000), policy=("color",))
     shift = (y - x).mean((1, 2, 3))
     assert -0.5 <= shift.min() < -0.48 and 0.48 < shift.max() < 0.5
-    grey = augmented(x[:, :1], draws(3000), policy=("color",))
+    grey = random_augment(x[:, :1], draws(3000), policy=("color",))
     scale = grey.std((1, 2, 3)) / x[:, :1].std((1, 2, 3))
     assert 0.5 <= scale.min() < 0.51 and 1.49 < scale.max() < 1.5
     # About the mean, so that affine it stays: (y - mean y) is a multiple of (x - mean x).
@@ -109,10 +109,10 @@ def test_the_generator_learns_through_it():
     d = DCGANDiscriminator(sample_size=8, block_out_channels=(4,), norm="none")
     batch = {"x": torch.rand(4, 1, 8, 8) * 2 - 1}
     plain = gan_generator_loss(d, g, batch, draws(4))["loss"]
-    loss = gan_generator_loss(d, g, batch, draws(4), augment=augmented)["loss"]
+    loss = gan_generator_loss(d, g, batch, draws(4), augment=random_augment)["loss"]
     loss.backward()
     assert loss != plain and all(p.grad.abs().sum() > 0 for p in g.parameters())
-    seen = gan_discriminator_loss(d, g, batch, draws(4), augment=augmented)
+    seen = gan_discriminator_loss(d, g, batch, draws(4), augment=random_augment)
     assert seen["loss"] != gan_discriminator_loss(d, g, batch, draws(4))["loss"]
 
 
@@ -265,11 +265,14 @@ def test_a_run_that_goes_on_is_bit_equal_and_micro_batches_change_nothing(tmp_pa
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: augmented(torch.randn(2, 2), draws(2)), ["images", "(B, C, H, W)", "(2, 2)"]),
-        (lambda: augmented(torch.randn(2, 1, 4, 4), draws(2), policy=("colour",)), ["policy", "colour", '"color"']),
-        (lambda: augmented(torch.randn(2, 1, 4, 4), draws(2), p=1.5), ["p must be", "1.5"]),
+        (lambda: random_augment(torch.randn(2, 2), draws(2)), ["images", "(B, C, H, W)", "(2, 2)"]),
+        (
+            lambda: random_augment(torch.randn(2, 1, 4, 4), draws(2), policy=("colour",)),
+            ["policy", "colour", '"color"'],
+        ),
+        (lambda: random_augment(torch.randn(2, 1, 4, 4), draws(2), p=1.5), ["p must be", "1.5"]),
         (lambda: AdaptiveAugmentation(target=1.0), ["target", "(-1, 1)", "1.0"]),
-        (lambda: AdaptiveAugmentation(p=0.9), ["at most 0.8", "p=0.9"]),
+        (lambda: AdaptiveAugmentation(p=0.9), ["p must be in [0, 0.8]", "0.9"]),
         (lambda: ReplayPool(0, (1,)), ["capacity", "at least 1", "0"]),
         (lambda: ReplayPool(3, (1,))(torch.randn(4, 1), draws(4)), ["capacity", "global batch, 4", "got 3"]),
     ],

@@ -13,7 +13,8 @@ from torch import nn
 
 from latentia.errors import NumericsError, UsageError
 from latentia.evaluation import retrieval_scores
-from latentia.losses.contrastive import contrastive_loss, moved
+from latentia.losses.augmentation import random_affine
+from latentia.losses.contrastive import contrastive_loss
 from latentia.rng import Rng
 from latentia.training.loop import Phase, train
 
@@ -121,15 +122,15 @@ def test_two_processes_equal_one(start, tmp_path):
 
 def test_moved_images_keep_their_colours_and_depend_on_their_position_alone():
     images = torch.rand(8, 3, 16, 16) * 2 - 1
-    whole = moved(images, Rng(0, 0, 8, 0, 8))
-    assert torch.equal(moved(images[4:], Rng(0, 0, 8, 4, 4)), whole[4:])
+    whole = random_affine(images, Rng(0, 0, 8, 0, 8))
+    assert torch.equal(random_affine(images[4:], Rng(0, 0, 8, 4, 4)), whole[4:])
     assert whole.min() >= images.min() and whole.max() <= images.max() and not torch.allclose(whole, images)
     flat = torch.tensor([0.5, -1.0, 0.25]).view(1, 3, 1, 1).expand(8, 3, 16, 16)
-    torch.testing.assert_close(moved(flat, Rng(0, 0, 8, 0, 8)), flat.contiguous())
-    torch.testing.assert_close(moved(images, Rng(0, 0, 8, 0, 8), 0.0, 0.0), images, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(random_affine(flat, Rng(0, 0, 8, 0, 8)), flat.contiguous())
+    torch.testing.assert_close(random_affine(images, Rng(0, 0, 8, 0, 8), 0.0, 0.0), images, rtol=1e-4, atol=1e-4)
     dot = torch.zeros(8, 1, 16, 16)
     dot[:, :, 7:9, 7:9] = 1.0
-    shifted = moved(dot, Rng(0, 0, 8, 0, 8), 0.125, 0.0)
+    shifted = random_affine(dot, Rng(0, 0, 8, 0, 8), 0.125, 0.0)
     where = (shifted[:, 0].sum(1) * torch.arange(16.0)).sum(1) / shifted.flatten(1).sum(1) - 7.5
     assert where.abs().max() <= 2 + 1e-4 and where.min() < 0 < where.max()  # an eighth of 16 pixels
 

@@ -14,8 +14,10 @@ import latentia
 from latentia import Autoencoder, AutoencoderPipeline, RecurrentAutoencoder
 from latentia.data import load_images
 from latentia.errors import UsageError
-from latentia.losses.reconstruction import autoencoder_loss, bernoulli_kl, corrupt
-from latentia.models.autoencoder import length_mask, outer_layers
+from latentia.functional.distributions import bernoulli_kl
+from latentia.functional.masks import length_mask
+from latentia.losses.reconstruction import autoencoder_loss, corrupt
+from latentia.models.autoencoder import outer_layers
 from latentia.models.layers.convolution import Decoder, Encoder
 from latentia.pipelines.autoencoder import between
 from latentia.rng import Rng
@@ -374,10 +376,13 @@ def test_codes_longer_than_the_image_are_possible_on_purpose():
         (lambda: length_mask(torch.tensor([0, 2]), 3), "lengths must be from 1 to 3.*from 0 to 2"),
         (lambda: outer_layers(Autoencoder(sample_size=8, latent_dim=2), 2), "depth must be from 1 to 1"),
         (lambda: outer_layers(Autoencoder(block_out_channels=(8,)), 1), "Train jointly"),
-        (lambda: corrupt(torch.zeros(2, 1, 4, 4), draws(2), "masking", 1.0), r"in \[0, 1\), a share; got 1.0"),
+        (
+            lambda: corrupt(torch.zeros(2, 1, 4, 4), draws(2), "masking", 1.0),
+            r"corruption_level must be in \[0, 1\); got 1.0",
+        ),
         (lambda: corrupt(torch.zeros(2, 1, 4, 4), draws(2), "gaussian", -1), "at least 0; got -1"),
         (lambda: corrupt(torch.zeros(2, 1, 4, 4), draws(2), "gausian", 1), 'Did you mean "gaussian"'),
-        (lambda: bernoulli_kl(1.0, torch.zeros(2)), "sparsity_target must lie between 0 and 1.*got 1.0"),
+        (lambda: bernoulli_kl(1.0, torch.zeros(2)), r"rho must be in \(0, 1\); got 1.0"),
         (lambda: loss(sparsity="L1"), "sparsity must be one of"),
         (lambda: loss(sparsity="l1", sparsity_weight=-0.1), "sparsity_weight must be at least 0; got -0.1"),
         (lambda: loss(sparsity="kl", sparsity_weight=1), 'code_activation="none".*"sigmoid"'),

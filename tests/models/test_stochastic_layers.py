@@ -10,7 +10,9 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from latentia import DiffusionPipeline, LatentMixture, VAEPipeline
 from latentia.errors import UsageError
-from latentia.losses.variational import elbo_loss, gaussian_kl, iwae_loss, level_kl, log_likelihood
+from latentia.functional.bounds import hierarchical_kl
+from latentia.functional.distributions import gaussian_kl, log_likelihood
+from latentia.losses.variational import elbo_loss, iwae_loss
 
 SIZES, LOSSES = (4, 3, 2), ("standard", "doubly_reparameterised")
 
@@ -106,7 +108,7 @@ def test_the_kl_of_each_level_has_the_mean_of_its_closed_form():
     apart = (m - a * (slope * m + shift)).square() + (1 - a * slope).square() * v + a.square() * u
     lower = 0.5 * (apart / t2 + t2.log() - v.log() - 1)
     upper = gaussian_kl(slope * m + shift, u.log().expand(2)) + 0.5 * slope.square() * v
-    found = level_kl(out, (2, 2))[0]
+    found = hierarchical_kl(out.z, out.mean, out.log_variance, (2, 2))[0]
     assert ((found - torch.cat([lower, upper])).abs() < 0.01).all()
     # What the KL of two Gaussians would say of the lower level, the sample of the upper one given, is another number.
     q, p = (Normal(mean, variance.sqrt()) for mean, variance in ((m, v), (a * out.levels[1].z, t2)))

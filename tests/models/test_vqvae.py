@@ -16,7 +16,8 @@ from torch import nn
 from latentia import VQVAE, DiffusionPipeline, PositionPrior, VQVAEPipeline
 from latentia.data.order import indices
 from latentia.errors import UsageError
-from latentia.losses.quantisation import CodebookUpdate, perplexity, vqvae_loss
+from latentia.functional.quantisation import perplexity
+from latentia.losses.quantisation import CodebookUpdate, vqvae_loss
 from latentia.models.vqvae import FiniteScalarQuantizer, VectorQuantizer
 from latentia.rng import Rng
 from latentia.runs.command_line import parse_arguments

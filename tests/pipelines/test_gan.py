@@ -30,7 +30,7 @@ from latentia import (
 from latentia.data import load_images
 from latentia.data.plane import PlaneData
 from latentia.errors import UsageError
-from latentia.evaluation.failure_modes import SampleMonitor, fine_energy, generator_won, read_log
+from latentia.evaluation.failure_modes import FAILURE_MODES, SampleMonitor, check_discriminator, check_log, fine_energy
 from latentia.losses.adversarial import gan_discriminator_loss, gan_generator_loss
 from latentia.models.layers.discriminator import with_minibatch_std
 from latentia.pipelines.rejection import rejection_sample
@@ -213,7 +213,7 @@ def test_rejection_prefers_what_the_discriminator_takes_for_real(pipe):
     assert torch.equal(pipe(3, generator=seeded(0), rejection=True, output_type="latent").images, kept[:3])
 
 
-# ------------------------------------------------------------ diseases
+# ------------------------------------------------------------ failure modes
 
 
 def line(real=1.0, fake=-1.0, right=0.7, g=0.3, d=0.5) -> dict[str, float]:
@@ -224,27 +224,27 @@ def line(real=1.0, fake=-1.0, right=0.7, g=0.3, d=0.5) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    "row, diseases",
+    "row, failures",
     [
         (line(), []),
-        (line(right=0.5, real=0.0, fake=0.0), []),  # chance is where a game that is over ends
+        (line(right=0.5, real=0.0, fake=0.0), []),  # guessing is where converged training ends
         (line(right=1.0), []),  # and a discriminator may be right, if it is not sure
-        (line(right=1.0, real=9.0, fake=-9.0), ["the discriminator has won"]),
-        (line(right=1.0, g=1e-6), ["the discriminator has won"]),
-        (line(g=1e-6), ["the generator gets no gradient"]),
+        (line(right=1.0, real=9.0, fake=-9.0), ["discriminator too strong"]),
+        (line(right=1.0, g=1e-6), ["discriminator too strong"]),
+        (line(g=1e-6), ["vanishing generator gradient"]),
         (line(g=150.0), ["exploding gradients"]),
         (line(d=1e5), ["exploding gradients"]),
     ],
 )
-def test_what_a_log_says(row, diseases):
-    assert [finding.disease for finding in read_log([row] * 5)] == diseases
-    assert read_log([row] * 4) == [] and read_log([row] * 2 + [line()] * 3) == []
-    assert all(str(finding).count("Try ") == 1 for finding in read_log([row] * 5))
+def test_failure_modes_in_a_log(row, failures):
+    assert [finding.failure_mode for finding in check_log([row] * 5)] == failures
+    assert check_log([row] * 4) == [] and check_log([row] * 2 + [line()] * 3) == []
+    assert all(str(finding).count("Try ") == 1 for finding in check_log([row] * 5))
 
 
-def test_chance_is_a_disease_far_from_the_data_alone():
-    assert generator_won(0.5, 0.02) is None and generator_won(0.9, 0.8) is None
-    assert "50%" in str(generator_won(0.5, 0.8))
+def test_guessing_is_a_failure_far_from_the_data_alone():
+    assert check_discriminator(0.5, 0.02) is None and check_discriminator(0.9, 0.8) is None
+    assert "50%" in str(check_discriminator(0.5, 0.8))
 
 
 @pytest.fixture(scope="module")
@@ -254,12 +254,12 @@ def digits():
 
 def test_samples_of_the_data_are_healthy_and_few_pictures_are_a_collapse(digits):
     monitor = SampleMonitor(digits[:256])
-    values, found = monitor.look(digits[300:556])
+    values, found = monitor.check(digits[300:556])
     assert not found and abs(values["diversity"] - 1) < 0.05 and values["distance"] < 0.02
     assert abs(values["fine_energy"] - 1) < 0.3
     for few in (1, 10):
-        values, found = monitor.look(digits[:few].repeat(256, 1, 1, 1)[:256])
-        assert [f.disease for f in found] == ["mode collapse"]
+        values, found = monitor.check(digits[:few].repeat(256, 1, 1, 1)[:256])
+        assert [f.failure_mode for f in found] == ["mode collapse"]
     assert values["support"] == pytest.approx(10, rel=0.1)  # the birthday test counts them
 
 
@@ -268,7 +268,7 @@ def test_missing_classes_are_named(digits):
 
     monitor = SampleMonitor(digits[:256], load_extractor("digits"))
     labels = load_images("digits").labels
-    values, found = monitor.look(digits[labels < 4][:256])
+    values, found = monitor.check(digits[labels < 4][:256])
     assert values["classes"] == 4 and "6 of 10 classes are missing: [4, 5, 6, 7, 8, 9]" in str(found[0])
 
 
@@ -280,8 +280,8 @@ def test_kernels_that_the_stride_does_not_divide_are_seen():
         up = nn.ConvTranspose2d(1, 1, kernel, 2, 1, kernel % 2, bias=False)
         nn.init.constant_(up.weight, 4 / kernel**2)
         half = nn.functional.interpolate(smooth, 14, mode="area")
-        found[kernel] = monitor.look(up(half).detach())
-    assert "checkerboard" in [f.disease for f in found[3][1]] and not found[4][1]
+        found[kernel] = monitor.check(up(half).detach())
+    assert "checkerboard" in [f.failure_mode for f in found[3][1]] and not found[4][1]
     assert found[3][0]["fine_energy"] > 5 * found[4][0]["fine_energy"]
     assert fine_energy(smooth) < 0.01
 
@@ -301,14 +301,8 @@ class Blobs:
         return {"x": (2 * height - 1)[:, None]}
 
 
-DISEASES = [
-    "exploding gradients", "the discriminator has won", "the generator has won", "mode collapse", "checkerboard",
-    "the generator gets no gradient",
-]  # fmt: skip
-
-
 def warnings_of(folder: Path, g, d, data, real, steps: int, rates=(2e-3, 2e-3), **options) -> list[str]:
-    """Train, with the monitor looking on, and give back the diseases it named."""
+    """Train, with the monitor, and return the failure modes it named."""
 
     def sample(n, seed):
         return g.decode(torch.randn(n, g.config.latent_dim, generator=seeded(seed))).detach()
@@ -326,12 +320,12 @@ def warnings_of(folder: Path, g, d, data, real, steps: int, rates=(2e-3, 2e-3), 
         return gan_generator_loss(dis, gen, batch, rng, objective=objective)
 
     phases = [Phase("discriminator", judge, dis, d_opt), Phase("generator", make, gen, g_opt)]
-    hooks = FailureMonitor(folder, real, sample).hooks(read_every=5, look_every=20)
+    hooks = FailureMonitor(folder, real, sample).hooks(log_every=5, samples_every=20)
     train(accelerator, phases, data, output_dir=folder, max_steps=steps, batch_size=64, hooks=hooks, log_every=5)
     rows = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
     assert all("monitor/diversity" in row for row in rows if "monitor/distance" in row)
     said = " ".join(row["warning"] for row in rows if "warning" in row)
-    return [name for name in DISEASES if f"{name}: " in said]
+    return [name for name in FAILURE_MODES if f"{name}: " in said]
 
 
 def plane_run(folder: Path, steps: int = 300, **options) -> list[str]:
@@ -351,10 +345,10 @@ def test_the_monitor_is_silent_on_a_healthy_run(tmp_path, capsys):
 
 def test_a_discriminator_that_learns_too_fast_is_named(tmp_path, capsys):
     rates = (1e-4, 1e-2)
-    assert "the discriminator has won" in plane_run(tmp_path, objective="non_saturating", r1=0, r2=0, rates=rates)
+    assert "discriminator too strong" in plane_run(tmp_path, objective="non_saturating", r1=0, r2=0, rates=rates)
     shown = capsys.readouterr().err
-    assert "warning: the discriminator has won: it tells real from generated images in" in shown
-    assert "Try the relativistic objective" in shown and "warning=the discriminator has won" in shown
+    assert "warning: discriminator too strong: it classifies" in shown
+    assert "Try the relativistic objective" in shown and "warning=discriminator too strong" in shown
 
 
 def test_a_generator_that_makes_one_thing_is_named(tmp_path):
@@ -372,7 +366,7 @@ def test_gradients_that_explode_are_named(tmp_path):
 
 def test_a_discriminator_that_learns_nothing_lets_the_generator_win(tmp_path):
     named = plane_run(tmp_path, 100, rates=(2e-3, 0.0), objective="non_saturating", r1=0, r2=0)
-    assert "the generator has won" in named or "mode collapse" in named
+    assert "discriminator too weak" in named or "mode collapse" in named
 
 
 @pytest.mark.filterwarnings("ignore:kernel_size")
@@ -646,7 +640,7 @@ def test_a_plane_needs_a_length_and_a_name(tmp_path):
         (lambda pipe: captioned()(2), "prompt is missing"),
         (lambda pipe: captioned()(prompt=["a", " "]), "prompt must be texts that are not empty"),
         (lambda pipe: captioned()(3, prompt=["a", "b"]), "batch_size is 3, but prompt are given for 2"),
-        (lambda pipe: SampleMonitor(torch.zeros(8, 1, 8, 8)), "at least 16 real images; got 8"),
+        (lambda pipe: SampleMonitor(torch.zeros(8, 1, 8, 8)), "at least 16 images; got 8"),
     ],
 )
 def test_calls_that_make_no_sense(pipe, call, text):

@@ -18,7 +18,8 @@ import latentia
 from latentia import VAE, VQVAE, AutoencoderKLPipeline, DDIMScheduler, LatentDiffusionPipeline, UNet2D
 from latentia.data import ImageData, cached_latents, load_images
 from latentia.errors import CheckpointError, DataError, UsageError
-from latentia.losses.diffusion import flow_matching_loss, sample_times
+from latentia.losses.flow_matching import flow_matching_loss
+from latentia.losses.times import sample_times
 from latentia.pipelines import latents as autoencoders
 from latentia.rng import Rng
 from latentia.runs.command_line import parse_arguments

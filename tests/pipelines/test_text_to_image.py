@@ -18,7 +18,8 @@ from latentia import DDIMScheduler, DDPMScheduler, TextToImagePipeline, UNet2D
 from latentia.data import ImageData
 from latentia.errors import UsageError
 from latentia.evaluation import color_word, color_word_accuracy, palette
-from latentia.losses.diffusion import diffusion_loss, flow_matching_loss
+from latentia.losses.diffusion import diffusion_loss
+from latentia.losses.flow_matching import flow_matching_loss
 from latentia.models.autoencoder_kl import autoencoder_kl
 from latentia.pipelines.sampling import Condition, predict
 from latentia.rng import Rng

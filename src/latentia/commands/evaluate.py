@@ -145,7 +145,7 @@ def evaluate(
     device: str | torch.device | None = None,
     reference: Sample | None = None,
 ) -> Evaluation:
-    """Sample n images of any source and measure them against real ones, every metric beside its floor.
+    """Sample n images of any source and measure them against real ones, every metric beside its real-data score.
 
     Under `accelerate launch` the work is shared by the processes, and each returns the same result as one alone would.
 

@@ -237,8 +237,8 @@ def _distance(shift: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> float:
     values = torch.linalg.eigvalsh(cross.T @ cross)
     distance = shift.square().sum() + spread - 2 * values.clamp(min=0).sqrt().sum()
     # An eigenvalue is wrong by about eps times the largest, its root by that over twice the root; signs are random.
-    floor = _EPS * values[-1]
-    error = 4 * (floor * values.clamp(min=floor).rsqrt()).norm() + 4 * _EPS * spread
+    least = _EPS * values[-1]
+    error = 4 * (least * values.clamp(min=least).rsqrt()).norm() + 4 * _EPS * spread
     if error <= _TOLERANCE * distance:
         return float(distance)
     left, _, right = torch.linalg.svd(cross, full_matrices=False)

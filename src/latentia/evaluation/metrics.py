@@ -1,7 +1,7 @@
 """The table of metrics: each a function of n images and a reference, with a title, a direction and an interval.
 
-A metric's floor is the same function with n held-out real images in the place of the generated ones, so a metric that
-is added to `METRICS` has a floor, a row in every table and a flag at once.
+A metric's real-data score is the same function with n held-out real images in the place of the generated ones, so a
+metric that is added to `METRICS` has a real-data score, a row in every table and a flag at once.
 """
 
 import math

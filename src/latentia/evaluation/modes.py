@@ -30,9 +30,9 @@ class Modes:
         real_high_quality: what true samples score; no generator should score clearly more.
         reverse_kl: KL(generated || true) over the K modes, of the high-quality points alone; infinite if there are
             none. It says how evenly modes are used, and nothing of the points that miss them all.
-        reverse_kl_floor: its mean for true samples at the same number of points, (K - 1) / 2n to first order.
+        real_reverse_kl: its mean for true samples at the same number of points, (K - 1) / 2n to first order.
         off_mode_kl: KL(generated || true) over K + 1 bins, the last for points that miss all modes. The stricter one.
-        off_mode_kl_floor: its mean for true samples, K / 2n to first order.
+        real_off_mode_kl: its mean for true samples, K / 2n to first order.
         median_distance: Euclidean, of the points to the centre that is theirs; unit of the points.
         counts: high-quality points of each mode.
         n: how many points were measured.
@@ -43,9 +43,9 @@ class Modes:
     high_quality: float
     real_high_quality: float
     reverse_kl: float
-    reverse_kl_floor: float
+    real_reverse_kl: float
     off_mode_kl: float
-    off_mode_kl_floor: float
+    real_off_mode_kl: float
     median_distance: float
     counts: list[int]
     n: int
@@ -123,11 +123,11 @@ def mode_coverage(
         high_quality=hits / n,
         real_high_quality=inside,
         reverse_kl=_divergence(counts, true) if hits else math.inf,
-        reverse_kl_floor=(total - 1) / (2 * n * inside),
+        real_reverse_kl=(total - 1) / (2 * n * inside),
         off_mode_kl=_divergence(
             torch.cat([counts, torch.tensor([n - hits])]), torch.cat([inside * true, true.new_tensor([1 - inside])])
         ),
-        off_mode_kl_floor=total / (2 * n),
+        real_off_mode_kl=total / (2 * n),
         median_distance=float(torch.cat(plain).median()),
         counts=counts.tolist(),
         n=n,
@@ -142,7 +142,7 @@ class StackedModes:
         covered: combinations of classes that occur, 0 ... `total`; more is better.
         total: combinations that there are, 1000 for digits.
         kl: KL(generated || true) over them in nats, 0 is best.
-        kl_floor: its mean for true samples at the same n, (total - 1) / 2n to first order: 0.0192 at 26 000.
+        real_kl: its mean for true samples at the same n, (total - 1) / 2n to first order: 0.0192 at 26 000.
         counts: images of each combination.
         n: how many images were measured.
     """
@@ -150,7 +150,7 @@ class StackedModes:
     covered: int
     total: int
     kl: float
-    kl_floor: float
+    real_kl: float
     counts: list[int]
     n: int
 
@@ -213,7 +213,7 @@ def stacked_modes(logits: torch.Tensor, weights: torch.Tensor | None = None) -> 
         covered=int((counts > 0).sum()),
         total=total,
         kl=_divergence(counts, _shares(weights, total)),
-        kl_floor=(total - 1) / (2 * n),
+        real_kl=(total - 1) / (2 * n),
         counts=counts.tolist(),
         n=n,
     )

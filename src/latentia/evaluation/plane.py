@@ -135,8 +135,8 @@ def grid_divergences(
     With p and q the shares of the real and the generated points per cell, m = (p + q) / 2 and s = `smoothing` added to
     each, `KL = sum (p + s) log2((p + s) / (q + s))` and `JS = sum [(p + s) log2((p + s) / (m + s)) +
     (q + s) log2((q + s) / (m + s))] / 2`, not normalised again. A perfect generator does not reach 0: with 150 points
-    the JS of GAN Lab's shapes is 0.07 to 0.35, so print the floor at the same n. Here all points outside the square
-    share one further cell; GAN Lab loses them, which rewards a generator that leaves the square.
+    the JS of GAN Lab's shapes is 0.07 to 0.35, so print that of real points at the same n. Here all points outside the
+    square share one further cell; GAN Lab drops them, which rewards a generator that leaves the square.
 
     Args:
         points: generated, (n, 2).

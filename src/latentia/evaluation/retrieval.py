@@ -40,11 +40,11 @@ class Retrieval:
         return out
 
     def for_card(self) -> list[dict[str, Any]]:
-        """The metrics as `latentia.model_card` takes them; the floor is chance."""
+        """The metrics as `latentia.model_card` takes them; chance stands for the real-data score."""
         return [
             {
                 "type": f"{name}_recall_{k}", "name": f"{name.replace('_', ' ').capitalize()}, recall at {k}",
-                "value": value, "floor": self.chance[k], "n": self.count,
+                "value": value, "real": self.chance[k], "n": self.count,
             }
             for name in ("image_to_text", "text_to_image")
             for k, value in getattr(self, name).items()

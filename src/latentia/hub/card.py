@@ -55,7 +55,7 @@ def model_card(
         license: the Hub's identifier, as in "apache-2.0".
         recipe: the resolved training arguments; nested mappings become dotted keys. None if nothing is known of the
             training; then the card has no section about it.
-        metrics: one mapping each, with "name" and "value"; "floor" (the same metric between two sets of real images),
+        metrics: one mapping each, with "name" and "value"; "real" (the same metric of real images),
             "type" (its short name on leaderboards), "n" (samples), "extractor", "extractor_sha256" and whatever else is
             worth knowing are optional.
         hardware: what it was trained on, as in "2 CPU cores".
@@ -78,7 +78,7 @@ def model_card(
         >>> card = model_card(
         ...     name="digits", pipeline_class="UnconditionalDiffusionPipeline", family="diffusion",
         ...     pipeline_tag="unconditional-image-generation", dataset="digits", license="apache-2.0",
-        ...     recipe={"learning_rate": 2e-4}, metrics=[{"name": "FID", "value": 3.5, "floor": 1.2, "n": 1000}],
+        ...     recipe={"learning_rate": 2e-4}, metrics=[{"name": "FID", "value": 3.5, "real": 1.2, "n": 1000}],
         ...     hardware="2 CPU cores", minutes=12, seed=0)
         >>> card.data.library_name
         'latentia'
@@ -172,23 +172,23 @@ def join_results(old: Iterable[EvalResult], new: Iterable[EvalResult]) -> list[E
 
 def evaluation_lines(results: Iterable[EvalResult], unranked: Sequence[Mapping[str, Any]] = ()) -> list[str]:
     """The section with the numbers: those of the metadata, and those that are not finite, which cannot stand there."""
-    columns = ("metric", "value", "floor (real against real)", "samples", "extractor", "data")
+    columns = ("metric", "value", "real-data score", "samples", "extractor", "data")
     rows = []
     for result in results:
         about = result.metric_args or {}
         extractor = f"{about.get('extractor', '')} {str(about.get('extractor_sha256', ''))[:8]}".strip()
         data = f"{result.dataset_name} {result.dataset_split or ''}".strip()
-        values = (result.metric_value, about.get("floor"), about.get("n_samples"))
+        values = (result.metric_value, about.get("real", about.get("floor")), about.get("n_samples"))  # "floor" in 0.1
         rows.append([str(result.metric_name or result.metric_type), *map(_number, values), extractor, data])
     for metric in unranked:
-        rows.append([*(_number(metric.get(key)) for key in ("name", "value", "floor", "n", "extractor")), ""])
+        rows.append([*(_number(metric.get(key)) for key in ("name", "value", "real", "n", "extractor")), ""])
     return [
         "## Evaluation",
         "",
         *_table(columns, rows),
         "",
-        "The numbers compare only with numbers from the same extractor at the same number of samples. The floor is what"
-        " real images score against other real images, so no model can be expected below it.",
+        "The numbers compare only with numbers from the same extractor at the same number of samples. The real-data "
+        "score is what held-out real images get in place of the samples.",
     ]
 
 

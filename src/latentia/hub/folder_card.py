@@ -186,9 +186,12 @@ def _measured(score: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:
         return []
     shared = {key: score[key] for key in ("n", "extractor", "extractor_sha256")}
     return [
-        {"type": key, "name": one["title"], **{part: one[part] for part in ("value", "low", "high", "floor")}, **shared}
+        {
+            "type": key, "name": one["title"], **{part: one[part] for part in ("value", "low", "high")},
+            "real": one.get("real", one.get("floor")), **shared,  # "floor": in summaries of version 0.1
+        }
         for key, one in score["scores"].items()
-    ]
+    ]  # fmt: skip
 
 
 def _trained_on(config: Mapping[str, Any]) -> str | None:

@@ -1,15 +1,17 @@
-"""The objective of a transformer over the codes of pictures: each code from those before it."""
+"""The autoregressive loss of a transformer over the codes of images: each code from those before it."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from latentia.losses.networks import config_of
 from latentia.rng import Rng
 
 
-def code_log_probs(transformer, prefix: Tensor, codes: Tensor) -> Tensor:
+def code_log_probs(transformer: Any, prefix: Tensor, codes: Tensor) -> Tensor:
     r"""\(\log p(c_i \mid c_{<i}, y)\) in nats of each code, among the K codes.
 
     Args:
@@ -20,14 +22,14 @@ def code_log_probs(transformer, prefix: Tensor, codes: Tensor) -> Tensor:
     Returns:
         float32 (B, n).
     """
-    size = getattr(transformer, "module", transformer).config.codebook_size
+    size = config_of(transformer).codebook_size
     tokens = torch.cat([prefix, codes[:, :-1]], 1)  # nothing comes after the last code
     logits = transformer(input_ids=tokens, use_cache=False, logits_to_keep=codes.shape[1]).logits[..., :size]
     return logits.float().log_softmax(-1).gather(-1, codes[..., None])[..., 0]
 
 
-def code_loss(transformer, batch: dict[str, Any], rng: Rng) -> dict[str, Tensor]:
-    r"""\(-\frac{1}{n} \sum_i \log p(c_i \mid c_{<i}, y)\), the mean over pictures and their n codes; the words of y
+def code_loss(transformer: Any, batch: Mapping[str, Any], rng: Rng) -> dict[str, Tensor]:
+    r"""\(-\frac{1}{n} \sum_i \log p(c_i \mid c_{<i}, y)\), the mean over images and their n codes; the words of y
     are read and not predicted.
 
     Args:

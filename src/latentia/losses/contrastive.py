@@ -1,4 +1,4 @@
-"""Texts and images in one space: each nearest to its own partner."""
+"""The contrastive loss of texts and images in one space, over the batches of all processes."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentia.errors import UsageError
-from latentia.rng import Rng
+from latentia.functional.contrastive import info_nce
 
 MAX_SCALE = 100.0  # of the logits
 
@@ -36,7 +36,7 @@ class _Gather(torch.autograd.Function):
 def contrastive_loss(
     image_embeds: Tensor, text_embeds: Tensor, log_scale: Tensor, *, groups: Tensor | None = None
 ) -> dict[str, Tensor]:
-    r"""Symmetric InfoNCE: which text of the batch belongs to an image, and which image to a text.
+    r"""Symmetric InfoNCE as in CLIP: which text of the batch belongs to an image, and which image to a text.
 
     \(s_{ij} = e^{\tau} \langle x_i, t_j \rangle\) of unit vectors, and
     \(\frac12 \left( \mathrm{CE}(s_{i\cdot}, i) + \mathrm{CE}(s_{\cdot i}, i) \right)\), a mean over i. The batch is
@@ -45,7 +45,7 @@ def contrastive_loss(
     Args:
         image_embeds, text_embeds: (B, D) of B pairs, B the same on every process; they are normalised here.
         log_scale: \(\tau\), a learned number; its exponential is held at 100 at most. Begin with ln(1 / 0.07).
-        groups: (B,) integers; pairs of one group, such as one caption twice, do not count as strangers. `None`
+        groups: (B,) integers; pairs of one group, such as one caption twice, are no negatives of each other. `None`
             (default): each pair is a group.
 
     Returns:
@@ -74,34 +74,5 @@ def contrastive_loss(
         x, t = _Gather.apply(x), _Gather.apply(t)
         groups = None if groups is None else _Gather.apply(groups)
     scale = log_scale.clamp(max=math.log(MAX_SCALE)).exp()
-    logits = scale * x @ t.T  # (B, B), B of all processes
-    own = torch.arange(len(logits), device=logits.device)
-    if groups is not None:
-        alike = (groups[:, None] == groups).fill_diagonal_(False)
-        logits = logits.masked_fill(alike, -torch.inf)
-    loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
-    return {"loss": loss, "accuracy": (logits.argmax(1) == own).float().mean(), "scale": scale.detach()}
-
-
-def moved(images: Tensor, rng: Rng, shift: float = 0.125, zoom: float = 0.25) -> Tensor:
-    """Images at another place and in another size, of the same colours; what comes in repeats the border.
-
-    Args:
-        images: (B, C, H, W).
-        rng: the randomness of this micro-batch.
-        shift: of each side, at most, each way. Default 1/8.
-        zoom: natural logarithm of the factor of the size, at most, each way. Default 0.25.
-
-    Returns:
-        (B, C, H, W).
-
-    Example:
-        >>> moved(torch.ones(2, 3, 8, 8), Rng(0, 0, 2, 0, 2)).shape
-        torch.Size([2, 3, 8, 8])
-    """
-    u = rng.uniform("moved", (3,)).to(images)  # (B, 3), in [0, 1)
-    size = torch.exp((2 * u[:, 0] - 1) * zoom)
-    place = 2 * shift * (2 * u[:, 1:] - 1)  # half a side is 1
-    theta = torch.cat([torch.diag_embed(size[:, None].expand(-1, 2)), place[..., None]], 2)  # (B, 2, 3)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    loss, accuracy = info_nce(x, t, scale, groups)  # of all processes
+    return {"loss": loss, "accuracy": accuracy, "scale": scale.detach()}

@@ -1,42 +1,21 @@
-"""The objective of autoencoders with a discrete code, and the update of a codebook that learns without gradients."""
+"""The VQ-VAE loss, and the update of a codebook by running means."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from latentia.errors import UsageError
+from latentia.errors import UsageError, check_range
+from latentia.functional.quantisation import codebook_sums, perplexity, perplexity_of_counts
+from latentia.losses.networks import unwrap
 from latentia.rng import Rng, seed_from
 
 
-def perplexity(codes: Tensor, codebook_size: int) -> Tensor:
-    r"""\(\exp(-\sum_k p_k \log p_k)\), how many rows of the codebook are in use: from 1 to K.
-
-    Args:
-        codes: integers in [0, K), any shape.
-        codebook_size: K.
-
-    Returns:
-        A scalar, float32.
-
-    Example:
-        >>> perplexity(torch.tensor([0, 0, 1, 1]), 512)
-        tensor(2.)
-    """
-    return perplexity_of_counts(torch.bincount(codes.flatten(), minlength=codebook_size))
-
-
-def perplexity_of_counts(counts: Tensor) -> Tensor:
-    """`perplexity` from how often each row was used, (K,)."""
-    p = counts.double() / counts.sum().clamp(min=1)
-    return torch.special.entr(p).sum().exp().float()
-
-
 def vqvae_loss(
-    vqvae,
-    batch: dict[str, Any],
+    vqvae: Any,
+    batch: Mapping[str, Any],
     rng: Rng,
     *,
     beta: float = 0.25,
@@ -52,8 +31,8 @@ def vqvae_loss(
         batch: "x" in [-1, 1], (B, C, H, W).
         rng: the randomness of this micro-batch.
         beta: weight of the commitment, at least 0. Default 0.25.
-        collect: `CodebookUpdate.collect`, which is shown the output in training; a codebook moved without gradients
-            needs it.
+        collect: `CodebookUpdate.collect`, which gets the output in training; a codebook that is updated without
+            gradients needs it.
 
     Returns:
         "loss", "reconstruction" (mean squared error of values in [-1, 1]), "commitment", and "perplexity" of this
@@ -71,9 +50,8 @@ def vqvae_loss(
         >>> sorted(vqvae_loss(vqvae, batch, Rng(0, 0, 4, 0, 4)))
         ['commitment', 'loss', 'perplexity', 'reconstruction']
     """
-    if not beta >= 0:
-        raise UsageError(f"beta must be at least 0; got {beta}.")
-    images, plain = batch["x"], getattr(vqvae, "module", vqvae)
+    check_range("beta", beta, 0)
+    images, plain = batch["x"], unwrap(vqvae)
     out = vqvae(images)
     if collect is not None and plain.training:
         collect(out, rng)
@@ -90,7 +68,7 @@ def vqvae_loss(
 
 
 class CodebookUpdate:
-    """Moves the codebook once in each step of training, after all of the step's micro-batches on all processes.
+    """Updates the codebook once in each step of training, after all of the step's micro-batches on all processes.
 
     While the gradients are computed, `collect` notes which latents took which row. Then the object itself, called as
     the loss of a second phase without an optimizer, sums this over processes and updates the buffers of the codebook.
@@ -119,11 +97,10 @@ class CodebookUpdate:
         ['perplexity', 'restarts']
     """
 
-    def __init__(self, vqvae, decay: float = 0.99, restart_below: float = 0.1):
+    def __init__(self, vqvae: Any, decay: float = 0.99, restart_below: float = 0.1):
         for name, value in (("decay", decay), ("restart_below", restart_below)):
-            if not 0 <= value < 1:
-                raise UsageError(f"{name} must be in [0, 1); got {value}.")
-        self.bottleneck = getattr(vqvae, "module", vqvae).bottleneck
+            check_range(name, value, 0, 1, closed="left")
+        self.bottleneck = unwrap(vqvae).bottleneck
         if not hasattr(self.bottleneck, "counts"):
             raise UsageError(
                 'CodebookUpdate needs a network with quantizer="vq" and codebook_update="ema"; this one has no such '
@@ -135,13 +112,11 @@ class CodebookUpdate:
 
     @torch.no_grad()
     def collect(self, output: Any, rng: Rng) -> None:
-        """Note what a micro-batch says. Shown the same one again, as after an fp16 overflow, it counts the last."""
+        """Note the latents of a micro-batch. Given the same one again, as after an fp16 overflow, the last counts."""
         size = self.bottleneck.size
         z = output.latents.detach().movedim(1, -1).flatten(0, 2).to(self.bottleneck.sums.dtype)  # (n, D)
         codes = output.codes.flatten()
-        counts = torch.bincount(codes, minlength=size)
-        # Sorted and summed row by row: adding in place has no fixed order on a GPU.
-        sums = torch.segment_reduce(z[codes.argsort(stable=True)], "sum", lengths=counts, axis=0, unsafe=True)
+        counts, sums = codebook_sums(z, codes, size)
         area = output.codes[0].numel()
         generator = torch.Generator().manual_seed(seed_from(rng.seed, "codebook restarts", rng.position))
         chosen = torch.randperm(rng.global_batch * area, generator=generator)  # of the latents of all processes
@@ -150,7 +125,7 @@ class CodebookUpdate:
         candidates = torch.where(here[:, None], z[chosen.clamp(0, len(z) - 1)], 0)
         self._parts[rng.slice.start] = [counts.to(z.dtype), sums, candidates]
 
-    def __call__(self, batch: dict[str, Any], rng: Rng) -> dict[str, Tensor]:
+    def __call__(self, batch: Mapping[str, Any], rng: Rng) -> dict[str, Tensor]:
         """Update with what was collected; the first call of a step does it, and all report it.
 
         Returns:
@@ -162,6 +137,6 @@ class CodebookUpdate:
             if dist.is_available() and dist.is_initialized():
                 for part in (counts, sums, candidates):
                     dist.all_reduce(part)
-            moved = self.bottleneck.update(counts, sums, candidates, self.decay, self.restart_below)
-            self._values = {"perplexity": perplexity_of_counts(counts), "restarts": moved.sum().float()}
+            restarted = self.bottleneck.update(counts, sums, candidates, self.decay, self.restart_below)
+            self._values = {"perplexity": perplexity_of_counts(counts), "restarts": restarted.sum().float()}
         return self._values

@@ -1,9 +1,14 @@
-"""Objectives of autoencoders: reconstruct a clean or a corrupted input, through a code that may have to be sparse."""
+"""The reconstruction loss of autoencoders: plain, denoising or sparse."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from latentia.errors import UsageError, did_you_mean
+from latentia.errors import UsageError, check_choice, check_range
+from latentia.functional.distributions import bernoulli_kl
+from latentia.losses.networks import config_of
 from latentia.rng import Rng
 
 CORRUPTIONS = ("none", "gaussian", "masking")
@@ -12,7 +17,7 @@ RECONSTRUCTIONS = ("mse", "l1")
 
 
 def corrupt(x: Tensor, rng: Rng, corruption: str = "none", level: float = 0.0, masked_value: float = -1.0) -> Tensor:
-    r"""What a denoising autoencoder is given to see: \(\tilde x = x + \sigma \epsilon\), or x with pixels switched off.
+    r"""The input of a denoising autoencoder: \(\tilde x = x + \sigma \epsilon\), or x with pixels switched off.
 
     Args:
         x: images (B, C, H, W) in [-1, 1], or sequences (B, T, D).
@@ -36,43 +41,20 @@ def corrupt(x: Tensor, rng: Rng, corruption: str = "none", level: float = 0.0, m
         >>> sorted(x.unique().tolist())
         [-1.0, 1.0]
     """
-    _check("corruption", corruption, CORRUPTIONS)
+    check_choice("corruption", corruption, CORRUPTIONS)
     if corruption == "none":
         return x
-    if not level >= 0 or (corruption == "masking" and not level < 1):
-        rule = "at least 0" if corruption == "gaussian" else "in [0, 1), a share"
-        raise UsageError(f'corruption_level of "{corruption}" must be {rule}; got {level}.')
     if corruption == "gaussian":
+        check_range("corruption_level", level, 0)
         return x + level * rng.normal("corruption", tuple(x.shape[1:])).to(x.dtype)
+    check_range("corruption_level", level, 0, 1, closed="left", advice="It is a share.")
     place = (1, *x.shape[2:]) if x.ndim == 4 else (x.shape[1], 1)
     return torch.where(rng.uniform("corruption", place) < level, masked_value, x)
 
 
-def bernoulli_kl(rho: float, mean_activation: Tensor) -> Tensor:
-    r"""\(\mathrm{KL}(\rho \,\|\, \hat\rho) = \rho \ln\frac\rho{\hat\rho} + (1-\rho) \ln\frac{1-\rho}{1-\hat\rho}\).
-
-    Args:
-        rho: the wanted mean activation, in (0, 1).
-        mean_activation: the measured ones, in [0, 1], any shape. They are kept 1e-6 away from 0 and 1.
-
-    Returns:
-        Nats, shaped as `mean_activation`.
-
-    Sparse autoencoder (Ng, 2011, CS294A lecture notes), section 3.
-
-    Example:
-        >>> bernoulli_kl(0.1, torch.tensor([0.1, 0.2, 0.5])).round(decimals=5).tolist()
-        [0.0, 0.03669000044465065, 0.36805999279022217]
-    """
-    if not 0 < rho < 1:
-        raise UsageError(f"sparsity_target must lie between 0 and 1, as a mean activation does; got {rho}.")
-    p = mean_activation.clamp(1e-6, 1 - 1e-6)
-    return torch.xlogy(torch.full_like(p, rho), rho / p) + torch.xlogy(torch.full_like(p, 1 - rho), (1 - rho) / (1 - p))
-
-
 def autoencoder_loss(
-    network,
-    batch: dict,
+    network: Any,
+    batch: Mapping[str, Any],
     rng: Rng,
     *,
     corruption: str = "none",
@@ -117,16 +99,17 @@ def autoencoder_loss(
         >>> bool(values["loss"] == values["reconstruction"] + 0.5 * values["sparsity"])
         True
     """
-    _check("sparsity", sparsity, SPARSITIES)
-    _check("reconstruction", reconstruction, RECONSTRUCTIONS)
-    if not sparsity_weight >= 0:
-        raise UsageError(f"sparsity_weight must be at least 0; got {sparsity_weight}.")
-    if sparsity == "kl" and getattr(network, "module", network).config.code_activation != "sigmoid":
-        raise UsageError(
-            'sparsity="kl" compares mean activations with a target in (0, 1), and this network has '
-            f'code_activation="{getattr(network, "module", network).config.code_activation}". Build it with "sigmoid", '
-            'or take "l1".'
-        )
+    check_choice("sparsity", sparsity, SPARSITIES)
+    check_choice("reconstruction", reconstruction, RECONSTRUCTIONS)
+    check_range("sparsity_weight", sparsity_weight, 0)
+    if sparsity == "kl":
+        check_range("sparsity_target", sparsity_target, 0, 1, closed="neither")
+        activation = config_of(network).code_activation
+        if activation != "sigmoid":
+            raise UsageError(
+                'sparsity="kl" compares mean activations with a target in (0, 1), and this network has '
+                f'code_activation="{activation}". Build it with "sigmoid", or take "l1".'
+            )
     x = batch["x"]
     mask = {"mask": batch["mask"]} if "mask" in batch else {}
     out = network(corrupt(x, rng, corruption, corruption_level, masked_value), **mask)
@@ -148,8 +131,3 @@ def autoencoder_loss(
             omega = (z.abs() if sparsity == "l1" else z.square()).sum(1).mean()
         values |= {"loss": per_image + sparsity_weight * omega, "sparsity": omega}
     return values
-
-
-def _check(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise UsageError(f'{name} must be one of {known}; got "{value}".{did_you_mean(str(value), known)}')

@@ -11,6 +11,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from latentia.errors import UsageError
+from latentia.functional.checks import is_false
 from latentia.models.layers.convolution import Decoder, Encoder, activation_of, image_size, pyramid_size
 from latentia.models.modeling import UNSET, ModelMixin
 
@@ -196,28 +197,6 @@ def outer_layers(network: Autoencoder, depth: int) -> Autoencoder:
     return outer
 
 
-def length_mask(lengths: Tensor, steps: int) -> Tensor:
-    """True for the first `lengths[i]` of `steps` elements of sequence i: bool, (B, steps).
-
-    Args:
-        lengths: integers from 1 to `steps`, shape (B,).
-        steps: T, the padded length.
-
-    Raises:
-        UsageError: a length of 0 or beyond `steps`.
-
-    Example:
-        >>> length_mask(torch.tensor([1, 3]), 3).int().tolist()
-        [[1, 0, 0], [1, 1, 1]]
-    """
-    if lengths.min() < 1 or lengths.max() > steps:
-        raise UsageError(
-            f"lengths must be from 1 to {steps}, the padded length; got values from {int(lengths.min())} to "
-            f"{int(lengths.max())}. Leave empty sequences out and cut long ones."
-        )
-    return torch.arange(steps, device=lengths.device) < lengths[:, None]
-
-
 class RecurrentAutoencoder(ModelMixin, ConfigMixin):
     r"""A sequence of any length through one vector and back, with gated recurrent units.
 
@@ -238,6 +217,7 @@ class RecurrentAutoencoder(ModelMixin, ConfigMixin):
     Video Representations using LSTMs (Srivastava et al., 2015, 1502.04681).
 
     Example:
+        >>> from latentia.functional.masks import length_mask
         >>> network = RecurrentAutoencoder(in_features=3, latent_dim=2, hidden_size=8)
         >>> out = network(torch.randn(4, 7, 3), mask=length_mask(torch.tensor([7, 5, 1, 7]), 7))
         >>> out.latents.shape, out.reconstruction.shape
@@ -300,7 +280,7 @@ class RecurrentAutoencoder(ModelMixin, ConfigMixin):
                 f"mask must have shape (B, T) = {tuple(sequences.shape[:2])}; got {tuple(mask.shape)}. From lengths it "
                 "is made by length_mask(lengths, T)."
             )
-        if not torch.compiler.is_compiling() and not bool(mask.bool().any(1).all()):
+        if is_false(mask.bool().any(1).all()):
             empty = (~mask.bool().any(1)).nonzero().flatten().tolist()
             raise UsageError(
                 f"mask must leave at least one element of every sequence; got none for {len(empty)} of {len(mask)} "

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from latentia.errors import UsageError
 from latentia.models.layers.convolution import Decoder, Encoder, check_choice, image_size, pyramid_size
 from latentia.models.layers.stochastic import Level, Levels, dense, level_widths, parameters_of
-from latentia.models.layers.stochastic import reparameterised as reparameterised  # part of this family's names
 from latentia.models.modeling import UNSET, ModelMixin
 
 DECODERS = ("bernoulli", "gaussian", "discretized_logistic")

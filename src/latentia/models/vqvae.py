@@ -11,6 +11,14 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from latentia.errors import UsageError
+from latentia.functional.quantisation import (
+    codebook_lookup,
+    fsq_codes,
+    fsq_lookup,
+    nearest_codes,
+    straight_through,
+    updated_codebook,
+)
 from latentia.models.layers.convolution import Decoder, Encoder, check_choice, pyramid_size
 from latentia.models.modeling import UNSET, ModelMixin
 
@@ -42,18 +50,6 @@ class PositionPriorOutput(BaseOutput):
     log_prob: Tensor
 
 
-def straight_through(value: Tensor, like: Tensor) -> Tensor:
-    """`value`, to the last bit, with the gradient of `like` (Bengio et al., 2013, 1308.3432, section 4).
-
-    Example:
-        >>> z = torch.tensor([0.3], requires_grad=True)
-        >>> straight_through(z.round(), z).mul(5).backward()
-        >>> z.grad
-        tensor([5.])
-    """
-    return value.detach() + (like - like.detach())
-
-
 class VectorQuantizer(nn.Module):
     r"""Each latent becomes the nearest row of a codebook: \(c = \arg\min_k \lVert z_e - e_k \rVert\), \(z_q = e_c\).
 
@@ -83,15 +79,12 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("sums", torch.zeros(codebook_size, latent_channels))  # m, (K, D)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(z.device.type, enabled=False):  # near rows cannot be told apart in half precision
-            flat = z.movedim(1, -1).to(self.codebook.dtype).detach()  # (B, h, w, D)
-            e = self.codebook.detach()
-            codes = (0.5 * e.square().sum(1) - flat @ e.T).argmin(-1)  # |z - e|^2 / 2 without |z|^2 / 2
+        codes = nearest_codes(z, self.codebook)
         return self.lookup(codes), codes
 
     def lookup(self, codes: Tensor) -> Tensor:
         """The rows of codes (B, h, w) as (B, D, h, w)."""
-        return nn.functional.embedding(codes, self.codebook).movedim(-1, 1)
+        return codebook_lookup(codes, self.codebook)
 
     def pass_gradient(self, z: Tensor, z_q: Tensor) -> Tensor:
         """`z_q` for the decoder; its gradient goes to the encoder as it is."""
@@ -99,36 +92,24 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def update(self, counts: Tensor, sums: Tensor, candidates: Tensor, decay: float, restart_below: float) -> Tensor:
-        r"""One step of k-means with a memory, and new places for rows that nobody uses.
-
-        \(N_k \leftarrow \gamma N_k + (1 - \gamma) n_k\), \(m_k \leftarrow \gamma m_k + (1 - \gamma) s_k\),
-        \(e_k = m_k / N_k\) (1711.00937, eq. 6 to 8). A row whose \(N_k\) is below `restart_below` times the mean of all
-        is moved to its candidate and given the mean, so that it has time to find its own. At first all N are zero, so
-        the rows that the first batch does not use start on latents of that batch.
+        """Moves the codebook to running means, and rows that nobody uses to their candidates; see `updated_codebook`.
 
         Args:
-            counts: n, how many latents of the batch took each row, (K,).
-            sums: s, the sums of those latents, (K, D).
+            counts: how many latents of the batch took each row, (K,).
+            sums: the sums of those latents, (K, D).
             candidates: a latent of the batch for each row, (K, D).
-            decay: gamma, in [0, 1); 0 is a step of k-means.
+            decay: of the running means, in [0, 1).
             restart_below: in [0, 1); 0: no restarts.
 
         Returns:
             Which rows were restarted, bool (K,).
         """
-        self.counts.lerp_(counts.to(self.counts), 1 - decay)
-        self.sums.lerp_(sums.to(self.sums), 1 - decay)
-        used = self.counts > 1e-12
-        self.codebook.copy_(
-            torch.where(used[:, None], self.sums / self.counts.clamp(min=1e-12)[:, None], self.codebook)
+        *new, restarted = updated_codebook(
+            self.codebook, self.counts, self.sums, counts, sums, candidates, decay, restart_below
         )
-        mean = self.counts.mean()
-        dead = self.counts < restart_below * mean
-        candidates = candidates.to(self.codebook)
-        self.codebook.copy_(torch.where(dead[:, None], candidates, self.codebook))
-        self.sums.copy_(torch.where(dead[:, None], mean * candidates, self.sums))
-        self.counts.copy_(torch.where(dead, mean, self.counts))
-        return dead
+        for buffer, value in zip((self.codebook, self.counts, self.sums), new):
+            buffer.copy_(value)
+        return restarted
 
 
 class FiniteScalarQuantizer(nn.Module):
@@ -154,20 +135,14 @@ class FiniteScalarQuantizer(nn.Module):
     def __init__(self, levels: Sequence[int]):
         super().__init__()
         self.levels, self.size = tuple(levels), math.prod(levels)
-        # The code is a number whose digits, lowest first, have the bases L.
-        places = [math.prod(self.levels[:i]) for i in range(len(self.levels))]
-        self.register_buffer("bases", torch.tensor(self.levels).view(-1, 1, 1), persistent=False)  # (d, 1, 1)
-        self.register_buffer("places", torch.tensor(places).view(-1, 1, 1), persistent=False)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        digits = ((z.float() if z.dtype.itemsize < 4 else z).tanh().add(1) * (self.bases - 1) / 2).round().long()
-        codes = (digits * self.places).sum(1)
+        codes = fsq_codes(z, self.levels)
         return self.lookup(codes).to(z.dtype), codes
 
     def lookup(self, codes: Tensor) -> Tensor:
         """The points in [-1, 1]^d of codes (B, h, w) as (B, d, h, w)."""
-        digits = codes[:, None] // self.places % self.bases
-        return digits * 2 / (self.bases - 1) - 1
+        return fsq_lookup(codes, self.levels)
 
     def pass_gradient(self, z: Tensor, z_q: Tensor) -> Tensor:
         """`z_q` for the decoder; its gradient goes to tanh z as it is."""

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from latentia.data import LatentData, cached_latents
 from latentia.errors import UsageError, did_you_mean
-from latentia.losses.diffusion import diffusion_loss, flow_matching_loss
+from latentia.losses.diffusion import diffusion_loss
+from latentia.losses.flow_matching import flow_matching_loss
 from latentia.models.unet import UNet2D
 from latentia.pipelines.latents import fingerprint, load_autoencoder, pictures, posterior
 from latentia.runs.run import Run

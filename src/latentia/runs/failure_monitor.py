@@ -1,4 +1,4 @@
-"""The failure monitor of a run: hooks that read its log and look at its samples, and say what is wrong with them."""
+"""Failure monitor of a run: hooks that check its log and its samples for failure modes and warn of them."""
 
 import json
 from collections.abc import Callable
@@ -6,30 +6,30 @@ from pathlib import Path
 
 from torch import Tensor
 
-from latentia.evaluation.failure_modes import WINDOW, Finding, SampleMonitor, generator_won, read_log
+from latentia.evaluation.failure_modes import WINDOW, Finding, SampleMonitor, check_discriminator, check_log
 from latentia.evaluation.features.base import FeatureExtractor
 from latentia.training.loop import Hook, Progress
 
-_LOOKS = 3  # looks at samples in a row that must show a disease: young generators show many for a moment
-_KEPT = 200  # lines of the log
+_CHECKS = 3  # checks of samples in a row that must show a failure mode: early samples show many for a moment
+_ROWS = 200  # last lines of the log that are held
 
 
 class FailureMonitor:
-    """Names a disease of a game of two players when it begins, and says when it is over.
+    """Warns when a failure mode of adversarial training begins, and clears the warning when it is over.
 
-    What it says stands above the progress bar, as "warning" in `metrics.jsonl`, and in the model card. It changes
+    A warning stands above the progress bar, as "warning" in `metrics.jsonl`, and in the model card. The monitor changes
     nothing: no rule that steers training by its losses has been found to be better than leaving them alone.
 
     Args:
         folder: of the run, where its `metrics.jsonl` is.
         real: images (n, C, H, W) in [-1, 1] or points (n, D), n >= 16.
         sample: (n, seed) -> as many samples of that shape.
-        extractor: tells the classes; `None` (default): the histogram of classes is not looked at.
+        extractor: classifies images; `None` (default): the histogram of classes is not checked.
 
     Example:
         >>> import torch
-        >>> monitor = Monitor("outputs/run", torch.randn(64, 2), lambda n, seed: torch.zeros(n, 2))
-        >>> [hook.every for hook in monitor.hooks(read_every=10, look_every=200)]
+        >>> monitor = FailureMonitor("outputs/run", torch.randn(64, 2), lambda n, seed: torch.zeros(n, 2))
+        >>> [hook.every for hook in monitor.hooks(log_every=10, samples_every=200)]
         [10, 200]
     """
 
@@ -44,40 +44,42 @@ class FailureMonitor:
         self.samples = SampleMonitor(real, extractor)
         self.rows: list[dict] = []
         self.read_to = 0
-        self.seen: list[set[str]] = []  # what each of the last looks showed
+        self.seen: list[set[str]] = []  # failure modes of each of the last checks
         self.active: dict[str, dict[str, Finding]] = {"log": {}, "samples": {}}
 
-    def hooks(self, read_every: int, look_every: int) -> list[Hook]:
-        """Read the log every so many steps, and look at samples every so many (0: only at the end)."""
-        return [Hook(read_every, self.read), Hook(look_every, self.look)]
+    def hooks(self, log_every: int, samples_every: int) -> list[Hook]:
+        """Check the log every `log_every` steps, and samples every `samples_every` (0: only at the end)."""
+        return [Hook(log_every, self.check_log), Hook(samples_every, self.check_samples)]
 
-    def read(self, progress: Progress) -> dict[str, str]:
-        """A hook: what the last lines of the log say."""
-        return self._tell("log", {finding.disease: finding for finding in read_log(self._recent())})
+    def check_log(self, progress: Progress) -> dict[str, str]:
+        """A hook: warnings from the last lines of the log."""
+        return self._warn("log", {finding.failure_mode: finding for finding in check_log(self._recent())})
 
-    def look(self, progress: Progress) -> dict[str, float | str]:
-        """A hook: numbers of fresh samples, under "monitor/"."""
-        values, found = self.samples.look(self.sample(self.count, 0))
-        told = [row for row in self._recent() if "discriminator/accuracy_fake" in row][-WINDOW:]
-        if told and "distance" in values:
+    def check_samples(self, progress: Progress) -> dict[str, float | str]:
+        """A hook: numbers of fresh samples, under "monitor/", and warnings."""
+        values, found = self.samples.check(self.sample(self.count, 0))
+        rows = [row for row in self._recent() if "discriminator/accuracy_fake" in row][-WINDOW:]
+        if rows and "distance" in values:
             parts = ("discriminator/accuracy_real", "discriminator/accuracy_fake")
-            won = generator_won(sum(row[key] for row in told for key in parts) / 2 / len(told), values["distance"])
-            found += [won] if won else []
-        self.seen = [*self.seen, {finding.disease for finding in found}][-_LOOKS:]
-        lasting = set.intersection(*self.seen) if len(self.seen) == _LOOKS else set()
+            accuracy = sum(row[key] for row in rows for key in parts) / 2 / len(rows)
+            weak = check_discriminator(accuracy, values["distance"])
+            found += [weak] if weak else []
+        self.seen = [*self.seen, {finding.failure_mode for finding in found}][-_CHECKS:]
+        lasting = set.intersection(*self.seen) if len(self.seen) == _CHECKS else set()
         lasting |= self.active["samples"].keys() & self.seen[-1]
-        now = {finding.disease: finding for finding in found if finding.disease in lasting}
-        return {f"monitor/{key}": float(f"{value:.4g}") for key, value in values.items()} | self._tell("samples", now)
+        now = {finding.failure_mode: finding for finding in found if finding.failure_mode in lasting}
+        numbers: dict[str, float | str] = {f"monitor/{key}": float(f"{value:.4g}") for key, value in values.items()}
+        return numbers | self._warn("samples", now)
 
     def sentences(self, most: int = 5) -> list[str]:
-        """What was said during the run, for its card: the last `most`."""
-        said = [row for row in self._lines()[0] if row.get("warning")]
-        return [f"Failure monitor at step {row['step']}: {row['warning']}" for row in said[-most:]]
+        """The last `most` warnings of the run, for its card."""
+        warned = [row for row in self._lines()[0] if row.get("warning")]
+        return [f"Failure monitor at step {row['step']}: {row['warning']}" for row in warned[-most:]]
 
-    def _tell(self, source: str, now: dict[str, Finding]) -> dict[str, str]:
-        """A warning when something begins, and an empty one when nothing is left."""
+    def _warn(self, source: str, now: dict[str, Finding]) -> dict[str, str]:
+        """A warning when a failure mode begins, and an empty one when none is left."""
         before, self.active[source] = self.active[source], now
-        fresh = [str(finding) for disease, finding in now.items() if disease not in before]
+        fresh = [str(finding) for failure_mode, finding in now.items() if failure_mode not in before]
         if fresh:
             return {"warning": " ".join(fresh)}
         return {"warning": ""} if before and not any(self.active.values()) else {}
@@ -94,5 +96,5 @@ class FailureMonitor:
 
     def _recent(self) -> list[dict]:
         fresh, self.read_to = self._lines(self.read_to)
-        self.rows = [*self.rows, *fresh][-_KEPT:]
+        self.rows = [*self.rows, *fresh][-_ROWS:]
         return self.rows

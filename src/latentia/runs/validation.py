@@ -100,7 +100,7 @@ class Validation:
             grid(sample(64, self.args.optimization.seed)).save(path)
 
     def score(self, progress: Progress) -> dict[str, float]:
-        """The metrics of `--eval_metrics`, each with its floor, if a feature extractor fits the images."""
+        """The metrics of `--eval_metrics`, each with its real-data score, if a feature extractor fits the images."""
         n = min(self.args.evaluation.eval_num_samples, len(self.data) // 2 if not self.args.data.streaming else 0)
         extractor = extractor_for(self.data.shape)
         if extractor is None or n < 2:
@@ -117,7 +117,7 @@ class Validation:
         self.report = score(torch.cat(images), self._real, extractor, metrics=self.args.evaluation.eval_metrics)
         scores = self.report.scores
         values = {f"eval/{key}": found.value for key, found in scores.items()}
-        return values | {f"eval/{key}_floor": found.floor for key, found in scores.items()}
+        return values | {f"eval/{key}_real": found.real for key, found in scores.items()}
 
 
 def _all_images(data: Any):

@@ -8,6 +8,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from latentia.errors import UsageError
+from latentia.functional.diffusion import predict_eps, predict_x0
 from latentia.schedulers import diffusion
 
 
@@ -169,12 +170,12 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
         std, direction = eta * columns[4].sqrt(), (columns[3] - eta**2 * columns[4]).clamp(min=0).sqrt()
         signal, noise, signal_previous, _, _ = columns.to(dtype)
         x_t, output = sample.to(dtype), model_output.to(dtype)
-        x0 = diffusion.predict_x0(kind, output, x_t, signal, noise)
+        x0 = predict_x0(kind, output, x_t, signal, noise)
         x0 = diffusion.bound_x0(self.config, x0)
         if use_clipped_model_output:
-            eps = diffusion.predict_eps("sample", x0, x_t, signal, noise)
+            eps = predict_eps("sample", x0, x_t, signal, noise)
         else:
-            eps = diffusion.predict_eps(kind, output, x_t, signal, noise)
+            eps = predict_eps(kind, output, x_t, signal, noise)
         x_s = signal_previous * x0 + direction.to(dtype) * eps
         if eta > 0:
             x_s = x_s + std.to(dtype) * diffusion.draw_noise(sample, generator, variance_noise)
@@ -234,7 +235,7 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
         columns = diffusion.coefficients(self._step_table, timestep, sample)
         noise_previous = columns[3].sqrt().to(dtype)
         signal, noise, signal_previous, _, _ = columns.to(dtype)
-        eps = diffusion.predict_eps(kind, model_output.to(dtype), at.to(dtype), signal, noise)
+        eps = predict_eps(kind, model_output.to(dtype), at.to(dtype), signal, noise)
         x0 = (sample.to(dtype) - noise_previous * eps) / signal_previous
         return (signal * x0 + noise * eps).to(sample.dtype)
 

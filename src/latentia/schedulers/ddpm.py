@@ -7,6 +7,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
+from latentia.functional.diffusion import predict_x0
 from latentia.schedulers import diffusion
 
 
@@ -172,7 +173,7 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
         x_t, output = sample.to(dtype), model_output.to(dtype)
         if learned:
             output, spread = output.chunk(2, dim=1)
-        x0 = diffusion.predict_x0(self.config.prediction_type, output, x_t, signal, noise)
+        x0 = predict_x0(self.config.prediction_type, output, x_t, signal, noise)
         x0 = diffusion.bound_x0(self.config, x0)
         mean = c_0 * x0 + c_t * x_t
         if kind == "learned":

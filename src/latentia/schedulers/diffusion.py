@@ -25,12 +25,19 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin as SchedulerMix
 from diffusers.utils.torch_utils import randn_tensor
 
 from latentia.errors import CheckpointError, LatentiaError, UsageError, did_you_mean
+from latentia.functional.diffusion import (
+    PREDICTION_TYPES,
+    dynamic_threshold,
+    predict_eps,
+    predict_x0,
+    zero_terminal_snr,
+)
 from latentia.safety import MAX_NUMBER, check_flags, check_link, check_subfolder, fetch, read_json
 
 COMPATIBLES = [scheduler.name for scheduler in KarrasDiffusionSchedulers]
 CHOICES = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
-    "prediction_type": ("epsilon", "sample", "v_prediction"),
+    "prediction_type": PREDICTION_TYPES,
     "timestep_spacing": ("leading", "trailing", "linspace"),
     "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"),
 }
@@ -92,15 +99,6 @@ def make_betas(config) -> torch.Tensor:
             "mend beta_start, beta_end (0.0001 and 0.02 are usual) or trained_betas."
         )
     return zero_terminal_snr(betas) if config.rescale_betas_zero_snr else betas
-
-
-def zero_terminal_snr(betas: torch.Tensor) -> torch.Tensor:
-    """Shift and scale sqrt(alpha_bar) so that the last is 0 and the first is kept (Lin et al. 2023, arXiv 2305.08891,
-    Algorithm 1)."""
-    root = torch.cumprod(1 - betas, 0).sqrt()
-    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
-    alpha_bar = root**2
-    return 1 - torch.cat([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
 
 
 def make_alpha_bar(config) -> torch.Tensor:
@@ -207,28 +205,10 @@ def working_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def predict_x0(prediction_type: str, output, x_t, signal, noise) -> torch.Tensor:
-    """x_0 from a network's output: DDPM Eq. 15, or x_0 = signal x_t - noise v (Salimans & Ho 2022, arXiv 2202.00512,
-    section 4)."""
-    if prediction_type == "epsilon":
-        return (x_t - noise * output) / signal
-    return output if prediction_type == "sample" else signal * x_t - noise * output
-
-
-def predict_eps(prediction_type: str, output, x_t, signal, noise) -> torch.Tensor:
-    """eps from a network's output, by the same algebra."""
-    if prediction_type == "sample":
-        return (x_t - signal * output) / noise
-    return output if prediction_type == "epsilon" else signal * output + noise * x_t
-
-
 def bound_x0(config, x0: torch.Tensor) -> torch.Tensor:
-    """Clip x_0, or threshold it dynamically: s = quantile of |x_0| over an image, at least 1; clip to [-s, s], divide
-    by s (Saharia et al. 2022, arXiv 2205.11487, section 2.3)."""
+    """Clip x_0, or threshold it dynamically, as the configuration says."""
     if config.thresholding:
-        s = torch.quantile(x0.abs().flatten(1), config.dynamic_thresholding_ratio, dim=1)
-        s = s.clamp(1, config.sample_max_value).reshape(-1, *(1,) * (x0.ndim - 1))
-        return x0.clamp(-s, s) / s
+        return dynamic_threshold(x0, config.dynamic_thresholding_ratio, config.sample_max_value)
     return x0.clamp(-config.clip_sample_range, config.clip_sample_range) if config.clip_sample else x0
 
 

@@ -15,7 +15,7 @@ th:first-child, td:first-child { text-align: left; position: sticky; left: 0; ba
 th { border-bottom: 2px solid #444; vertical-align: bottom; }
 td small { color: #777; display: block; }
 td.best { font-weight: 600; }
-td.floor { color: #555; font-style: italic; }
+td.real { color: #555; font-style: italic; }
 figure { display: inline-block; margin: 0 1.5rem 1.5rem 0; vertical-align: top; }
 figure img { max-width: 100%; } figure.wide img { width: 800px; } figure.tall img { max-height: 560px; }
 th small { display: block; font-weight: normal; color: #777; }
@@ -55,11 +55,11 @@ class Cell(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One line of the table: a cell for each model, and the floor."""
+    """One line of the table: a cell for each model, and one for the real-data score."""
 
     title: str
     cells: list[Cell]
-    floor: Cell
+    real: Cell
     better: str
 
 
@@ -82,15 +82,15 @@ def table(results: Sequence[dict[str, Any]]) -> list[Row]:
         scores = [[run["scores"][key] for run in runs if key in run["scores"]] for runs in shown]
         one = next(found[0] for found in scores if found)
         means = [sum(s["value"] for s in found) / len(found) if found else None for found in scores]
-        best = _best(means, one["better"], one["floor"])
-        floor = Cell(number(one["floor"]), _interval(one["floor_low"], one["floor_high"]))
+        best = _best(means, one["better"], one["real"])
+        real = Cell(number(one["real"]), _interval(one["real_low"], one["real_high"]))
         cells = [
             Cell(number(mean), _interval(s[0]["low"], s[0]["high"]) if len(s) == 1 else "", i == best)._replace(
                 **_spread([x["value"] for x in s])
             )
             for i, (s, mean) in enumerate(zip(scores, means))
         ]
-        rows.append(Row(one["title"], cells, floor, _BETTER[one["better"]]))
+        rows.append(Row(one["title"], cells, real, _BETTER[one["better"]]))
     if any(result["likelihood"] for result in results):
         bits = [_bits([run["likelihood"] for run in runs if run["likelihood"]]) for runs in shown]
         rows.append(Row("Bits per dimension", bits, Cell(""), "lower"))
@@ -155,12 +155,12 @@ def _interval(low: float | None, high: float | None) -> str:
     return "" if low is None else f"{number(low, 3)} to {number(high, 3)}"
 
 
-def _best(values: Sequence[float | None], better: str, floor: float) -> int | None:
+def _best(values: Sequence[float | None], better: str, real: float) -> int | None:
     """Which of several values is the best; None if there is nothing to compare, or two are equally good."""
     rank: dict[str, Callable[[float], float]] = {
         "lower": lambda value: value,
         "higher": lambda value: -value,
-        "real": lambda value: abs(value - floor),
+        "real": lambda value: abs(value - real),
     }
     first, *rest = sorted((rank[better](value), value, i) for i, value in enumerate(values) if value is not None)
     return first[2] if rest and rest[0][1] != first[1] else None
@@ -196,7 +196,7 @@ def text_table(results: Sequence[dict[str, Any]]) -> str:
             f"{cell.value}{f' {cell.interval}' if cell.interval.startswith('±') else ''}{'*' if cell.best else ' '}"
             for cell in row.cells
         ]
-        lines.append([row.title, *cells, row.floor.value, row.better])
+        lines.append([row.title, *cells, row.real.value, row.better])
     widths = [max(map(len, column)) for column in zip(*lines)]
     text = [f"{line[0]:{widths[0]}}" + "".join(f"  {c:>{w}}" for c, w in zip(line[1:], widths[1:])) for line in lines]
     text.insert(1, "─" * len(text[0]))
@@ -229,8 +229,7 @@ def write_page(results: Sequence[dict[str, Any]], folder: str | Path, title: str
         count = f", {len(runs)} runs" if len(runs) > 1 else ""
         heads.append(f"<th>{escape(name)}<small>{kind}{count}</small></th>")
     body = [
-        f"<tr><td>{escape(row.title)}</td>{''.join(map(td, row.cells))}"
-        f"{td(row.floor, 'floor')}<td>{row.better}</td></tr>"
+        f"<tr><td>{escape(row.title)}</td>{''.join(map(td, row.cells))}{td(row.real, 'real')}<td>{row.better}</td></tr>"
         for row in table(results)
     ]
     shown = []

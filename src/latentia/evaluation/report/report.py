@@ -1,8 +1,8 @@
 """The report: every metric of a set of images, each beside what real images get at the same n.
 
 A Frechet distance of n images is biased upwards by an amount that depends on n, on the reference and on the extractor,
-and so are most other metrics, so a bare number says nothing: compare it with the floor of its own report, and only
-reports of equal n and equal `extractor_sha256` with each other.
+and so are most other metrics, so a bare number says nothing: compare it with the real-data score of its own report, and
+only reports of equal n and equal `extractor_sha256` with each other.
 """
 
 from collections.abc import Sequence
@@ -29,8 +29,8 @@ class Score:
         title, better: of the `Metric`.
         value: mean over the random splits.
         low, high: 95 % interval over the draw of the n images; None where the metric has none.
-        floor: what n held-out real images get, mean over the splits.
-        floor_low, floor_high: mean ± 1.96 standard deviations over the splits: where other real images would lie.
+        real: real-data score: what n held-out real images get, mean over the splits.
+        real_low, real_high: mean ± 1.96 standard deviations over the splits: where other real images would lie.
     """
 
     title: str
@@ -38,9 +38,9 @@ class Score:
     value: float
     low: float | None
     high: float | None
-    floor: float
-    floor_low: float
-    floor_high: float
+    real: float
+    real_low: float
+    real_high: float
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class Report:
             without classes.
         n, n_real: how many images were compared.
         feature_dim: width D of the features.
-        low_sample: n < 2 D, where the covariance is poorly known and the floor lies high; trust "kid" rather than "fd".
+        low_sample: n < 2 D, where the covariance is poorly known and the real-data score of "fd" is high; trust "kid"
+            rather than "fd".
         notes: what a reader should know before believing the numbers.
         extractor, extractor_sha256, preprocessing, seed: what has to be equal for two reports to compare.
 
@@ -93,24 +94,24 @@ class Report:
         """The metrics as `latentia.model_card` takes them."""
         shared = {"n": self.n, "extractor": self.extractor, "extractor_sha256": self.extractor_sha256}
         return [
-            {"type": key, "name": s.title, "value": s.value, "low": s.low, "high": s.high, "floor": s.floor, **shared}
+            {"type": key, "name": s.title, "value": s.value, "low": s.low, "high": s.high, "real": s.real, **shared}
             for key, s in self.scores.items()
         ]
 
     def text(self) -> str:
         """One line for the terminal: value, and in brackets what real images get."""
         label = f"n={self.n}, low-sample" if self.low_sample else f"n={self.n}"
-        parts = [f"{name} {s.value:.3g} (real {s.floor:.3g})" for name, s in self.scores.items()]
+        parts = [f"{name} {s.value:.3g} (real {s.real:.3g})" for name, s in self.scores.items()]
         return f"{label} | {' | '.join(parts)} | {self.extractor} {self.extractor_sha256[:8]}"
 
     def table(self) -> str:
         """A table for the terminal, with what the numbers rest on below it."""
-        head = ("metric", "value", "95 % interval", "real images", "better")
+        head = ("metric", "value", "95 % interval", "real-data score", "better")
         rows = [head]
         for s in self.scores.values():
             interval = "" if s.low is None else f"{s.low:.4g} to {s.high:.4g}"
-            floor = f"{s.floor:.4g} ({s.floor_low:.3g} to {s.floor_high:.3g})"
-            rows.append((s.title, f"{s.value:.4g}", interval, floor, {"real": "as real"}.get(s.better, s.better)))
+            real = f"{s.real:.4g} ({s.real_low:.3g} to {s.real_high:.3g})"
+            rows.append((s.title, f"{s.value:.4g}", interval, real, {"real": "as real"}.get(s.better, s.better)))
         widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
         lines.insert(1, "─" * max(map(len, lines)))
@@ -131,7 +132,7 @@ def score(
     labels: Sequence[int] | Tensor | None = None,
     seed: int = 0,
 ) -> Report:
-    """Measure n generated images against N real ones, each metric beside the floor that n real images reach.
+    """Measure n generated images against N real ones, each metric beside its real-data score.
 
     For each of 5 random splits of the real images into n held-out ones H and the rest R, every metric is taken of
     (generated, R) and of (H, R): the same n and the same reference, so that the two differ by the generator alone.
@@ -196,10 +197,10 @@ def score(
     scores = {}
     for key, metric in applying.items():
         table = torch.tensor(values[key], dtype=torch.float64)  # (SPLITS, 2)
-        (value, floor), spread = table.mean(0).tolist(), 1.96 * float(table[:, 1].std())
+        (value, own), spread = table.mean(0).tolist(), 1.96 * float(table[:, 1].std())
         # The interval was taken against the first reference; the value is a mean over all of them.
         low, high = (end + value - values[key][0][0] for end in intervals[key]) if key in intervals else (None, None)
-        scores[key] = Score(metric.title, metric.better, value, low, high, floor, floor - spread, floor + spread)
+        scores[key] = Score(metric.title, metric.better, value, low, high, own, own - spread, own + spread)
     return Report(
         scores=scores,
         class_counts=None if sample.logits is None else class_counts(sample.logits),

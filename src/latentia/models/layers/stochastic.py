@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from latentia.errors import UsageError
+from latentia.functional.distributions import reparameterize
 from latentia.models.layers.convolution import activation_of
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)  # e^-15 to e^10 as a standard deviation: finite in float32, as are all divergences
@@ -24,18 +25,6 @@ class Level(NamedTuple):
     mean: Tensor
     log_variance: Tensor
     z: Tensor
-
-
-def reparameterised(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
-    r"""A sample of N(mean, e^{log_variance}) that has derivatives: \(z = \mu + \sigma \epsilon\).
-
-    Auto-Encoding Variational Bayes (Kingma and Welling, 2013, 1312.6114), section 2.4.
-
-    Example:
-        >>> reparameterised(torch.tensor([3.0]), torch.tensor([0.0]), torch.tensor([-1.0]))
-        tensor([2.])
-    """
-    return mean + (0.5 * log_variance).exp() * noise
 
 
 class Levels(nn.Module):
@@ -74,7 +63,7 @@ class Levels(nn.Module):
         for posterior, eps in zip([None, *self.posteriors], parts):
             if posterior is not None:
                 mean, log_variance = parameters_of(posterior(levels[-1].z).to(mean.dtype))
-            z = mean if eps is None else reparameterised(_beside(mean, eps), _beside(log_variance, eps), eps)
+            z = mean if eps is None else reparameterize(_beside(mean, eps), _beside(log_variance, eps), eps)
             levels.append(Level(mean, log_variance, z))
         return levels
 
@@ -93,7 +82,7 @@ class Levels(nn.Module):
         """z_1, (B, D_1), of a code (B, D)."""
         *below, z = code.split(self.sizes, -1)
         for prior, part in zip(reversed(self.priors), reversed(below)):
-            z = reparameterised(*parameters_of(prior(z).to(code.dtype)), part)
+            z = reparameterize(*parameters_of(prior(z).to(code.dtype)), part)
         return z
 
     def with_constant_posterior(self, levels: Sequence[Level]) -> list[Level]:
