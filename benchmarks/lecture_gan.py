@@ -137,7 +137,7 @@ def plane(name: str, args, seed: int, **game) -> Tensor:
     options = {"r1": 1.0, "r2": 1.0, "every": 1, "rate": 2e-3, "batch_size": 128, "average": 0.999} | game
     g = play(MLPGenerator(**shape), MLPDiscriminator(**shape), data, args.plane_steps, seed=seed, **options)
     with torch.no_grad():
-        return data.unscaled(g(torch.randn(LAB_SAMPLES, 2, generator=seeded(seed))).sample)
+        return data.unscale(g(torch.randn(LAB_SAMPLES, 2, generator=seeded(seed))).sample)
 
 
 def modes(name: str, rows: Rows, args) -> None:

@@ -27,7 +27,7 @@ from latentia.runs.validation import reconstructor
 
 @dataclass(frozen=True)
 class ObjectiveArguments:
-    """The objective; all terms are means over the values of a picture."""
+    """The objective; all terms are means over the values of an image."""
 
     reconstruction: Literal["l1", "mse"] = "l1"
     """Absolute or squared differences."""
@@ -36,11 +36,11 @@ class ObjectiveArguments:
     perceptual_weight: float = 0.1
     """Weight of the distance in the shipped classifier's layers; 0: none."""
     adversarial_weight: float = 0.1
-    """Weight of the game against the critic of patches; 0: none."""
+    """Weight of the adversarial loss of the patch discriminator; 0: none."""
     adversarial_start: float = 0.5
-    """Share of the run after which the critic begins. It moves if --max_train_steps is raised later."""
+    """Share of the run after which the discriminator begins. It moves if --max_train_steps is raised later."""
     discriminator_learning_rate: float = 4e-4
-    """Peak learning rate of the critic."""
+    """Peak learning rate of the discriminator."""
     calibration_samples: int = 2000
     """Images whose latents are measured at the end."""
 
@@ -63,7 +63,7 @@ class Arguments(RunArguments):
 
 
 def perceptual(weight: float, shape: tuple[int, int, int], device):
-    """The distance in the layers of the shipped classifier whose channels and kind of pictures these are, or None."""
+    """The distance in the layers of the shipped classifier for such channels and images, or None."""
     if weight == 0:
         return None
     fallback = (3, 32, 32) if shape[0] == 3 else (shape[0], 28, 28)

@@ -3,7 +3,7 @@
     accelerate launch examples/train_gan.py --dataset_name digits --output_dir outputs/digits-gan
 
 A run that was killed goes on when the same command is started again. The folder it leaves is a pipeline:
-`latentia.DiffusionPipeline.from_pretrained("outputs/digits-gan")`. When the game goes wrong, the run says so beside its
+`latentia.DiffusionPipeline.from_pretrained("outputs/digits-gan")`. When training fails, the run says so beside its
 progress bar, in `metrics.jsonl` and in the card, and what to try.
 """
 
@@ -46,15 +46,15 @@ class AdversarialArguments:
     objective: Literal["minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic"] = (
         "relativistic"
     )
-    """What the players minimise."""
+    """What both networks minimise."""
     discriminator_learning_rate: float | None = None
     """Peak rate of the discriminator; not given: the learning_rate, which is the generator's."""
     n_critic: int = 1
     """Steps of the discriminator for one of the generator."""
     r1: float = 0.1
-    """Weight of the discriminator's squared gradient at real pictures; 0: none."""
+    """Weight of the discriminator's squared gradient at real images; 0: none."""
     r2: float = 0.1
-    """The same at generated pictures."""
+    """The same at generated images."""
     gp: float = 0.0
     """Weight of the penalty of WGAN-GP; its paper takes 10."""
     clip_weights: float = 0.0
@@ -62,19 +62,19 @@ class AdversarialArguments:
     regularise_every: int = 4
     """Steps between penalties, which then weigh as much more; 1: with every step."""
     label_smoothing: float = 0.0
-    """Real pictures are labelled 1 minus this; for objectives with labels."""
+    """Real images are labelled 1 minus this; for objectives with labels."""
     label_flip: float = 0.0
-    """Share of pictures whose labels change sides."""
+    """Share of images whose labels change sides."""
     instance_noise: float = 0.0
     """Standard deviation of noise on all that the discriminator sees, falling to 0 at the end."""
     augment: Literal["none", "diff", "ada"] = "none"
-    """Show the discriminator changed pictures: always, or as often as it overfits. For small data sets."""
+    """Augment what the discriminator sees: always (diff), or as often as it overfits (ada). For small data sets."""
     replay: int = 0
-    """Old fakes to keep and show again to the discriminator; 0: none."""
+    """Earlier generated images to store and show again to the discriminator; 0: none."""
     mismatched: bool = True
-    """Show conditional discriminators real pictures with wrong labels or captions as fakes too."""
+    """Give conditional discriminators real images with wrong labels or captions as fake ones too."""
     monitor_steps: int | None = None
-    """Steps between looks of the failure monitor at samples; 0: only at the end; not given: ten looks, or every 200."""
+    """Steps between looks of the failure monitor at samples; 0: at the end only; not given: ten, or every 200."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def main(args: Arguments) -> int:
 
     ada = AdaptiveAugmentation().to(run.device) if chosen.augment == "ada" else None
     pool = ReplayPool(chosen.replay, run.data.shape).to(run.device) if chosen.replay else None
-    shown = {
+    inputs = {
         "augment": {"none": None, "diff": random_augment, "ada": ada}[chosen.augment],
         "text_encoder": text_encoder,
     }
@@ -221,15 +221,15 @@ def main(args: Arguments) -> int:
             instance_noise=noise(rng),
             collect=ada and ada.collect,
             replay=pool,
-            **shown,
+            **inputs,
         )
 
     def generator_loss(batch, rng):
-        return gan_generator_loss(d, g, batch, rng, objective=chosen.objective, instance_noise=noise(rng), **shown)
+        return gan_generator_loss(d, g, batch, rng, objective=chosen.objective, instance_noise=noise(rng), **inputs)
 
     phases = [discriminator.phase(discriminator_loss)]
     if lazy:
-        penalty = partial(gan_penalty_loss, d, g, interval=chosen.regularise_every, **penalties, **shown)
+        penalty = partial(gan_penalty_loss, d, g, interval=chosen.regularise_every, **penalties, **inputs)
         phases.append(discriminator.phase(penalty, "penalty", every=chosen.regularise_every))
     if chosen.clip_weights:
         phases.append(Phase("clipping", lambda batch, rng: clip_weights(d, chosen.clip_weights), d))
@@ -250,8 +250,8 @@ def main(args: Arguments) -> int:
         samplers["raw"] = partial(sample, generator.module)
     real = run.data.batch(0, 256, seed=0)["x"]
     monitor = FailureMonitor(run.folder, real, partial(sample, generator.final), extractor_for(run.data.shape))
-    looks = max(1, min(200, run.steps // 10)) if chosen.monitor_steps is None else chosen.monitor_steps
-    hooks = monitor.hooks(args.output.logging_steps, looks)
+    check_steps = max(1, min(200, run.steps // 10)) if chosen.monitor_steps is None else chosen.monitor_steps
+    hooks = monitor.hooks(args.output.logging_steps, check_steps)
     return run.train(phases, pipeline, samplers=samplers, hooks=hooks, limits=monitor.sentences)
 
 

@@ -1,8 +1,8 @@
-"""Train a GAN on points of the plane and watch the game: samples, discriminator, gradients, divergences.
+"""Train a GAN on points of the plane and animate it: samples, discriminator, gradients, divergences.
 
     python examples/train_gan_plane.py --plane ring --output_dir outputs/gan-ring
 
-The folder it leaves is a pipeline, with `game.gif`, the run as a film, and `game.png`, its last picture. Shapes: "ring"
+The folder it leaves is a pipeline, with `animation.gif` of the run and `animation.png`, its last frame. Shapes: "ring"
 and "grid" with modes to count, and GAN Lab's "lab_line", "lab_gaussians", "lab_ring" and "lab_disjoint", among others.
 """
 
@@ -86,26 +86,26 @@ class Scaled(PlaneData):
 
     def batch(self, start: int, stop: int, *, seed: int = 0, device="cpu") -> dict:
         points = self.plane.points(start, stop, seed, "batch")
-        return {"x": self.scaled(points).to(device)}
+        return {"x": self.scale(points).to(device)}
 
-    def scaled(self, points: torch.Tensor) -> torch.Tensor:
+    def scale(self, points: torch.Tensor) -> torch.Tensor:
         return (points - self.mean) * self.factor
 
-    def unscaled(self, points: torch.Tensor) -> torch.Tensor:
+    def unscale(self, points: torch.Tensor) -> torch.Tensor:
         return points / self.factor + self.mean
 
     @torch.no_grad()
-    def unscale(self, generator: MLPGenerator, discriminator: MLPDiscriminator) -> None:
+    def fold_scale(self, generator: MLPGenerator, discriminator: MLPDiscriminator) -> None:
         """Put the scale into the first and the last layer, so that the networks work on points as they are."""
         generator.out.weight /= self.factor
-        generator.out.bias.copy_(self.unscaled(generator.out.bias))
+        generator.out.bias.copy_(self.unscale(generator.out.bias))
         first = discriminator.layers[0]
         first.weight *= self.factor
         first.bias -= first.weight @ self.mean.repeat(discriminator.config.pack)
 
 
-class Film:
-    """The game as GAN Lab shows it: a hook that draws a frame."""
+class Animation:
+    """Training as GAN Lab shows it (Kahng et al., 2018, 1809.01587): a hook that draws a frame."""
 
     def __init__(self, data: Scaled, generator, discriminator):
         self.generator, self.discriminator, self.data, self.plane = generator, discriminator, data, data.plane
@@ -114,7 +114,7 @@ class Film:
         unit = data.plane.name.startswith("lab_")  # these lie in the unit square, where GAN Lab measures them
         margin = 0.15 * (high - low).max()
         self.low, self.high = (torch.zeros(2), torch.ones(2)) if unit else (low - margin, high + margin)
-        self.floor = self.divergence(data.plane.sample(LAB_SAMPLES, 1))
+        self.of_real = self.divergence(data.plane.sample(LAB_SAMPLES, 1))
         self.history: list[tuple[int, float, float]] = []
         self.frames: list[Image.Image] = []
 
@@ -124,8 +124,12 @@ class Film:
 
     @torch.no_grad()
     def sample(self, n: int, seed: int) -> torch.Tensor:
-        z = torch.randn(n, self.generator.config.latent_dim, generator=torch.Generator().manual_seed(seed))
-        return self.data.unscaled(self.generator(z).sample)
+        dim = self.generator.config.latent_dim
+        return self.generated(torch.randn(n, dim, generator=torch.Generator().manual_seed(seed)))
+
+    def generated(self, z: torch.Tensor) -> torch.Tensor:
+        """Points of latents, on the CPU."""
+        return self.data.unscale(self.generator(z.to(self.generator.device)).sample.cpu())
 
     def __call__(self, progress) -> dict[str, float]:
         found = self.divergence(self.sample(LAB_SAMPLES, 2))
@@ -137,64 +141,63 @@ class Film:
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(9, 4.6), layout="constrained")
-        panels = figure.subplot_mosaic([["game", "grid"], ["game", "time"]], width_ratios=[1.6, 1])
+        panels = figure.subplot_mosaic([["points", "grid"], ["points", "time"]], width_ratios=[1.6, 1])
         box = [float(v) for pair in zip(self.low, self.high) for v in pair]
         fake, real = self.sample(300, 3), self.real[:300]
-        height, arrows = self.opinion(real, fake)
-        panels["game"].imshow(height.numpy(), extent=box, origin="lower", cmap="RdYlBu", vmin=0, vmax=1, alpha=0.6)
-        panels["game"].scatter(*real.T.numpy(), s=5, color="#2e8b57", label="real")
-        panels["game"].scatter(*fake.T.numpy(), s=5, color="#6c4aa1", label="generated")
-        panels["game"].quiver(
+        height, arrows = self.probabilities(real, fake)
+        plane = panels["points"]
+        plane.imshow(height.numpy(), extent=box, origin="lower", cmap="RdYlBu", vmin=0, vmax=1, alpha=0.6)
+        plane.scatter(*real.T.numpy(), s=5, color="#2e8b57", label="real")
+        plane.scatter(*fake.T.numpy(), s=5, color="#6c4aa1", label="generated")
+        plane.quiver(
             *fake[:60].T.numpy(), *arrows[:60].T.numpy(), angles="xy", width=0.003, color="#6c4aa1", alpha=0.7
-        )  # where the discriminator sends them
-        panels["game"].set(xlim=box[:2], ylim=box[2:], aspect="equal", title=f"step {step}")
-        panels["game"].legend(loc="upper right", fontsize=7)
+        )  # gradients of the logits
+        plane.set(xlim=box[:2], ylim=box[2:], aspect="equal", title=f"step {step}")
+        plane.legend(loc="upper right", fontsize=7)
         if self.generator.config.latent_dim == 2:
             self.draw_grid(panels["grid"])
-        panels["grid"].set(xlim=box[:2], ylim=box[2:], aspect="equal", title="the noise's grid, mapped")
+        panels["grid"].set(xlim=box[:2], ylim=box[2:], aspect="equal", title="a grid of the latents, mapped")
         steps, kl, js = zip(*self.history)
         panels["time"].plot(steps, js, color="#1f4e79", label="JS")
         panels["time"].plot(steps, kl, color="#d1495b", label="KL", alpha=0.5)
-        panels["time"].axhline(self.floor.js, color="#1f4e79", linestyle=":", label="JS of real points")
+        panels["time"].axhline(self.of_real.js, color="#1f4e79", linestyle=":", label="JS of real points")
         panels["time"].set(ylim=(0, max(1.0, 1.1 * max(js))), xlabel="steps", ylabel="bits")
         panels["time"].legend(fontsize=7)
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=80)
         return Image.open(buffer).convert("RGB")
 
-    def opinion(self, real: torch.Tensor, fake: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def probabilities(self, real: torch.Tensor, fake: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """P(real) on a grid of 30 x 30, with the logits centred between both kinds of points, and its gradient."""
         x, y = (self.low[k] + (self.high[k] - self.low[k]) * (torch.arange(30) + 0.5) / 30 for k in (0, 1))
         places = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)  # rows are y
-        discriminator = copy.deepcopy(self.discriminator).requires_grad_(False)
+        discriminator = copy.deepcopy(self.discriminator).cpu().requires_grad_(False)
 
-        def judge(points: torch.Tensor) -> torch.Tensor:  # packs of equal points, if it judges packs
-            return discriminator(self.data.scaled(points).repeat_interleave(discriminator.config.pack, 0)).logits
+        def logits(points: torch.Tensor) -> torch.Tensor:  # of packs of equal points, if it takes packs
+            return discriminator(self.data.scale(points).repeat_interleave(discriminator.config.pack, 0)).logits
 
-        centre = (judge(real).mean() + judge(fake).mean()) / 2
+        centre = (logits(real).mean() + logits(fake).mean()) / 2
         fake = fake.clone().requires_grad_()
-        (arrows,) = torch.autograd.grad(judge(fake).sum(), fake)
-        opinion = judge(places) - centre
-        return (opinion / opinion.abs().max().clamp(max=1)).sigmoid().view(30, 30), arrows  # faint ones in full colour
+        (arrows,) = torch.autograd.grad(logits(fake).sum(), fake)
+        centred = logits(places) - centre
+        return (centred / centred.abs().max().clamp(max=1)).sigmoid().view(30, 30), arrows  # faint ones in full colour
 
     @torch.no_grad()
     def draw_grid(self, panel) -> None:
-        """20 x 20 cells of equal probability under N(0, I), and where the generator puts them."""
+        """20 x 20 cells of equal probability under N(0, I), and where the generator maps them."""
         at = torch.special.ndtri(torch.linspace(0.01, 0.99, 21))
         fine = torch.special.ndtri(torch.linspace(0.01, 0.99, 201))
         for fixed in at:
             for line in (torch.stack([fixed.expand(201), fine], 1), torch.stack([fine, fixed.expand(201)], 1)):
-                panel.plot(
-                    *self.data.unscaled(self.generator(line).sample).T, color="#6c4aa1", linewidth=0.4, alpha=0.6
-                )
+                panel.plot(*self.generated(line).T.numpy(), color="#6c4aa1", linewidth=0.4, alpha=0.6)
 
 
-def finish(folder: Path, film: Film, monitor: FailureMonitor) -> None:
-    """Leave the pipeline, the film and its last picture, and say how near the points came."""
-    points, plane = film.sample(LAB_SAMPLES, 4), film.plane
-    found = film.divergence(points)
-    result = {"js": found.js, "js_floor": film.floor.js, "kl": found.kl}
-    print(f"JS {found.js:.3f} bits (real points: {film.floor.js:.3f}), KL {found.kl:.3f}, {LAB_SAMPLES} points")
+def finish(folder: Path, animation: Animation, monitor: FailureMonitor) -> None:
+    """Save the pipeline, the animation and its last frame, and print how near the points came."""
+    points, plane = animation.sample(LAB_SAMPLES, 4), animation.plane
+    found, real = animation.divergence(points), animation.of_real
+    result = {"js": found.js, "js_real": real.js, "kl": found.kl}
+    print(f"JS {found.js:.3f} bits (real points: {real.js:.3f}), KL {found.kl:.3f}, {LAB_SAMPLES} points")
     if plane.centres is not None:
         modes = mode_coverage(points[:PLANE_SAMPLES], plane.centres, plane.sigma)
         result |= {"modes": modes.covered, "high_quality": modes.high_quality, "reverse_kl": modes.reverse_kl}
@@ -203,13 +206,14 @@ def finish(folder: Path, film: Film, monitor: FailureMonitor) -> None:
             f"(real points: {modes.real_high_quality:.1%}), reverse KL {modes.reverse_kl:.3f} (real points: "
             f"{modes.real_reverse_kl:.3f}), {PLANE_SAMPLES} points"
         )
-    film.frames[-1].save(folder / "game.png")
-    first, *others = [frame.quantize(64) for frame in film.frames]
-    first.save(folder / "game.gif", save_all=True, append_images=others, duration=250, loop=0)
-    film.data.unscale(film.generator, film.discriminator)
-    GANPipeline(film.generator, film.discriminator).save_pretrained(folder)
+    animation.frames[-1].save(folder / "animation.png")
+    first, *frames = [frame.quantize(64) for frame in animation.frames]
+    first.save(folder / "animation.gif", save_all=True, append_images=frames, duration=250, loop=0)
+    generator, discriminator = animation.generator.cpu(), animation.discriminator.cpu()
+    animation.data.fold_scale(generator, discriminator)
+    GANPipeline(generator, discriminator).save_pretrained(folder)
     (folder / "run_summary.json").write_text(json.dumps({**result, "warnings": monitor.sentences()}, indent=1) + "\n")
-    print(f"Pipeline, film and last picture: {folder}")
+    print(f"Pipeline, animation and last frame: {folder}")
 
 
 def main(args: Arguments) -> int:
@@ -232,17 +236,17 @@ def main(args: Arguments) -> int:
         discriminator.phase(losses["discriminator"]),
         generator.phase(losses["generator"], every=chosen.n_critic),
     ]
-    film = Film(data, generator.final, discriminator.module)
-    monitor = FailureMonitor(run.folder, film.real[:256], film.sample)
-    hooks = [Hook(chosen.frame_steps, film), *monitor.hooks(args.output.logging_steps, 200)]
+    animation = Animation(data, generator.final, discriminator.module)
+    monitor = FailureMonitor(run.folder, animation.real[:256], animation.sample)
+    hooks = [Hook(chosen.frame_steps, animation), *monitor.hooks(args.output.logging_steps, 200)]
     result = run.fit(phases, hooks=hooks)
     if result.status == "interrupted":
         return INTERRUPTED
     summary = run.folder / "run_summary.json"
     if run.accelerator.is_main_process and not (result.status == "nothing to do" and summary.exists()):
-        if not film.frames:  # the run was finished before, but killed while it was being exported
-            film(result.progress)
-        finish(run.folder, film, monitor)
+        if not animation.frames:  # the run was finished before, but killed while it was being exported
+            animation(result.progress)
+        finish(run.folder, animation, monitor)
     return 0
 
 

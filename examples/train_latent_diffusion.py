@@ -4,8 +4,8 @@
     accelerate launch examples/train_latent_diffusion.py --dataset_name emoji --autoencoder outputs/emoji-kl \\
         --output_dir outputs/emoji-latent
 
-The latents are computed once and kept. A run that was killed goes on when the same command is started again. The folder
-it leaves is a pipeline that holds the autoencoder too; the score is of decoded images.
+The latents are computed once and cached. A run that was killed goes on when the same command is started again. The
+folder it leaves is a pipeline that holds the autoencoder too; the score is of decoded images.
 """
 
 from dataclasses import dataclass

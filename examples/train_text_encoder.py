@@ -52,7 +52,7 @@ class ValidationArguments:
     validation_split: str = "test"
     """Split of the same data set; of one without, a part that --split leaves out, such as "train[90%:]"."""
     validation_steps: int = 0
-    """Steps between pictures of what texts find; 0: only at the end."""
+    """Steps between images of what captions retrieve; 0: only at the end."""
     eval_steps: int = 0
     """Steps between scores; 0: only at the end."""
 

@@ -3,10 +3,10 @@
     accelerate launch examples/train_text_encoder.py --dataset_name emoji --output_dir outputs/emoji-text
     accelerate launch examples/train_autoencoder_kl.py --dataset_name emoji --output_dir outputs/emoji-kl
     accelerate launch examples/train_text_to_image.py --dataset_name emoji --text_encoder outputs/emoji-text \\
-        --autoencoder outputs/emoji-kl --output_dir outputs/emoji-pictures
+        --autoencoder outputs/emoji-kl --output_dir outputs/emoji-images
 
-Without --autoencoder the network makes pixels. Latents and hidden states of the captions are computed once and kept. A
-run that was killed goes on when the same command is started again. The folder it leaves has Stable Diffusion's layout.
+Without --autoencoder the network makes pixels. Latents and hidden states of the captions are computed once and cached.
+A run that was killed goes on when the same command is started again. The folder it leaves has Stable Diffusion's layout.
 """
 
 from dataclasses import dataclass

@@ -71,8 +71,8 @@ def check(args: Arguments) -> None:
     """Refuse flags that would fail later, or be ignored."""
     chosen = args.variational
     if chosen.importance_samples > 1:
-        others = {"beta": (chosen.beta, 1), "free_bits": (chosen.free_bits, 0), "capacity": (chosen.capacity, None)}
-        for name, (value, default) in others.items():
+        unused = {"beta": (chosen.beta, 1), "free_bits": (chosen.free_bits, 0), "capacity": (chosen.capacity, None)}
+        for name, (value, default) in unused.items():
             if value != default:
                 raise UsageError(
                     f"--importance_samples {chosen.importance_samples} has no --{name}: the bound is of log p(x) "

@@ -4,7 +4,7 @@
     accelerate launch examples/train_vq_prior.py --dataset_name digits --vqvae outputs/digits-vqvae \\
         --class_conditional --output_dir outputs/digits-prior
 
-The codes are computed once and kept. A run that was killed goes on when the same command is started again. The folder
+The codes are computed once and cached. A run that was killed goes on when the same command is started again. The folder
 it leaves is a pipeline that holds the VQ-VAE too.
 """
 

@@ -55,7 +55,7 @@ class DataArguments:
     dataloader_num_workers: int = 0
     """Processes that decode images while the cache is built."""
     cache_dir: str | None = None
-    """Where decoded images are kept."""
+    """Folder of the cache of decoded images."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class OutputArguments:
     identifies: ClassVar[bool] = False
 
     output_dir: str = "outputs/run"
-    """Folder of the run: pipeline, card, checkpoints, metrics, pictures."""
+    """Folder of the run: pipeline, card, checkpoints, metrics, images."""
     overwrite_output_dir: bool = False
     """Delete what an earlier run left in output_dir and start anew."""
     checkpointing_steps: int = 500
@@ -251,7 +251,8 @@ def network_arguments(
     fields = []
     for argument, flag in names.items():
         default = defaults.pop(argument) if argument in defaults else signature.parameters[argument].default
-        hint = Annotated[hints[argument], tyro.conf.arg(help=_plain(explained[argument]))]
+        help_of_flag = tyro.conf.arg(help=_plain(explained[argument]))
+        hint: Any = Annotated[hints[argument], help_of_flag]  # type: ignore[valid-type]  # a type made at run time
         fields.append((flag, hint, dataclasses.field(default=default)))
     if defaults:
         raise TypeError(f"defaults must be of {list(names)}; got {sorted(defaults)}.")

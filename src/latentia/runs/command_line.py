@@ -92,7 +92,7 @@ def read_config(path: Path) -> Mapping[str, Any]:
     return values
 
 
-def with_values(default: T, values: Mapping[str, Any], source: str) -> T:
+def with_values(default: Any, values: Mapping[str, Any], source: str) -> Any:
     """A copy of `default` with the fields named in `values` set, each checked against its type.
 
     Raises:

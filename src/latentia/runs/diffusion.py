@@ -120,8 +120,8 @@ def objective(
 ) -> Callable[[dict[str, Any], Any], dict[str, Tensor]]:
     """The loss of a phase: `diffusion_loss`, or `flow_matching_loss` where there is no noise schedule."""
     times = {"time_sampling": chosen.time_sampling, "time_loc": chosen.time_loc, "time_scale": chosen.time_scale}
-    common = {**times, "class_dropout": dropout, "empty_text": empty_text}
+    common: dict[str, Any] = {**times, "class_dropout": dropout, "empty_text": empty_text}
     if noise is None:
         return partial(flow_matching_loss, network, num_train_timesteps=chosen.num_train_timesteps, **common)
-    weights = {"weighting": chosen.loss_weighting, "snr_gamma": chosen.snr_gamma}
+    weights: dict[str, Any] = {"weighting": chosen.loss_weighting, "snr_gamma": chosen.snr_gamma}
     return partial(diffusion_loss, network, noise, **common, **weights)

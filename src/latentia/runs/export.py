@@ -30,7 +30,7 @@ def export_run(
     validation: Validation,
     limits: Callable[[], Sequence[str]] = tuple,
 ) -> None:
-    """Export the pipeline of a finished run with its card and pictures, and push it if asked to.
+    """Export the pipeline of a finished run with its card and images, and push it if asked to.
 
     Args:
         run: the `Run`.

@@ -83,7 +83,7 @@ def load_data(args: DataArguments):
             f"Give --dataset_name (a Hub id, digits or emoji) or --train_data_dir (a folder or parquet); got {given}."
         )
     return load_images(
-        args.dataset_name or Path(args.train_data_dir),
+        args.dataset_name or Path(args.train_data_dir or ""),
         split=args.split,
         config_name=args.dataset_config_name,
         revision=args.dataset_revision,

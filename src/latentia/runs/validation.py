@@ -1,4 +1,4 @@
-"""Pictures and scores while a network trains."""
+"""Validation: sample grids and scores while a network trains."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from latentia.errors import UsageError
 from latentia.evaluation import Report, check_metrics, extractor_for, grid, measure, score
+from latentia.evaluation.metrics import Sample
 from latentia.training.loop import Hook, Progress
 
 Sampler = Callable[[int, int], Tensor]  # (batch size, seed) -> images (B, C, H, W) in [-1, 1]
 
 
 def sampler(pipeline: Callable[[Any], Any], network: nn.Module, **options: Any) -> Sampler:
-    """What `Validation` samples with: the images of a pipeline around a network in training, each class in turn.
+    """Make a function that samples from a pipeline around a network in training, each class in turn.
 
     Args:
         pipeline: network -> pipeline. Called anew for each sample, as what it fits to the weights changes with them.
@@ -69,7 +70,7 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 
 
 class Validation:
-    """Pictures and scores of a run, by sampling from its pipeline.
+    """Sample grids and scores of a run, from its pipeline.
 
     Args:
         args: has the groups `output`, `optimization` and `evaluation`.
@@ -81,7 +82,7 @@ class Validation:
         self.args, self.data, self.pipelines = args, data, pipelines
         self.folder = Path(args.output.output_dir)
         self.report: Report | None = None
-        self._real = None
+        self._real: Sample | None = None
         for key, metric in check_metrics(args.evaluation.eval_metrics).items():  # before hours of training
             if "labels" in metric.needs:
                 raise UsageError(f"--eval_metrics {key} needs labels, which only `latentia evaluate` asks for.")

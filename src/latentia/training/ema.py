@@ -1,4 +1,4 @@
-"""Exponential moving average of a network's weights, kept as a network of its own."""
+"""Exponential moving average of a network's weights, as a network of its own."""
 
 import copy
 from collections.abc import Iterator

@@ -41,7 +41,7 @@ class Batches(Protocol):
 
 @dataclass
 class Phase:
-    """One turn of training.
+    """One phase of a training step.
 
     Args:
         name: used in logs and checkpoints, such as "unet" or "discriminator".
@@ -68,7 +68,7 @@ class Phase:
 
 @dataclass
 class Hook:
-    """Something to do on the main process after every n-th step (0: never) and after the last: pictures, warnings."""
+    """Something to do on the main process after every n-th step (0: never) and the last: sample grids, warnings."""
 
     every: int
     call: Callable[[Progress], Mapping[str, float | str] | None]
@@ -155,7 +155,7 @@ def train(
 
     Returns:
         A `Result`. SIGTERM, SIGUSR1 and the first Ctrl-C end with a checkpoint and the status "interrupted", also amid
-        the pictures and scores of a hook.
+        the sample grids and scores of a hook.
 
     Raises:
         CheckpointError: nothing to resume, a damaged checkpoint, or one of another configuration.
@@ -226,7 +226,7 @@ def train(
                 position = progress.images + offset
                 batch = data.batch(position, position + batch_size, seed=seed, device=device)
                 micros.append((batch, Rng(seed, progress.images, global_batch, offset, batch_size, device)))
-            step, told = progress.step, {}
+            step, metrics = progress.step, {}
             with skips.passed_over(progress):
                 for phase in phases:
                     if step % phase.every or step < phase.after:
@@ -235,10 +235,10 @@ def train(
                         factor = phase.learning_rate(step)
                         for group, rate in zip(phase.optimizer.param_groups, base_rates[phase.name]):
                             group["lr"] = rate * factor
-                        told[f"{phase.name}/lr"] = phase.optimizer.param_groups[0]["lr"]
+                        metrics[f"{phase.name}/lr"] = phase.optimizer.param_groups[0]["lr"]
                     _only_trains(phase, phases, parameters)
                     values = _take(accelerator, phase, phases, micros, seed, progress, parameters[phase.name])
-                    told |= {f"{phase.name}/{key}": value for key, value in values.items()}
+                    metrics |= {f"{phase.name}/{key}": value for key, value in values.items()}
                     if phase.optimizer is not None and phase.ema is not None:
                         phase.ema.update(plain[phase.name])
                 progress.step += 1
@@ -247,7 +247,7 @@ def train(
             progress.seconds, train_seconds = progress.seconds + taken, train_seconds + taken
             stepped, last = progress.step > step, progress.step == max_steps
             if stepped:
-                log.add(told)
+                log.add(metrics)
                 log.step(log_every)
             else:
                 log.write({"skipped": progress.skipped})
@@ -270,7 +270,7 @@ def train(
 
 
 def _take(accelerator, phase: Phase, phases, micros, seed: int, progress: Progress, parameters) -> dict[str, Tensor]:
-    """One turn: all micro-batches and one update. On fp16 overflow the scaler lowers its factor and it is repeated."""
+    """One phase: all micro-batches and one update. On fp16 overflow the scaler lowers its factor and it is repeated."""
     for _ in range(128):
         values = _run(accelerator, phase, phases, micros, seed, progress)
         if phase.optimizer is None:
@@ -289,8 +289,8 @@ def _run(accelerator, phase: Phase, phases, micros, seed: int, progress: Progres
     totals: dict[str, Tensor] = {}
     for k, (batch, rng) in enumerate(micros):
         # Whatever draws from the global generators (dropout) is a function of the position too.
-        turn = seed_from(seed, "global", phase.name, progress.images, accelerator.process_index, k)
-        seed_global(turn, accelerator.device)
+        phase_seed = seed_from(seed, "global", phase.name, progress.images, accelerator.process_index, k)
+        seed_global(phase_seed, accelerator.device)
         with ExitStack() as unsynced:
             for other in phases:
                 if other.trains is not phase.trains or k < len(micros) - 1:

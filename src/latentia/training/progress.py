@@ -32,8 +32,11 @@ class Progress:
         """What the manifest of the checkpoint at `path` says."""
         found = manifest.get("progress")
         known = {field.name: type(field.default) for field in fields(cls)}
-        fits = isinstance(found, Mapping) and {"step", "images"} <= found.keys()  # what came later has a default
-        if not fits or any(type(value) is not known.get(key) for key, value in found.items()):
+        if (
+            not isinstance(found, Mapping)
+            or not {"step", "images"} <= found.keys()  # what came later has a default
+            or any(type(value) is not known.get(key) for key, value in found.items())
+        ):
             raise CheckpointError(f"{path} is not a checkpoint of a run: its manifest does not say where that stood.")
         return cls(**found)
 
@@ -53,7 +56,7 @@ class Log:
     ):
         self.accelerator, self.progress, self.path = accelerator, progress, output_dir / "metrics.jsonl"
         self.main, self.global_batch, self.max_steps = accelerator.is_main_process, global_batch, max_steps
-        self.sums: dict[str, tuple[float, int]] = {}
+        self.sums: dict[str, tuple[Tensor | float, int]] = {}
         self.rate, self.mark, self.warning = 0.0, (progress.images, progress.seconds), ""
 
     def __enter__(self):
@@ -110,8 +113,9 @@ class Log:
         self.write({**rounded, "images_per_second": round(self.rate, 2), "seconds": round(self.progress.seconds, 2)})
         if self.main:
             losses = {key.removesuffix("/loss"): f"{v:.4f}" for key, v in rounded.items() if key.endswith("/loss")}
-            told = {"warning": self.warning.partition(":")[0]} if self.warning else {}
-            self.bar.set_postfix(**told, **losses, MB=round(peak_memory(self.accelerator.device)), refresh=False)
+            warning = {"warning": self.warning.partition(":")[0]} if self.warning else {}
+            memory = {"MB": round(peak_memory(self.accelerator.device))}
+            self.bar.set_postfix({**warning, **losses, **memory}, refresh=False)
 
     def write(self, values: Mapping[str, float | str]) -> None:
         """A line of values. A "warning" is shown above the bar as well, and in it until another or an empty one."""

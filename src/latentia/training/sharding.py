@@ -48,20 +48,20 @@ class ShardingAccelerator(Accelerator):
                     "FSDP shards a run of one network, and this one trains several. Start it without FSDP."
                 )
             for network in networks:
-                network.to(memory_format=torch.contiguous_format)
+                _contiguous(network)
         return super().prepare(*things, **options)
 
 
 def shard(accelerator: Accelerator, network: nn.Module) -> None:
     """Spread a network that is not trained itself as `accelerator.prepare` spreads those that are."""
     if accelerator.is_fsdp2 and not isinstance(network, FSDPModule):
-        fsdp2_prepare_model(accelerator, network.to(memory_format=torch.contiguous_format))
+        fsdp2_prepare_model(accelerator, _contiguous(network))
 
 
 def joined(tree: Any, keep: bool) -> Any:
     """A state dict with whole tensors for sharded ones, on the CPU; all processes call it, and `keep` is for one."""
     if isinstance(tree, DTensor):
-        whole = tree.detach().full_tensor()
+        whole = tree.full_tensor().detach()
         return whole.cpu() if keep else None
     if isinstance(tree, Mapping):
         return {key: joined(value, keep) for key, value in tree.items()}
@@ -89,31 +89,40 @@ def make_whole(networks: Iterable[nn.Module], keep: bool = True) -> list[tuple[n
     Returns:
         Each with the class and the state that it had.
     """
-    kept = []
+    sharded: list[tuple[nn.Module, type, dict]] = []
     for network in networks:
         if isinstance(network, FSDPModule):
             whole = _plain(network, keep)
-            kept.append((network, type(network), network.__dict__))
-            network.__class__, network.__dict__ = type(whole), whole.__dict__
-    return kept
+            sharded.append((network, type(network), network.__dict__))
+            _become(network, type(whole), whole.__dict__)
+    return sharded
 
 
 @contextmanager
 def whole(accelerator: Accelerator, networks: Iterable[nn.Module]) -> Iterator[None]:
     """`make_whole` for the time being, on the main process."""
-    kept = make_whole(networks, accelerator.is_main_process)
+    sharded = make_whole(networks, accelerator.is_main_process)
     try:
         yield
     finally:
-        for network, kind, state in kept:
-            network.__class__, network.__dict__ = kind, state
+        for network, kind, state in sharded:
+            _become(network, kind, state)
+
+
+def _become(network: Any, kind: type, state: dict) -> None:
+    network.__class__, network.__dict__ = kind, state
+
+
+def _contiguous(network: Any) -> nn.Module:
+    """The network with weights in plain memory order, which is what can be sharded."""
+    return network.to(memory_format=torch.contiguous_format)
 
 
 def _plain(module: nn.Module, keep: bool) -> nn.Module:
     """A copy of a module tree with whole weights, of the classes that it had before, without the hooks of sharding."""
     kind = type(module)
     sharded = isinstance(module, FSDPModule)
-    copy = object.__new__(next(c for c in kind.__mro__ if not issubclass(c, FSDPModule)) if sharded else kind)
+    copy: Any = object.__new__(next(c for c in kind.__mro__ if not issubclass(c, FSDPModule)) if sharded else kind)
     copy.__dict__ = dict(module.__dict__)
     for name, value in module.__dict__.items():
         if isinstance(value, OrderedDict) and name.endswith("_hooks"):
