@@ -160,7 +160,7 @@ def test_saving_leaves_numbers_and_pictures(digits, tmp_path):
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert written["scores"]["fd"]["value"] == found.report["fd"].value and written["source"] == "kde"
     assert written["data"]["fingerprint"] == digits.fingerprint
-    for name in ("samples", "neighbours", "classes", "feature_map", "precision_recall"):
+    for name in ("samples", "neighbours", "classes", "features", "precision_recall"):
         with Image.open(tmp_path / "out" / f"{name}.png") as picture:
             assert min(picture.size) > 200, name
 
@@ -248,7 +248,7 @@ def test_compare_makes_one_table_and_one_page(saved, tmp_path, capsys):
         "pca (1)",
         "pca (2)",
         "kde",
-        "real images",
+        "real data",
         "Precision",
         "Bits per dimension",
         "ms per image",
