@@ -19,7 +19,7 @@ from lecture_diffusion import environment
 
 from latentia import AutoencoderKLPipeline, PatchDiscriminator
 from latentia.data import load_images
-from latentia.evaluation import extractor_for, frechet_distance, grid, perceptual_loss, psnr, sharpness, ssim
+from latentia.evaluation import extractor_for, frechet_distance, image_grid, perceptual_loss, psnr, sharpness, ssim
 from latentia.losses.perceptual_compression import patch_discriminator_loss, perceptual_compression_loss
 from latentia.models.autoencoder_kl import GaussianAutoencoder, autoencoder_kl, latent_statistics
 from latentia.training.ema import EMA
@@ -151,7 +151,7 @@ def main() -> None:
         rows.append({"objective": name, **WAYS[name], "parameters": parameters, **reached, **found})
         print(name, {key: round(value, 4) for key, value in rows[-1].items() if isinstance(value, float)}, flush=True)
         args.pictures.mkdir(parents=True, exist_ok=True)
-        grid(torch.cat([*shown.values()]), 12, row_labels=[*shown]).save(args.pictures / "autoencoder-kl.png")
+        image_grid(torch.cat([*shown.values()]), 12, row_labels=[*shown]).save(args.pictures / "autoencoder-kl.png")
         result = {
             "what": "AutoencoderKL trained from nothing by three objectives, on pictures that were not trained on",
             "command": f"python benchmarks/autoencoder_kl.py --minutes {args.minutes:g} --block_out_channels "

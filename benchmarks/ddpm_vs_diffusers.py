@@ -34,7 +34,7 @@ from diffusers.training_utils import EMAModel
 
 import latentia
 from latentia.data import load_images
-from latentia.evaluation import from_uint8, grid, load_extractor, measure, score
+from latentia.evaluation import from_uint8, image_grid, load_extractor, measure, score
 from latentia.losses.diffusion import diffusion_loss
 from latentia.rng import Rng
 from latentia.runs.command_line import parse_arguments
@@ -210,7 +210,7 @@ def measure_network(name: str, unet, scheduler, real, extractor, pictures: Path)
             "real_inception_score": found["inception_score"].real, "n": report.n,
             "extractor_sha256": report.extractor_sha256,
         }  # fmt: skip
-        grid(images[:64]).save(pictures / f"{name}-{label}.png")
+        image_grid(images[:64]).save(pictures / f"{name}-{label}.png")
         print(f"{name}, {label}: {report.text()}", flush=True)
     best = min(rows, key=lambda label: rows[label]["fd"])
     return {"sampler": best, **rows[best], "fd_by_sampler": {label: row["fd"] for label, row in rows.items()}}

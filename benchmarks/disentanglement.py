@@ -31,7 +31,7 @@ from torch import Tensor
 import latentia
 from latentia import VAE, VAEPipeline
 from latentia.data import Factors, ImageData
-from latentia.evaluation import disentanglement_scores, grid
+from latentia.evaluation import disentanglement_scores, image_grid
 from latentia.losses.variational import elbo_loss
 from latentia.training.loop import Phase, train
 
@@ -152,7 +152,7 @@ def draw(factors: Grey, vae: VAE, path: Path) -> None:
     middle = factors.render(torch.tensor([[1, 3, 8, 8]])).float() / 127.5 - 1
     sheet = VAEPipeline(vae).traversals(middle, dimensions=order, steps=9, span=2.0, output_type="latent")
     path.parent.mkdir(parents=True, exist_ok=True)
-    grid(sheet.flatten(0, 1), 9, row_labels=[f"z{j}" for j in order]).save(path)
+    image_grid(sheet.flatten(0, 1), 9, row_labels=[f"z{j}" for j in order]).save(path)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from lecture_gan import rounded, seeded
 
 from latentia import DiffusionPipeline
 from latentia.data import load_images
-from latentia.evaluation import extractor_for, grid, psnr
+from latentia.evaluation import extractor_for, image_grid, psnr
 
 HERE = Path(__file__).resolve().parent
 
@@ -55,7 +55,7 @@ def sharpening(args) -> list[dict]:
     rows.append({"factor": 1, "way": "real", "digits read": float(
         (extractor(real).logits.argmax(1) == test.labels).double().mean())})  # fmt: skip
     labels = ["data", *(f"{factor}: {way}" for factor in (2, 4) for way in ("repeated", "bicubic", "diffusion"))]
-    grid(torch.cat(shown), 10, row_labels=labels).save(args.pictures / "sharpening.png")
+    image_grid(torch.cat(shown), 10, row_labels=labels).save(args.pictures / "sharpening.png")
     return rows
 
 
@@ -85,7 +85,7 @@ def drawings(args) -> None:
         for seed in range(4):
             rows.append(pipe(caption, image=picture, mask=mask, **asked | {"generator": seeded(seed)}).images)
         labels.append(f"{caption}: picture, what is kept, four halves made anew")
-    grid(torch.cat(rows).clamp(-1, 1), 6, row_labels=labels).save(args.pictures / "image-conditioning.png")
+    image_grid(torch.cat(rows).clamp(-1, 1), 6, row_labels=labels).save(args.pictures / "image-conditioning.png")
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from lecture_gan import Rows, rounded, seeded
 import latentia
 from latentia import DDIMScheduler, DDPMScheduler, DiffusionPipeline, UNet2D
 from latentia.data import cached_latents, load_images
-from latentia.evaluation import extractor_for, frechet_distance, grid, inception_score, psnr
+from latentia.evaluation import extractor_for, frechet_distance, image_grid, inception_score, psnr
 from latentia.losses.diffusion import diffusion_loss
 from latentia.pipelines.latents import fingerprint, load_autoencoder, pictures, posterior
 from latentia.training.loop import Phase, train
@@ -134,7 +134,7 @@ def compare(rows: Rows, args) -> None:
              mean[0].numel() / some[0].numel()}, ">= 25", quality >= 25)  # fmt: skip
     shown = torch.cat([some[:10], again[:10], *(sampled(loaded(args, k), 10, 25) for k in ("pixel", "latent", "flow"))])
     labels = ["data", "rebuilt", "pixels", "latents", "flow"]
-    grid(shown, 10, row_labels=labels).save(args.pictures / "latent-diffusion.png")
+    image_grid(shown, 10, row_labels=labels).save(args.pictures / "latent-diffusion.png")
 
 
 def steps(rows: Rows, args) -> None:

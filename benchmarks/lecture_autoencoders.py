@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from latentia import Autoencoder, AutoencoderPipeline, LatentMixture, RecurrentAutoencoder
 from latentia.data import load_images
-from latentia.evaluation import extractor_for, frechet_distance, grid, knn_probe, psnr
+from latentia.evaluation import extractor_for, frechet_distance, image_grid, knn_probe, psnr
 from latentia.functional.masks import length_mask
 from latentia.losses.reconstruction import autoencoder_loss, corrupt
 from latentia.models.autoencoder import outer_layers
@@ -299,7 +299,7 @@ def denoising(rows: Rows, data: Data, steps: int) -> None:
     if data.pictures:
         rows_of = ["data", "noise", "denoised", "holes", "filled"]
         shown = torch.cat([*shown, holed[:12], whole[:12].clamp(-1, 1)])
-        grid(shown, 12, row_labels=rows_of).save(data.pictures / f"autoencoder-denoising-{data.size[0]}.png")
+        image_grid(shown, 12, row_labels=rows_of).save(data.pictures / f"autoencoder-denoising-{data.size[0]}.png")
     others = {f"{k} nearest neighbours": missed(images) for k, images in filled.items()}
     others["mean image"] = missed(data.x.mean(0).expand_as(data.new))
     rows.put(

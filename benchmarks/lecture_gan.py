@@ -45,8 +45,8 @@ from latentia.evaluation import (
     augment_with_synthetic,
     extractor_for,
     frechet_distance,
-    grid,
     grid_divergences,
+    image_grid,
     inception_score,
     load_extractor,
     mode_coverage,
@@ -268,7 +268,7 @@ def mnist(rows: Rows, args) -> None:
     rows.put("J22e", "diversity at truncation 0.2 over that at 1", spread[0] / spread[-1],
              {"of 0.2, 0.5, 0.8, 1": spread}, "rises", spread == sorted(spread))  # fmt: skip
     directions(g, d, extractor, rows)
-    grid(images[:100], 10, padding=1, tile=28).save(
+    image_grid(images[:100], 10, padding=1, tile=28).save(
         args.pictures / f"gan-{'mnist' if args.train_data_dir else 'digits'}.png"
     )
 
@@ -393,7 +393,7 @@ def captions(rows: Rows, args) -> None:
     rows.put("E3", "logit of matched less that of mismatched pairs", float((right - wrong).mean()), {}, ">= 0.5",
              (right - wrong).mean() >= 0.5)  # fmt: skip
     shown = sampled(g, 100, text_encoder=words, prompt=[f"a {WORDS[k // 10]}" for k in range(100)])
-    grid(shown, 10, row_labels=WORDS).save(args.pictures / "gan-captions.png")
+    image_grid(shown, 10, row_labels=WORDS).save(args.pictures / "gan-captions.png")
 
 
 def overhead(rows: Rows, args) -> None:

@@ -26,7 +26,7 @@ from latentia.data import load_images
 from latentia.evaluation import (
     extractor_for,
     frechet_distance,
-    grid,
+    image_grid,
     knn_probe,
     load_extractor,
     memorisation,
@@ -190,7 +190,9 @@ def bernoulli(rows: Rows, digits: Digits, steps: int, pictures: Path) -> None:
         curve=curve, frechet_distance={f"{beta:g}": value for beta, value in distances.items()},
     )  # fmt: skip
     shown = [x[:12]] + [networks[b](x[:12]).reconstruction.detach() for b in BETAS]
-    grid(torch.cat(shown), 12, row_labels=["data", *(f"beta {b:g}" for b in BETAS)]).save(pictures / "vae-beta.png")
+    image_grid(torch.cat(shown), 12, row_labels=["data", *(f"beta {b:g}" for b in BETAS)]).save(
+        pictures / "vae-beta.png"
+    )
 
     bounds = {k: float(pipe.log_likelihood(x, samples=k, generator=seeded(0)).mean()) for k in (1, 5, 50, 500)}
     elbo = -curve["beta = 1"]["reconstruction"] - curve["beta = 1"]["kl"]
@@ -213,7 +215,7 @@ def plane(rows: Rows, digits: Digits, steps: int, pictures: Path) -> None:
         "C9", "classes on the 20 x 20 manifold of 2 dimensions", classes, {"1-NN accuracy of codes": probe.mean},
         ">= 8, and 1-NN >= 0.6", classes >= 8 and probe.mean >= 0.6,
     )  # fmt: skip
-    grid(images, 20, padding=1, tile=24).save(pictures / "vae-manifold.png")
+    image_grid(images, 20, padding=1, tile=24).save(pictures / "vae-manifold.png")
 
 
 def gaussian(rows: Rows, digits: Digits, steps: int, pictures: Path) -> None:
@@ -230,7 +232,7 @@ def gaussian(rows: Rows, digits: Digits, steps: int, pictures: Path) -> None:
         {"plain autoencoder, codes from N(0, I)": theirs, "floor": digits.floor, "distance ratio to training images":
          copied.ratio}, "below the autoencoder's, and ratio >= 0.5 (no copies)", ours < theirs and copied.ratio >= 0.5,
     )  # fmt: skip
-    grid(samples[:100], 10).save(pictures / "vae-samples.png")
+    image_grid(samples[:100], 10).save(pictures / "vae-samples.png")
 
     with torch.no_grad():
         noise = [vae(digits.images, torch.randn(len(digits.images), 16, generator=seeded(s))) for s in range(8)]
@@ -252,7 +254,7 @@ def gaussian(rows: Rows, digits: Digits, steps: int, pictures: Path) -> None:
             middles = {"lerp": ways[10]}
             slerped = [one.interpolate(a, b, 3, mode="slerp", output_type="latent")[1] for a, b in zip(*x[pairs])]
             middles["slerp"] = torch.stack(slerped)
-            grid(ways[::2, :8].transpose(0, 1).flatten(0, 1), 11).save(pictures / "vae-interpolation.png")
+            image_grid(ways[::2, :8].transpose(0, 1).flatten(0, 1), 11).save(pictures / "vae-interpolation.png")
     rows.put(
         "C5", "changes of the class on the way between two codes", found["VAE"], {"autoencoder": found["autoencoder"]},
         "<= 3, and at most the autoencoder's + 0.2", found["VAE"] <= min(3, found["autoencoder"] + 0.2),
@@ -271,7 +273,7 @@ def gaussian(rows: Rows, digits: Digits, steps: int, pictures: Path) -> None:
         {"without it": float((before.mean((1, 2, 3)) > ink.median()).double().mean())}, ">= 0.8", flipped >= 0.8,
     )  # fmt: skip
     shown = torch.cat([light[:12], before[:12], heavier[:12]])
-    grid(shown, 12, row_labels=["data", "code", "+ ink"]).save(pictures / "vae-attribute.png")
+    image_grid(shown, 12, row_labels=["data", "code", "+ ink"]).save(pictures / "vae-attribute.png")
 
     told = fit(digits_vae(decoder="gaussian", num_class_embeds=10), digits.train, steps, elbo_loss)
     asked = torch.arange(1000) % 10
@@ -378,7 +380,7 @@ def large(rows: Rows, folder: str, steps: int, samples: int, pictures: Path) -> 
          "epochs": steps * 128 / len(data), "minutes": seconds / 60, "processor minutes": worked / 60, **distances},
         "<= 105", nats <= 105,
     )  # fmt: skip
-    grid(sampled(vae, 100), 10, tile=28).save(pictures / "vae-mnist.png")
+    image_grid(sampled(vae, 100), 10, tile=28).save(pictures / "vae-mnist.png")
 
     if extractor is not None:
         pairs = torch.randperm(len(test), generator=seeded(0))[:1000].view(2, 500)
@@ -399,7 +401,7 @@ def large(rows: Rows, folder: str, steps: int, samples: int, pictures: Path) -> 
             "C9", "MNIST, classes on the 20 x 20 manifold of 2 dimensions", classes,
             {"1-NN accuracy of codes": probe.mean}, ">= 8, and 1-NN >= 0.6", classes >= 8 and probe.mean >= 0.6,
         )  # fmt: skip
-        grid(images, 20, tile=28, padding=0).save(pictures / "vae-manifold-mnist.png")
+        image_grid(images, 20, tile=28, padding=0).save(pictures / "vae-manifold-mnist.png")
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from torch import nn
 import latentia
 from latentia.commands.embed import embed
 from latentia.data import load_images
-from latentia.evaluation import grid
+from latentia.evaluation import image_grid
 from latentia.functional.quantisation import perplexity
 from latentia.losses.quantisation import CodebookUpdate, vqvae_loss
 from latentia.losses.reconstruction import autoencoder_loss
@@ -107,7 +107,7 @@ def codebook(rows: Rows, args, data, held_out: torch.Tensor, name: str) -> None:
             for key, value in values.items():
                 found.setdefault(key, {}).setdefault(way, []).append(value)
     pictures = torch.cat([*shown.values()])
-    grid(pictures, 12, row_labels=[*shown]).save(args.pictures / f"vqvae-{name}.png")
+    image_grid(pictures, 12, row_labels=[*shown]).save(args.pictures / f"vqvae-{name}.png")
     mean = {key: {way: sum(v) / len(v) for way, v in ways.items()} for key, ways in found.items()}
     ours = "running means, restarts"
     for plain in ("plain", "running means"):

@@ -25,7 +25,7 @@ from latentia.evaluation import (
     color_word_accuracy,
     extractor_for,
     frechet_distance,
-    grid,
+    image_grid,
     palette,
     retrieval_scores,
 )
@@ -94,7 +94,7 @@ def main() -> None:
     }
     middle = args.guidance[-2]
     shown = [text for text in SHOWN for _ in range(8)]
-    grid(drawn(shown, middle), 8, row_labels=SHOWN).save(args.pictures / "text-to-image.png")
+    image_grid(drawn(shown, middle), 8, row_labels=SHOWN).save(args.pictures / "text-to-image.png")
     told = " ".join(word if "/" not in word else Path(word).name for word in sys.argv[1:])
     result = {
         "what": "text to image on the embedded emoji", "command": f"python benchmarks/text_to_image.py {told}",

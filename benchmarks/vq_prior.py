@@ -25,7 +25,7 @@ from lecture_gan import Rows, rounded, seeded
 
 from latentia import DiffusionPipeline, PositionPrior
 from latentia.data import load_images
-from latentia.evaluation import frechet_distance, grid, load_extractor
+from latentia.evaluation import frechet_distance, image_grid, load_extractor
 
 HERE = Path(__file__).resolve().parent
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -140,7 +140,7 @@ def measured(rows: Rows, args, name: str, folder: Path, train, test, seconds: fl
     if name == "mnist":  # the digits are too small to be looked at
         shown = drawn["all"].unflatten(0, (10, -1))[:, :10].flatten(0, 1)
         args.pictures.mkdir(parents=True, exist_ok=True)
-        grid(shown, 10, tile=28, row_labels=list(WORDS)).save(args.pictures / "vq-prior-mnist.png")
+        image_grid(shown, 10, tile=28, row_labels=list(WORDS)).save(args.pictures / "vq-prior-mnist.png")
 
 
 PARTS = {"mnist": mnist, "digits": digits}

@@ -52,7 +52,7 @@ def show(args: Arguments) -> None:
 
     import latentia
     from latentia.data import load_images
-    from latentia.evaluation import from_uint8, grid, load_extractor, measure, score, strip
+    from latentia.evaluation import from_uint8, image_grid, image_strip, load_extractor, measure, score
 
     pipe = latentia.DiffusionPipeline.from_pretrained(args.output_dir)
     pipe.set_progress_bar_config(disable=True)
@@ -74,7 +74,7 @@ def show(args: Arguments) -> None:
             seconds = time.perf_counter() - started
         report = score(images, real, extractor, labels=labels, metrics=["fd", "inception_score", "label_agreement"])
         rows.append({"sampler": name, "steps": steps, "seconds": seconds, **report.to_dict()})
-        grid(images[:100], columns=10, column_labels=[str(i) for i in range(10)]).save(
+        image_grid(images[:100], columns=10, column_labels=[str(i) for i in range(10)]).save(
             samples / f"{name.lower()}-{steps}.png"
         )
 
@@ -85,7 +85,7 @@ def show(args: Arguments) -> None:
         callback_on_step_end=lambda pipeline, i, t, values: seen.append((int(t), values["latents"])) and None,
     )  # fmt: skip
     chosen = [min(seen, key=lambda item: abs(item[0] - t)) for t in times] + [seen[-1]]
-    strip([x for _, x in chosen], [t for t, _ in chosen[:-1]] + ["image"]).save(samples / "denoising.png")
+    image_strip([x for _, x in chosen], [t for t, _ in chosen[:-1]] + ["image"]).save(samples / "denoising.png")
     (args.output_dir / "scores.json").write_text(json.dumps(rows, indent=1) + "\n")
     farewell(args, rows)
 

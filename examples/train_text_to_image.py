@@ -6,7 +6,7 @@
         --autoencoder outputs/emoji-kl --output_dir outputs/emoji-images
 
 Without --autoencoder the network makes pixels. Latents and hidden states of the captions are computed once and cached.
-A run that was killed goes on when the same command is started again. The folder it leaves has Stable Diffusion's layout.
+A run that was killed goes on when the same command is started again. Its folder has Stable Diffusion's layout.
 """
 
 from dataclasses import dataclass

@@ -46,7 +46,7 @@ def saved(pipe, tmp_path_factory):
 
 
 def real_digits(count, seed):
-    """A function source, importable by name as "test_scoreboard:real_digits"."""
+    """A function source, importable by name as "test_evaluate:real_digits"."""
     images = load_images("digits").images
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]
     return images[chosen].float() / 127.5 - 1
@@ -73,7 +73,7 @@ def test_every_kind_of_source_gives_bytes_of_the_right_shape(digits, pipe, saved
     for source in [*(str(tmp_path / file) for file in files), digits.images[:40], pixels]:
         opened = open_source(source, digits)
         assert opened.count == 40 and torch.equal(opened.draw(5, 9), expected), source
-    for source in (pipe, str(saved), real_digits, "test_scoreboard:real_digits", "pca", "kde"):
+    for source in (pipe, str(saved), real_digits, f"{__name__}:real_digits", "pca", "kde"):
         opened = open_source(source, digits, num_inference_steps=2 if source is pipe or source == str(saved) else None)
         images = opened.draw(0, 3)
         assert images.dtype == torch.uint8 and images.shape == (3, 1, 8, 8) and opened.count is None, source
@@ -114,7 +114,7 @@ def test_sources_that_cannot_be_used_say_why(digits, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="cannot be imported"):
         open_source("no_such_module:sampler", digits)
     with pytest.raises(UsageError, match=r'has no real_digit.*Did you mean "real_digits"'):
-        open_source("test_scoreboard:real_digit", digits)
+        open_source(f"{__name__}:real_digit", digits)
     with pytest.raises(DataError, match="nothing returned no images"):
         evaluate(nothing, digits, n=10)
     with pytest.raises(DataError, match="returned no images"):
@@ -160,7 +160,7 @@ def test_saving_leaves_numbers_and_pictures(digits, tmp_path):
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert written["scores"]["fd"]["value"] == found.report["fd"].value and written["source"] == "kde"
     assert written["data"]["fingerprint"] == digits.fingerprint
-    for name in ("samples", "neighbours", "classes", "feature_map", "precision_recall"):
+    for name in ("samples", "neighbours", "classes", "features", "precision_recall"):
         with Image.open(tmp_path / "out" / f"{name}.png") as picture:
             assert min(picture.size) > 200, name
 
@@ -248,7 +248,7 @@ def test_compare_makes_one_table_and_one_page(saved, tmp_path, capsys):
         "pca (1)",
         "pca (2)",
         "kde",
-        "real images",
+        "real data",
         "Precision",
         "Bits per dimension",
         "ms per image",

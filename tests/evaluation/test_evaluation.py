@@ -20,13 +20,13 @@ import latentia.evaluation.report.grids
 import latentia.models.classifier
 from latentia.errors import CheckpointError, DataError, UsageError
 from latentia.evaluation import (
-    curves,
     extractor_for,
     from_uint8,
-    grid,
+    image_grid,
+    image_strip,
     load_extractor,
+    plot_curves,
     predict,
-    strip,
 )
 from latentia.evaluation.features.classifier import SHIPPED, WEIGHTS
 from latentia.models.classifier import DigitClassifier
@@ -218,7 +218,7 @@ def test_bytes_are_converted_in_batches_to_the_whole_range(extractor):
 
 def test_a_grid_holds_every_image_enlarged_in_reading_order():
     images = torch.linspace(-1, 1, 6)[:, None, None, None].expand(6, 1, 8, 8)
-    picture = np.asarray(grid(images, columns=3, padding=4))
+    picture = np.asarray(image_grid(images, columns=3, padding=4))
     assert picture.shape == (2 * 68 + 4, 3 * 68 + 4, 3)
     centres = [picture[4 + 68 * (i // 3) + 32, 4 + 68 * (i % 3) + 32, 0] for i in range(6)]
     assert centres == [0, 51, 102, 153, 204, 255]
@@ -227,16 +227,19 @@ def test_a_grid_holds_every_image_enlarged_in_reading_order():
 
 def test_enlarging_repeats_pixels_and_never_shrinks():
     image = torch.rand(1, 3, 5, 9, generator=generator()) * 2 - 1
-    plain = np.asarray(grid(image, padding=0, tile=9))
-    enlarged = np.asarray(grid(image, padding=0, tile=30))
+    plain = np.asarray(image_grid(image, padding=0, tile=9))
+    enlarged = np.asarray(image_grid(image, padding=0, tile=30))
     assert plain.shape == (5, 9, 3) and (enlarged == plain.repeat(3, 0).repeat(3, 1)).all()
     assert (plain == ((image[0].permute(1, 2, 0) + 1) * 127.5).round().numpy()).all()
-    assert grid(torch.zeros(1, 1, 100, 100), padding=0, tile=64).size == (100, 100)
+    assert image_grid(torch.zeros(1, 1, 100, 100), padding=0, tile=64).size == (100, 100)
 
 
 def test_labels_stay_outside_the_tiles_and_make_room():
     images = -torch.ones(4, 1, 8, 8)
-    plain, labelled = grid(images), grid(images, row_labels=["a", "b"], column_labels=["one", "a long column label"])
+    plain, labelled = (
+        image_grid(images),
+        image_grid(images, row_labels=["a", "b"], column_labels=["one", "a long column label"]),
+    )
     assert labelled.width > plain.width + 60 and labelled.height > plain.height
     dark = (np.asarray(labelled) == 0).all(2)
     assert dark.sum() == 4 * 64 * 64  # the labels' ink is not quite black
@@ -245,7 +248,7 @@ def test_labels_stay_outside_the_tiles_and_make_room():
 def test_a_strip_has_a_row_per_image_and_a_column_per_time():
     batches = [torch.full((2, 1, 8, 8), value) for value in (-3.0, -0.2, 3.0)]  # beyond [-1, 1] as noise is
     batches = [batch * torch.tensor([1.0, -1.0])[:, None, None, None] for batch in batches]
-    picture = np.asarray(strip(batches, times=[999, 500, 0]))
+    picture = np.asarray(image_strip(batches, times=[999, 500, 0]))
     centres = [[picture[20 + 4 + 32 + 68 * row, 4 + 32 + 68 * column, 0] for column in range(3)] for row in range(2)]
     assert centres == [[0, 102, 255], [255, 153, 0]]
 
@@ -254,17 +257,17 @@ def test_pictures_refuse_unfit_input():
     good = torch.zeros(4, 1, 8, 8)
     for bad in (good.byte(), good[0], good[:, :, 0], good.expand(4, 2, 8, 8), good[:0], "images"):
         with pytest.raises(UsageError, match="images"):
-            grid(bad)
+            image_grid(bad)
     with pytest.raises(DataError, match="finite"):
-        grid(good / 0)
+        image_grid(good / 0)
     with pytest.raises(UsageError, match="row_labels"):
-        grid(good, row_labels=["a"])
+        image_grid(good, row_labels=["a"])
     with pytest.raises(UsageError, match="columns"):
-        grid(good, columns=0)
+        image_grid(good, columns=0)
     with pytest.raises(UsageError, match="times"):
-        strip([good], times=[1, 2])
+        image_strip([good], times=[1, 2])
     with pytest.raises(UsageError, match="equal shape"):
-        strip([good, good[:2]], times=[1, 2])
+        image_strip([good, good[:2]], times=[1, 2])
 
 
 def drawn(monkeypatch, *args, **kwargs):
@@ -281,7 +284,7 @@ def drawn(monkeypatch, *args, **kwargs):
         save(figure, *a, **k)
 
     monkeypatch.setattr(Figure, "savefig", spy)
-    assert curves(*args, **kwargs).is_file()
+    assert plot_curves(*args, **kwargs).is_file()
     return found
 
 
@@ -309,13 +312,13 @@ def test_running_mean_leaves_a_constant_constant_up_to_both_ends(tmp_path, monke
 def test_curves_say_what_is_missing(tmp_path):
     rows = [{"images": 1, "loss": 1.0}]
     with pytest.raises(DataError, match='Did you mean "loss"'):
-        curves(rows, ["los"], tmp_path / "c.png")
+        plot_curves(rows, ["los"], tmp_path / "c.png")
     (tmp_path / "m.jsonl").write_text('{"images": 1,\n{"images": 2, "loss": 1}\n')
     with pytest.raises(DataError, match="line 1"):
-        curves(tmp_path / "m.jsonl", ["loss"], tmp_path / "c.png")
+        plot_curves(tmp_path / "m.jsonl", ["loss"], tmp_path / "c.png")
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(DataError, match="none"):
-        curves(tmp_path / "empty.jsonl", ["loss"], tmp_path / "c.png")
+        plot_curves(tmp_path / "empty.jsonl", ["loss"], tmp_path / "c.png")
 
 
 # --------------------------------------------------------------------------------------------------------- examples

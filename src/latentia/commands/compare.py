@@ -86,7 +86,7 @@ def save_comparison(evaluations: Sequence[Evaluation], folder: str | Path, title
     for i, evaluation in enumerate(evaluations):
         evaluation.save(folder / str(i))
     reports = {evaluation.source: evaluation.report for evaluation in evaluations}
-    plots.precision_recall_plot(reports, folder / "precision_recall.png")
+    plots.plot_precision_recall(reports, folder / "precision_recall.png")
     return page.write_page([evaluation.to_dict() for evaluation in evaluations], folder, title)
 
 

@@ -115,16 +115,16 @@ class Evaluation:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "metrics.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-        grids.grid(self.images.float() / _HALF - 1).save(folder / "samples.png")
-        plots.neighbour_grid(self.images, self.real_images, self.sample.features, self.real.features).save(
+        grids.image_grid(self.images.float() / _HALF - 1).save(folder / "samples.png")
+        plots.nearest_neighbour_grid(self.images, self.real_images, self.sample.features, self.real.features).save(
             folder / "neighbours.png"
         )
-        plots.feature_map(self.sample.features, self.real.features, folder / "feature_map.png")
+        plots.plot_features(self.sample.features, self.real.features, folder / "features.png")
         counts, real_counts, names = self.report.class_counts, self.report.real_class_counts, self.data["label_names"]
         if counts is not None:
             fitting = names if names and len(names) == len(counts) else None
-            plots.class_histogram(counts, real_counts, folder / "classes.png", fitting)
-        plots.precision_recall_plot({self.source: self.report}, folder / "precision_recall.png")
+            plots.plot_class_histogram(counts, real_counts, folder / "classes.png", fitting)
+        plots.plot_precision_recall({self.source: self.report}, folder / "precision_recall.png")
         return folder
 
 

@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from latentia.data.decode import BadImage, open_image
 from latentia.errors import UsageError
-from latentia.evaluation import grid
+from latentia.evaluation import image_grid
 from latentia.pipelines.base import DiffusionPipeline, from_input
 from latentia.pipelines.sampling import image_generators, is_flow
 from latentia.schedulers.ddim import DDIMScheduler
@@ -150,7 +150,7 @@ def save(images: Sequence[Image.Image], recipes: Sequence[dict[str, Any]], folde
     common = {key: value for key, value in recipes[0].items() if key not in ("index", "class_label", "prompt")}
     info = PngInfo()
     info.add_text("latentia", json.dumps({**common, "images": len(images)}))
-    grid(from_input(shown)).save(folder / "sheet.png", pnginfo=info)
+    image_grid(from_input(shown)).save(folder / "sheet.png", pnginfo=info)
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -79,9 +79,9 @@ from .prdc import authenticity as authenticity
 from .prdc import memorisation as memorisation
 from .prdc import nearest as nearest
 from .prdc import precision_recall as precision_recall
-from .report.grids import curves as curves
-from .report.grids import grid as grid
-from .report.grids import strip as strip
+from .report.grids import image_grid as image_grid
+from .report.grids import image_strip as image_strip
+from .report.grids import plot_curves as plot_curves
 from .report.human import Sheet as Sheet
 from .report.human import Votes as Votes
 from .report.human import binomial_interval as binomial_interval
@@ -89,10 +89,10 @@ from .report.human import read_votes as read_votes
 from .report.human import write_sheet as write_sheet
 from .report.page import text_table as text_table
 from .report.page import write_page as write_page
-from .report.plots import class_histogram as class_histogram
-from .report.plots import feature_map as feature_map
-from .report.plots import neighbour_grid as neighbour_grid
-from .report.plots import precision_recall_plot as precision_recall_plot
+from .report.plots import nearest_neighbour_grid as nearest_neighbour_grid
+from .report.plots import plot_class_histogram as plot_class_histogram
+from .report.plots import plot_features as plot_features
+from .report.plots import plot_precision_recall as plot_precision_recall
 from .report.report import Report as Report
 from .report.report import Score as Score
 from .report.report import score as score

@@ -28,18 +28,18 @@ from latentia.evaluation.two_sample import classifier_accuracy, two_sample_test
 
 Interval = tuple[float, float]
 _TRAINED_ON = 2000  # at most so many images train and test the plain classifier of "train_on_synthetic"
-_SIDE = 28  # of the images that it sees
+_SIDE = 28  # pixels of the images that it is trained on
 
 
 class Sample(NamedTuple):
-    """What is known of n images, a row for each.
+    """Measurements of n images, a row for each.
 
     Args:
         features: (n, D).
         logits: (n, K), or None if the extractor has no classes.
         sharpness: (n,), gradient energy; None if only features are at hand.
-        labels: (n,), the classes that were asked for or, of real images, the true ones; or None.
-        pixels: (n, P), the images as a plain classifier sees them; only where there are labels.
+        labels: (n,), the classes given to the generator or, of real images, the true ones; or None.
+        pixels: (n, P), the images at most 28 x 28, for a plain classifier; only where there are labels.
     """
 
     features: Tensor
@@ -53,12 +53,12 @@ class Sample(NamedTuple):
 
 
 class Pair:
-    """n images and a reference, with what several metrics need computed once.
+    """n images and a reference, with intermediate results that several metrics share.
 
     Args:
         sample: n images.
         reference: at least n real images, in random order.
-        seed: of what a metric draws.
+        seed: of whatever is random in a metric.
     """
 
     def __init__(self, sample: Sample, reference: Sample, seed: int):
@@ -84,7 +84,7 @@ class Pair:
     @cached_property
     def usefulness(self) -> float:
         made, real = self.sample[:_TRAINED_ON], self.reference[-_TRAINED_ON:]
-        if len(made.labels.unique()) == 1:  # whoever learned a single class says it always
+        if len(made.labels.unique()) == 1:  # a classifier of one class predicts it always
             return float((real.labels == made.labels[0]).double().mean())
         return classifier_accuracy(made.pixels, made.labels, real.pixels, real.labels)
 
@@ -101,7 +101,7 @@ class Metric:
         title: what a table calls it.
         better: "lower", "higher", or "real": the nearer to what real images get, the better.
         value: the metric of a pair.
-        interval: 95 % interval over the draw of the sample, the reference being given; None if there is none.
+        interval: 95 % interval over samples of this size, the reference being given; None if there is none.
         needs: columns of `Sample` without which it does not apply.
         least: images without which it does not apply.
     """
@@ -214,14 +214,14 @@ METRICS: dict[str, Metric] = {
     "coverage": Metric("Coverage", "higher", _coverage, _share(_coverage), least=6),
     "vendi": Metric("Vendi score", "real", lambda pair: vendi_score(pair.sample.features)),
     "two_sample": Metric(
-        "Told from real",
+        "Two-sample accuracy",
         "lower",
         lambda pair: pair.separation.accuracy,
         lambda pair: (pair.separation.low, pair.separation.high),
     ),
-    "authenticity": Metric("Authentic", "real", _authenticity, _share(_authenticity)),
+    "authenticity": Metric("Authenticity", "real", _authenticity, _share(_authenticity)),
     "nearest_distance": Metric(
-        "To the nearest real image",
+        "Distance to nearest real image",
         "real",
         lambda pair: float(nearest(pair.sample.features, pair.reference.features)[0].median()),
     ),
@@ -249,9 +249,9 @@ METRICS: dict[str, Metric] = {
         lambda pair: float(len(missing_classes(pair.sample.logits, pair.reference.logits))),
         needs=_CLASSES,
     ),
-    "label_agreement": Metric("Class as asked", "higher", _agreement, _share(_agreement), ("logits", "labels")),
+    "label_agreement": Metric("Class agreement", "higher", _agreement, _share(_agreement), ("logits", "labels")),
     "train_on_synthetic": Metric(
-        "Train on it, test on real", "higher", lambda pair: pair.usefulness, needs=("labels", "pixels")
+        "Train on synthetic, test on real", "higher", lambda pair: pair.usefulness, needs=("labels", "pixels")
     ),
 }
 
@@ -276,13 +276,13 @@ def measure(
     *,
     predictions: Predictions | None = None,
 ) -> Sample:
-    """Everything the metrics need to know of images, in one pass; what is already measured passes through.
+    """Measure images once for all metrics; a `Sample` passes through.
 
     Args:
         images: (n, C, H, W) in [-1, 1], an iterable of such batches, `predict(...)` of them, or a `Sample`.
         extractor: from `load_extractor` or your own.
-        labels: the n classes that were asked for or, of real images, the true ones.
-        predictions: what the extractor says of them, if it is known already.
+        labels: the n classes given to the generator or, of real images, the true ones.
+        predictions: of the extractor, if they are known already.
 
     Raises:
         UsageError: images of a wrong shape, type or range, or another number of labels.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from latentia.evaluation import curves, grid
+from latentia.evaluation import image_grid, plot_curves
 from latentia.hub.card import model_card, public_words
 from latentia.hub.folder_card import renewed
 from latentia.hub.push import push_to_hub
@@ -116,11 +116,13 @@ def _exported_step(folder: Path) -> int | None:
 def _draw(folder: Path, args: Any, validation: Validation) -> None:
     """The final grid and the loss curve."""
     (folder / "samples").mkdir(exist_ok=True)
-    grid(next(iter(validation.pipelines.values()))(64, args.optimization.seed)).save(folder / "samples" / "grid.png")
+    image_grid(next(iter(validation.pipelines.values()))(64, args.optimization.seed)).save(
+        folder / "samples" / "grid.png"
+    )
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     keys = sorted({key for row in rows for key in row if key.endswith("/loss")})
     if keys:
-        curves(rows, keys, folder / "loss.png", x="images", title="Training")
+        plot_curves(rows, keys, folder / "loss.png", x="images", title="Training")
 
 
 def export(pipeline: Any, folder: Path, card: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from latentia.errors import UsageError
-from latentia.evaluation import Report, check_metrics, extractor_for, grid, measure, score
+from latentia.evaluation import Report, check_metrics, extractor_for, image_grid, measure, score
 from latentia.evaluation.metrics import Sample
 from latentia.training.loop import Hook, Progress
 
@@ -98,7 +98,7 @@ class Validation:
         for name, sample in self.pipelines.items():
             path = self.folder / "samples" / f"step-{progress.step:06d}{'' if name == 'ema' else '-' + name}.png"
             path.parent.mkdir(exist_ok=True)
-            grid(sample(64, self.args.optimization.seed)).save(path)
+            image_grid(sample(64, self.args.optimization.seed)).save(path)
 
     def score(self, progress: Progress) -> dict[str, float]:
         """The metrics of `--eval_metrics`, each with its real-data score, if a feature extractor fits the images."""

@@ -1,4 +1,4 @@
-"""Pictures for people: grids of samples, strips over time, training curves."""
+"""Grids of images, strips of images over time, and training curves."""
 
 import json
 import math
@@ -16,7 +16,7 @@ _INK, _PAPER = (40, 40, 40), (255, 255, 255)
 _FONT_SIZE = 14
 
 
-def grid(
+def image_grid(
     images: torch.Tensor,
     columns: int | None = None,
     *,
@@ -25,10 +25,10 @@ def grid(
     row_labels: Sequence[str] | None = None,
     column_labels: Sequence[str] | None = None,
 ) -> Image.Image:
-    """Tiles in reading order, small images enlarged by a whole factor without blurring.
+    """Grid of images in reading order; small ones are enlarged by a whole factor without blurring.
 
     Args:
-        images: (N, C, H, W) with C = 1 or 3, floats in [-1, 1]; what lies beyond is shown as black or white.
+        images: (N, C, H, W) with C = 1 or 3, floats in [-1, 1]; values beyond are clamped.
         columns: tiles per row; default the smallest number that makes at least as many columns as rows.
         padding: pixels of white around each tile.
         tile: images are enlarged by the largest whole factor that keeps their longer side within so many pixels.
@@ -39,7 +39,7 @@ def grid(
         DataError: `images` holds NaN or infinity.
 
     Example:
-        >>> grid(torch.zeros(6, 1, 8, 8), columns=3).size
+        >>> image_grid(torch.zeros(6, 1, 8, 8), columns=3).size
         (208, 140)
     """
     pixels = _pixels(images)  # (N, H, W, C)
@@ -69,8 +69,8 @@ def grid(
             height + padding
         )
 
-    for index, picture in enumerate(pixels):
-        enlarged = picture.repeat(factor, 0).repeat(factor, 1)  # (H, W, C)
+    for index, image in enumerate(pixels):
+        enlarged = image.repeat(factor, 0).repeat(factor, 1)  # (H, W, C)
         canvas.paste(
             Image.fromarray(enlarged.squeeze(-1) if enlarged.shape[-1] == 1 else enlarged),
             corner(*divmod(index, columns)),
@@ -82,18 +82,18 @@ def grid(
     return canvas
 
 
-def strip(
+def image_strip(
     batches: Sequence[torch.Tensor], times: Sequence[int | float | str], *, row_labels: Sequence[str] | None = None
 ) -> Image.Image:
-    """One row per image, one column per time: how samples come out of noise.
+    """Grid with one row per image and one column per time, such as the steps of denoising.
 
     Args:
-        batches: the same B images at each time, each (B, C, H, W); values beyond [-1, 1] are shown as black or white.
+        batches: the same B images at each time, each (B, C, H, W); values beyond [-1, 1] are clamped.
         times: of the batches; numbers are written as "t = 250".
         row_labels: one text per image.
 
     Example:
-        >>> strip([torch.zeros(2, 1, 8, 8)] * 3, times=[999, 500, 0]).size
+        >>> image_strip([torch.zeros(2, 1, 8, 8)] * 3, times=[999, 500, 0]).size
         (208, 160)
     """
     if len(batches) != len(times) or not len(batches):
@@ -102,10 +102,10 @@ def strip(
         raise UsageError(f"`batches` must be of equal shape. Got {sorted({tuple(batch.shape) for batch in batches})}.")
     labels = [time if isinstance(time, str) else f"t = {time:.4g}" for time in times]
     images = torch.stack([batch.detach().float().cpu() for batch in batches], dim=1).flatten(0, 1)  # (B * T, C, H, W)
-    return grid(images, columns=len(batches), column_labels=labels, row_labels=row_labels)
+    return image_grid(images, columns=len(batches), column_labels=labels, row_labels=row_labels)
 
 
-def curves(
+def plot_curves(
     source: str | Path | Sequence[Mapping[str, Any]],
     keys: Sequence[str],
     out: str | Path,
@@ -113,12 +113,12 @@ def curves(
     x: str = "images",
     title: str | None = None,
 ) -> Path:
-    """Training curves over images seen, a panel per key: each value thin, their running mean thick.
+    """Plot training curves over the number of images seen, a panel per key: values thin, running mean thick.
 
     Args:
         source: a `metrics.jsonl` or its rows. Rows without a key are left out of its panel; of rows with equal x, as a
             resumed run writes them, the last one counts.
-        keys: what to draw.
+        keys: one panel each.
         out: the PNG to write.
         x: key of the horizontal axis.
         title: above the panels.
@@ -182,7 +182,7 @@ def _rows(path: str | Path) -> list[dict[str, Any]]:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
-            # A killed run may leave its last line half written; anywhere else the file is damaged.
+            # A killed run may leave its last line incomplete; anywhere else the file is damaged.
             if number < len(lines):
                 raise DataError(f"{path}, line {number} must be a JSON object. {error}.") from error
     return rows

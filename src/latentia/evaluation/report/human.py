@@ -1,4 +1,4 @@
-"""Human evaluation: a blind two-alternative sheet, and what its votes say. Fooling rate with an exact interval."""
+"""Human evaluation: a blind two-alternative forced choice, and the fooling rate with an exact interval."""
 
 import base64
 import csv
@@ -14,7 +14,7 @@ import torch
 
 from latentia.errors import DataError, UsageError, did_you_mean
 from latentia.evaluation.pairs import _check
-from latentia.evaluation.report.grids import grid
+from latentia.evaluation.report.grids import image_grid
 from latentia.evaluation.report.sheet import page
 from latentia.rng import seed_from
 
@@ -30,7 +30,7 @@ class Sheet(NamedTuple):
     Args:
         page: the HTML to give to the raters; it holds everything that they need.
         template: a CSV to type in votes that were given on paper.
-        key: the JSON that says which side is which. Keep it from the raters.
+        key: the JSON that says which side is which; not for the raters.
     """
 
     page: Path
@@ -52,7 +52,7 @@ class RaterVotes:
 
 @dataclass(frozen=True)
 class Votes:
-    """What the raters said.
+    """Votes of all raters.
 
     Args:
         n: votes.
@@ -109,7 +109,7 @@ def write_sheet(
     `votes_template.csv` is for votes on paper. `key.json` says which side is which: give the raters the page alone. The
     key is not encrypted, and the page does not need it; its images have no names and no metadata, and are of one size.
 
-    Images are drawn without replacement and shown with 8 bits per channel, enlarged by a whole factor without
+    Images are chosen without replacement and shown with 8 bits per channel, enlarged by a whole factor without
     blurring. Each kind is on the left in half of the trials (for an odd number, in one more for one of them).
 
     Args:
@@ -118,7 +118,7 @@ def write_sheet(
             size, cropping, compression, and share of the classes.
         folder: where the files go; made if needed. It must not hold another sheet.
         names: of the two kinds; they stand in the key only.
-        trials: pairs to judge. 50 votes give an interval of about +-0.14 around one half, 400 of +-0.05.
+        trials: number of pairs. 50 votes give an interval of about +-0.14 around one half, 400 of +-0.05.
         seed: of the choice of images, their order and their sides; equal arguments write equal bytes.
         question: asked such that choosing `b` counts for it, as "Which of the two images is real?".
 
@@ -198,7 +198,7 @@ def read_votes(
         confidence: of the intervals, in (0, 1).
 
     Returns:
-        The fooling rate with its exact interval, together and per rater. A rater need not have judged every trial.
+        The fooling rate with its exact interval, together and per rater. A rater need not have voted on every trial.
 
     Raises:
         UsageError: no file given, or `confidence` out of range.
@@ -298,7 +298,7 @@ def _permutation(seed: int, stream: str, n: int) -> torch.Tensor:
 
 def _data_uri(image: torch.Tensor) -> str:
     buffer = io.BytesIO()
-    grid(image[None], padding=0, tile=_TILE).save(buffer, "PNG", optimize=True)
+    image_grid(image[None], padding=0, tile=_TILE).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

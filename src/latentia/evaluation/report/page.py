@@ -1,4 +1,4 @@
-"""The page that compares models: one table, one picture of all, and what each one made."""
+"""Comparison page: one table of all models, one plot of all, and the samples of each."""
 
 import html
 import json
@@ -21,10 +21,10 @@ figure img { max-width: 100%; } figure.wide img { width: 800px; } figure.tall im
 th small { display: block; font-weight: normal; color: #777; }
 figcaption { color: #555; } p.note { color: #555; max-width: 50rem; }
 """
-_PICTURES = (  # file, caption, class of the figure
+_FIGURES = (  # file, caption, class of the figure
     ("samples", "samples", "tall"),
-    ("neighbours", "generated, and the nearest real images", "tall"),
-    ("feature_map", "feature map", "wide"),
+    ("neighbours", "generated images, each with its nearest real images", "tall"),
+    ("features", "features in the plane", "wide"),
     ("classes", "classes", "wide"),
 )
 FACTS = {  # what the table shows of each model beside the metrics
@@ -64,7 +64,7 @@ class Row(NamedTuple):
 
 
 def columns(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """What the table has a column for: name to its results, several where they are runs of one model."""
+    """Columns of the table: name to its results, several where they are runs of one model."""
     found: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         found.setdefault(result.get("runs_of") or result["source"], []).append(result)
@@ -72,7 +72,7 @@ def columns(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]
 
 
 def table(results: Sequence[dict[str, Any]]) -> list[Row]:
-    """The lines of a comparison: a cell for each of its `columns`, of several runs their mean and standard deviation.
+    """Rows of a comparison: a cell for each of its `columns`, of several runs their mean and standard deviation.
 
     Args:
         results: `Evaluation.to_dict()` of each run, of equal n, data and extractor.
@@ -100,8 +100,8 @@ def table(results: Sequence[dict[str, Any]]) -> list[Row]:
         if any(values):
             rows.append(Row(title, [_mean(found) for found in values], Cell(""), ""))
     if any(len(runs) > 1 for runs in shown):
-        told = [[run["failed"] for run in runs if run["failed"] is not None] for runs in shown]
-        rows.append(Row("Runs that failed", [_share(found) for found in told], Cell(""), "lower"))
+        failed = [[run["failed"] for run in runs if run["failed"] is not None] for runs in shown]
+        rows.append(Row("Runs that failed", [_share(found) for found in failed], Cell(""), "lower"))
     return rows
 
 
@@ -133,8 +133,8 @@ def _spread(values: Sequence[float]) -> dict[str, str]:
     return {"interval": f"± {number(stdev(values), 2)}"} if len(values) > 1 and len({*values}) > 1 else {}
 
 
-def _share(told: Sequence[bool]) -> Cell:
-    return Cell(f"{sum(told)} of {len(told)}" if told else "–")
+def _share(failed: Sequence[bool]) -> Cell:
+    return Cell(f"{sum(failed)} of {len(failed)}" if failed else "–")
 
 
 def number(value: float | int | None, digits: int = 4) -> str:
@@ -174,7 +174,7 @@ def _bits(likelihoods: Sequence[dict[str, Any]]) -> Cell:
 
 
 def conditions(results: Sequence[dict[str, Any]]) -> list[str]:
-    """What the numbers rest on, as lines of text."""
+    """Conditions of the measurement, as lines of text."""
     one = results[0]
     data = one["data"]
     real = f"{data.get('name', data['kind'])} ({data.get('split', 'all')})"
@@ -189,8 +189,8 @@ def conditions(results: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def text_table(results: Sequence[dict[str, Any]]) -> str:
-    """The comparison for the terminal: a row for each metric, a column for each model and for the real images."""
-    lines = [["", *columns(results), "real images", "better"]]
+    """The comparison for the terminal: a row for each metric, a column for each model and for the real-data score."""
+    lines = [["", *columns(results), "real data", "better"]]
     for row in table(results):
         cells = [
             f"{cell.value}{f' {cell.interval}' if cell.interval.startswith('±') else ''}{'*' if cell.best else ' '}"
@@ -204,7 +204,7 @@ def text_table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def write_page(results: Sequence[dict[str, Any]], folder: str | Path, title: str = "Comparison") -> Path:
-    """index.html and comparison.json beside the pictures that `Evaluation.save` left in folders named 0, 1, ...
+    """index.html and comparison.json beside the images that `Evaluation.save` wrote in folders named 0, 1, ...
 
     Args:
         results: `Evaluation.to_dict()` of each model, of equal n, data and extractor.
@@ -235,7 +235,7 @@ def write_page(results: Sequence[dict[str, Any]], folder: str | Path, title: str
     shown = []
     for i, name in enumerate(names):
         shown.append(f"<h2>{name}</h2>")
-        for file, caption, kind in _PICTURES:
+        for file, caption, kind in _FIGURES:
             if (folder / str(i) / f"{file}.png").exists():
                 image = f'<img src="{i}/{file}.png" alt="{caption}, {name}">'
                 shown.append(f"<figure class={kind}>{image}<figcaption>{caption}</figcaption></figure>")
@@ -243,11 +243,11 @@ def write_page(results: Sequence[dict[str, Any]], folder: str | Path, title: str
         "<!doctype html>", '<html lang="en">', '<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{escape(title)}</title>", f"<style>{_STYLE}</style>", f"<h1>{escape(title)}</h1>",
-        f"<table><tr><th></th>{''.join(heads)}<th>real images<small>at this n</small></th><th>better</th></tr>",
+        f"<table><tr><th></th>{''.join(heads)}<th>real-data score<small>at this n</small></th><th>better</th></tr>",
         *body, "</table>",
         *(f'<p class="note">{escape(line)}</p>' for line in conditions(results)),
-        '<p class="note">Bold: the best of those compared. Below a value: its 95 % interval. The real images were '
-        "measured as the samples were, with n of them held out.</p>",
+        '<p class="note">Bold: the best of those compared. Below a value: its 95 % interval. The real-data score '
+        "is what n held-out real images get in place of the samples.</p>",
         '<figure class=wide><img src="precision_recall.png" alt="precision over recall of all models"></figure>',
         *shown, "</html>",
     ]  # fmt: skip

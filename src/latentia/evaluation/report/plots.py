@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: nearest real images, class histogram, feature map, precision and recall."""
+"""Plots of an evaluation: nearest real images, class histogram, features in the plane, precision and recall."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,18 +10,18 @@ from torch import Tensor
 
 from latentia.errors import UsageError
 from latentia.evaluation.prdc import nearest
-from latentia.evaluation.report.grids import grid
+from latentia.evaluation.report.grids import image_grid
 from latentia.evaluation.report.report import Report
 from latentia.rng import seed_from
 
-_REAL, _MADE = "#8c8c8c", "#1f4e79"
+_REAL, _GENERATED = "#8c8c8c", "#1f4e79"
 COLORS = ("#1f4e79", "#d1495b", "#2e8b57", "#e08e0b", "#6c4aa1", "#00838f", "#8c564b", "#555555")
 
 
-def neighbour_grid(
+def nearest_neighbour_grid(
     images: Tensor, real_images: Tensor, features: Tensor, real_features: Tensor, *, rows: int = 10, k: int = 5
 ) -> Image.Image:
-    """Each generated image, on the left, with its k nearest real ones: copies look like their neighbours.
+    """Grid of generated images, on the left, each with its k nearest real ones; a copy looks like its neighbours.
 
     Args:
         images: at least `rows` generated ones, uint8 (n, C, H, W).
@@ -32,20 +32,20 @@ def neighbour_grid(
 
     Example:
         >>> pixels = torch.zeros(6, 1, 8, 8, dtype=torch.uint8)
-        >>> neighbour_grid(pixels, pixels, torch.rand(6, 4), torch.rand(6, 4), rows=2, k=3).width > 200
+        >>> nearest_neighbour_grid(pixels, pixels, torch.rand(6, 4), torch.rand(6, 4), rows=2, k=3).width > 200
         True
     """
     rows, k = min(rows, len(images)), min(k, len(real_features))
     _, found = nearest(features[:rows], real_features, k)
     shown = torch.cat([images[:rows, None], real_images[found]], 1).flatten(0, 1)  # (rows * (1 + k), C, H, W)
     titles = ["generated", *(f"nearest {i}" for i in range(1, k + 1))]
-    return grid(shown.float() / 127.5 - 1, columns=1 + k, column_labels=titles)
+    return image_grid(shown.float() / 127.5 - 1, columns=1 + k, column_labels=titles)
 
 
-def class_histogram(
+def plot_class_histogram(
     counts: Sequence[int], real_counts: Sequence[int], out: str | Path, names: Sequence[str] | None = None
 ) -> Path:
-    """Shares of the classes among generated and real images, side by side.
+    """Plot the shares of the classes among generated and real images, side by side.
 
     Args:
         counts, real_counts: images of each of the K classes.
@@ -64,7 +64,7 @@ def class_histogram(
         )
     figure = Figure(figsize=(max(6, 0.5 * len(counts) + 2), 3.4), layout="constrained")
     panel, at = figure.subplots(), np.arange(len(counts))
-    for values, shift, color, label in ((counts, -0.2, _MADE, "generated"), (real_counts, 0.2, _REAL, "real")):
+    for values, shift, color, label in ((counts, -0.2, _GENERATED, "generated"), (real_counts, 0.2, _REAL, "real")):
         panel.bar(at + shift, np.asarray(values) / max(1, sum(values)), 0.4, color=color, label=label)
     panel.set_xticks(
         at,
@@ -79,13 +79,15 @@ def class_histogram(
     return Path(out)
 
 
-def feature_map(features: Tensor, real_features: Tensor, out: str | Path, *, points: int = 500, seed: int = 0) -> Path:
-    """Generated over real images in feature space, by PCA of the real ones and by t-SNE of both.
+def plot_features(
+    features: Tensor, real_features: Tensor, out: str | Path, *, points: int = 500, seed: int = 0
+) -> Path:
+    """Plot generated and real images in feature space, by PCA of the real ones and by t-SNE of both.
 
     Args:
         features, real_features: (n, D) and (N, D).
         out: the PNG to write.
-        points: at most so many of each are drawn, chosen at random.
+        points: at most so many of each are plotted, chosen at random. Default 500.
         seed: of the choice and of t-SNE.
     """
     from matplotlib.figure import Figure
@@ -93,11 +95,11 @@ def feature_map(features: Tensor, real_features: Tensor, out: str | Path, *, poi
     from sklearn.manifold import TSNE
 
     generator = torch.Generator().manual_seed(seed_from(seed, "feature map"))
-    real, made = (
+    real, generated = (
         part[torch.randperm(len(part), generator=generator)[:points]].double().numpy()
         for part in (real_features, features)
     )
-    both = np.concatenate([real, made])
+    both = np.concatenate([real, generated])
     figure = Figure(figsize=(9, 4.4), layout="constrained")
     panels = figure.subplots(1, 2)
     axes = PCA(2, random_state=seed).fit(real)
@@ -109,7 +111,7 @@ def feature_map(features: Tensor, real_features: Tensor, out: str | Path, *, poi
         places.append((tsne.fit_transform(pca), "t-SNE of both"))
     for panel, (place, title) in zip(panels, places):
         panel.scatter(*place[: len(real)].T, s=9, color=_REAL, alpha=0.55, linewidths=0, label="real")
-        panel.scatter(*place[len(real) :].T, s=9, color=_MADE, alpha=0.55, linewidths=0, label="generated")
+        panel.scatter(*place[len(real) :].T, s=9, color=_GENERATED, alpha=0.55, linewidths=0, label="generated")
         panel.set_title(title, fontsize=10)
         panel.set(xticks=[], yticks=[])
     panels[0].legend(frameon=False, markerscale=2)
@@ -117,8 +119,8 @@ def feature_map(features: Tensor, real_features: Tensor, out: str | Path, *, poi
     return Path(out)
 
 
-def precision_recall_plot(reports: Mapping[str, Report], out: str | Path) -> Path:
-    """Quality against diversity: precision over recall, and density over coverage, real images marked with a cross.
+def plot_precision_recall(reports: Mapping[str, Report], out: str | Path) -> Path:
+    """Plot precision over recall and density over coverage of several reports, with a cross for real images.
 
     Args:
         reports: by name. Those without these metrics are left out.

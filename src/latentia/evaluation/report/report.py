@@ -28,7 +28,7 @@ class Score:
     Args:
         title, better: of the `Metric`.
         value: mean over the random splits.
-        low, high: 95 % interval over the draw of the n images; None where the metric has none.
+        low, high: 95 % interval over samples of n images; None where the metric has none.
         real: real-data score: what n held-out real images get, mean over the splits.
         real_low, real_high: mean ± 1.96 standard deviations over the splits: where other real images would lie.
     """
@@ -144,7 +144,7 @@ def score(
             repeatedly against the same images, pass `measure(real, extractor)` made once.
         extractor: of both, from `load_extractor` or your own.
         metrics: keys of `METRICS`; default all that apply, without those that need classes where there are none.
-        labels: the n classes that were asked for.
+        labels: the n classes given to the generator.
         seed: of the random splits.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The page that a rater sees: one file without network, for screen, phone, keyboard and paper."""
+"""HTML page of a blind comparison: one file without network, for screen, phone, keyboard and paper."""
 
 import html
 
@@ -76,7 +76,7 @@ let votes = [], rater = "", started = false;
 // A reload must not cost the votes given so far; where storage is refused the page works without.
 const slot = () => `${sheet} ${rater}`;
 function store() {
-  try { localStorage.setItem(slot(), votes.join(" ")); } catch (error) { /* not kept */ }
+  try { localStorage.setItem(slot(), votes.join(" ")); } catch (error) { /* not stored */ }
 }
 function restore() {
   try { votes = localStorage.getItem(slot()).split(" ").filter((choice) => choice).slice(0, trials.length); }
