@@ -34,7 +34,7 @@ from diffusers.training_utils import EMAModel
 
 import latentia
 from latentia.data import load_images
-from latentia.evaluation import from_uint8, image_grid, load_extractor, measure, score
+from latentia.evaluation import image_grid, load_extractor, measure, score, uint8_batches
 from latentia.losses.diffusion import diffusion_loss
 from latentia.rng import Rng
 from latentia.runs.command_line import parse_arguments
@@ -340,7 +340,7 @@ def main() -> None:
     pictures.mkdir(parents=True, exist_ok=True)
     extractor = load_extractor("mnist")
     training = set(args.parts) & {"peer", "peer-1e-4", "ours", "ours-tenth", "ablation"}
-    real = measure(from_uint8(data.images[:20_000]), extractor) if training else None
+    real = measure(uint8_batches(data.images[:20_000]), extractor) if training else None
 
     def trained(name: str) -> dict:
         return json.loads((args.work_dir / name / "trained.json").read_text())

@@ -23,13 +23,13 @@ import torch
 from latentia.data import PLANES, load_images, stacked_images
 from latentia.evaluation import (
     energy_distance,
-    from_uint8,
     grid_divergences,
     load_extractor,
     mode_coverage,
     sliced_wasserstein2,
     stacked_logits,
     stacked_modes,
+    uint8_batches,
     wasserstein2,
 )
 from latentia.evaluation.modes import STACKED_SAMPLES
@@ -131,7 +131,7 @@ def distances(repeats: int) -> dict:
 def stacked(folder: Path) -> dict:
     """26 000 stacks of real test digits: how many modes the classifier sees in them."""
     data = stacked_images(load_images(folder, split="test"), n=STACKED_SAMPLES, seed=0)
-    found = stacked_modes(stacked_logits(from_uint8(data.images, 500), load_extractor("mnist")))
+    found = stacked_modes(stacked_logits(uint8_batches(data.images, 500), load_extractor("mnist")))
     labels = torch.bincount(data.labels, minlength=1000)
     row = {"covered": found.covered, "total": found.total, "n": found.n}
     row |= {"kl": rounded(found.kl), "real_kl": rounded(found.real_kl)}

@@ -31,12 +31,12 @@ from latentia.data import Factors, load_images
 from latentia.evaluation import (
     disentanglement_scores,
     few_label_probe,
-    from_uint8,
     knn_probe,
     linear_probe,
     load_extractor,
     perceptual_path_length,
     probe_report,
+    uint8_batches,
     untrained_like,
 )
 
@@ -86,7 +86,7 @@ def true_factors(images: Tensor) -> Tensor:
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Training images and labels, test images and labels: the split that the shipped classifier was trained on."""
     data = load_images("digits")
-    images = torch.cat([*from_uint8(data.images)])
+    images = torch.cat([*uint8_batches(data.images)])
     learn, judged = train_test_split(range(len(data)), test_size=360, stratify=data.labels, random_state=0)
     return images[learn], data.labels[learn], images[judged], data.labels[judged]
 
@@ -94,7 +94,7 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def mnist(folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The same of MNIST: 10 000 training images spread evenly over the set, and its own test set."""
     parts = [load_images(folder, split="train", max_samples=TRAIN), load_images(folder, split="test")]
-    return tuple(x for part in parts for x in (torch.cat([*from_uint8(part.images)]), part.labels))  # type: ignore
+    return tuple(x for part in parts for x in (torch.cat([*uint8_batches(part.images)]), part.labels))  # type: ignore
 
 
 def probes(name: str, data: tuple[Tensor, Tensor, Tensor, Tensor], seeds: int) -> dict:

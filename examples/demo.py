@@ -52,13 +52,13 @@ def show(args: Arguments) -> None:
 
     import latentia
     from latentia.data import load_images
-    from latentia.evaluation import from_uint8, image_grid, image_strip, load_extractor, measure, score
+    from latentia.evaluation import image_grid, image_strip, load_extractor, measure, score, uint8_batches
 
     pipe = latentia.DiffusionPipeline.from_pretrained(args.output_dir)
     pipe.set_progress_bar_config(disable=True)
     extractor = load_extractor("digits")
     digits = load_images("digits")
-    real = measure(from_uint8(digits.images), extractor, digits.labels)
+    real = measure(uint8_batches(digits.images), extractor, digits.labels)
     config, samples = pipe.scheduler.config, args.output_dir / "samples"
     ddpm, ddim = latentia.DDPMScheduler.from_config(config), latentia.DDIMScheduler.from_config(config)
     n, rows = args.num_samples, []

@@ -21,12 +21,12 @@ import latentia.models.classifier
 from latentia.errors import CheckpointError, DataError, UsageError
 from latentia.evaluation import (
     extractor_for,
-    from_uint8,
     image_grid,
     image_strip,
     load_extractor,
     plot_curves,
     predict,
+    uint8_batches,
 )
 from latentia.evaluation.features.classifier import SHIPPED, WEIGHTS
 from latentia.models.classifier import DigitClassifier
@@ -172,7 +172,7 @@ def test_a_wrong_name_is_answered_with_the_nearest():
 
 GOOD = torch.linspace(-1, 1, 512).reshape(8, 1, 8, 8)
 BAD_IMAGES = {
-    "bytes": (((GOOD + 1) * 127.5).to(torch.uint8), UsageError, "from_uint8"),
+    "bytes": (((GOOD + 1) * 127.5).to(torch.uint8), UsageError, "uint8_batches"),
     "[0, 1]": ((GOOD + 1) / 2, UsageError, "looks like"),
     "[0, 255]": ((GOOD + 1) * 127.5, UsageError, "127.5"),
     "overshoot": (GOOD * 1.1, UsageError, "clamp"),
@@ -204,13 +204,13 @@ def test_a_last_batch_of_one_bright_image_is_not_taken_for_another_range(extract
 
 def test_bytes_are_converted_in_batches_to_the_whole_range(extractor):
     ramp = torch.arange(256, dtype=torch.uint8).reshape(4, 1, 8, 8)
-    batches = list(from_uint8(ramp, 3))
+    batches = list(uint8_batches(ramp, 3))
     assert [len(batch) for batch in batches] == [3, 1]
     assert torch.cat(batches).flatten().tolist() == pytest.approx([i / 127.5 - 1 for i in range(256)], abs=1e-6)
-    streamed, whole = predict(from_uint8(ramp, 3), extractor), predict(ramp / 127.5 - 1, extractor)
+    streamed, whole = predict(uint8_batches(ramp, 3), extractor), predict(ramp / 127.5 - 1, extractor)
     assert torch.allclose(streamed.features, whole.features, atol=1e-4)
     with pytest.raises(UsageError, match="uint8"):
-        from_uint8(ramp.float())
+        uint8_batches(ramp.float())
 
 
 # --------------------------------------------------------------------------------------------------------- pictures

@@ -31,11 +31,11 @@ from latentia.evaluation import (
     Predictions,
     cached_predict,
     extractor_for,
-    from_uint8,
     inception_extractor,
     load_extractor,
     predict,
     transformers_extractor,
+    uint8_batches,
 )
 from latentia.evaluation.features.classifier import SHIPPED, WEIGHTS
 from latentia.evaluation.features.preprocessing import Preprocessing, read_preprocessing
@@ -70,7 +70,7 @@ def test_the_emoji_extractor_knows_what_it_claims_to_know():
     hits = []
     for style in ("noto", "twemoji"):
         data = load_images("emoji", split="test", image_column=style)
-        hits.append(predict(from_uint8(data.images), extractor).logits.argmax(1) == data.labels)
+        hits.append(predict(uint8_batches(data.images), extractor).logits.argmax(1) == data.labels)
     assert torch.cat(hits).double().mean().item() == pytest.approx(stated["test_accuracy"], abs=0.01)
     assert stated["test_accuracy"] > 0.7 > max(torch.bincount(test.labels)) / len(test)
 
@@ -247,7 +247,7 @@ def test_inception_takes_grey_pictures_one_by_one_and_no_four_channels(inception
     torch.testing.assert_close(found, extractor(grey.expand(-1, 3, -1, -1)).features, rtol=1e-4, atol=1e-5)
     with pytest.raises(UsageError, match=r"1 or 3 channels.*Got 4.*alpha"):
         extractor(pictures(2, 4, 28, 28))
-    with pytest.raises(UsageError, match="from_uint8"):
+    with pytest.raises(UsageError, match="uint8_batches"):
         extractor(torch.zeros(2, 3, 28, 28, dtype=torch.uint8))
     with pytest.raises(UsageError, match=r"\[0, 1\]"):
         extractor(torch.rand(9, 3, 28, 28))

@@ -15,11 +15,11 @@ from latentia.data import PLANES, load_images, stacked_images
 from latentia.errors import NumericsError, UsageError
 from latentia.evaluation import (
     birthday_test,
-    from_uint8,
     load_extractor,
     mode_coverage,
     stacked_logits,
     stacked_modes,
+    uint8_batches,
 )
 from latentia.evaluation.modes import PLANE_SAMPLES, STACKED_SAMPLES
 
@@ -167,11 +167,11 @@ def test_divergence_of_stacked_classes_has_its_real_data_score_and_its_extremes(
 def test_stacked_digits_are_recognised_channel_by_channel():
     extractor = load_extractor("digits")
     data = stacked_images(load_images("digits"), n=300, seed=1)
-    logits = stacked_logits(from_uint8(data.images, 77), extractor)
+    logits = stacked_logits(uint8_batches(data.images, 77), extractor)
     assert logits.shape == (300, 3, 10)
     place = torch.tensor([100, 10, 1])
     assert (((logits.argmax(2) * place).sum(1)) == data.labels).float().mean() > 0.95
-    assert torch.equal(logits[:, 1], extractor(next(from_uint8(data.images[:, 1:2]))).logits)
+    assert torch.equal(logits[:, 1], extractor(next(uint8_batches(data.images[:, 1:2]))).logits)
     assert stacked_modes(logits).covered > 200
 
 

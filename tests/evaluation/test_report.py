@@ -19,10 +19,10 @@ from latentia.evaluation import (
     Predictions,
     Sample,
     frechet_distance,
-    from_uint8,
     load_extractor,
     measure,
     score,
+    uint8_batches,
 )
 from latentia.evaluation.metrics import Metric, Pair
 from latentia.evaluation.report.report import SPLITS
@@ -48,7 +48,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def real(extractor, digits):
-    return measure(from_uint8(digits.images), extractor, digits.labels)
+    return measure(uint8_batches(digits.images), extractor, digits.labels)
 
 
 def values(report):

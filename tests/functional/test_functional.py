@@ -18,6 +18,12 @@ def test_bytes_come_back_as_they_were():
     assert torch.equal(to_uint8(images), pixels)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_bytes_of_other_precisions_are_those_of_float32(dtype):
+    images = torch.linspace(-1.1, 1.1, 4001).to(dtype)
+    assert torch.equal(to_uint8(images), to_uint8(images.float()))
+
+
 def test_from_uint8_leaves_its_input_alone():
     pixels = torch.tensor([0.0, 255.0])
     assert from_uint8(pixels).tolist() == [-1, 1] and pixels.tolist() == [0, 255]

@@ -17,6 +17,7 @@ from latentia.data import load_images, load_table
 from latentia.data.tables import is_table
 from latentia.errors import DataError, NumericsError, UsageError, did_you_mean
 from latentia.evaluation import nearest
+from latentia.functional.pixels import from_uint8
 from latentia.pipelines.base import DiffusionPipeline
 from latentia.rng import seed_from
 
@@ -163,7 +164,7 @@ def embed(
     else:
         found = load_images(data, split=split, label_column=label_column, max_samples=max_samples)
         inputs, labels, names = found.images, found.labels, found.label_names
-        flat = inputs.flatten(1).float() / 127.5 - 1
+        flat = from_uint8(inputs.flatten(1))
     if len(inputs) < 5:
         raise DataError(f"{data} must hold at least 5 samples to be embedded; it holds {len(inputs)}.")
 
@@ -219,7 +220,7 @@ def _encode(source: Any, inputs: Tensor, labels: Tensor | None, is_table: bool, 
     parts = []
     for i in range(0, len(inputs), size):
         rows = inputs[i : i + size]
-        images = rows.float()[:, None, None] if is_table else rows.float() / 127.5 - 1
+        images = rows.float()[:, None, None] if is_table else from_uint8(rows)
         if by_class:
             options["class_labels"] = labels[i : i + size]
         parts.append(pipe.encode(images, **options).flatten(1).float().cpu())

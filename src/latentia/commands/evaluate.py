@@ -38,19 +38,19 @@ from latentia.evaluation import (
     dequantise,
     exact_likelihood,
     extractor_for,
-    from_uint8,
     latent_structure,
     load_extractor,
     measure,
     score,
+    uint8_batches,
     write_sheet,
 )
 from latentia.evaluation.features.base import FeatureExtractor
 from latentia.evaluation.likelihood.pixels import Pixels
+from latentia.functional.pixels import from_uint8
 from latentia.hub.card import add_results
 
 KEPT = 100  # images that an evaluation keeps to show; the others are forgotten once they are measured
-_HALF = 255 / 2
 
 
 @dataclass
@@ -115,7 +115,7 @@ class Evaluation:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "metrics.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-        grids.image_grid(self.images.float() / _HALF - 1).save(folder / "samples.png")
+        grids.image_grid(from_uint8(self.images)).save(folder / "samples.png")
         plots.nearest_neighbour_grid(self.images, self.real_images, self.sample.features, self.real.features).save(
             folder / "neighbours.png"
         )
@@ -218,9 +218,9 @@ def evaluate(
 def measure_data(real: ImageData, extractor: FeatureExtractor, cache_dir: str | Path | None = None) -> Sample:
     """What the metrics need to know of real images. Their features are computed once and kept in the cache."""
     starts = tqdm(range(0, len(real), 1000), desc=f"features of {len(real)} real images", unit="batch", leave=False)
-    batches = (real.images[start : start + 1000].float() / _HALF - 1 for start in starts)
+    batches = (from_uint8(real.images[start : start + 1000]) for start in starts)
     features = cached_predict(batches, extractor, real.fingerprint, cache_dir, count=len(real))
-    return measure(from_uint8(real.images), extractor, real.labels, predictions=features)
+    return measure(uint8_batches(real.images), extractor, real.labels, predictions=features)
 
 
 def blind_sheet(
@@ -247,10 +247,10 @@ def blind_sheet(
     def first(this: Any) -> tuple[str, Tensor]:
         opened = open_source(this, real, seed=seed, num_inference_steps=num_inference_steps)
         images = torch.cat([opened.draw(k, min(k + 100, trials)) for k in range(0, trials, 100)])
-        return opened.name, images.float() / _HALF - 1
+        return opened.name, from_uint8(images)
 
     name, images = first(source)
-    rival = ("real", real.images.float() / _HALF - 1) if against is None else first(against)
+    rival = ("real", from_uint8(real.images)) if against is None else first(against)
     question = {} if against is None else {"question": "Which of the two images looks better?"}
     names = (rival[0], name)
     return write_sheet(rival[1], images, output_dir, names=names, trials=trials, seed=seed, **question)
@@ -305,12 +305,12 @@ def _measured(
         seconds += time.perf_counter() - began
         if not parts and seconds * len(starts) > 20:
             bar.write(f"{title}: {count} images take about {seconds * len(starts):.0f} s.")
-        parts.append(measure(images.float() / _HALF - 1, extractor, None if labels is None else labels[start:stop]))
+        parts.append(measure(from_uint8(images), extractor, None if labels is None else labels[start:stop]))
         kept.append(images[: max(0, KEPT - start)])
         owned.append(torch.arange(start, stop))
     if not parts:  # fewer batches than processes: take part in the gathering with nothing
         images = draw(0, min(batch_size, count))[:1]
-        parts = [measure(images.float() / _HALF - 1, extractor, None if labels is None else labels[:1])[:0]]
+        parts = [measure(from_uint8(images), extractor, None if labels is None else labels[:1])[:0]]
         kept, owned = [images[:0]], [torch.zeros(0, dtype=torch.int64)]
     columns = [None if column[0] is None else torch.cat(column) for column in zip(*map(tuple, parts))]
     first, place = torch.cat(kept), torch.cat(owned)
@@ -374,7 +374,7 @@ def _likelihood(opened: Source, data: Any, real: ImageData, count: int, seed: in
     if opened.has_density:
         pixels = dequantise(chosen, seed)
     else:
-        pixels = Pixels(chosen.float() / _HALF - 1, "256 levels", 256, None)
+        pixels = Pixels(from_uint8(chosen), "256 levels", 256, None)
     nats = torch.cat([opened.log_likelihood(part).double().cpu() for part in pixels.values.split(100)])
     return exact_likelihood(nats, pixels, kind=f"{opened.likelihood_kind}, {seen}")
 
@@ -385,7 +385,7 @@ def _latents(
     if count < 1 or opened.encode is None or opened.decode is None:
         return None
     chosen, labels, seen = _held_out(data, real, count)
-    images = chosen.float() / _HALF - 1
+    images = from_uint8(chosen)
     try:
         began = time.perf_counter()
         opened.encode(images[:8])

@@ -17,11 +17,11 @@ from torch import Tensor
 from latentia.data import ImageData, load_images
 from latentia.errors import DataError, UsageError, did_you_mean
 from latentia.evaluation.baselines import KernelDensitySampler, PCASampler
+from latentia.functional.pixels import to_uint8
 from latentia.pipelines.base import DiffusionPipeline, from_input
 from latentia.rng import seed_from
 
 BASELINES = {"pca": PCASampler, "kde": KernelDensitySampler}
-_HALF = 255 / 2
 
 
 @dataclass
@@ -202,7 +202,7 @@ def _fixed(name: str, images: Any, real: ImageData, about: dict[str, Any]) -> So
 
 def _bytes(images: Tensor) -> Tensor:
     """What a PNG would hold: samples are compared as they would be delivered, with 256 levels like the real ones."""
-    return ((images.float().clamp(-1, 1) + 1) * _HALF).round().to(torch.uint8).cpu()
+    return to_uint8(images.float()).cpu()
 
 
 def _not_empty(found: Any, name: str) -> Any:

@@ -13,6 +13,7 @@ from latentia.data.base import annotate, check_annotations, description, require
 from latentia.data.build import Plan
 from latentia.data.order import check_positions, flip_mask, indices, uniform
 from latentia.errors import UsageError
+from latentia.functional.pixels import from_uint8
 
 RESIDENT_BYTES = 1 << 30  # a data set up to this size is copied once to the accelerator that asks for batches
 
@@ -169,7 +170,7 @@ class ImageData:
         if flips is not None:
             there = torch.from_numpy(flips.nonzero()[0]).to(device, non_blocking=True)
             pixels.index_copy_(0, there, pixels.index_select(0, there).flip(-1))
-        return pixels.to(torch.float32).div_(127.5).sub_(1)
+        return from_uint8(pixels)
 
 
 class _Uneven:
@@ -210,4 +211,4 @@ def normalize(pixels: np.ndarray, flips: np.ndarray | None, device: torch.device
         return torch.from_numpy(values)
     on_host = torch.from_numpy(pixels)
     there = (on_host.pin_memory() if device.type == "cuda" else on_host).to(device, non_blocking=True)
-    return there.to(torch.float32).div_(127.5).sub_(1)
+    return from_uint8(there)

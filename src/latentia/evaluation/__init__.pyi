@@ -18,8 +18,8 @@ from .diversity import vendi_score as vendi_score
 from .features.base import FeatureExtractor as FeatureExtractor
 from .features.base import Predictions as Predictions
 from .features.base import check_images as check_images
-from .features.base import from_uint8 as from_uint8
 from .features.base import predict as predict
+from .features.base import uint8_batches as uint8_batches
 from .features.cache import cached_predict as cached_predict
 from .features.classifier import ClassifierExtractor as ClassifierExtractor
 from .features.loading import extractor_for as extractor_for

@@ -18,10 +18,11 @@ def from_uint8(pixels: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Bytes of floats in [-1, 1], rounded to the nearest; what lies outside is clipped.
+    """Bytes of floats in [-1, 1], rounded to the nearest; what lies outside is clipped. At least float32 inside.
 
     Example:
         >>> to_uint8(torch.tensor([-1.5, 0.0, 1.0]))
         tensor([  0, 128, 255], dtype=torch.uint8)
     """
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    exact = images.to(torch.promote_types(images.dtype, torch.float32))  # bfloat16 has no room for 256 sums
+    return ((exact.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

@@ -69,7 +69,7 @@ def autoencoder_kl(
         block_out_channels: channels of each level from fine to coarse; every level but the last halves the picture.
             Default (32, 64, 64), which makes 16 x 16 latents of 64 x 64 pictures.
         layers_per_block: residual blocks of each level. Default 1.
-        latent_channels: D. Default 4.
+        latent_channels: channels D of the latents. Default 4.
         norm_num_groups: groups of the group norms; divides each of `block_out_channels`. Default 8.
 
     Raises:

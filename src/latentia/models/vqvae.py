@@ -158,8 +158,8 @@ class VQVAE(ModelMixin, ConfigMixin):
         block_out_channels: channels of each level of the pyramid from fine to coarse; each level halves the picture.
         layers_per_block: convolutions of each level. Default 2.
         quantizer: "vq" (default; `VectorQuantizer`) or "fsq" (`FiniteScalarQuantizer`).
-        codebook_size: K of "vq", at least 2. Default 512.
-        latent_channels: D of "vq". Default 64.
+        codebook_size: rows K of the codebook of "vq", at least 2. Default 512.
+        latent_channels: channels D of the latents of "vq", the length of a row of the codebook. Default 64.
         codebook_update: of "vq": "ema" (default), moved by `latentia.losses.quantisation.CodebookUpdate`, or
             "gradient", learned by the objective.
         levels: of "fsq", whose latents have as many channels; at least 2 each.

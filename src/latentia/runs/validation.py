@@ -11,7 +11,11 @@ from torch import Tensor, nn
 
 from latentia.errors import UsageError
 from latentia.evaluation import Report, check_metrics, extractor_for, image_grid, measure, score
+<<<<<<< HEAD
 from latentia.evaluation.metrics import Sample
+=======
+from latentia.functional.pixels import from_uint8
+>>>>>>> main
 from latentia.training.loop import Hook, Progress
 
 Sampler = Callable[[int, int], Tensor]  # (batch size, seed) -> images (B, C, H, W) in [-1, 1]
@@ -125,4 +129,4 @@ def _all_images(data: Any):
     """The images of a data set in order, at most 10 000 of them, spread evenly, in chunks."""
     chosen = data.images[torch.linspace(0, len(data) - 1, min(len(data), 10_000)).long()]
     for chunk in chosen.split(1000):
-        yield chunk.float() / 127.5 - 1
+        yield from_uint8(chunk)

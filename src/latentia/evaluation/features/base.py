@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from latentia.errors import DataError, NumericsError, UsageError
+from latentia.functional.pixels import from_uint8
 
 
 class Predictions(NamedTuple):
@@ -57,7 +58,7 @@ def predict(images: torch.Tensor | Iterable[torch.Tensor] | Predictions, extract
 
     Example:
         >>> from latentia.evaluation import load_extractor
-        >>> predict(from_uint8(torch.zeros(7, 1, 8, 8, dtype=torch.uint8), 4), load_extractor("digits")).logits.shape
+        >>> predict(uint8_batches(torch.zeros(7, 1, 8, 8, dtype=torch.uint8), 4), load_extractor("digits")).logits.shape
         torch.Size([7, 10])
     """
     if isinstance(images, Predictions):
@@ -93,22 +94,22 @@ def _join(parts: Iterable[tuple[torch.Tensor, torch.Tensor | None]]) -> Predicti
     return Predictions(torch.cat(features), None if logits[0] is None else torch.cat(logits))
 
 
-def from_uint8(images: torch.Tensor, batch_size: int = 1000) -> Iterator[torch.Tensor]:
-    """Batches in [-1, 1] of a byte tensor, so that a large data set is never held as floats.
+def uint8_batches(images: torch.Tensor, batch_size: int = 1000) -> Iterator[torch.Tensor]:
+    """Batches in [-1, 1] of a uint8 tensor, so that a large data set is never held as floats.
 
     Args:
         images: (N, C, H, W), uint8 in [0, 255].
         batch_size: images per batch.
 
     Example:
-        >>> [tuple(batch.shape) for batch in from_uint8(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), 3)]
+        >>> [tuple(batch.shape) for batch in uint8_batches(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), 3)]
         [(3, 1, 8, 8), (2, 1, 8, 8)]
     """
     if images.dtype != torch.uint8:
         raise UsageError(
             f"`images` must be uint8 in [0, 255]. Got {images.dtype}; floats in [-1, 1] need no conversion."
         )
-    return (batch.float() / 127.5 - 1 for batch in images.split(batch_size))
+    return (from_uint8(batch) for batch in images.split(batch_size))
 
 
 def check_images(images: torch.Tensor, image_shape: Sequence[int] | None = None) -> None:
@@ -127,7 +128,7 @@ def check_images(images: torch.Tensor, image_shape: Sequence[int] | None = None)
     if not images.is_floating_point():
         raise UsageError(
             f"`images` must be floats in [-1, 1]. Got {images.dtype}; for bytes in [0, 255] pass "
-            "`from_uint8(images)`, or convert with x / 127.5 - 1."
+            "`uint8_batches(images)`, or convert with x / 127.5 - 1."
         )
     low, high = (float(value) for value in torch.aminmax(images))
     if not -1e30 < low <= high < 1e30:

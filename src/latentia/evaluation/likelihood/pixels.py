@@ -119,7 +119,7 @@ def _check_bytes(images: Tensor) -> None:
         given = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise UsageError(
             f"`images` must be a uint8 tensor (N, C, H, W) in [0, 255], N >= 1. Got {given}; from [-1, 1] convert with "
-            "(x * 127.5 + 127.5).round().to(torch.uint8), and remember that likelihoods are of data, not of samples."
+            "latentia.functional.pixels.to_uint8, and remember that likelihoods are of data, not of samples."
         )
 
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from latentia.errors import DataError, UsageError, did_you_mean
+from latentia.functional.pixels import to_uint8
 
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
 _FONT_SIZE = 14
@@ -172,7 +173,7 @@ def _pixels(images: torch.Tensor) -> np.ndarray:
     images = images.detach().float().cpu()
     if not images.isfinite().all():
         raise DataError("`images` must be finite. Some hold NaN or infinity: the network that made them has diverged.")
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return to_uint8(images).permute(0, 2, 3, 1).numpy()
 
 
 def _rows(path: str | Path) -> list[dict[str, Any]]:

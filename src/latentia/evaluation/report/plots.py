@@ -12,6 +12,7 @@ from latentia.errors import UsageError
 from latentia.evaluation.prdc import nearest
 from latentia.evaluation.report.grids import image_grid
 from latentia.evaluation.report.report import Report
+from latentia.functional.pixels import from_uint8
 from latentia.rng import seed_from
 
 _REAL, _GENERATED = "#8c8c8c", "#1f4e79"
@@ -39,7 +40,7 @@ def nearest_neighbour_grid(
     _, found = nearest(features[:rows], real_features, k)
     shown = torch.cat([images[:rows, None], real_images[found]], 1).flatten(0, 1)  # (rows * (1 + k), C, H, W)
     titles = ["generated", *(f"nearest {i}" for i in range(1, k + 1))]
-    return image_grid(shown.float() / 127.5 - 1, columns=1 + k, column_labels=titles)
+    return image_grid(from_uint8(shown), columns=1 + k, column_labels=titles)
 
 
 def plot_class_histogram(

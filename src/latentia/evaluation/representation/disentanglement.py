@@ -20,6 +20,7 @@ from latentia.evaluation.representation.factor_scores import (
     mutual_information_gap,
     off_diagonal_correlation,
 )
+from latentia.functional.pixels import from_uint8
 from latentia.rng import seed_from
 
 GROUP = 64  # images, or pairs, behind each point of the two group scores
@@ -289,7 +290,7 @@ def _represented(represent: Represent, factors: FactorSet, indices: torch.Tensor
     """Codes (n, D), float64, of the images with factor indices (n, K)."""
     parts = []
     for part in indices.split(_CHUNK):
-        codes = represent(factors.render(part).float() / 127.5 - 1)
+        codes = represent(from_uint8(factors.render(part)))
         if not isinstance(codes, torch.Tensor) or codes.ndim != 2 or len(codes) != len(part):
             given = f"shape {tuple(codes.shape)}" if isinstance(codes, torch.Tensor) else type(codes).__name__
             raise UsageError(

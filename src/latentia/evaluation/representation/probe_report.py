@@ -10,6 +10,7 @@ from torch import nn
 from latentia.errors import UsageError
 from latentia.evaluation.features.base import check_images
 from latentia.evaluation.representation.probes import Labelled, Probe, few_label_probe, knn_probe, linear_probe
+from latentia.functional.pixels import from_uint8
 from latentia.rng import seed_from
 
 _CHUNK = 500  # images that are encoded at once
@@ -160,7 +161,7 @@ def _encoded(encode: Encode | nn.Module, images: torch.Tensor, name: str) -> tor
     """Codes (n, D) of images given as floats in [-1, 1] or as bytes."""
     parts = []
     for batch in images.split(_CHUNK):
-        batch = batch.float() / 127.5 - 1 if batch.dtype == torch.uint8 else batch
+        batch = from_uint8(batch) if batch.dtype == torch.uint8 else batch
         check_images(batch)
         code = encode(batch)
         if not isinstance(code, torch.Tensor) or code.ndim < 2 or len(code) != len(batch):
