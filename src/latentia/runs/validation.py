@@ -11,11 +11,8 @@ from torch import Tensor, nn
 
 from latentia.errors import UsageError
 from latentia.evaluation import Report, check_metrics, extractor_for, image_grid, measure, score
-<<<<<<< HEAD
 from latentia.evaluation.metrics import Sample
-=======
 from latentia.functional.pixels import from_uint8
->>>>>>> main
 from latentia.training.loop import Hook, Progress
 
 Sampler = Callable[[int, int], Tensor]  # (batch size, seed) -> images (B, C, H, W) in [-1, 1]
