@@ -27,6 +27,9 @@ from latentia.runs.validation import sampler
 from latentia.training.loop import Phase
 
 
+Objective = Literal["minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic"]
+
+
 @dataclass(frozen=True)
 class ConditionArguments:
     """Conditions of both networks."""
@@ -43,9 +46,7 @@ class ConditionArguments:
 class AdversarialArguments:
     """The objective, and what keeps it stable."""
 
-    objective: Literal["minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic"] = (
-        "relativistic"
-    )
+    objective: Objective = "relativistic"
     """What both networks minimise."""
     discriminator_learning_rate: float | None = None
     """Peak rate of the discriminator; not given: the learning_rate, which is the generator's."""
