@@ -67,6 +67,7 @@ from train_gan import Arguments  # noqa: E402
 from train_gan_plane import Scaled  # noqa: E402
 
 DEFAULTS = Arguments()  # the defaults of the example are what is measured
+ADVERSARIAL = DEFAULTS.adversarial
 VANILLA = {"objective": "non_saturating", "r1": 0.0, "r2": 0.0}
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 # modes, share of high quality, reverse KL: Lin et al., 2017, arXiv:1712.04086, table 1, means of 10 trials
@@ -99,8 +100,8 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def play(
-    generator, discriminator, data, steps: int, *, objective: str = DEFAULTS.adversarial.objective, r1: float = DEFAULTS.adversarial.r1,
-    r2: float = DEFAULTS.adversarial.r2, every: int = DEFAULTS.adversarial.regularise_every, rate: float = 2e-3, batch_size: int = 64,
+    generator, discriminator, data, steps: int, *, objective: str = ADVERSARIAL.objective, r1: float = ADVERSARIAL.r1,
+    r2: float = ADVERSARIAL.r2, every: int = ADVERSARIAL.regularise_every, rate: float = 2e-3, batch_size: int = 64,
     average: float = 0.998, seed: int = 0, text_encoder=None, n_critic: int = 1, **options,
 ):  # fmt: skip
     """Train both with `train`, as the examples do; returns the averaged generator in evaluation mode."""
