@@ -68,11 +68,8 @@ class Prepared:
             name: of the phase; `None` (default): that of the network.
             **options: of `Phase`, such as `every` and `after`.
         """
-        ema = self.ema if name is None else None
-        return Phase(
-            **{"name": name or self.name, "loss": loss, "trains": self.network, "optimizer": self.optimizer, "ema": ema}
-            | {**self.defaults, **options}
-        )
+        options = {"ema": self.ema if name is None else None, **self.defaults, **options}
+        return Phase(name or self.name, loss, self.network, self.optimizer, **options)
 
 
 class Run:
@@ -133,8 +130,7 @@ class Run:
         Raises:
             UsageError: the data set has no labels.
         """
-        condition = getattr(self.args, "condition", None)
-        if condition is None or not condition.class_conditional:
+        if not getattr(getattr(self.args, "condition", None), "class_conditional", False):
             return None
         if self.data.label_names is None:
             raise UsageError(
