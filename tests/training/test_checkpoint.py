@@ -203,10 +203,19 @@ def rewrite(path: Path, change) -> None:
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_another_format(two, caplog):
-    root, path = two
+def test_a_checkpoint_of_another_version_is_named(two):
+    """Neither half a load nor a fresh start beside it."""
+    root, path = two[:2]
+    rewrite(path, lambda manifest: manifest.update(format=1, versions={"latentia": "0.1.0.dev0"}))
+    for resume in ("auto", "latest", str(path)):
+        with pytest.raises(CheckpointError, match=r"by latentia 0\.1\.0\.dev0, in checkpoint format 1; .* format 2"):
+            ckpt.resolve_resume(resume, root)
+    assert ckpt.resolve_resume("none", root) is None
+    with pytest.raises(CheckpointError, match="Train anew"):
+        ckpt.load_checkpoint(path)
     rewrite(path, lambda manifest: manifest.update(format=99))
-    assert "format 99; this version reads 1" in falls_back(root, caplog)
+    with pytest.raises(CheckpointError, match="format 99; this version reads format 2"):
+        ckpt.resolve_resume("auto", root)
 
 
 @pytest.mark.parametrize("name", ["../checkpoint-1/net.model.safetensors", "/etc/passwd", ".."])

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save
 from latentia.errors import CheckpointError, LatentiaError, NumericsError
 from latentia.safety import check_files
 
-FORMAT = 1
+FORMAT = 2  # 1: latentia 0.1, with other names of weights and other random numbers
 NAME = re.compile(r"checkpoint-(\d+)")
 _NO_RENAME = (errno.EXDEV, errno.ENOSYS, errno.EPERM, errno.ENOTSUP)
 logger = logging.getLogger(__name__)
@@ -189,6 +189,10 @@ def _manifest_sha256(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
+class OtherFormatError(CheckpointError):
+    """A whole checkpoint of another version."""
+
+
 def verify_checkpoint(path: Path) -> dict[str, Any]:
     """Read the manifest and check the size and SHA-256 of every file it lists.
 
@@ -205,10 +209,16 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
         version = manifest["format"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a whole checkpoint: manifest.json cannot be read ({error}).") from error
-    if version != FORMAT:
-        raise CheckpointError(f"{path} has checkpoint format {version}; this version reads {FORMAT}.")
     if manifest.get("sha256") != _manifest_sha256(manifest):
         raise CheckpointError(f"{path} is damaged: manifest.json was altered after it was written.")
+    if version != FORMAT:
+        written = manifest.get("versions")
+        by = f" by latentia {written['latentia']}" if isinstance(written, Mapping) and "latentia" in written else ""
+        raise OtherFormatError(
+            f"{path} was written{by}, in checkpoint format {version}; this version reads format {FORMAT}, in which "
+            "weights have other names and random numbers are made otherwise. Train anew in another --output_dir, or "
+            "install that version to go on with it."
+        )
     named = isinstance(manifest.get("run_id"), str) and re.fullmatch(r"[A-Za-z0-9_\-]+", manifest["run_id"])
     if not (named and type(manifest.get("step")) is int and _is_list_of_files(manifest.get("files"))):
         raise CheckpointError(f"{path} is not a whole checkpoint: manifest.json says not which step, run and files.")
@@ -257,6 +267,8 @@ def find_checkpoint(root: Path) -> Path | None:
         try:
             verify_checkpoint(path)
             return path
+        except OtherFormatError:
+            raise  # it is whole: a fresh start beside it would lose a run
         except CheckpointError as error:
             logger.warning("Passed over: %s", error)
     return None
