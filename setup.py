@@ -59,7 +59,7 @@ setup(
         "tyro>=1.0.16",
         "docstring-parser>=0.16",
         "Jinja2>=3.1",
-        "lazy-loader>=0.5",
+        "lazy-loader>=0.6",
         "psutil>=6",
     ],
     extras_require={**EXTRAS, "all": sorted({item for name in ("text", "track") for item in EXTRAS[name]})},

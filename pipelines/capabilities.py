@@ -18,7 +18,7 @@ CONDITIONS = ("class_labels", "prompt", "negative_prompt", "image", "mask", "low
 Latents = Literal["continuous", "indices", "embeddings"]
 LatentPath = Literal["lerp", "slerp"]
 _WRITTEN = (Image.Image, str, float, int, bool)  # what can be typed, an image as its path; the first that fits
-_CALLERS_OWN = ("batch_size", "output_type", "return_dict")
+_CALLERS_OWN = ("batch_size", "num_images_per_prompt", "output_type", "return_dict")
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ def checkpoint(folder: Path) -> None:
 
 PIPELINE = {
     "any pipeline": lambda folder: latentia.DiffusionPipeline.from_pretrained(folder),
-    "generate": command("generate", "{}", "--num_images", "1", "--steps", "1"),
+    "generate": command("generate", "{}", "--num_images", "1", "--num_inference_steps", "1"),
     "embed": command("embed", "{}", "--max_samples", "16", "--points", "16"),
     "evaluate, compare, sheet": source,
     "verify": command("verify", "{}"),
@@ -165,7 +165,8 @@ LOADERS = {
     "unet": {**PIPELINE, **OWN, **NETWORK},
     "scheduler": {**PIPELINE, **OWN, **SCHEDULER},
     "theirs": PIPELINE,
-    "told": TOLD | {"generate": command("generate", "{}", "--num_images", "1", "--steps", "1", "--prompt", "red")},
+    "told": TOLD
+    | {"generate": command("generate", "{}", "--num_images", "1", "--num_inference_steps", "1", "--prompt", "red")},
     "vae": {"autoencoder": autoencoder, "verify": command("verify", "{}")},
     "classifier": {"extractor": extractor},
     "vision": {"extractor": extractor},

@@ -146,8 +146,21 @@ def test_the_latents_of_a_saved_pipeline(tmp_path):
     assert torch.equal(embed(pipe, "digits", max_samples=40).latents, found.latents)
 
 
+class Encoder:
+    """The least that a pipeline declares to be embedded by."""
+
+    words = ("encode",)
+    latents = "continuous"
+
+    def to(self, device):
+        return self
+
+    def set_progress_bar_config(self, **options):
+        pass
+
+
 def test_a_pipeline_gets_a_row_as_an_image_of_one_line(table, tmp_path):
-    class Rows:
+    class Rows(Encoder):
         def encode(self, images):
             assert images.shape[1:] == (1, 1, 4)
             return images.flatten(1)[:, :2]
@@ -157,14 +170,15 @@ def test_a_pipeline_gets_a_row_as_an_image_of_one_line(table, tmp_path):
     torch.testing.assert_close(found.latents[:, 1], torch.tensor(values["b"].to_pylist()))
 
 
-def test_a_network_of_classes_is_told_the_labels():
-    class Told:
+def test_a_class_conditional_encoder_gets_the_labels():
+    class Conditional(Encoder):
         num_classes = 10
+        conditions = latent_conditions = ("class_labels",)
 
         def encode(self, images, class_labels):
             return torch.stack([class_labels, class_labels], 1)
 
-    found = embed(Told(), "digits", max_samples=30, batch_size=8)
+    found = embed(Conditional(), "digits", max_samples=30, batch_size=8)
     assert found.latents[:, 0].tolist() == found.labels.tolist()
 
 
@@ -177,11 +191,11 @@ def broken(tmp_path, **columns):
 @pytest.mark.parametrize(
     "options, error, text",
     [
-        ({"components": 0}, UsageError, "--components must be at least 1; got 0"),
+        ({"components": 0}, UsageError, "components must be at least 1; got 0"),
         ({"components": 41, "source": "pca"}, UsageError, "at most 40, the lesser of samples and inputs; got 41"),
-        ({"points": 4}, UsageError, "--points must be at least 5"),
-        ({"max_samples": 3}, UsageError, "--max_samples must be at least 5; got 3"),
-        ({"batch_size": 0}, UsageError, "--batch_size must be at least 1"),
+        ({"points": 4}, UsageError, "points must be at least 5"),
+        ({"max_samples": 3}, UsageError, "max_samples must be at least 5; got 3"),
+        ({"batch_size": 0}, UsageError, "batch_size must be at least 1"),
         ({"source": "pixel"}, UsageError, 'got "pixel". Did you mean "pixels"'),
         ({"source": object()}, UsageError, "pixels or pca; object cannot"),
         ({"data": "nowhere.csv"}, DataError, "nowhere.csv is no file"),
@@ -217,7 +231,7 @@ def test_files_that_are_no_tables_and_pipelines_that_cannot(tmp_path):
     with pytest.raises(DataError, match="cannot be read as parquet"):
         embed("pixels", str(tmp_path / "bad.parquet"))
 
-    class Lost:
+    class Lost(Encoder):
         def encode(self, images):
             return images.flatten(1) * float("nan")
 
@@ -228,7 +242,7 @@ def test_files_that_are_no_tables_and_pipelines_that_cannot(tmp_path):
         embed(UnconditionalDiffusionPipeline(unet, DDIMScheduler()), "digits", max_samples=10)
     found = embed("pixels", "digits", max_samples=10)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match=r"--output_dir .*file cannot be written"):
+    with pytest.raises(UsageError, match=r"output_dir .*file cannot be written"):
         found.save(tmp_path / "file")
 
 

@@ -198,7 +198,7 @@ def test_images_do_not_depend_on_how_many_are_asked_for(tmp_path):
 def test_a_pipeline_of_a_text_is_told_the_prompts(tmp_path, capsys):
     pipe = text_pipeline()
     pipe.save_pretrained(tmp_path / "saved")
-    flags = ("--num_images", 3, "--steps", 2, "--guidance", 2, "--negative_prompt", "a green bus")
+    flags = ("--num_images", 3, "--num_inference_steps", 2, "--guidance_scale", 2, "--negative_prompt", "a green bus")
     pictures, recipes, _ = generated(tmp_path, *flags, "--prompt", "a red heart", "a black cat")
     prompts = ["a red heart", "a black cat", "a red heart"]
     assert [recipe["prompt"] for recipe in recipes] == prompts and recipes[0]["negative_prompt"] == "a green bus"
@@ -221,7 +221,7 @@ def test_pictures_are_made_of_files(tmp_path, capsys):
     small = picture.resize((size // 2, size // 2))
     for name, image in {"half": half, "picture": picture, "small": small}.items():
         image.save(tmp_path / f"{name}.png")
-    flags = ("--num_images", 2, "--steps", 2, "--image", tmp_path / "picture.png")
+    flags = ("--num_images", 2, "--num_inference_steps", 2, "--image", tmp_path / "picture.png")
     made, recipes, _ = generated(tmp_path, *flags, "--mask", tmp_path / "half.png")
     left = (0, 0, size // 2, size)
     assert all(one.crop(left).tobytes() == picture.crop(left).tobytes() for one in made) and made[0] != picture
@@ -229,11 +229,11 @@ def test_pictures_are_made_of_files(tmp_path, capsys):
     assert str(tmp_path) not in json.dumps(recipes)
     again, recipes, _ = generated(tmp_path, *flags, "--strength", 0)
     assert again[0].tobytes() == picture.tobytes() and recipes[0]["strength"] == 0
-    large, _, _ = generated(tmp_path, "--num_images", 1, "--steps", 2, "--low_resolution", tmp_path / "small.png")
-    assert large[0].size == (size, size)
-    assert "--mask must be a picture" in fails(
-        capsys, tmp_path / "saved", "--mask", tmp_path / "saved/model_index.json"
+    large, _, _ = generated(
+        tmp_path, "--num_images", 1, "--num_inference_steps", 2, "--low_resolution", tmp_path / "small.png"
     )
+    assert large[0].size == (size, size)
+    assert "--mask must be an image" in fails(capsys, tmp_path / "saved", "--mask", tmp_path / "saved/model_index.json")
     assert "mask needs an image" in fails(capsys, tmp_path / "saved", "--mask", tmp_path / "half.png")
 
 

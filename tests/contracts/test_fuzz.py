@@ -10,6 +10,7 @@ import io
 import json
 import os
 import struct
+import sys
 from datetime import date
 from functools import cache, wraps
 
@@ -23,7 +24,8 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 import latentia
-from latentia.commands import main as cli
+from latentia import commands
+from latentia.commands.main import main
 from latentia.commands.sources import open_source
 from latentia.data import load_images
 from latentia.data.decode import BadImage, Fit, open_image
@@ -299,7 +301,7 @@ def exits(run) -> None:
 
 
 TYPED = (
-    "--seed --num_images --steps --guidance --n --metrics fd kid --sampler ddim pca --sed "
+    "--seed --num_images --num_inference_steps --n --metrics fd kid --sampler ddim pca --sed "
     "--no_update_card --update_card True 1e3 nan -1 0x10 -- -h None --data --output_dir --class_labels "
     "--prompt --config --learning_rate --block_out_channels 8"
 ).split()
@@ -323,11 +325,14 @@ def command_line(root, case):
 
         return stop
 
-    real, cli.COMMANDS = cli.COMMANDS, {name: understood(function) for name, function in cli.COMMANDS.items()}
-    try:
-        exits(lambda: cli.main([*command, *words]))
-    finally:
-        cli.COMMANDS = real
+    def nothing_there(*args, **kwargs):
+        raise UsageError("no repository")
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in commands.__all__:
+            patch.setattr(commands, name, understood(getattr(commands, name)))
+        patch.setattr(sys.modules["latentia.commands.generate"], "fetch", nothing_there)
+        exits(lambda: main([*command, *words]))
 
 
 @cache
@@ -363,7 +368,7 @@ FUZZ = {  # name -> (what chance chooses, what is tried, how many in the ordinar
     "arrays": (st.tuples(st.sampled_from(["0.npy", "1.npz", "2.npz"]), BYTES), array, 60),
     "pictures": (st.tuples(st.integers(0, 99), BYTES), picture, 150),
     "latentia": (
-        st.tuples(st.lists(st.sampled_from([*cli.COMMANDS, "generat", ""]), max_size=1), WORDS),
+        st.tuples(st.lists(st.sampled_from([*commands.__all__, "generat", ""]), max_size=1), WORDS),
         command_line,
         15,
     ),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 import latentia.data.factors
-from latentia.commands import main as cli
+from latentia.commands.main import main
 from latentia.data import Factors, load_images
 from latentia.data.builtin import _factors
 from latentia.data.factors import COLOURS, GROUND, SHAPES
@@ -244,7 +244,7 @@ def test_load_images_draws_two_disjoint_splits():
 
 
 def test_the_command_line_describes_them(capsys):
-    cli.data("factors", split="test", label_column="colour")
+    main(["data", "factors", "--split", "test", "--label_column", "colour"])
     out = capsys.readouterr().out
     assert "factors: 2000 images of shape (3, 32, 32)" in out and "magenta" in out and "apache-2.0" in out
 

@@ -109,44 +109,43 @@ HANDMADE = "\n## My story\n\nI | wrote <b>this</b> ---\n\n## Evaluation by eye\n
 
 
 def test_nothing_that_a_person_wrote_is_lost(run):
-    folder_card(run).write()
+    folder_card(run, write=True)
     path = run / "README.md"
     text = path.read_text().replace("license: mit\n", "license: mit\nlanguage: en\nmy_key:\n  nested: [1, 2]\n")
     text = text.replace("<!-- /latentia:evaluation -->\n", "<!-- /latentia:evaluation -->\n\nA note on the numbers.\n")
     text = text.replace("tags:\n", "tags:\n- mine\n").replace("\n<!-- latentia:use", HANDMADE + "\n<!-- latentia:use")
     path.write_text(text)
     (run / "run_summary.json").write_text(json.dumps({**RUN["run_summary.json"], "training_seconds": 180.0}))
-    found = folder_card(run, license="apache-2.0")
-    found.write()
+    found = folder_card(run, license="apache-2.0", write=True)
     new = path.read_text()
     assert HANDMADE in new and "A note on the numbers." in new and found.remarks == []
     assert "in 3 minutes" in new and "in 1.5 minutes" not in new
     data = ModelCard(new).data.to_dict()
     assert data["language"] == "en" and data["my_key"] == {"nested": [1, 2]} and data["license"] == "apache-2.0"
     assert set(data["tags"]) == {"mine", "diffusers", "latentia", "diffusion"}
-    folder_card(run).write()
+    folder_card(run, write=True)
     assert path.read_text() == new  # again: nothing changes, nothing doubles
     add_results(path, [{"type": "fd", "name": "Frechet distance", "value": 3.0, "n": 9}], dataset="digits", seed=0)
     assert HANDMADE in path.read_text() and "A note on the numbers." in path.read_text()
     (run / "training_config.json").unlink()
     (run / "run_summary.json").unlink()
     before = path.read_text()
-    folder_card(run).write()  # and what only the run knew stays when its files are gone
+    folder_card(run, write=True)  # and what only the run knew stays when its files are gone
     assert path.read_text() == before and "Only zeros." in before
     (run / "run_summary.json").write_text(json.dumps(RUN["run_summary.json"]))
-    folder_card(run).write()  # the run's older number does not come back
+    folder_card(run, write=True)  # the run's older number does not come back
     assert "| 3 |" in path.read_text() and "12.5" not in path.read_text()
 
 
 @pytest.mark.parametrize("part", ["summary", "use", "training", "evaluation", "limits"])
 def test_a_part_that_was_changed_by_hand_stays(run, part, capsys):
-    folder_card(run).write()
+    folder_card(run, write=True)
     path = run / "README.md"
     mark = f"<!-- /latentia:{part} -->"
     path.write_text(path.read_text().replace(mark, f"My own line in {part}.\n{mark}"))
     before = path.read_text()
     main(["card", str(run), "--write"])
-    assert f"changed by hand: the part {part}" in capsys.readouterr().out and path.read_text() == before
+    assert f"The part {part} was changed by hand" in capsys.readouterr().out and path.read_text() == before
     if part == "evaluation":
         metric = {"type": "fd", "name": "Frechet distance", "value": 3.0, "n": 9}
         assert not add_results(path, [metric], dataset="digits", seed=0)
@@ -157,7 +156,7 @@ def test_a_part_that_was_changed_by_hand_stays(run, part, capsys):
 def test_a_card_that_a_person_made_alone_keeps_every_word(run):
     for text in ("# Mine\n\nAll by hand.\n", "---\nlicense: cc0-1.0\n---\n# Mine\n\n## Use\n\nAll by hand.\n", ""):
         (run / "README.md").write_text(text)
-        folder_card(run).write()
+        folder_card(run, write=True)
         new = (run / "README.md").read_text()
         assert text.split("---\n")[-1].strip() in new and "## Training" in new
         assert ("license: cc0-1.0" in new) == ("cc0" in text)
@@ -197,11 +196,11 @@ def test_hostile_words_cannot_forge_the_marks(run):
     summary["limits"].append("<!-- /latentia:limits -->\n<!-- latentia:use 00000000 -->")
     (run / "run_summary.json").write_text(json.dumps(summary))
     found = folder_card(run, name=NASTY, dataset=NASTY, license=NASTY)
-    assert list(read_blocks(found.text)) == ["summary", "use", "training", "evaluation", "limits"]
-    assert None not in read_blocks(found.text).values()
-    outside = re.sub(r"(?s)(`{3,})text\n.*?\n\1", "", ModelCard(found.text).text)  # a code block shows what it holds
+    assert list(read_blocks(found.content)) == ["summary", "use", "training", "evaluation", "limits"]
+    assert None not in read_blocks(found.content).values()
+    outside = re.sub(r"(?s)(`{3,})text\n.*?\n\1", "", ModelCard(found.content).text)  # a code block shows what it holds
     assert "<img" not in outside and outside.count("\n## ") == 4
-    assert ModelCard(found.text).data.license == NASTY
+    assert ModelCard(found.content).data.license == NASTY
 
 
 def test_parts_go_where_they_belong():
@@ -244,4 +243,4 @@ def test_the_card_of_a_real_run_lacks_nothing(tmp_path):
     assert train_ddpm.main(parse_arguments(train_ddpm.Arguments, flags, description="")) == 0
     text = (tmp_path / "run" / "README.md").read_text()
     assert lacks(text, tmp_path / "run") == []
-    assert folder_card(tmp_path / "run").text == text
+    assert folder_card(tmp_path / "run").content == text

@@ -13,8 +13,8 @@ from hub_server import TOKEN, environment_at, point_client_at, running_hub
 from PIL import Image
 
 import latentia
+from latentia.commands import verify
 from latentia.commands.main import main
-from latentia.commands.verify import verify
 from latentia.errors import CheckpointError, HubError, UsageError
 from latentia.hub.files import staged
 from latentia.hub.pull import pull
@@ -226,11 +226,11 @@ def test_verify_says_what_it_checked(pushed, saved, tmp_path, capsys):
     main(["verify", "user/digits"])
     out = capsys.readouterr().out
     assert pushed.refs["user/digits"]["main"] in out and "size and hash that the Hub lists" in out
-    [line] = verify(str(saved / "unet"))
+    [line] = verify(str(saved / "unet")).lines
     assert "a UNet2D" in line and "every weight in place" in line
-    assert "a DDIMScheduler" in verify(str(saved / "scheduler"))[0]
-    assert "UnconditionalDiffusionPipeline: " in verify(str(saved))[0]
-    with pytest.raises(UsageError, match="--revision"):
+    assert "a DDIMScheduler" in verify(str(saved / "scheduler")).text()
+    assert "UnconditionalDiffusionPipeline: " in verify(str(saved)).text()
+    with pytest.raises(UsageError, match="revision is for repositories"):
         verify(str(saved), "main")
     with pytest.raises(HubError, match=r"no folder user/digits here.*v9"):
         verify("user/digits", "v9")
@@ -283,7 +283,7 @@ def test_verify_is_stricter_than_diffusers(tmp_path):
         down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
     )  # fmt: skip
     diffusers.DDPMPipeline(unet=unet, scheduler=diffusers.DDPMScheduler()).save_pretrained(tmp_path / "pipe")
-    assert "a DDPMPipeline: " in verify(str(tmp_path / "pipe"))[0]
+    assert "a DDPMPipeline: " in verify(str(tmp_path / "pipe")).text()
     path = tmp_path / "pipe" / WEIGHTS
     weights = load_file(path)
     del weights["conv_in.bias"]

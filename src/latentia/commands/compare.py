@@ -1,29 +1,85 @@
-"""Several models side by side, each of one run or of several: one table, one page."""
+"""Measure several models on equal terms, each of one run or of several: one table, one page."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from glob import glob
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from latentia.commands.evaluate import Evaluation, evaluate, find_extractor, measure_data
 from latentia.commands.sources import open_source
 from latentia.data import ImageData, load_images
 from latentia.errors import UsageError
-from latentia.evaluation import check_metrics
+from latentia.evaluation import check_metrics, text_table
+from latentia.evaluation.features.base import FeatureExtractor
 
 
-def compare(sources: Sequence[Any], data: str | ImageData = "digits", **options: Any) -> list[Evaluation]:
-    """Evaluate several sources against the same real images, with the same n, seed and extractor.
+class Comparison(list[Evaluation]):
+    """The `Evaluation` of every source and run, in order."""
 
-    Where one of them has several runs, each run is also said to have failed or not, see `failed`.
+    def text(self) -> str:
+        """The table, for the terminal."""
+        return text_table([evaluation.to_dict() for evaluation in self])
+
+    def save(self, output_dir: str | Path = "outputs/comparison", title: str = "Comparison") -> list[Path]:
+        """Write the page: index.html, comparison.json, and a folder of images for each model.
+
+        Args:
+            output_dir: where the page goes.
+            title: of the page.
+
+        Returns:
+            The page.
+        """
+        from latentia.evaluation.report import page, plots
+
+        folder = Path(output_dir)
+        for i, evaluation in enumerate(self):
+            evaluation.save(folder / str(i), update_card=False)
+        reports = {evaluation.source: evaluation.report for evaluation in self}
+        plots.plot_precision_recall(reports, folder / "precision_recall.png")
+        return [page.write_page([evaluation.to_dict() for evaluation in self], folder, title)]
+
+
+def compare(
+    sources: Sequence[str | Any],
+    data: str | ImageData = "digits",
+    *,
+    n: int = 500,
+    split: str = "train",
+    extractor: str | FeatureExtractor | None = None,
+    metrics: Sequence[str] | None = None,
+    num_inference_steps: int | None = None,
+    batch_size: int = 100,
+    seed: int = 0,
+    likelihood_images: int = 0,
+    latent_images: int = 0,
+    device: str | torch.device | None = None,
+) -> Comparison:
+    """Measure several models on equal terms: the same real images, n, seed and extractor for all; one table, one page.
+
+    Where one of them has several runs, the table shows their mean, their standard deviation and how many failed: those
+    with a Frechet distance above that of a Gaussian in the principal components, or without half of the classes.
 
     Args:
-        sources: two or more; see `open_source`. Equal names get a number. "name=source,source,..." are several runs of
-            one model, such as those of different seeds: the table shows their mean and spread, and the share that
-            failed. `*` in a path stands for what it matches: "vae=outputs/vae-*".
-        data: as for `evaluate`.
-        **options: as for `evaluate`, the same for all.
+        sources: two or more, as for `latentia evaluate`; "pca" and "kde" are baselines that any model should beat.
+            Equal names get a number. "name=source,source,..." are several runs of one model, such as those of different
+            seeds; `*` in a path stands for what it matches: "vae=outputs/vae-*".
+        data: the real images: digits, emoji, factors, a folder, parquet, or a data set on the Hub. At least 2 n.
+        n: how many images to sample of each source.
+        split: split of the data.
+        extractor: as for `latentia evaluate`; the shipped one that fits the images if not given.
+        metrics: which of the metrics, such as fd kid precision; all that apply if not given.
+        num_inference_steps: network evaluations per image, for pipelines that take several; each pipeline's own default
+            if not given.
+        batch_size: images sampled at a time.
+        seed: of the samples and of the metrics' random splits.
+        likelihood_images: take the likelihood of so many real images; 0 for none.
+        latent_images: take path length and linear probe of the latents of so many real images; 0 for none.
+        device: where pipelines run, such as cuda:1; the process's own if not given.
 
     Returns:
         An `Evaluation` of every source and run, in order.
@@ -37,24 +93,33 @@ def compare(sources: Sequence[Any], data: str | ImageData = "digits", **options:
     """
     runs = [run for source in sources for run in _runs(source)]
     if len(runs) < 2:
-        raise UsageError(f"compare needs at least two sources; got {len(runs)}. To measure one, use evaluate.")
-    check_metrics(options.get("metrics"))
-    split = options.pop("split", "train")
+        raise UsageError(f"sources must be at least two; got {len(runs)}. To measure one, use evaluate.")
+    check_metrics(metrics)
     real = load_images(data, split=split) if isinstance(data, str) else data
     for _, source in runs:  # a slip in the last name must not cost the samples of the first
         open_source(source, real)
-    extractor = find_extractor(options.pop("extractor", None), real)
-    shared = {"split": split, "extractor": extractor, "reference": measure_data(real, extractor)}
-    found = [
-        replace(evaluate(source, data, **shared, **options), runs_of=name) for name, source in runs
-    ]  # fmt: skip
+    features = find_extractor(extractor, real)
+    measured = partial(
+        evaluate,
+        data=data,
+        n=n,
+        split=split,
+        extractor=features,
+        batch_size=batch_size,
+        seed=seed,
+        reference=measure_data(real, features),
+    )
+    options: dict[str, Any] = {
+        "metrics": metrics, "num_inference_steps": num_inference_steps, "likelihood_images": likelihood_images,
+        "latent_images": latent_images, "device": device,
+    }  # fmt: skip
+    found = Comparison(replace(measured(source, **options), runs_of=name) for name, source in runs)
     names = [evaluation.source for evaluation in found]
     for i, evaluation in enumerate(found):
         if names.count(names[i]) > 1:
             evaluation.source = f"{names[i]} ({names[: i + 1].count(names[i])})"
     if any(name for name, _ in runs):
-        plain = {key: options[key] for key in ("n", "batch_size", "seed") if key in options}
-        simplest = evaluate("pca", data, metrics=["fd"], **shared, **plain).report["fd"].value
+        simplest = measured("pca", metrics=["fd"]).report["fd"].value
         for evaluation in found:
             evaluation.failed = failed(evaluation, simplest)
     return found
@@ -78,18 +143,6 @@ def failed(evaluation: Evaluation, simplest: float) -> bool | None:
     return any(known) if known else None
 
 
-def save_comparison(evaluations: Sequence[Evaluation], folder: str | Path, title: str = "Comparison") -> Path:
-    """Write the page: index.html, comparison.json, and a folder of pictures for each model."""
-    from latentia.evaluation.report import page, plots
-
-    folder = Path(folder)
-    for i, evaluation in enumerate(evaluations):
-        evaluation.save(folder / str(i))
-    reports = {evaluation.source: evaluation.report for evaluation in evaluations}
-    plots.plot_precision_recall(reports, folder / "precision_recall.png")
-    return page.write_page([evaluation.to_dict() for evaluation in evaluations], folder, title)
-
-
 def _runs(source: Any) -> list[tuple[str | None, Any]]:
     """(name, source) of each run of "name=source,source"; (None, source) of anything else."""
     if not isinstance(source, str) or "=" not in source or Path(source).expanduser().exists():
@@ -99,6 +152,6 @@ def _runs(source: Any) -> list[tuple[str | None, Any]]:
     found = [path for part in parts for path in (sorted(glob(str(Path(part).expanduser()))) if "*" in part else [part])]
     if not name.strip() or not found:
         raise UsageError(
-            f'Several runs are given as "name=folder,folder"; got "{source}", which names none that exist.'
+            f'sources of several runs are given as "name=folder,folder"; got "{source}", which names none that exist.'
         )
     return [(name.strip(), path) for path in found]

@@ -1,4 +1,4 @@
-"""What a bug report needs, and what a run will need: versions, devices, folders, disk, Hub. Never a token."""
+"""List versions, devices, folders, disk and Hub, for a bug report and before a run; never a token."""
 
 import importlib.util
 import os
@@ -7,6 +7,7 @@ import re
 import shutil
 import tempfile
 import threading
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from huggingface_hub import HfApi, constants, get_token
 from packaging.requirements import Requirement
 
 from latentia.cache import cache_folder
+from latentia.errors import UsageError
 
 PACKAGES = "latentia torch diffusers accelerate datasets safetensors huggingface_hub transformers".split()
 # What constraints.txt names, which is not installed with the package; a test compares the two.
@@ -26,17 +28,43 @@ TESTED = {
 }  # fmt: skip
 
 
-def report(output_dir: str | Path | None = None, *, hub: bool = False, wait: float = 10.0) -> tuple[str, list[str]]:
-    """The lines that `latentia doctor` prints, and what is wrong, each with a way out.
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found.
 
     Args:
-        output_dir: where a run would write; not looked at if not given.
-        hub: whether to ask the Hub if it answers.
-        wait: seconds to wait for it.
+        lines: versions, devices, folders, disk and Hub.
+        problems: what would stop a run, each with a way out.
+    """
+
+    lines: list[str]
+    problems: list[str]
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 2 if there is a problem."""
+        return UsageError.exit_code if self.problems else 0
+
+    def text(self) -> str:
+        """The lines, and the problems after them."""
+        return "\n".join([*self.lines, *(f"problem         {problem}" for problem in self.problems)])
+
+
+def doctor(output_dir: str | Path | None = None, *, hub: bool = False, max_seconds: float = 10.0) -> Diagnosis:
+    """List versions, devices, folders, disk and Hub, for a bug report and before a run; never a token.
+
+    The exit code is 2 if something would stop a run; the last lines say what, with a way out.
+
+    Args:
+        output_dir: where a run would write; not checked if not given.
+        hub: ask the Hub whether it answers.
+        max_seconds: wait for the Hub at most so long.
+
+    Returns:
+        The lines and the problems.
 
     Example:
-        >>> lines, wrong = report()
-        >>> lines.splitlines()[0].split()[0]
+        >>> doctor().lines[0].split()[0]
         'python'
     """
     lines, wrong = [f"python          {platform.python_version()} on {platform.platform()}"], []
@@ -66,18 +94,18 @@ def report(output_dir: str | Path | None = None, *, hub: bool = False, wait: flo
             wrong.append("torchvision is broken, and diffusers trips over it: pip uninstall torchvision")
     folders = {"cache": (cache_folder(None), "set LATENTIA_CACHE")}
     if output_dir is not None:
-        folders["output_dir"] = (Path(output_dir), "choose another --output_dir")
+        folders["output_dir"] = (Path(output_dir), "choose another folder")
     for name, (folder, way) in folders.items():
         free, problem = _room(folder)
         lines.append(f"{name:15} {folder}, {problem or f'writable, {free:.1f} GiB free'}")
         wrong += [f"{folder} {problem}: {way}."] if problem else []
     login = "logged in" if get_token() else "not logged in (hf auth login)"
     if hub:
-        answer = _answer_of_the_hub(wait)
+        answer = _answer_of_the_hub(max_seconds)
         login += f"; {constants.ENDPOINT} {answer or 'answers'}"
         wrong += [f"The Hub {answer}: check the network, HF_ENDPOINT and HF_HUB_OFFLINE."] if answer else []
     lines.append(f"Hub             {login}")
-    return "\n".join(lines), wrong
+    return Diagnosis(lines, wrong)
 
 
 def _plain(found: str) -> str:

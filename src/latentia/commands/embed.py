@@ -1,6 +1,5 @@
-"""Images or tables in, latents out: as a table, as maps of the plane, and with numbers that judge the maps."""
+"""Write the latents of images or of a table as parquet, with PCA and t-SNE maps and their scores."""
 
-import inspect
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +14,11 @@ from torch import Tensor
 
 from latentia.data import load_images, load_table
 from latentia.data.tables import is_table
-from latentia.errors import DataError, NumericsError, UsageError, did_you_mean
+from latentia.errors import DataError, NumericsError, UsageError, check_range, did_you_mean
 from latentia.evaluation import nearest
 from latentia.functional.pixels import from_uint8
 from latentia.pipelines.base import DiffusionPipeline
+from latentia.pipelines.capabilities import capabilities
 from latentia.rng import seed_from
 
 NEIGHBOURS = 10  # of trustworthiness
@@ -27,7 +27,7 @@ _TSNE_INPUTS = 50  # more dimensions than these are first brought down by PCA
 
 @dataclass(frozen=True)
 class Embedding:
-    """What `embed` found.
+    """The result of `embed`.
 
     Args:
         latents: float32 (N, D).
@@ -60,13 +60,19 @@ class Embedding:
         lines += [f"{name:16}" + "".join(f"{row[key]:18.4f}" for key in keys) for name, row in self.scores.items()]
         return "\n".join(lines)
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, output_dir: str | Path = "outputs/embedding") -> list[Path]:
         """Write latents.parquet (columns z0, z1, ..., label, index), pca.png, tsne.png and embedding.json.
+
+        Args:
+            output_dir: where latents and maps go.
+
+        Returns:
+            The folder.
 
         Raises:
             UsageError: the folder cannot be written.
         """
-        folder = Path(folder)
+        folder = Path(output_dir)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             columns: dict[str, Any] = {f"z{i}": column for i, column in enumerate(self.latents.T.contiguous().numpy())}
@@ -79,7 +85,8 @@ class Embedding:
             text = json.dumps({**known, "points": len(self.points), "scores": self.scores}, indent=1)
             (folder / "embedding.json").write_text(text + "\n", encoding="utf-8")
         except OSError as error:
-            raise UsageError(f"--output_dir {folder} cannot be written: {error.strerror}.") from error
+            raise UsageError(f"output_dir {folder} cannot be written: {error.strerror}.") from error
+        return [folder]
 
     def _draw(self, name: str, places: Tensor, path: Path) -> None:
         from matplotlib import colormaps
@@ -107,7 +114,7 @@ class Embedding:
 
 
 def embed(
-    source: Any,
+    source: str | Any,
     data: str = "digits",
     *,
     split: str = "train",
@@ -119,27 +126,27 @@ def embed(
     seed: int = 0,
     revision: str | None = None,
 ) -> Embedding:
-    """The latents of images or of the rows of a table, with maps of them in the plane.
+    """Write the latents of images or of a table as parquet, with PCA and t-SNE maps and their scores.
 
     The maps are a PCA of the latents, and t-SNE of them (after a PCA to 50 dimensions, if they have more).
 
     Args:
-        source: a pipeline that can encode, or the folder or Hub id of a saved one; or a baseline: "pixels", the inputs
-            as they are, or "pca", their first principal components.
-        data: images: digits, emoji, a folder, parquet, or a data set on the Hub; or a table: a .csv, .tsv or .parquet
-            file without images, of which all columns of numbers but the label are taken. For the baselines each
-            column of a table gets mean 0 and variance 1; a pipeline gets a row as an image of one line.
+        source: a saved pipeline that can encode (folder or Hub id); or a baseline: "pixels", the inputs as they are,
+            or "pca", their first principal components. In Python also a pipeline.
+        data: images: digits, emoji, factors, a folder, parquet, or a data set on the Hub; or a table: a .csv, .tsv or
+            .parquet file without images, of which all columns of numbers but the label are taken. For the baselines
+            each column of a table gets mean 0 and variance 1; a pipeline gets a row as an image of one line.
         split: split of the images.
-        components: of "pca". Default 32.
-        label_column: of the labels; `None` (default): found by type in images, "label" in a table.
-        max_samples: use at most so many, spread evenly; `None` (default): all.
-        points: at most so many, chosen at random, are in the maps and judged. Default 2000.
+        components: of "pca".
+        label_column: column of the labels; found by type in images, and "label" in a table, if not given.
+        max_samples: use at most so many, spread evenly; all if not given.
+        points: at most so many, chosen at random, are in the maps and scored.
         batch_size: images encoded at a time.
         seed: of the choice of points and of t-SNE. Equal seeds give equal latents and maps.
-        revision: branch, tag or commit of a pipeline on the Hub.
+        revision: branch, tag or commit on the Hub.
 
     Returns:
-        An `Embedding`; see its `save` and `text`.
+        Latents, maps and scores.
 
     Raises:
         UsageError: a number out of range, an unknown column, or a pipeline that cannot encode.
@@ -151,11 +158,10 @@ def embed(
         >>> found.latents.shape, found.maps["t-SNE"].shape
         (torch.Size([60, 8]), torch.Size([60, 2]))
     """
-    for name, value, least in (("components", components, 1), ("points", points, 5), ("batch_size", batch_size, 1)):
-        if value < least:
-            raise UsageError(f"--{name} must be at least {least}; got {value}.")
-    if max_samples is not None and max_samples < 5:
-        raise UsageError(f"--max_samples must be at least 5; got {max_samples}.")
+    check_range("components", components, 1)
+    check_range("points", points, 5)
+    check_range("batch_size", batch_size, 1)
+    check_range("max_samples", max_samples, 5)
     path, table, left_out = Path(data).expanduser(), is_table(data), []
     if table:
         rows = load_table(data, label_column=label_column, max_samples=max_samples)
@@ -174,7 +180,7 @@ def embed(
     elif source == "pca":
         if components > min(flat.shape):
             raise UsageError(
-                f"--components must be at most {min(flat.shape)}, the lesser of samples and inputs; got {components}."
+                f"components must be at most {min(flat.shape)}, the lesser of samples and inputs; got {components}."
             )
         latents, text = _pca(flat, components), f"PCA-{components}"
     else:
@@ -207,16 +213,15 @@ def _encode(source: Any, inputs: Tensor, labels: Tensor | None, is_table: bool, 
                 + did_you_mean(str(source), ("pixels", "pca"))
             )
         pipe = DiffusionPipeline.from_pretrained(source, **({"revision": revision} if revision else {}))
-    if not hasattr(pipe, "encode"):
+    able = capabilities(pipe)
+    if "encode" not in able.words:
         raise UsageError(
             f"source must be a pipeline of latentia that can encode, pixels or pca; {type(pipe).__name__} cannot."
         )
-    if hasattr(pipe, "set_progress_bar_config"):
-        pipe.set_progress_bar_config(disable=True)
-        pipe.to(PartialState().device)
-    known = inspect.signature(pipe.encode).parameters
-    options: dict[str, Any] = {"continuous": True} if "continuous" in known else {}
-    by_class = getattr(pipe, "num_classes", None) and "class_labels" in known and labels is not None
+    pipe.set_progress_bar_config(disable=True)
+    pipe.to(PartialState().device)
+    options: dict[str, Any] = {"continuous": True} if able.latents == "indices" else {}
+    by_class = "class_labels" in able.latent_conditions and labels is not None
     parts = []
     for i in range(0, len(inputs), size):
         rows = inputs[i : i + size]

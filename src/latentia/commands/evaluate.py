@@ -1,13 +1,14 @@
-"""One scoreboard for every family: sample from anything, measure it, compare it on equal terms.
+"""Measure the images of a saved pipeline, a folder, a file or a function: every metric beside its real-data score.
 
     evaluation = latentia.evaluate("outputs/demo", data="digits", n=500)
-    print(evaluation.report.table())
+    print(evaluation.text())
     evaluation.save("outputs/evaluation")
 
-What makes images is a `Source`; from the images on, everything is the same for all.
+What makes images is a `Source`; from the images on, everything is the same for all families.
 """
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,13 +27,12 @@ from tqdm.auto import tqdm
 
 from latentia.commands.sources import Source, open_source
 from latentia.data import ImageData, load_images
-from latentia.errors import DataError, UsageError
+from latentia.errors import DataError, UsageError, check_range
 from latentia.evaluation import (
     LatentStructure,
     Likelihood,
     Report,
     Sample,
-    Sheet,
     cached_predict,
     check_metrics,
     dequantise,
@@ -43,33 +43,36 @@ from latentia.evaluation import (
     measure,
     score,
     uint8_batches,
-    write_sheet,
 )
 from latentia.evaluation.features.base import FeatureExtractor
 from latentia.evaluation.likelihood.pixels import Pixels
 from latentia.functional.pixels import from_uint8
 from latentia.hub.card import add_results
 
-KEPT = 100  # images that an evaluation keeps to show; the others are forgotten once they are measured
+logger = logging.getLogger(__name__)
+KEPT = 100  # images that an evaluation keeps to show; the others are deleted once they are measured
 
 
 @dataclass
 class Evaluation:
-    """What `evaluate` found.
+    """The result of `evaluate`.
 
     Args:
-        source, about: name and facts of what was measured.
+        source: name of what was measured.
+        about: facts of it.
         data: facts of the real images.
         report: every metric.
         images: the first `KEPT` generated ones, uint8 (100, C, H, W).
-        sample, real: what was measured of all generated and all real images.
+        sample: what was measured of all generated images.
+        real: what was measured of all real images.
         real_images: uint8 (N, C, H, W).
         milliseconds: to sample one image, in batches of `batch_size`, over all processes.
         memory_mb: how far memory rose while sampling: of the GPU if there is one, else of the process.
         likelihood: of held-out images; None where the family defines none or none was asked for.
         latents: how they are structured, likewise.
         runs_of: what several runs are compared as, together; None for a source of its own.
-        failed: whether this run failed, see `latentia.commands.compare.failed`; None if nobody asked.
+        failed: whether this run failed, see `failed` in compare.py; None if that was not asked.
+        card: README.md of the saved pipeline that was measured, if there is one.
     """
 
     source: str
@@ -86,6 +89,7 @@ class Evaluation:
     latents: LatentStructure | None = None
     runs_of: str | None = None
     failed: bool | None = None
+    card: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists."""
@@ -108,11 +112,19 @@ class Evaluation:
         lines = [self.report.table(), f"{self.source}: {', '.join(facts)}"]
         return "\n".join([*lines, *(part.text() for part in (self.likelihood, self.latents) if part)])
 
-    def save(self, folder: str | Path) -> Path:
-        """Write metrics.json and the pictures: samples, nearest real images, classes, feature map, precision/recall."""
+    def save(self, output_dir: str | Path = "outputs/evaluation", *, update_card: bool = True) -> list[Path]:
+        """Write metrics.json and images: samples, nearest real images, classes, feature map, precision and recall.
+
+        Args:
+            output_dir: where numbers and images go.
+            update_card: put the numbers into the card of the saved pipeline that was measured, if it has one.
+
+        Returns:
+            The folder, and the card if it was updated.
+        """
         from latentia.evaluation.report import grids, plots
 
-        folder = Path(folder)
+        folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "metrics.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
         grids.image_grid(from_uint8(self.images)).save(folder / "samples.png")
@@ -125,14 +137,24 @@ class Evaluation:
             fitting = names if names and len(names) == len(counts) else None
             plots.plot_class_histogram(counts, real_counts, folder / "classes.png", fitting)
         plots.plot_precision_recall({self.source: self.report}, folder / "precision_recall.png")
-        return folder
+        return [folder, self._update_card()] if update_card and self.card else [folder]
+
+    def _update_card(self) -> Path:
+        split = {"split": self.data["split"]} if "split" in self.data else {}
+        metrics = [metric | split for metric in self.report.for_card()]
+        name = self.data.get("name", self.data["kind"])
+        if not add_results(self.card, metrics, dataset=name, seed=self.report.seed):
+            logger.warning(
+                f"{self.card}: its section Evaluation was changed by hand, so only the metadata have the new numbers."
+            )
+        return self.card
 
 
 def evaluate(
-    source: Any,
+    source: str | Any,
     data: str | ImageData = "digits",
     *,
-    n: int = 1000,
+    n: int = 500,
     split: str = "train",
     extractor: str | FeatureExtractor | None = None,
     metrics: Sequence[str] | None = None,
@@ -145,27 +167,35 @@ def evaluate(
     device: str | torch.device | None = None,
     reference: Sample | None = None,
 ) -> Evaluation:
-    """Sample n images of any source and measure them against real ones, every metric beside its real-data score.
+    """Measure the images of a source: every metric that applies, beside what real images get at the same n.
 
-    Under `accelerate launch` the work is shared by the processes, and each returns the same result as one alone would.
+    Under `accelerate launch` (`accelerate launch -m latentia evaluate ...`) the processes share the work, and each
+    returns the same result as one alone would.
 
     Args:
-        source: see `open_source`.
-        data: real images: what `load_images` takes, or a data set that it gave. At least 2 n of them.
+        source: a saved pipeline (folder or Hub id); a folder of images; a .npy or .npz file; "module:function" for a
+            function (count, seed) -> images; or a baseline, "pca" or "kde". In Python also a pipeline, a function, a
+            tensor or images.
+        data: the real images, at least 2 n: digits, emoji, factors, a folder, parquet, or a data set on the Hub.
         n: how many images to sample.
         split: split of the data; use the one that the source was trained on, or copies go unnoticed.
-        extractor: what `load_extractor` takes, or an extractor; None is the shipped one that fits the images' shape.
-        metrics: keys of `latentia.evaluation.METRICS`; None for all that apply.
-        num_inference_steps: network evaluations per image; None is the pipeline's own default.
+        extractor: digits, mnist, emoji, the folder of a classifier, inception:PATH_OR_HUB_ID, or the name of a
+            transformers vision model; the shipped one that fits the images if not given.
+        metrics: which of the metrics, such as fd kid precision recall; all that apply if not given.
+        num_inference_steps: network evaluations per image, for pipelines that take several; the pipeline's own default
+            if not given.
         batch_size: images sampled at a time.
         seed: of the samples and of the metrics' random splits.
-        likelihood_images: of how many real images the likelihood is taken, from the "test" split where there is one;
-            0 for none. Diffusion needs all steps of the chain for each.
-        latent_images: of how many such images path length and linear probe of the latents are taken; 0 for none.
-            Diffusion inverts its chain for each, twice as slow as to sample it, and runs it once more for the path.
+        likelihood_images: take the likelihood of so many real images, of the test split where there is one; 0 for none.
+            Diffusion needs all steps of the chain for each.
+        latent_images: take path length and linear probe of the latents of so many such images; 0 for none. Diffusion
+            inverts its chain for each, twice as slow as to sample it, and runs it once more for the path.
         revision: branch, tag or commit on the Hub.
-        device: where a pipeline runs; None is the process's own.
-        reference: what `measure_data` found of the real images, to save measuring them again.
+        device: where a pipeline runs, such as cuda:1; the process's own if not given.
+        reference: the features of the real images, from `measure_data`, if they are there already.
+
+    Returns:
+        The metrics, with what they were measured of.
 
     Raises:
         UsageError: a source, metric or extractor that is unknown, or too few real images.
@@ -183,8 +213,7 @@ def evaluate(
             f"n must be from 2 to {len(real) // 2}, half of the {len(real)} real images, so that as many can be held "
             f"out; got {n}."
         )
-    if batch_size < 1:
-        raise UsageError(f"batch_size must be at least 1; got {batch_size}.")
+    check_range("batch_size", batch_size, 1)
     features = find_extractor(extractor, real)
     opened = open_source(
         source, real, seed=seed, num_inference_steps=num_inference_steps, revision=revision, device=device
@@ -212,71 +241,33 @@ def evaluate(
         memory_mb=memory[0],
         likelihood=_likelihood(opened, data, real, likelihood_images, seed),
         latents=_latents(opened, data, real, features, latent_images, seed),
+        card=_card_of(source),
     )
 
 
 def measure_data(real: ImageData, extractor: FeatureExtractor, cache_dir: str | Path | None = None) -> Sample:
-    """What the metrics need to know of real images. Their features are computed once and kept in the cache."""
+    """The features of real images, as the metrics need them; computed once and cached."""
     starts = tqdm(range(0, len(real), 1000), desc=f"features of {len(real)} real images", unit="batch", leave=False)
     batches = (from_uint8(real.images[start : start + 1000]) for start in starts)
     features = cached_predict(batches, extractor, real.fingerprint, cache_dir, count=len(real))
     return measure(uint8_batches(real.images), extractor, real.labels, predictions=features)
 
 
-def blind_sheet(
-    source: Any,
-    data: str | ImageData = "digits",
-    *,
-    output_dir: str | Path,
-    split: str = "train",
-    against: Any = None,
-    trials: int = 50,
-    num_inference_steps: int | None = None,
-    seed: int = 0,
-) -> Sheet:
-    """Let people tell a source from real images, or from another source: see `latentia.evaluation.write_sheet`.
-
-    Args:
-        source, data, split, num_inference_steps, seed: as for `evaluate`.
-        output_dir: where the page, the template and the key go.
-        against: another source instead of the real images.
-        trials: pairs to judge.
-    """
-    real = load_images(data, split=split) if isinstance(data, str) else data
-
-    def first(this: Any) -> tuple[str, Tensor]:
-        opened = open_source(this, real, seed=seed, num_inference_steps=num_inference_steps)
-        images = torch.cat([opened.draw(k, min(k + 100, trials)) for k in range(0, trials, 100)])
-        return opened.name, from_uint8(images)
-
-    name, images = first(source)
-    rival = ("real", from_uint8(real.images)) if against is None else first(against)
-    question = {} if against is None else {"question": "Which of the two images looks better?"}
-    names = (rival[0], name)
-    return write_sheet(rival[1], images, output_dir, names=names, trials=trials, seed=seed, **question)
-
-
-def update_card_of(folder: Path, evaluation: Evaluation) -> bool:
-    """Put the numbers into the card of a pipeline that is saved in `folder`; False if there is none."""
-    if not (folder / "model_index.json").exists() or not (folder / "README.md").exists():
-        return False
-    data = evaluation.data
-    split = {"split": data["split"]} if "split" in data else {}
-    metrics = [metric | split for metric in evaluation.report.for_card()]
-    card, name = folder / "README.md", data.get("name", data["kind"])
-    if not add_results(card, metrics, dataset=name, seed=evaluation.report.seed):
-        print(f"{card}: the part evaluation was changed by hand, so only the metadata have the new numbers.")
-    return True
+def _card_of(source: Any) -> Path | None:
+    if not isinstance(source, str | Path) or not Path(source, "model_index.json").is_file():
+        return None
+    card = Path(source, "README.md")
+    return card if card.is_file() else None
 
 
 def find_extractor(extractor: Any, real: ImageData) -> FeatureExtractor:
-    """The extractor that was asked for, or the shipped one that fits the images."""
+    """The extractor that is named, or the shipped one that fits the images."""
     if extractor is None:
         found = extractor_for(real.shape)
         if found is None:
             raise UsageError(
-                f"No shipped extractor fits images of shape {tuple(real.shape)}. Give one: the folder of a classifier, "
-                '"inception:PATH" or the name of a transformers vision model.'
+                f"extractor is missing, and none that is shipped fits images of shape {tuple(real.shape)}. Give the "
+                'folder of a classifier, "inception:PATH" or the name of a transformers vision model.'
             )
         return found
     return load_extractor(extractor) if isinstance(extractor, str | Path) else extractor
@@ -312,14 +303,14 @@ def _measured(
         images = draw(0, min(batch_size, count))[:1]
         parts = [measure(from_uint8(images), extractor, None if labels is None else labels[:1])[:0]]
         kept, owned = [images[:0]], [torch.zeros(0, dtype=torch.int64)]
-    sample = Sample.cat(parts)
+    columns = [None if column[0] is None else torch.cat(column) for column in zip(*map(tuple, parts))]
     first, place = torch.cat(kept), torch.cat(owned)
     if state.num_processes > 1:
         first = _gathered(first, state)[_gathered(place[place < KEPT], state).argsort()]
         order = _gathered(place, state).argsort()
-        sample = sample.map(lambda column: _gathered(column, state)[order])
+        columns = [None if column is None else _gathered(column, state)[order] for column in columns]
         seconds = float(_gathered(torch.tensor([seconds]), state).max())
-    return sample, first, seconds
+    return Sample(*columns), first, seconds
 
 
 def _gathered(x: Tensor, state: PartialState) -> Tensor:

@@ -1,12 +1,13 @@
-"""Pictures from any saved pipeline, as PNG files that carry their recipe, and one sheet of them all."""
+"""Sample images from any saved pipeline, as PNG files that carry their recipe, and a sheet of them all."""
 
 import inspect
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import diffusers
 import torch
@@ -14,10 +15,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from latentia.data.decode import BadImage, open_image
-from latentia.errors import UsageError
+from latentia.errors import UsageError, check_choice, check_range, did_you_mean
 from latentia.evaluation import image_grid
+from latentia.hub.load import INDEX_NAME, pipeline_class, read_index
 from latentia.pipelines.base import DiffusionPipeline, from_input
+from latentia.pipelines.capabilities import Option, call_options, capabilities
 from latentia.pipelines.sampling import image_generators, is_flow
+from latentia.safety import fetch
 from latentia.schedulers.ddim import DDIMScheduler
 from latentia.schedulers.ddpm import DDPMScheduler
 
@@ -27,89 +31,129 @@ SAMPLERS = {
     "dpm-solver++": diffusers.DPMSolverMultistepScheduler,
 }
 _CHUNK = 64  # images at once
-_OPTIONS = (
-    *("num_inference_steps", "guidance_scale", "eta", "negative_prompt", "strength"),
-    *("temperature", "top_k", "top_p"),
-)
-_FILES = ("image", "mask", "low_resolution")
+# Conditions that are of each image, so that several are given out in turn: recipe key and type on a command line.
+_OF_EACH = {
+    "class_labels": ("class_label", int | str), "prompt": ("prompt", str), "negative_prompt": ("negative_prompt", str),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Sampled images.
+
+    Args:
+        images: the images.
+        recipes: of each, all that is needed to sample it again. No folder of this machine is in it but `source`'s name.
+    """
+
+    images: list[Image.Image]
+    recipes: list[dict[str, Any]]
+
+    def text(self) -> str:
+        """How many, and of what."""
+        return f"{len(self.images)} images of a {self.recipes[0]['class']}, each with its recipe in the PNG's text."
+
+    def save(self, output_dir: str | Path = "outputs/generated") -> list[Path]:
+        """Write 00000.png, 00001.png, ... with their recipes as JSON in the PNG's text "latentia", and sheet.png.
+
+        Args:
+            output_dir: where the files go.
+
+        Returns:
+            The folder.
+        """
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        for i, (image, recipe) in enumerate(zip(self.images, self.recipes)):
+            image.save(folder / f"{i:05d}.png", pnginfo=_info(recipe))
+        own = {"index", *(key for key, _ in _OF_EACH.values())}
+        common = {key: value for key, value in self.recipes[0].items() if key not in own}
+        sheet = image_grid(from_input([_on_white(image) for image in self.images]))
+        sheet.save(folder / "sheet.png", pnginfo=_info({**common, "images": len(self.images)}))
+        return [folder]
 
 
 def generate(
-    source: str,
+    source: str | Path,
     num_images: int = 8,
     *,
-    prompt: str | Sequence[str] = (),
-    class_labels: Sequence[int | str] = (),
-    sampler: str = "saved",
+    sampler: Literal["saved", "ddim", "ddpm", "dpm-solver++"] = "saved",
     seed: int = 0,
     revision: str | None = None,
     **options: Any,
-) -> tuple[list[Image.Image], list[dict[str, Any]]]:
-    """Pictures of a saved pipeline, each with all that is needed to make it again.
+) -> Generated:
+    """Sample images from any saved pipeline, as PNG files that carry their recipe, and a sheet of them all.
+
+    Options of the pipeline itself, such as prompt, class_labels or num_inference_steps, are those of its call:
+    `latentia generate FOLDER --help` lists them.
 
     Args:
-        source: a folder, or "user/name" on the Hub.
+        source: a saved pipeline, a folder or "user/name" on the Hub.
         num_images: how many; several prompts or class labels are given out in turn.
-        prompt: a text or several, for pipelines that are told one.
-        class_labels: indices or names, for pipelines that are told one.
-        sampler: "saved" (default), or one of `SAMPLERS` over the same noise, for diffusion.
-        seed: the same seed gives the same pictures, however many are asked for.
+        sampler: the saved scheduler, or another one over the same noise, for diffusion.
+        seed: the same seed gives the same images, however many are sampled.
         revision: branch, tag or commit on the Hub.
-        **options: num_inference_steps, guidance_scale, eta, negative_prompt, strength, temperature, top_k, top_p; and
-            image, mask and low_resolution, files. Those that are None keep the pipeline's own default.
+        **options: of the pipeline's call; images are paths. None and empty ones keep the pipeline's own default.
 
     Returns:
-        The pictures, and a recipe for each, which names no folder of this machine but `source`'s own name.
+        The images, and a recipe for each.
 
     Raises:
-        UsageError: an argument out of its range, or one that this pipeline does not take.
+        UsageError: an argument out of its range, or an option that this pipeline does not take.
+        CheckpointError: it is no saved pipeline, or one that does not load.
+
+    Example:
+        >>> generate("outputs/demo", class_labels=[3]).save("outputs/threes")  # doctest: +SKIP
+        [PosixPath('outputs/threes')]
     """
-    if num_images < 1:
-        raise UsageError(f"--num_images must be at least 1; got {num_images}.")
+    check_range("num_images", num_images, 1)
+    check_choice("sampler", sampler, ["saved", *SAMPLERS])
     pipe = DiffusionPipeline.from_pretrained(source, **({"revision": revision} if revision else {}))
-    takes = inspect.signature(type(pipe).__call__).parameters
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    given = {"prompt": prompts or None, "class_labels": class_labels or None, **options}
-    given = {key: value for key, value in given.items() if value is not None}
+    able = capabilities(pipe)
+    given = {key: value for key, value in options.items() if not _is_empty(value)}
+    known = [*able.options, *inspect.signature(generate).parameters]
     for key in given:
-        if key not in takes:
-            known = [f"--{name}" for name in ("prompt", "class_labels", *_OPTIONS, *_FILES) if name in takes]
+        if key not in able.options:
             raise UsageError(
-                f"--{key} must be left out: {type(pipe).__name__} does not take it. It takes "
-                f"{', '.join(known) or 'none of these'}."
+                f"{key} must be left out: {type(pipe).__name__} does not take it.{did_you_mean(key, known)} It takes "
+                f"{', '.join(f'`{name}`' for name in able.options) or 'no options'}."
             )
-    if "prompt" in takes and not prompts and pipe.is_text_conditional:
-        raise UsageError(f'--prompt is missing: {type(pipe).__name__} makes images of a text, such as "red heart".')
-    files = {key: _opened(key, given[key]) for key in _FILES if key in given}
+    if "prompt" in able.conditions and "prompt" not in given:
+        raise UsageError(f'prompt is missing: {type(pipe).__name__} is conditioned on text, such as "red heart".')
+    files = {key: Path(given[key]) for key in given if able.options[key].type is Image.Image}
+    shared = {key: value for key, value in given.items() if key not in files and key not in _OF_EACH}
+    pictures = {key: _opened(key, path) for key, path in files.items()}
     _choose(pipe, sampler)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 
-    labels, texts = (
-        [values[i % len(values)] if values else None for i in range(num_images)] for values in (class_labels, prompts)
-    )
+    of_each = {
+        key: [values[i % len(values)] for i in range(num_images)]
+        for key in _OF_EACH
+        if (values := _listed(given.get(key)))
+    }
     generators = image_generators(torch.Generator().manual_seed(seed), num_images)
     images: list[Image.Image] = []
     for start in range(0, num_images, _CHUNK):
         part = slice(start, min(start + _CHUNK, num_images))
-        asked = {key: value for key, value in given.items() if key in _OPTIONS} | files
-        if prompts:
-            asked["prompt"] = texts[part]
-        else:
+        asked = {**shared, **pictures, **{key: values[part] for key, values in of_each.items()}}
+        if "prompt" not in asked:  # which says how many
             asked["batch_size"] = part.stop - part.start
-        if class_labels:
-            asked["class_labels"] = labels[part]
         images += pipe(generator=generators[part], **asked).images
-    defaults = {key: takes[key].default for key in _OPTIONS if key in takes}
+    defaults = {
+        key: option.default
+        for key, option in able.options.items()
+        if key not in _OF_EACH and option.type is not Image.Image and option.default is not inspect.Parameter.empty
+    }
     scheduler = getattr(pipe, "scheduler", None)
     common = {
-        "pipeline": Path(source).expanduser().resolve().name if Path(source).expanduser().is_dir() else source,
+        "pipeline": Path(source).expanduser().resolve().name if Path(source).expanduser().is_dir() else str(source),
         "class": type(pipe).__name__,
         "revision": revision,
         "sampler": None if scheduler is None else type(scheduler).__name__,
         "seed": seed,
         **defaults,
-        **{key: value for key, value in given.items() if key in _OPTIONS},
-        **{key: {"name": given[key].name, "sha256": sha256(given[key].read_bytes()).hexdigest()} for key in files},
+        **shared,
+        **{key: {"name": path.name, "sha256": sha256(path.read_bytes()).hexdigest()} for key, path in files.items()},
         "device": pipe.device.type,
         "versions": {
             "latentia": version("latentia"),
@@ -117,15 +161,65 @@ def generate(
             "torch": torch.__version__,
         },
     }
-    own = zip(labels, texts)
-    return images, [{**common, "index": i, "class_label": label, "prompt": text} for i, (label, text) in enumerate(own)]
+    recipes = [
+        {
+            **common,
+            "index": i,
+            **{name: of_each[key][i] if key in of_each else None for key, (name, _) in _OF_EACH.items()},
+        }
+        for i in range(num_images)
+    ]
+    return Generated(images, recipes)
 
 
-def _opened(flag: str, path: Path) -> Image.Image:
+def options(words: Sequence[str]) -> dict[str, Option]:
+    """The options of the pipeline that a command line names, as they are typed there.
+
+    Args:
+        words: the command line. The pipeline is its first word, or the first that is the folder of one.
+
+    Returns:
+        None if the command line names no pipeline.
+
+    Raises:
+        CheckpointError, HubError, UsageError: it is no saved pipeline.
+    """
+    first = words[0] if words and not words[0].startswith("-") else None
+    source = next((word for word in words if Path(word, INDEX_NAME).is_file()), first)
+    if source is None:
+        return {}
+    folder = Path(source)
+    if not folder.is_dir():
+        if "/" not in source:  # no name of a repository; `generate` itself refuses it
+            return {}
+        revision = words[words.index("--revision") + 1] if "--revision" in words[:-1] else None
+        folder = fetch(source, [INDEX_NAME], revision=revision)
+    kind = pipeline_class(read_index(folder), f"{source}/{INDEX_NAME}")
+    return {name: _typed(name, option) for name, option in call_options(kind.__call__).items()}
+
+
+def _typed(name: str, option: Option) -> Option:
+    if name in _OF_EACH:
+        return replace(option, type=tuple[_OF_EACH[name][1], ...], default=())
+    kind = Path if option.type is Image.Image else option.type
+    if option.default is None or option.default is inspect.Parameter.empty:
+        return replace(option, type=kind | None, default=None)
+    return replace(option, type=kind)
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str | Sequence) and len(value) == 0)
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else [value] if isinstance(value, str | int) else list(value)
+
+
+def _opened(argument: str, path: Path) -> Image.Image:
     try:
         return open_image(path)
     except BadImage as error:
-        raise UsageError(f"--{flag} must be a picture; {path} {error}.") from error
+        raise UsageError(f"{argument} must be an image; {path} {error}.") from error
 
 
 def _choose(pipe: Any, sampler: str) -> None:
@@ -134,23 +228,15 @@ def _choose(pipe: Any, sampler: str) -> None:
         return
     scheduler = getattr(pipe, "scheduler", None)
     if scheduler is None or is_flow(scheduler):
-        why = "has no noise to take away" if scheduler is None else "was trained by flow matching"
-        raise UsageError(f"--sampler must be saved, as {type(pipe).__name__} {why} here; got {sampler}.")
+        why = "has no scheduler" if scheduler is None else "was trained by flow matching"
+        raise UsageError(f"sampler must be saved, as {type(pipe).__name__} {why}; got {sampler}.")
     pipe.scheduler = SAMPLERS[sampler].from_config(scheduler.config)
 
 
-def save(images: Sequence[Image.Image], recipes: Sequence[dict[str, Any]], folder: Path) -> None:
-    """00000.png, 00001.png, ... with their recipes as JSON in the PNG's text "latentia", and sheet.png of them all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, (image, recipe) in enumerate(zip(images, recipes)):
-        info = PngInfo()
-        info.add_text("latentia", json.dumps(recipe))
-        image.save(folder / f"{i:05d}.png", pnginfo=info)
-    shown = [_on_white(image) for image in images]
-    common = {key: value for key, value in recipes[0].items() if key not in ("index", "class_label", "prompt")}
+def _info(recipe: dict[str, Any]) -> PngInfo:
     info = PngInfo()
-    info.add_text("latentia", json.dumps({**common, "images": len(images)}))
-    image_grid(from_input(shown)).save(folder / "sheet.png", pnginfo=info)
+    info.add_text("latentia", json.dumps(recipe))
+    return info
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -1,369 +1,217 @@
-"""The command `latentia`. Heavy modules are imported by the command that needs them, so that `--help` is instant."""
+"""The command `latentia NAME ...`: the function `latentia.commands.NAME`, called with what its signature asks for.
 
+The command line is built from the signature and the docstring: arguments without a default are positional, the others
+are flags, and what only Python can give (tensors, functions) is left out. If the result has a `save`, its arguments are
+flags too, and it is called. Only the command that runs is imported, so that `latentia --help` is instant.
+"""
+
+import inspect
+import re
 import sys
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any, Literal
 
-import tyro
-from tyro.conf import Positional, arg
+from latentia import commands
+from latentia.errors import LatentiaError, UsageError, add_dashes, did_you_mean
 
-from latentia.commands.hub import card, convert, pull, push, verify
-from latentia.errors import LatentiaError, UsageError
-
-Source = Annotated[str, arg(metavar="FOLDER|USER/NAME")]
-AnySource = Annotated[str, arg(metavar="FOLDER|USER/NAME|FILE|MODULE:FUNCTION|pca|kde")]
-
-
-def generate(
-    pipeline: Positional[Source],
-    num_images: int = 8,
-    prompt: tuple[str, ...] = (),
-    negative_prompt: str | None = None,
-    class_labels: tuple[str, ...] = (),
-    image: Path | None = None,
-    mask: Path | None = None,
-    strength: float | None = None,
-    low_resolution: Path | None = None,
-    guidance_scale: Annotated[float | None, arg(aliases=["--guidance"])] = None,
-    num_inference_steps: Annotated[int | None, arg(aliases=["--steps"])] = None,
-    eta: float | None = None,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    sampler: Literal["saved", "ddim", "ddpm", "dpm-solver++"] = "saved",
-    seed: int = 0,
-    revision: str | None = None,
-    output_dir: Path = Path("outputs/generated"),
-) -> None:
-    """Sample images from any saved pipeline, as PNG files that carry their recipe, and a sheet of them all.
-
-    Args:
-        pipeline: a folder, or a repository on the Hub.
-        num_images: how many; several prompts or class labels are given out in turn.
-        prompt: what the images show, for pipelines that are told a text.
-        negative_prompt: what they stay away from, with a guidance other than 1.
-        class_labels: classes by index or name.
-        image: a picture to start from, of the size that the pipeline makes.
-        mask: a picture of that size, white where new pixels are made and black where those of image are kept.
-        strength: 0 gives image back, 1 begins with noise alone; 0.8 if not given, or 1 with a mask.
-        low_resolution: a small picture to make a large one of.
-        guidance_scale: how strongly to follow class or text; 1 is as trained. The pipeline's default if not given.
-        num_inference_steps: network evaluations per image; the pipeline's default if not given.
-        eta: 0 deterministic, 1 as noisy as DDPM; the pipeline's default if not given.
-        temperature: less than 1 makes images more typical and alike; the pipeline's default if not given.
-        top_k: draw each code from so many of the likeliest, for priors over codes; from all if not given.
-        top_p: draw each code from the fewest that have this probability together; from all if not given.
-        sampler: the saved scheduler, or another one over the same noise.
-        seed: the same seed gives the same images.
-        revision: branch, tag or commit on the Hub.
-        output_dir: where the files go.
-    """
-    from latentia.commands.generate import generate, save
-
-    images, recipes = generate(
-        pipeline, num_images, prompt=prompt, sampler=sampler, seed=seed, revision=revision,
-        class_labels=[int(label) if label.lstrip("-").isdigit() else label for label in class_labels],
-        guidance_scale=guidance_scale, num_inference_steps=num_inference_steps, eta=eta,
-        negative_prompt=negative_prompt, image=image, mask=mask, strength=strength, low_resolution=low_resolution,
-        temperature=temperature, top_k=top_k, top_p=top_p,
-    )  # fmt: skip
-    save(images, recipes, output_dir)
-    print(f"{len(images)} images in {output_dir}, each with its recipe in the PNG's text, and sheet.png of them all.")
-
-
-def evaluate(
-    source: Positional[AnySource],
-    data: str = "digits",
-    split: str = "train",
-    n: int = 500,
-    metrics: tuple[str, ...] = (),
-    extractor: str | None = None,
-    num_inference_steps: int | None = None,
-    batch_size: int = 100,
-    likelihood_images: int = 0,
-    latent_images: int = 0,
-    seed: int = 0,
-    revision: str | None = None,
-    output_dir: Path = Path("outputs/evaluation"),
-    update_card: bool = True,
-) -> None:
-    """Measure what makes images: every metric that applies, beside what real images get at the same n.
-
-    Writes metrics.json and pictures: samples, nearest real images, classes, feature map, precision and recall.
-    Under `accelerate launch -m latentia evaluate ...` the processes share the work.
-
-    Args:
-        source: a saved pipeline (folder or Hub id), a folder of images, a .npy or .npz file, "module:function" for a
-            function (count, seed) -> images, or a baseline, "pca" or "kde".
-        data: the real images: digits, emoji, factors, a folder, parquet, or a data set on the Hub.
-        split: split of the data; the one that was trained on, or copies go unnoticed.
-        n: how many images to sample; the data must hold twice as many.
-        metrics: which of the metrics, such as fd kid precision recall; all that apply if not given.
-        extractor: digits, mnist, emoji, the folder of a classifier, inception:PATH_OR_HUB_ID, or the name of a
-            transformers vision model; the shipped one that fits the images if not given.
-        num_inference_steps: network evaluations per image; the pipeline's own default if not given.
-        batch_size: images sampled at a time.
-        likelihood_images: take the likelihood of so many real images, of the test split where there is one.
-        latent_images: take path length and linear probe of the latents of so many real images, likewise.
-        seed: of the samples.
-        revision: branch, tag or commit on the Hub.
-        output_dir: where numbers and pictures go.
-        update_card: put the numbers into the card of a saved pipeline, if `source` is its folder.
-    """
-    from accelerate import PartialState
-
-    from latentia.commands.evaluate import evaluate, update_card_of
-
-    found = evaluate(
-        source, data, n=n, split=split, extractor=extractor, metrics=metrics or None, seed=seed, revision=revision,
-        num_inference_steps=num_inference_steps, batch_size=batch_size, likelihood_images=likelihood_images,
-        latent_images=latent_images,
-    )  # fmt: skip
-    if PartialState().is_main_process:
-        found.save(output_dir)
-        print(found.text())
-        print(f"\nNumbers and pictures: {output_dir}")
-        if update_card and update_card_of(Path(source), found):
-            print(f"Card: {source}/README.md")
-
-
-def compare(
-    sources: Positional[tuple[AnySource, ...]],
-    data: str = "digits",
-    split: str = "train",
-    n: int = 500,
-    metrics: tuple[str, ...] = (),
-    extractor: str | None = None,
-    num_inference_steps: int | None = None,
-    batch_size: int = 100,
-    likelihood_images: int = 0,
-    latent_images: int = 0,
-    seed: int = 0,
-    output_dir: Path = Path("outputs/comparison"),
-) -> None:
-    """Measure several sources on equal terms: one table, and one page with what each of them made.
-
-    Args:
-        sources: two or more, as for evaluate; "pca" and "kde" are baselines that any model should beat. Several runs
-            of one model are given as name=folder,folder or "name=folder-*": the table shows their mean, their
-            standard deviation and how many failed.
-        data: the real images: digits, emoji, factors, a folder, parquet, or a data set on the Hub.
-        split: split of the data.
-        n: how many images to sample of each.
-        metrics: which of the metrics; all that apply if not given.
-        extractor: as for evaluate.
-        num_inference_steps: network evaluations per image; each pipeline's own default if not given.
-        batch_size: images sampled at a time.
-        likelihood_images: take the likelihood of so many real images.
-        latent_images: take path length and linear probe of the latents of so many real images.
-        seed: of the samples.
-        output_dir: where the page goes.
-    """
-    from accelerate import PartialState
-
-    from latentia.commands.compare import compare, save_comparison
-    from latentia.evaluation import text_table
-
-    found = compare(
-        sources, data, n=n, split=split, extractor=extractor, metrics=metrics or None, seed=seed,
-        num_inference_steps=num_inference_steps, batch_size=batch_size, likelihood_images=likelihood_images,
-        latent_images=latent_images,
-    )  # fmt: skip
-    if PartialState().is_main_process:
-        page = save_comparison(found, output_dir)
-        print(text_table([evaluation.to_dict() for evaluation in found]))
-        print(f"\nThe page: {page}")
-
-
-def sheet(
-    source: Positional[AnySource],
-    data: str = "digits",
-    split: str = "train",
-    against: AnySource | None = None,
-    trials: int = 50,
-    num_inference_steps: int | None = None,
-    seed: int = 0,
-    output_dir: Path = Path("outputs/sheet"),
-) -> None:
-    """Write a blind comparison for people: an HTML page with pairs of images, one of them from the source.
-
-    Args:
-        source: as for evaluate.
-        data: the real images.
-        split: split of the data.
-        against: another source to compare with instead of the real images.
-        trials: pairs to judge; 50 votes give an interval of about ±0.14, 400 of ±0.05.
-        num_inference_steps: network evaluations per image; the pipeline's own default if not given.
-        seed: of the samples, their order and their sides.
-        output_dir: where the page, a template for votes on paper and the key go; give raters the page alone.
-    """
-    from latentia.commands.evaluate import blind_sheet
-
-    written = blind_sheet(
-        source, data, split=split, against=against, trials=trials, num_inference_steps=num_inference_steps, seed=seed,
-        output_dir=output_dir,
-    )  # fmt: skip
-    print(f"{written.page}: send this file alone to the raters; it saves votes_NAME.csv.")
-    print(f"{written.template}: for votes on paper. {written.key}: which side is which; keep it from the raters.")
-    print(f"Then: latentia votes {output_dir} votes_*.csv")
-
-
-def votes(folder: Positional[Path], files: Positional[tuple[Path, ...]]) -> None:
-    """Count the votes of a blind comparison: the fooling rate with its exact binomial interval.
-
-    Args:
-        folder: what `latentia sheet` wrote.
-        files: the CSV files of the raters.
-    """
-    from latentia.evaluation import read_votes
-
-    print(read_votes(files, folder).text())
-
-
-def data(
-    source: Positional[str],
-    split: str = "train",
-    resolution: int | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    caption_column: str | None = None,
-    on_bad_image: Literal["raise", "skip"] = "raise",
-    cache_dir: str | None = None,
-) -> None:
-    """Check a data set: decode every image once, and say what was found.
-
-    Args:
-        source: digits, emoji, factors, a folder, a parquet file or folder, or a data set on the Hub.
-        split: split of the data.
-        resolution: side of the images in pixels; their own size if not given.
-        image_column: column of the images.
-        label_column: column of the labels.
-        caption_column: column of the captions.
-        on_bad_image: stop at an image that cannot be read, or pass over at most 1 percent.
-        cache_dir: where decoded images are kept.
-    """
-    from latentia.data import load_images
-
-    found = load_images(
-        source,
-        split=split,
-        resolution=resolution,
-        image_column=image_column,
-        label_column=label_column,
-        caption_column=caption_column,
-        on_bad_image=on_bad_image,
-        cache_dir=cache_dir,
-    )
-    print(found)
-    for key, value in found.describe().items():
-        print(f"  {key}: {value}")
-
-
-def embed(
-    source: Positional[Annotated[str, arg(metavar="FOLDER|USER/NAME|pixels|pca")]],
-    data: str = "digits",
-    split: str = "train",
-    components: int = 32,
-    label_column: str | None = None,
-    max_samples: int | None = None,
-    points: int = 2000,
-    batch_size: int = 256,
-    seed: int = 0,
-    revision: str | None = None,
-    output_dir: Path = Path("outputs/embedding"),
-) -> None:
-    """Write the latents of images or of a table as parquet, with PCA and t-SNE maps of them.
-
-    Args:
-        source: a saved pipeline that can encode, or a baseline: "pixels" or "pca".
-        data: digits, emoji, factors, a folder, parquet, a data set on the Hub, or a table of numbers (.csv, .tsv,
-            .parquet).
-        split: split of the images.
-        components: of "pca".
-        label_column: column of the labels; found by itself if not given.
-        max_samples: use at most so many, spread evenly.
-        points: at most so many are in the maps.
-        batch_size: images encoded at a time.
-        seed: of the choice of points and of t-SNE.
-        revision: branch, tag or commit on the Hub.
-        output_dir: where latents.parquet and the maps go.
-    """
-    from latentia.commands.embed import embed
-
-    found = embed(
-        source, data, split=split, components=components, label_column=label_column, max_samples=max_samples,
-        points=points, batch_size=batch_size, seed=seed, revision=revision,
-    )  # fmt: skip
-    found.save(output_dir)
-    print(f"{found.text()}\nLatents and maps: {output_dir}")
-
-
-def train(family: Positional[str | None] = None, eject: bool = False, output: Path | None = None) -> None:
-    """Train a model of any family: latentia train FAMILY ..., as in latentia train vae --dataset_name digits.
-
-    Runs the family's training script in this process: exit codes, signals, --config, resuming and several processes are
-    the script's own. latentia train FAMILY --help shows its flags; options of this command come before FAMILY.
-
-    Args:
-        family: name of a training script without train_; all are listed if not given.
-        eject: write the script to a file instead of running it, so that you can change it.
-        output: where --eject writes; train_FAMILY.py in the current folder if not given.
-    """
-    from latentia.commands.train import train
-
-    print(train(family, eject=eject, output=output).text())
-
-
-def doctor(output_dir: Path | None = None, hub: bool = False) -> None:
-    """Print what a bug report needs, and what would stop a run: versions, devices, folders, disk, Hub. Never a token.
-
-    Exit code 2 if something is wrong, with a way out of it.
-
-    Args:
-        output_dir: where a run would write; whether it can.
-        hub: ask the Hub whether it answers, for at most 10 seconds.
-    """
-    from latentia.commands.doctor import report
-
-    lines, wrong = report(output_dir, hub=hub)
-    print(lines)
-    if wrong:
-        raise UsageError("; ".join(wrong))
-
-
-COMMANDS = {
-    "generate": generate,
-    "evaluate": evaluate,
-    "compare": compare,
-    "sheet": sheet,
-    "votes": votes,
-    "data": data,
-    "verify": verify,
-    "convert": convert,
-    "card": card,
-    "push": push,
-    "pull": pull,
-    "embed": embed,
-    "train": train,
-    "doctor": doctor,
-}
+_TYPED = (str, int, float, bool, Path, type(None))
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the command `latentia`."""
-    argv = sys.argv[1:] if argv is None else argv
+    words = list(sys.argv[1:] if argv is None else argv)
+    flags: list[str] = []
     try:
-        if argv[:1] == ["train"] and not argv[1:2] == [] and not argv[1].startswith("-"):  # the rest is the script's
-            from latentia.commands.train import train
-
-            train(*argv[1:])
-        tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="latentia",
-            description="Every family of generative and representation learning behind the interface of diffusers.",
-            args=argv,
-            use_underscores=True,
-        )
+        if words[:1] == ["--version"]:
+            print(f"latentia {version('latentia')}")
+        elif not words or words[0] in ("-h", "--help"):
+            print(overview())
+            sys.exit(0)
+        elif code := run(words[0], words[1:], flags):
+            sys.exit(code)
     except LatentiaError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {add_dashes(str(error), flags)}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def overview() -> str:
+    """The commands, with the first line of each one's file.
+
+    Example:
+        >>> "\\n  evaluate  " in overview()
+        True
+    """
+    width = max(map(len, commands.__all__))
+    lines = [f"  {name:{width}}  {_summary(name)}" for name in commands.__all__]
+    return "\n".join(
+        [
+            "usage: latentia COMMAND [OPTIONS]    latentia COMMAND --help shows the options of a command",
+            "\nEvery family of generative and representation learning behind the interface of diffusers.\n",
+            *lines,
+            "\n  --version  the version of latentia",
+        ]
+    )
+
+
+def run(name: str, words: Sequence[str], flags: list[str]) -> int:
+    """Run one command.
+
+    Args:
+        name: of the command.
+        words: what follows it on the command line.
+        flags: is filled with the names of the command's flags, also if it fails.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UsageError: there is no such command.
+        SystemExit: a flag is wrong, or help was asked for.
+    """
+    if name not in commands.__all__:
+        raise UsageError(f'There is no command "{name}".{did_you_mean(name, commands.__all__)}\n{overview()}')
+    function = getattr(commands, name)
+    kinds = {parameter.kind for parameter in inspect.signature(function).parameters.values()}
+    open_ended = inspect.Parameter.VAR_KEYWORD in kinds
+    if inspect.Parameter.VAR_POSITIONAL in kinds and words and not words[0].startswith("-"):
+        result, saving = function(*words), {}  # the words are another program's
+    else:
+        saver = getattr(typing.get_type_hints(function).get("return"), "save", None)
+        known, saved = arguments(function), {} if saver is None else arguments(saver)
+        if open_ended:
+            more = sys.modules[function.__module__].options(words)
+            known |= {key: argument(key, option.type, option.default, option.help) for key, option in more.items()}
+        known |= saved
+        flags += [key for key, parameter in known.items() if parameter.default is not inspect.Parameter.empty]
+        values = _parse(known, words, f"latentia {name}", _description(function), open_ended)
+        flags += [key for key in values if key not in known]
+        saving = {key: values.pop(key) for key in saved}
+        result = function(**values)
+    if _is_main_process():
+        print(result if isinstance(result, str) else result.text())
+        if saving:
+            print("Written:", *result.save(**saving))
+    return getattr(result, "exit_code", 0)
+
+
+def arguments(function: Callable) -> dict[str, inspect.Parameter]:
+    """The arguments of a function that can be typed, as parameters that tyro understands, with their help.
+
+    Example:
+        >>> def command(source: str | type, n: int = 3, *, data: type | None = None): ...
+        >>> list(arguments(command))
+        ['source', 'n']
+    """
+    from docstring_parser import parse
+
+    said = {key: arg.description for arg in parse(function.__doc__ or "").params for key in arg.arg_name.split(", ")}
+    hints, found = typing.get_type_hints(function), {}
+    parameters = inspect.signature(function).parameters
+    rest = any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters.values())
+    for key, parameter in parameters.items():
+        kind = _typed(hints.get(key))
+        if kind is not None and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            before_rest = rest and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            found[key] = argument(key, kind, parameter.default, said.get(key) or "", positional=before_rest)
+    return found
+
+
+def argument(name: str, kind: Any, default: Any, help: str, *, positional: bool = False) -> inspect.Parameter:
+    """One argument of a command line.
+
+    Args:
+        name: of the argument; the flag is `--name`.
+        kind: its type: str, int, float, bool, Path, a Literal, or a union or tuple of them.
+        default: `inspect.Parameter.empty` for an argument that must be given, which is then positional.
+        help: shown by `--help`.
+        positional: whether it is positional in spite of a default.
+    """
+    from tyro.conf import Positional, arg
+
+    positional = positional or default is inspect.Parameter.empty
+    about = arg(
+        help=re.sub(r"\\[()]", "", " ".join(help.split())),  # without the marks of formulas
+        metavar=name.upper() if positional else None if kind is bool else _metavar(kind),
+        help_behavior_hint="" if default in (None, ()) or positional else None,
+    )
+    annotation = typing.Annotated[kind, about]
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Positional[annotation] if positional else annotation,  # type: ignore[valid-type] # made at run time
+    )
+
+
+def _metavar(kind: Any) -> str:
+    """How the type of a flag is shown, "INT" or "STR ..."; None is not, as it is the same as no flag."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return "{" + ",".join(map(str, inner)) + "}"
+    if origin is tuple:
+        return f"{_metavar(inner[0])} ..."
+    if inner:
+        return "|".join(_metavar(one) for one in inner if one is not type(None))
+    return kind.__name__.upper()
+
+
+def _parse(
+    parameters: Mapping[str, inspect.Parameter], words: Sequence[str], prog: str, text: str, open_ended: bool
+) -> dict[str, Any]:
+    """The values that a command line gives; with `open_ended`, a flag that is not known is True, for the command."""
+    import tyro
+
+    def command(**values: Any) -> dict[str, Any]:
+        return values
+
+    command.__signature__ = inspect.Signature([*parameters.values()])  # type: ignore[attr-defined] # tyro reads it
+    command.__annotations__ = {key: parameter.annotation for key, parameter in parameters.items()}
+    if {"-h", "--help"} & {*words}:
+        words = ["--help"]  # alone, as tyro leaves out of the help what was given before it
+    options: dict[str, Any] = {"args": words, "prog": prog, "description": text, "use_underscores": True}
+    if not open_ended:
+        return tyro.cli(command, **options)
+    values, left = tyro.cli(command, **options, return_unknown_args=True)
+    more = [word[2:].partition("=")[0].replace("-", "_") for word in left if word.startswith("--")]
+    if left and not more:
+        raise UsageError(f"{' '.join(left)} is one argument too many. {prog} --help shows what there is.")
+    return {**values, **dict.fromkeys(more, True)}
+
+
+def _typed(hint: Any) -> Any:
+    """The part of a type that can be typed on a command line; None if there is none."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint in _TYPED or origin is Literal:
+        return hint
+    if origin in (typing.Union, types.UnionType):
+        kinds = [kind for kind in map(_typed, inner) if kind is not None]
+        several = [kind for kind in kinds if typing.get_origin(kind) is tuple]
+        kinds = [kind for kind in kinds if (kind is not Path or str not in kinds) and tuple[kind, ...] not in several]
+        return typing.Union[tuple(kinds)] if set(kinds) - {type(None)} else None  # noqa: UP007 # of a list of types
+    if origin is not None and isinstance(origin, type) and issubclass(origin, Sequence) and inner:
+        item = _typed(inner[0])
+        return None if item is None else tuple[item, ...]
+    return None
+
+
+def _description(function: Callable) -> str:
+    from docstring_parser import parse
+
+    found = parse(function.__doc__ or "")
+    return "\n\n".join(part for part in (found.short_description, found.long_description) if part)
+
+
+def _summary(name: str) -> str:
+    """The first line of a command's file."""
+    with open(Path(__file__).with_name(f"{name}.py"), encoding="utf-8") as file:
+        return file.readline().strip().strip('"')
+
+
+def _is_main_process() -> bool:
+    """Whether this is the first of the processes that share a command, as under `accelerate launch`."""
+    accelerate = sys.modules.get("accelerate")  # a command that shares its work has imported it
+    return accelerate is None or accelerate.PartialState().is_main_process

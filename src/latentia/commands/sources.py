@@ -1,6 +1,5 @@
-"""What makes images, behind one contract: saved pipelines, folders and files of images, functions, baselines."""
+"""Sources of images behind one contract: saved pipelines, folders and files of images, functions, baselines."""
 
-import inspect
 import json
 import re
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from latentia.errors import DataError, UsageError, did_you_mean
 from latentia.evaluation.baselines import KernelDensitySampler, PCASampler
 from latentia.functional.pixels import to_uint8
 from latentia.pipelines.base import DiffusionPipeline, from_input
+from latentia.pipelines.capabilities import Capabilities, capabilities
 from latentia.rng import seed_from
 
 BASELINES = {"pca": PCASampler, "kde": KernelDensitySampler}
@@ -26,22 +26,22 @@ BASELINES = {"pca": PCASampler, "kde": KernelDensitySampler}
 
 @dataclass
 class Source:
-    """Something that makes images.
+    """A source of images.
 
     Args:
-        name: what tables call it.
+        name: its name in tables.
         draw: (start, stop) -> images start..stop of an endless or finite series, uint8 (stop - start, C, H, W). An
             image depends on its position alone, so that neither batch size nor number of processes changes it.
-        labels: (start, stop) -> the classes that are asked for; None without classes.
-        count: how many there are; None for endless.
-        about: what a table can say of it: kind, class, parameters, training_seconds.
+        labels: (start, stop) -> the classes of those images; None without classes.
+        count: how many images there are; None for endless.
+        about: facts for tables: kind, class, parameters, training_seconds.
         log_likelihood: images (B, C, H, W) in [-1, 1] -> nats per image (B,); None if the family has none.
-        likelihood_kind: what that number is: "exact" or "lower bound".
-        has_density: it is a density on [-1, 1], taken of dequantised pixels, and no probability of 256 levels.
-        encode: images (B, C, H, W) in [-1, 1] -> latents (B, ...), floats; None if the family has none. A
-            network that must be told the class of an image raises a UsageError.
+        likelihood_kind: of that number: "exact" or "lower bound", with what it is of.
+        has_density: whether it is a density on [-1, 1], taken of dequantised pixels, and no probability of 256 levels.
+        encode: images (B, C, H, W) in [-1, 1] -> latents (B, ...), floats; None if the family has none. A network that
+            is conditioned on the class of the image raises a UsageError.
         decode: latents -> images in [-1, 1]; None as for `encode`.
-        latent_path: "lerp" or "slerp", the way between two latents.
+        latent_path: "lerp" or "slerp", the path between two latents.
     """
 
     name: str
@@ -66,15 +66,16 @@ def open_source(
     revision: str | None = None,
     device: str | torch.device | None = None,
 ) -> Source:
-    """The `Source` behind what a user writes.
+    """Open a source of images by what a user writes.
 
     Args:
         source: a pipeline or the folder or Hub id of a saved one; a folder of images; a .npy or .npz file, uint8 or
             float in [0, 1], (N, H, W) or (N, H, W, C); a function (count, seed) -> images, or "module:function"; a
-            tensor, an array or pictures; "pca" or "kde", which are fitted to `real`.
-        real: the data set that it is compared with; it says the shape.
+            tensor, an array or images; "pca" or "kde", which are fitted to `real`.
+        real: the data set that it is compared with, and whose shape it must have.
         seed: of the samples.
-        num_inference_steps: network evaluations per image; None is the pipeline's own default.
+        num_inference_steps: network evaluations per image, for pipelines that take several; None is the pipeline's own
+            default.
         revision: branch, tag or commit on the Hub.
         device: where a pipeline runs; None is the process's own.
 
@@ -112,13 +113,13 @@ def open_source(
 def _pipeline(pipe: Any, text: str, real: ImageData, seed: int, steps: int | None, device: Any) -> Source:
     pipe.to(PartialState().device if device is None else device)
     pipe.set_progress_bar_config(disable=True)
-    classes = getattr(pipe, "num_classes", None)
-    options = {} if steps is None else {"num_inference_steps": steps}
-    told = "prompt" in inspect.signature(type(pipe).__call__).parameters and getattr(pipe, "reads_texts", True)
-    if told and real.captions is None:
+    able = capabilities(pipe)
+    classes, by_text = able.num_classes, "prompt" in able.conditions
+    options = {} if steps is None or "num_inference_steps" not in able.options else {"num_inference_steps": steps}
+    if by_text and real.captions is None:
         raise UsageError(
-            f"{text or type(pipe).__name__} makes images of texts, so it needs captions; --data has none. Name data "
-            "with captions, such as emoji."
+            f"data must have captions, as {text or type(pipe).__name__} is conditioned on text, and this data set has "
+            "none. Name data with captions, such as emoji."
         )
 
     def labels(start: int, stop: int) -> list[int]:
@@ -127,7 +128,7 @@ def _pipeline(pipe: Any, text: str, real: ImageData, seed: int, steps: int | Non
     def draw(start: int, stop: int) -> Tensor:
         generators = [torch.Generator().manual_seed(seed_from(seed, "sample", i)) for i in range(start, stop)]
         asked = {"class_labels": labels(start, stop)} if classes else {}
-        if told:  # the captions of the data in turn
+        if by_text:  # the captions of the data in turn
             asked["prompt"] = [real.captions[i % len(real)] for i in range(start, stop)]
         else:
             asked["batch_size"] = stop - start
@@ -146,42 +147,32 @@ def _pipeline(pipe: Any, text: str, real: ImageData, seed: int, steps: int | Non
         "parameters": sum(p.numel() for network in networks for p in network.parameters()),
         "training_seconds": _training_seconds(Path(text)) if text else None,
     }  # fmt: skip
-    likelihood = getattr(pipe, "likelihood", None)
     return Source(
         Path(text).name or type(pipe).__name__,
         draw,
         labels if classes else None,
         about=about,
-        log_likelihood=pipe.log_likelihood if likelihood else None,
-        likelihood_kind=str(likelihood or "exact"),
-        has_density=likelihood is not None and likelihood.of == "density",
-        **_latents(pipe, steps),
+        log_likelihood=pipe.log_likelihood if able.likelihood else None,
+        likelihood_kind=str(able.likelihood or "exact"),
+        has_density=able.likelihood is not None and able.likelihood.of == "density",
+        **_latents(pipe, able, options),
     )
 
 
-def _latents(pipe: Any, steps: int | None) -> dict[str, Any]:
-    """`encode`, `decode` and `latent_path` of a `Source`; nothing for a pipeline that has not both words."""
-    words = ("encode", "decode")
-    able = isinstance(pipe, DiffusionPipeline) and all(
-        getattr(type(pipe), word) is not getattr(DiffusionPipeline, word) for word in words
-    )
-    if not able:
+def _latents(pipe: Any, able: Capabilities, options: dict[str, Any]) -> dict[str, Any]:
+    """`encode`, `decode` and `latent_path` of a `Source`; nothing for a pipeline that cannot do both."""
+    if not {"encode", "decode"} <= {*able.words}:
         return {}
-    encoding, decoding = ({*inspect.signature(getattr(pipe, word)).parameters} for word in words)
-    options = {} if steps is None else {"num_inference_steps": steps}
-    encode_options = {key: value for key, value in options.items() if key in encoding}
-    decode_options = {key: value for key, value in options.items() if key in decoding}
-    if "continuous" in encoding:  # between codes that are integers there is no path
-        encode_options["continuous"] = True
+    before = {"continuous": True} if able.latents == "indices" else {}  # between indices there is no path
 
     def encode(images: Tensor) -> Tensor:
-        return torch.cat([pipe.encode(part, **encode_options).cpu().float() for part in images.split(100)])
+        return torch.cat([pipe.encode(part, **options, **before).cpu().float() for part in images.split(100)])
 
     def decode(z: Tensor) -> Tensor:
-        found = [pipe.decode(part, **decode_options, output_type="latent").cpu().float() for part in z.split(100)]
+        found = [pipe.decode(part, **options, output_type="latent").cpu().float() for part in z.split(100)]
         return torch.cat(found).clamp(-1, 1)
 
-    return {"encode": encode, "decode": decode, "latent_path": pipe.latent_path}
+    return {"encode": encode, "decode": decode, "latent_path": able.latent_path}
 
 
 def _function(function: Callable[[int, int], Any], name: str, real: ImageData, seed: int) -> Source:

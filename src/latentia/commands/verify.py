@@ -1,6 +1,7 @@
-"""Whether what lies in a folder or on the Hub is whole: hashes where there are some, and every weight in its place."""
+"""Check that a checkpoint, a run, a saved pipeline or a network is complete: hashes, and every weight in its place."""
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from latentia.errors import CheckpointError, HubError, UsageError
@@ -10,45 +11,63 @@ from latentia.hub.pull import fetch
 from latentia.training.checkpoint import verify_checkpoint
 
 
-def verify(path: str, revision: str | None = None) -> list[str]:
-    """Checks all that can be checked about `path`.
+@dataclass(frozen=True)
+class Verified:
+    """What was found complete.
 
     Args:
-        path: a checkpoint, the folder of a run (its checkpoints and its pipeline), a saved pipeline or network, or
-            "user/name" on the Hub, which is fetched into a folder that is deleted again.
+        lines: one for each part: what it is and what was checked.
+    """
+
+    lines: list[str]
+
+    def text(self) -> str:
+        """The lines."""
+        return "\n".join(self.lines)
+
+
+def verify(path: str, revision: str | None = None) -> Verified:
+    """Check that a checkpoint, a run, a saved pipeline or a network is complete: hashes, and every weight in its place.
+
+    The exit code is 5, and the file is named, if it is not.
+
+    Args:
+        path: a checkpoint, the output folder of a run (its checkpoints and its pipeline), a saved pipeline or network,
+            or "user/name" on the Hub, which is fetched into a folder that is deleted again.
         revision: of a repository on the Hub: branch, tag or commit.
 
     Returns:
-        A line for each thing that is whole: what it is and what was checked.
+        What was checked.
 
     Raises:
-        CheckpointError: something is not whole; the message names the file.
-        HubError: the repository cannot be had.
-        UsageError: `revision` with a folder, or neither folder nor name of a repository.
+        CheckpointError: something is missing or damaged; the message names the file.
+        HubError: the repository cannot be fetched.
+        UsageError: `revision` with a folder, or neither a folder nor the name of a repository.
 
     Example:
         >>> verify("/nowhere/at/all")
         Traceback (most recent call last):
-        latentia.errors.CheckpointError: /nowhere/at/all is neither a checkpoint nor anything else: it is not there.
+        latentia.errors.CheckpointError: /nowhere/at/all is not there.
     """
     folder = Path(path)
     if not folder.exists():
         if folder.is_absolute() or path.startswith("."):
-            raise CheckpointError(f"{path} is neither a checkpoint nor anything else: it is not there.")
+            raise CheckpointError(f"{path} is not there. Give a folder, or a repository on the Hub (user/name).")
         try:
             with tempfile.TemporaryDirectory() as scratch:
                 found = fetch(path, Path(scratch, "fetched"), revision=revision)
         except HubError as error:
             raise HubError(f"There is no folder {path} here. {error}") from error
-        return [
+        line = (
             f"{path} at commit {found.commit}: {found.loaded}; {len(found.files)} files, {found.size / 1e6:.1f} MB, "
             "each with the size and hash that the Hub lists, every weight in place"
-        ]
+        )
+        return Verified([line])
     if revision is not None:
-        raise UsageError(f"--revision is for repositories on the Hub, and {path} is here. Leave it out.")
+        raise UsageError(f"revision is for repositories on the Hub, and {path} is a folder. Leave it out.")
     if folder.is_file():
         raise CheckpointError(
-            f"{path} is a file. Give its folder: weights are judged with the configuration beside them."
+            f"{path} is a file. Give its folder: weights are checked against the configuration beside them."
         )
     lines = []
     checkpoints = sorted(folder.glob("checkpoints/checkpoint-*"), key=lambda found: (len(found.name), found.name))
@@ -65,4 +84,4 @@ def verify(path: str, revision: str | None = None) -> list[str]:
         raise CheckpointError(
             f"{folder} is neither a checkpoint, nor a saved pipeline or network, nor the folder of a run."
         )
-    return lines
+    return Verified(lines)

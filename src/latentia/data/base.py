@@ -74,12 +74,12 @@ class Dataset(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Facts about the data for a model card, ready for JSON: see `description`, and the source."""
+        """What a model card says about the data, ready for JSON: see `description`, and the source."""
         ...
 
 
 def description(data: Dataset) -> dict[str, Any]:
-    """The part of `Dataset.describe` that all data sets share.
+    """What every data set says about itself in `describe`.
 
     Example:
         >>> from latentia.data import PlaneData

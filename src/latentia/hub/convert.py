@@ -1,4 +1,4 @@
-"""Old weights to safetensors: pickles are read in a process of their own, and what comes out is whole or not there."""
+"""Conversion of old weights to safetensors: pickles are read in a separate process, and nothing is written half."""
 
 import json
 import math
@@ -9,11 +9,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import safe_open
 
-from latentia.errors import CheckpointError, UsageError
+from latentia.errors import CheckpointError, UsageError, check_range
 from latentia.hub.check import check_loads, saved_class
 from latentia.hub.files import CARD_NAME, check_free, may_hold, staged
 from latentia.hub.load import INDEX_NAME, read_index
@@ -24,6 +25,21 @@ _NOT_WEIGHTS = re.compile(r"optimizer|scheduler|scaler|random_states|training_ar
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 
+@dataclass(frozen=True)
+class Converted:
+    """What was written.
+
+    Args:
+        lines: names, shapes and bytes of the weights, and where they are.
+    """
+
+    lines: list[str]
+
+    def text(self) -> str:
+        """The lines."""
+        return "\n".join(self.lines)
+
+
 def convert(
     source: str | Path,
     output: str | Path,
@@ -31,23 +47,23 @@ def convert(
     key: str | None = None,
     max_memory_gb: float | None = None,
     max_seconds: float = 600,
-) -> list[str]:
-    """Turns old weights into safetensors, without running what may hide in them.
+) -> Converted:
+    """Convert old weights (.bin, .pt, .pth, .ckpt) to safetensors, without running what may hide in them.
 
     A file is read with `torch.load(weights_only=True)` in a process without credentials in its environment, whose
     memory, time and output are bounded. A name that shares its memory with another is written out by itself. In a
     folder of diffusers' format, a network or a whole pipeline, each component's weights are converted, what an export
-    may hold is copied, and the result must load with every weight in its place.
+    may hold is copied, and the result must load with every weight in its place. What is refused leaves nothing behind.
 
     Args:
-        source: a file of weights, or a folder.
+        source: a file of weights; or a folder of diffusers' format, a network or a whole pipeline, with such weights.
         output: the .safetensors file, or the folder, which must be new or empty.
-        key: the entry of the file that holds the weights, if there are several; for a file alone.
-        max_memory_gb: beside torch itself; `None` (default): three times the largest file and 1 GB.
-        max_seconds: of the processor, default 600.
+        key: the entry of the file that holds the weights, such as state_dict, if there are several; for a file alone.
+        max_memory_gb: for reading, beside torch itself; three times the largest file and 1 GB if not given.
+        max_seconds: of the processor, for reading.
 
     Returns:
-        Lines that say what was written: names, shapes and bytes.
+        What was written.
 
     Raises:
         CheckpointError: a file holds more than data, is damaged, or asks for more than it may have; nothing is left.
@@ -56,26 +72,25 @@ def convert(
     Example:
         >>> convert("old.bin", "old.zip")
         Traceback (most recent call last):
-        latentia.errors.UsageError: The source old.bin is not there.
+        latentia.errors.UsageError: source old.bin is not there.
     """
     source, target = Path(source), Path(output)
     if not source.exists():
-        raise UsageError(f"The source {source} is not there.")
-    for flag, value in (("--max_memory_gb", max_memory_gb), ("--max_seconds", max_seconds)):
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise UsageError(f"{flag} must be a number above 0; got {value}.")
+        raise UsageError(f"source {source} is not there.")
+    check_range("max_memory_gb", max_memory_gb, 0, closed="neither")
+    check_range("max_seconds", max_seconds, 0, closed="neither")
     bounds = (max_memory_gb, max_seconds)
     if source.is_file():
         if target.suffix != ".safetensors":
-            raise UsageError(f"The output for a file must end in .safetensors; got {target}.")
+            raise UsageError(f"output must end in .safetensors for a file; got {target}.")
         if os.path.lexists(target):
-            raise UsageError(f"The output {target} is there already. Choose another name.")
+            raise UsageError(f"output {target} is there already. Choose another name.")
         with staged(target) as staging:
             lines = _read({source: staging}, key or "", *bounds)
-        return [*lines, f"Written: {target}"]
+        return Converted([*lines, f"Written: {target}"])
     if key is not None:
-        raise UsageError("--key is for a file; the weights of a folder's components have no entries.")
-    check_free(target, "The output")
+        raise UsageError("key is for a file; the weights of a folder's components have no entries.")
+    check_free(target, "output")
     with staged(target) as staging:
         staging.mkdir()
         files = _plan(source, staging)
@@ -87,7 +102,7 @@ def convert(
             loaded = check_loads(staging)
         except CheckpointError as error:
             raise CheckpointError(f"{source} was converted, but {str(error).replace(str(staging), 'it')}") from error
-    return [*lines, f"Written: {target}, {loaded}; it loads, every weight in place"]
+    return Converted([*lines, f"Written: {target}, {loaded}; it loads, every weight in place"])
 
 
 def _plan(source: Path, target: Path) -> dict[Path, Path]:
@@ -158,7 +173,7 @@ def _read(files: dict[Path, Path], key: str, max_memory_gb: float | None, max_se
     arguments = [key, memory, math.ceil(max_seconds), *paths]
     kept = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH", "HOME", "LANG")  # no tokens among them
     environment = {name: os.environ[name] for name in kept if name in os.environ} | {"OMP_NUM_THREADS": "1"}
-    names, late = ", ".join(map(str, files)), f"took more than {max_seconds:g} s; see --max_seconds"
+    names, late = ", ".join(map(str, files)), f"took more than {max_seconds:g} s; see max_seconds"
     with tempfile.TemporaryDirectory() as empty:  # so that no module can lie where the process starts
         try:
             done = subprocess.run(
@@ -178,7 +193,7 @@ def _read(files: dict[Path, Path], key: str, max_memory_gb: float | None, max_se
     except ValueError:
         raise CheckpointError(
             f"{names} is refused: its reader ended with code {done.returncode}. It may be damaged, or ask for more "
-            f"than {memory / 1e9:.1f} GB; see --max_memory_gb."
+            f"than {memory / 1e9:.1f} GB; see max_memory_gb."
         ) from None
     lines = []
     for (source, target), answer in zip(files.items(), answers):

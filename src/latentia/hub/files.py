@@ -90,16 +90,20 @@ def is_inside(path: Path, root: Path) -> bool:
     return True
 
 
-def check_free(target: Path, flag: str) -> None:
+def check_free(target: Path, argument: str) -> None:
     """Refuses a folder to be made if something is there already.
+
+    Args:
+        target: the folder.
+        argument: what it is called in messages.
 
     Raises:
         UsageError: `target` is a file, or a folder with something in it.
     """
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise UsageError(f"{flag} must be a new or an empty folder; {target} is a file or a link.")
+        raise UsageError(f"{argument} must be a new or an empty folder; {target} is a file or a link.")
     if target.is_dir() and any(target.iterdir()):
-        raise UsageError(f"{flag} must be a new or an empty folder, and {target} is not empty. Choose another one.")
+        raise UsageError(f"{argument} must be a new or an empty folder; {target} is not empty. Choose another one.")
 
 
 @contextmanager

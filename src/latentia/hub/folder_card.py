@@ -21,35 +21,50 @@ _PARTS = ("summary", "use", "training", "evaluation", "limits")
 
 @dataclass(frozen=True)
 class FolderCard:
-    """A card, where it belongs, and what a reader of it would miss."""
+    """A card, and what it lacks.
+
+    Args:
+        path: where it belongs, the README.md of its folder.
+        content: the card.
+        remarks: what it lacks, and which parts were left as they are, since they were changed by hand.
+        written: whether it is at `path`.
+    """
 
     path: Path
-    text: str
+    content: str
     remarks: list[str]
+    written: bool = False
 
-    def write(self) -> None:
-        """Make it the README.md of its folder."""
-        save_card(self.path, self.text)
+    def text(self) -> str:
+        """The card, or where it was written, and the remarks."""
+        return "\n".join([f"{self.path} is written." if self.written else self.content, *self.remarks])
 
 
 def folder_card(
     folder: str | Path,
     *,
+    write: bool = False,
     name: str | None = None,
     dataset: str | None = None,
     license: str | None = None,
     repo_id: str | None = None,
 ) -> FolderCard:
-    """The card of the pipeline in `folder`: what is given, then what its card says, then what its run left.
+    """Make the card of a saved pipeline from what its folder holds, and list what the card lacks.
 
-    Numbers in the old card stay, since `latentia evaluate` may have put them there after the run.
+    What is given comes first, then what the present card holds, then what the run left. What a person wrote stays:
+    sections and keys of the metadata that are not latentia's, and generated parts that were changed by hand. Numbers of
+    the present card stay too, since `latentia evaluate` may have put them there after the run.
 
     Args:
-        folder: a saved pipeline, perhaps the output folder of a run.
-        name, dataset, license, repo_id: as for `model_card`.
+        folder: a saved pipeline, such as the output folder of a run.
+        write: put the card into README.md; otherwise it is only returned.
+        name: of the model.
+        dataset: what it was trained on, a Hub id or any name.
+        license: the Hub's identifier, such as apache-2.0.
+        repo_id: "user/name", for the lines that show how to load it.
 
     Returns:
-        The card, not yet written, and remarks: what it lacks, and which parts were left as they were changed by hand.
+        The card and the remarks.
 
     Raises:
         CheckpointError: `folder` is no saved pipeline.
@@ -70,11 +85,9 @@ def folder_card(
         "dataset": dataset or next(iter(said.get("datasets") or ()), None) or _trained_on(config),
         "license": license or said.get("license") or config.get("hub_license"),
     }
-    for flag, value in found.items():
+    for argument, value in found.items():
         if not value:
-            raise UsageError(
-                f"--{flag} is missing: nothing in {folder} says it. Give it, as in --{flag} {_LIKE[flag]}."
-            )
+            raise UsageError(f"{argument} is missing: nothing in {folder} says it. Give it, as in {_LIKE[argument]}.")
     tags = [tag for tag in said.get("tags") or () if tag not in ("diffusers", "latentia")]
     texts = any(index.get(part, [None])[0] for part in ("tokenizer", "text_encoder"))
     guess = "text-to-image" if texts else "unconditional-image-generation"
@@ -99,8 +112,10 @@ def folder_card(
     )
     unknown = () if summary else ("limits",)  # what the run said of itself stays, where nothing else is left of it
     text, kept = merged(old, card, keep_results=True, leave=unknown) if old else (str(card), [])
-    remarks = [f"Left as it is, for it was changed by hand: the part {part}." for part in kept]
-    return FolderCard(path, text, [*remarks, *lacks(text, folder)])
+    remarks = [f"The part {part} was changed by hand, so it is left as it is." for part in kept]
+    if write:
+        save_card(path, text)
+    return FolderCard(path, text, [*remarks, *lacks(text, folder)], written=write)
 
 
 _LIKE = {"dataset": "user/name", "license": "apache-2.0"}
@@ -166,8 +181,8 @@ def lacks(text: str, folder: Path) -> list[str]:
     wanted = {
         "library_name": (data.get("library_name") == "latentia", "latentia card --write puts it in"),
         "pipeline_tag and tags": (data.get("pipeline_tag") and data.get("tags"), "latentia card --write puts them in"),
-        "a licence": (data.get("license"), "give --license"),
-        "a data set": (data.get("datasets") or "trained on" in body, "give --dataset"),
+        "a licence": (data.get("license"), "name it as license"),
+        "a data set": (data.get("datasets") or "trained on" in body, "name it as dataset"),
         "numbers with n, extractor and its hash": (measured, f"latentia evaluate {folder} measures and enters them"),
         "a picture of samples": ("![" in body, "save one as samples/grid.png and run this again"),
         "how to load it": ("from_pretrained(" in body, "latentia card --write puts it in"),

@@ -4,7 +4,7 @@ import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import HfApi, RepoFile, hf_hub_download
@@ -20,40 +20,68 @@ from latentia.hub.load import INDEX_NAME, read_index
 
 @dataclass(frozen=True)
 class Pulled:
-    """What was fetched: the commit, the files, their bytes, what it is, and what was left on the Hub."""
+    """What was fetched.
 
+    Args:
+        repo_id: "user/name".
+        folder: where it is.
+        commit: the one commit that all of it is of.
+        files: names of the files.
+        size: their bytes.
+        loaded: what it is, with its parts.
+        left: files of the repository that are no part of an export.
+    """
+
+    repo_id: str
+    folder: Path
     commit: str
     files: list[str]
     size: int
     loaded: str
     left: list[str]
 
+    def text(self) -> str:
+        """Commit, contents, and what was left on the Hub."""
+        size = f"{len(self.files)} files, {self.size / 1e6:.1f} MB"
+        lines = [
+            f"{self.repo_id} at commit {self.commit}",
+            f"{self.folder}: {self.loaded}; {size}, every hash and weight right",
+        ]
+        if self.left:
+            more = f" and {len(self.left) - 5} more" if len(self.left) > 5 else ""
+            lines.append(f"Left on the Hub, as it is no part of an export: {', '.join(self.left[:5])}{more}")
+        return "\n".join(lines)
+
 
 def pull(repo_id: str, folder: str | Path, *, revision: str | None = None) -> Pulled:
-    """Fetches a saved pipeline or network, and proves that it is whole and loads.
+    """Fetch a saved pipeline or network from the Hub, all of it or nothing, and check that it loads.
 
     The revision is resolved to one commit, and everything comes from it. Only files that a push would upload are
     fetched: no pickles, no code. Sizes and hashes are compared with the Hub's, and every weight must be in its place.
-    The folder is there only when all of this is done.
+    The folder is there only when all of this is done. For private and gated repositories log in with `hf auth login`,
+    or set HF_TOKEN.
 
     Args:
         repo_id: "user/name".
         folder: where it goes; new or empty.
         revision: branch, tag or commit; the main branch if not given.
 
+    Returns:
+        What was fetched.
+
     Raises:
         UsageError: `folder` is not empty, `repo_id` is no name of a repository, or the disk is too small.
-        HubError: the repository cannot be had after three attempts.
+        HubError: the repository cannot be fetched after three attempts.
         CheckpointError: it is no saved pipeline or network, or one that does not load.
 
     Example:
         >>> pull("me/digits", "outputs/digits")  # doctest: +SKIP
-        Pulled(commit='0f3c...', ...)
+        Pulled(repo_id='me/digits', ...)
     """
     target = Path(folder)
-    check_free(target, "The folder to fetch into")
+    check_free(target, "folder")
     with staged(target) as staging:
-        return fetch(repo_id, staging, revision=revision)
+        return replace(fetch(repo_id, staging, revision=revision), folder=target)
 
 
 def fetch(repo_id: str, folder: Path, *, revision: str | None = None) -> Pulled:
@@ -86,7 +114,9 @@ def fetch(repo_id: str, folder: Path, *, revision: str | None = None) -> Pulled:
             get(name)
         shutil.rmtree(folder / ".cache", ignore_errors=True)  # what the client notes about its downloads
         loaded = check_loads(folder)
-    return Pulled(commit, sorted(wanted), size, loaded, sorted(set(listed) - wanted - {".gitattributes"}))
+    return Pulled(
+        repo_id, folder, commit, sorted(wanted), size, loaded, sorted(set(listed) - wanted - {".gitattributes"})
+    )
 
 
 def _wanted(where: str, listed: dict[str, RepoFile], get) -> set[str]:

@@ -1,4 +1,4 @@
-"""Pushing an export to the Hub: the pipeline, its card and the pictures of the card, and nothing else."""
+"""Upload of an export to the Hub: the pipeline, its card and the images of the card, and nothing else."""
 
 import os
 import shlex
@@ -70,7 +70,7 @@ def push_to_hub(
     commit_message: str | None = None,
     diffusers_code: bool = False,
 ) -> str:
-    """Uploads the export in `folder` to the Hub, in one commit, after proving that it loads.
+    """Upload a saved pipeline and its card to the Hub, in one commit, after checking that it loads.
 
     Checkpoints, optimizer state, logs and training state are never uploaded, wherever they lie. The card that goes up
     names the repository in its lines on loading; the folder stays as it is. There is no token argument: log in with
@@ -79,14 +79,14 @@ def push_to_hub(
     Args:
         folder: a saved pipeline with its card; the output folder of a training run is one.
         repo_id: "user/name". The repository is made if there is none.
-        private: whether a repository that is made here is private.
-        create_pr: whether to open a pull request instead of committing.
-        revision: the branch to commit to, "main" by default.
-        commit_message: of the commit.
-        diffusers_code: whether to upload a pipeline.py of a few lines too, by which a program that knows diffusers
+        private: make a repository that is not there yet private.
+        create_pr: open a pull request instead of committing.
+        revision: the branch to commit to; "main" if not given.
+        commit_message: of the commit; "Upload with latentia" if not given.
+        diffusers_code: upload a pipeline.py of a few lines too, by which a program that knows diffusers
             alone loads the repository once it has its files: `DiffusionPipeline.from_pretrained(folder,
             custom_pipeline="pipeline", trust_remote_code=True)`. latentia must be installed there. Whatever code lies
-            in `folder` is never uploaded, and latentia's own loaders never run any. Default False.
+            in `folder` is never uploaded, and latentia's own loaders never run any.
 
     Returns:
         The address of the repository, or of the pull request.

@@ -36,7 +36,7 @@ def select(loaded, key: str, is_tensor) -> tuple[dict, list[str], str]:
     if len(candidates) != 1:
         there = ", ".join(sorted(nested)) or "none"
         asked = f'it has no weights under "{key}"' if key else "it is not clear which of its entries are the weights"
-        raise ValueError(f"{asked}; entries with weights: {there}. Name one with --key")
+        raise ValueError(f"{asked}; entries with weights: {there}. Name one as `key`")
     ((entry, tensors),) = candidates.items()
     whole = loaded[entry] if entry else loaded
     left = [str(name) for name in whole if name not in tensors]
@@ -88,7 +88,7 @@ def explained(error: BaseException) -> str:
     if named := re.search(r"GLOBAL ([\w.]+)", text):
         return f"it names {named[1]}, which is no data but something to be run"
     if isinstance(error, MemoryError) or "can't allocate memory" in text or "alloc" in text:
-        return f"it asks for more memory than it may have ({text[:200]}). See --max_memory_gb"
+        return f"it asks for more memory than it may have ({text[:200]}). See max_memory_gb"
     if "TorchScript" in text:
         return "it is a TorchScript archive, which holds a program"
     if "Weights only load failed" in text or "weights_only" in text:

@@ -68,8 +68,11 @@ class Prepared:
             name: of the phase; `None` (default): that of the network.
             **options: of `Phase`, such as `every` and `after`.
         """
-        options = {"ema": self.ema if name is None else None, **self.defaults, **options}
-        return Phase(name or self.name, loss, self.network, self.optimizer, **options)
+        ema = self.ema if name is None else None
+        return Phase(
+            **{"name": name or self.name, "loss": loss, "trains": self.network, "optimizer": self.optimizer, "ema": ema}
+            | {**self.defaults, **options}
+        )
 
 
 class Run:
@@ -130,7 +133,8 @@ class Run:
         Raises:
             UsageError: the data set has no labels.
         """
-        if not getattr(getattr(self.args, "condition", None), "class_conditional", False):
+        condition = getattr(self.args, "condition", None)
+        if condition is None or not condition.class_conditional:
             return None
         if self.data.label_names is None:
             raise UsageError(

@@ -45,7 +45,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Report:
-    """Result of `score`.
+    """What `score` found.
 
     Args:
         scores: by key of `METRICS`, only those that apply.

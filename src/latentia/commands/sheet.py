@@ -1,0 +1,83 @@
+"""Write a blind comparison for people: an HTML page with pairs of images, one of each from the source."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentia.commands.sources import open_source
+from latentia.data import ImageData, load_images
+from latentia.evaluation import Sheet, write_sheet
+from latentia.functional.pixels import from_uint8
+
+
+@dataclass(frozen=True)
+class BlindSheet:
+    """The files of a blind comparison.
+
+    Args:
+        folder: that holds them.
+        files: the page for the raters, a template for votes on paper, and the key.
+    """
+
+    folder: Path
+    files: Sheet
+
+    def text(self) -> str:
+        """What to do with each of the files."""
+        return (
+            f"{self.files.page}: send this file alone to the raters; it saves votes_NAME.csv.\n"
+            f"{self.files.template}: for votes on paper. {self.files.key}: which side is which; keep it from the "
+            f"raters.\nThen: latentia votes {self.folder} votes_*.csv"
+        )
+
+
+def sheet(
+    source: str | Any,
+    data: str | ImageData = "digits",
+    *,
+    split: str = "train",
+    against: str | Any | None = None,
+    trials: int = 50,
+    num_inference_steps: int | None = None,
+    seed: int = 0,
+    output_dir: str | Path = "outputs/sheet",
+) -> BlindSheet:
+    """Write a blind comparison for people: an HTML page with pairs of images, one of each from the source.
+
+    Args:
+        source: a saved pipeline (folder or Hub id), or anything else that `latentia evaluate` takes.
+        data: the real images: digits, emoji, factors, a folder, parquet, or a data set on the Hub.
+        split: split of the data.
+        against: another source to compare with, instead of the real images.
+        trials: pairs to compare; 50 votes give an interval of about ±0.14, 400 of ±0.05.
+        num_inference_steps: network evaluations per image, for pipelines that take several; the pipeline's own default
+            if not given.
+        seed: of the samples, their order and their sides.
+        output_dir: where the page, the template and the key go; give raters the page alone.
+
+    Returns:
+        The files, and a text that says what to do with them.
+
+    Raises:
+        UsageError: a source that is unknown, fewer images than `trials`, or `output_dir` holds another sheet.
+
+    Example:
+        >>> import tempfile
+        >>> sheet("pca", trials=4, output_dir=tempfile.mkdtemp()).files.page.name
+        'sheet.html'
+    """
+    real = load_images(data, split=split) if isinstance(data, str) else data
+
+    def sample(chosen: Any) -> tuple[str, Tensor]:
+        opened = open_source(chosen, real, seed=seed, num_inference_steps=num_inference_steps)
+        images = torch.cat([opened.draw(k, min(k + 100, trials)) for k in range(0, trials, 100)])
+        return opened.name, from_uint8(images)
+
+    name, images = sample(source)
+    rival, others = ("real", from_uint8(real.images)) if against is None else sample(against)
+    question = {} if against is None else {"question": "Which of the two images looks better?"}
+    written = write_sheet(others, images, output_dir, names=(rival, name), trials=trials, seed=seed, **question)
+    return BlindSheet(Path(output_dir), written)
