@@ -26,7 +26,6 @@ from latentia.runs.run import Run
 from latentia.runs.validation import sampler
 from latentia.training.loop import Phase
 
-
 Objective = Literal["minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic"]
 
 
