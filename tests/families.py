@@ -50,5 +50,11 @@ FAMILIES = [
         "--text_encoder {parts} --block_out_channels 8 8 --attention_head_dim 8 --patch_size 4 --num_inference_steps 1",
         data=EMOJI,
     ),
+    Family(
+        "text_encoder",
+        "train_text_encoder.py",
+        "--width 32 --text_layers 1 --image_layers 1 --projection_dim 16 --vocab_size 400",
+        data=EMOJI,
+    ),
     Family("vq_prior", "train_vq_prior.py", "--vqvae {parts} --width 32 --layers 1 --dropout 0 --class_conditional"),
 ]
