@@ -748,6 +748,26 @@ def test_an_overflow_lowers_the_scale_and_nothing_else(tmp_path):
     assert later.scaler.get_scale() == accelerator.scaler.get_scale() != 1.0
 
 
+def test_fp16_with_two_optimizers_over_one_network(tmp_path):
+    """Each phase divides its gradient by the scale once, though the other optimizer has the same parameters."""
+
+    def make():
+        torch.manual_seed(0)
+        net = nn.Linear(2, 2)
+
+        def loss(batch, rng):
+            return {"loss": (net(batch["x"]) - batch["y"]).square().mean()}
+
+        options = [{"max_grad_norm": 1.0}, {"every": 2}]
+        return [Phase(f"{k}", loss, net, torch.optim.SGD(net.parameters(), 0.1), **o) for k, o in enumerate(options)]
+
+    accelerator, phases = half_precision(make(), 2.0**16)
+    train(accelerator, phases, SinglePoints(), output_dir=tmp_path / "a", max_steps=4, batch_size=3)
+    twin, _ = run(tmp_path / "b", 4, phases=make(), data=SinglePoints())
+    for p, q in zip(phases[0].trains.parameters(), twin[0].trains.parameters()):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+
+
 def test_an_overflow_at_any_scale_is_passed_over_and_the_scale_put_back(tmp_path):
     net = nn.Linear(2, 2)
 

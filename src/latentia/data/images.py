@@ -156,7 +156,7 @@ class ImageData:
         if self._uneven is not None:
             places = (uniform(stream, start, stop, seed) for stream in ("crop y", "crop x"))
             images = normalize(self._uneven.gather(rows, *places), flips, device)
-        elif device.type == "cpu" or self.images.numel() > RESIDENT_BYTES:
+        elif device == torch.device("cpu") or self.images.numel() > RESIDENT_BYTES:
             images = normalize(self.images.numpy().take(rows, axis=0), flips, device)
         else:
             images = self._from_resident(index, flips, device)
@@ -205,7 +205,7 @@ def normalize(pixels: np.ndarray, flips: np.ndarray | None, device: torch.device
     """
     if flips is not None:
         pixels[flips] = pixels[flips][..., ::-1]
-    if device.type == "cpu":
+    if device == torch.device("cpu"):
         values = np.divide(pixels, np.float32(127.5), dtype=np.float32)
         values -= 1
         return torch.from_numpy(values)

@@ -315,11 +315,11 @@ def _run(accelerator, phase: Phase, phases, micros, seed: int, progress: Progres
 
 
 def _step(accelerator, phase: Phase, parameters, progress: Progress) -> Tensor:
+    # accelerate's clip_grad_norm_ divides by fp16's scale once for every optimizer, and several may share parameters.
+    accelerator.unscale_gradients(phase.optimizer)
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if phase.max_grad_norm is not None:
-        norm = accelerator.clip_grad_norm_(parameters, phase.max_grad_norm)
-    else:
-        accelerator.unscale_gradients()
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        nn.utils.clip_grads_with_norm_(parameters, phase.max_grad_norm, norm)
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()
     if accelerator.scaler is None and not math.isfinite(float(norm)):

@@ -1,0 +1,105 @@
+"""A second device for machines that have only a CPU: tensors that are moved to `DEVICE` refuse to mix with others.
+
+torch takes `cpu:0` for another device than `cpu`: `tensor.to("cpu:0")` makes a copy, in the same memory. Inside
+`separate_device` the storage of that copy is marked, what is computed from it is marked as well, and an operation that
+mixes marked and unmarked tensors raises an error, as it would on a GPU. Values are those of the CPU, so a whole
+training can be run. As on a GPU, copies between devices are allowed, and so are numbers (tensors of 0 dimensions) and
+indices that lie on the CPU.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+CPU, DEVICE = torch.device("cpu"), torch.device("cpu", 0)
+aten = torch.ops.aten
+COPIES = {aten._to_copy.default, aten.copy_.default}
+INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
+TO_NUMPY = {torch.Tensor.numpy, torch.Tensor.__array__}
+
+
+class MixedDevices(RuntimeError):
+    """Tensors of both devices met in one operation."""
+
+
+def device_of(tensor: torch.Tensor) -> torch.device | None:
+    """CPU, DEVICE, or None for what may meet tensors of both."""
+    return getattr(tensor.untyped_storage(), "marked", CPU)
+
+
+def mark(tensor: torch.Tensor, device: torch.device | None) -> torch.Tensor:
+    tensor.untyped_storage().marked = device
+    return tensor
+
+
+class _Operations(TorchDispatchMode):
+    """Checks the tensors of every operation, also of those in a backward pass, and marks what comes out."""
+
+    def __init__(self, functions: "_Functions"):
+        super().__init__()
+        self.functions = functions
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        on_device = any(device_of(x) == DEVICE for x in tensors)
+        if on_device and func not in COPIES:
+            others = [x for x in tensors if x.dim() > 0 and device_of(x) == CPU]
+            if func in INDEXED and device_of(tensors[0]) == DEVICE:
+                others = [x for x in others if x.is_floating_point()]
+            if others:
+                raise MixedDevices(f"{func} got " + ", ".join(f"{tuple(x.shape)} on {device_of(x)}" for x in tensors))
+        out = func(*args, **kwargs)
+        result: torch.device | None = DEVICE if on_device or kwargs.get("device") == DEVICE else CPU
+        if func is aten.copy_.default:
+            result = device_of(args[0])
+        if not on_device and all(device_of(x) is None for x in tensors) and (
+            self.functions.on_device or torch._C._current_graph_task_id() >= 0
+        ):
+            result = None  # made in C++ by autograd or by an operation on tensors of the device: it knows one CPU only
+        if result != CPU:
+            pytree.tree_map_only(torch.Tensor, lambda x: mark(x, result), out)
+        return out
+
+
+class _Functions(TorchFunctionMode):
+    """Answers on which device a tensor is, marks what is made on the device, and copies what goes to the CPU."""
+
+    on_device = False  # whether a function runs that was given tensors of the device
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__self__", None) is torch.Tensor.device:
+            own = func(*args, **kwargs)
+            return DEVICE if own == CPU and device_of(args[0]) == DEVICE else own
+        if func in TO_NUMPY and device_of(args[0]) == DEVICE:
+            raise MixedDevices(f"{func.__name__} of a tensor {tuple(args[0].shape)} on the device; it needs .cpu()")
+        leaves = pytree.tree_leaves((args, kwargs))
+        self.on_device = any(isinstance(x, torch.Tensor) and device_of(x) == DEVICE for x in leaves)
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            self.on_device = False
+        if not isinstance(out, torch.Tensor):
+            return out
+        given = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.device | str)]
+        if func in (torch.Tensor.to, torch.Tensor.type_as):
+            given += [device_of(x) for x in args[1:] if isinstance(x, torch.Tensor)]
+        if DEVICE in given:
+            return out if device_of(out) == DEVICE else mark(out.clone(), DEVICE)
+        if device_of(out) == DEVICE and (func is torch.Tensor.cpu or CPU in given or "cpu" in given):
+            return mark(out.clone(), CPU)
+        return out
+
+
+@contextlib.contextmanager
+def separate_device() -> Iterator[torch.device]:
+    """Tell apart tensors on `DEVICE` and on the CPU."""
+    functions = _Functions()
+    with functions, _Operations(functions):
+        yield DEVICE
