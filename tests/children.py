@@ -1,5 +1,7 @@
-"""Real processes for the tests of faults: forked from a server that has imported everything, so that one costs a
-moment and not an import. The fixtures `context` and `start` of conftest.py make them."""
+"""Real processes, forked from a server that has imported everything (`preload.py`): the start of one takes a moment.
+
+The fixtures `context` and `start` of conftest.py make them.
+"""
 
 import json
 import os
@@ -13,19 +15,6 @@ import torch
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ONE_CORE = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
-PRELOAD = [
-    *("torch", "diffusers", "accelerate", "pytest", "pyarrow.parquet", "latentia.runs.run", "latentia.models.unet"),
-    *("latentia.schedulers.ddpm", "latentia.schedulers.ddim", "latentia.losses.diffusion", "hypothesis"),
-    *(
-        "latentia.pipelines.unconditional",
-        "torch.distributed",
-        "torch.nn.parallel.distributed",
-        "latentia.runs.failure_monitor",
-    ),
-    *("diffusers.models.autoencoders.autoencoder_kl", "latentia.pipelines.gan", "latentia.pipelines.vae"),
-    *("latentia.pipelines.vqvae", "latentia.pipelines.autoencoder", "latentia.pipelines.autoencoder_kl"),
-    "latentia.pipelines.latent_diffusion",
-]
 
 
 def enter(log: str, env: dict[str, str]) -> None:
@@ -36,11 +25,16 @@ def enter(log: str, env: dict[str, str]) -> None:
     torch.set_num_threads(1)
 
 
-def example(log: str, env: dict[str, str], script: str, argv: list[str]) -> None:
-    """Run one of `examples/` as a program."""
-    enter(log, env)
+def run_example(script: str, argv: list[str]) -> None:
+    """Run one of `examples/` as a program in this process."""
     sys.argv = [str(EXAMPLES / script), *argv]
     runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def example(log: str, env: dict[str, str], script: str, argv: list[str]) -> None:
+    """Run one of `examples/` as a program in a child."""
+    enter(log, env)
+    run_example(script, argv)
 
 
 def torchrun(log: str, env: dict[str, str], entry, trouble: str, folder: str, argv: list[str], options) -> None:

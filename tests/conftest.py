@@ -4,13 +4,18 @@ import ipaddress
 import multiprocessing
 import os
 import random
+import shutil
 import socket
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from children import ONE_CORE, PRELOAD
+from children import ONE_CORE, ended, example
+from families import Family
+from filelock import FileLock
 
 
 def is_local(address) -> bool:
@@ -28,12 +33,38 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session")
+def common_folder(tmp_path_factory):
+    """A folder of the test run, the same for all processes of pytest-xdist."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "common"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.fixture(autouse=True, scope="session")
-def cache_of_the_session(tmp_path_factory):
+def cache_of_the_session(common_folder):
     """Decoded data sets and weights go where nothing is left of them, and are shared by the tests of a session."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LATENTIA_CACHE", str(tmp_path_factory.mktemp("latentia-cache")))
+        patch.setenv("LATENTIA_CACHE", str(common_folder / "latentia-cache"))
         yield os.environ["LATENTIA_CACHE"]
+
+
+@pytest.fixture(scope="session")
+def make_once(common_folder):
+    """`make_once(name, make)`: a folder that `make(folder)` fills, once for all processes of the test run."""
+
+    def make_once(name: str, make: Callable[[Path], object]) -> Path:
+        folder = common_folder / name
+        with FileLock(f"{folder}.lock"):
+            if not (folder / ".whole").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+                make(folder)
+                (folder / ".whole").touch()
+        return folder
+
+    return make_once
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -75,28 +106,70 @@ def context():
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ONE_CORE.items():
             patch.setenv(name, value)
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOAD)
+        context.set_forkserver_preload(["preload"])
         context.Process(target=int).start()  # the server takes its environment now, and no test keeps it
     return context
 
 
-@pytest.fixture
-def start(context, tmp_path):
-    """Start a child; what is still alive at the end of a test is ended."""
-    children = []
+@pytest.fixture(scope="session")
+def starter(context):
+    """`starter(log, target, *args)`: start a child that runs `target(log, env, *args)` and says everything into log."""
 
-    def start(target, *args, env=()):
-        log = tmp_path / f"log-{len(children)}.txt"
+    def start(log: Path, target: Callable, *args, env=()):
         env = {**ONE_CORE, "LATENTIA_CACHE": os.environ["LATENTIA_CACHE"], "LATENTIA_FAILPOINT": ""} | dict(env)
         child = context.Process(target=target, args=(str(log), env, *args))
         child.start()
         child.log = log
-        children.append(child)
         return child
+
+    return start
+
+
+@pytest.fixture
+def start(starter, tmp_path):
+    """Start a child; what is still alive at the end of a test is ended."""
+    children = []
+
+    def start(target, *args, env=()):
+        children.append(starter(tmp_path / f"log-{len(children)}.txt", target, *args, env=env))
+        return children[-1]
 
     yield start
     for child in children:
         if child.is_alive():
             child.kill()
         child.join()
+
+
+@pytest.fixture(scope="session")
+def parts(make_once):
+    """A saved pipeline that holds a small autoencoder, and beside it a small text encoder."""
+    from latentia import VQVAE, VQVAEPipeline
+    from latentia.models.clip import clip_towers, train_tokenizer
+
+    def make(folder: Path) -> None:
+        torch.manual_seed(0)
+        vqvae = VQVAE(sample_size=8, in_channels=1, block_out_channels=(4,), codebook_size=6)
+        VQVAEPipeline(vqvae).save_pretrained(folder)
+        tokenizer = train_tokenizer(["a red heart"], 300, 8)
+        tokenizer.save_pretrained(folder / "tokenizer")
+        clip_towers(tokenizer, 8, width=32, text_layers=1, image_layers=1)[0].save_pretrained(folder / "text_encoder")
+
+    return make_once("parts", make)
+
+
+@pytest.fixture(scope="session")
+def trained(make_once, starter, parts):
+    """`trained(family, *flags)`: the folder of an undisturbed run, made once for all tests."""
+
+    def trained(family: Family, *flags: str) -> Path:
+        def make(folder: Path) -> None:
+            argv = family.command(folder / "run", parts, *flags)
+            code, text = ended(starter(folder / "log.txt", example, family.script, argv))
+            assert code == 0, text
+
+        return make_once("-".join([family.name, *flags]).replace("/", "-"), make) / "run"
+
+    return trained

@@ -1,48 +1,98 @@
-"""Every kind of training of the house, tiny: what is promised of one is tested of all. A new family is a line here."""
+"""Every kind of training, tiny: what is promised of one is tested of all. A new family is a line here."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 STEPS = 6
 DIGITS = ("--dataset_name", "digits", "--max_train_samples", "48", "--eval_num_samples", "0")
+EMOJI = ("--dataset_name", "emoji", *DIGITS[2:])
 COMMON = (
     *("--max_train_steps", f"{STEPS}", "--checkpointing_steps", "2", "--train_batch_size", "8", "--logging_steps", "1"),
     *("--lr_warmup_steps", "2", "--adam_epsilon", "1e-3"),
 )
+MODES = {
+    "bf16": ("--mixed_precision", "bf16"),
+    "fp16": ("--mixed_precision", "fp16"),
+    "compile": ("--compile",),
+    "checkpointing": ("--gradient_checkpointing",),
+    "accumulation": ("--train_batch_size", "4", "--gradient_accumulation_steps", "2"),
+}
 
 
 @dataclass(frozen=True)
 class Family:
-    """`flags`: of `examples/script`; "{parts}" is a folder with a small autoencoder and a small text encoder."""
+    """One kind of training.
+
+    Args:
+        name: of the family, or of a variant of its training.
+        script: in `examples/`.
+        flags: of the script; "{parts}" is a folder with a small autoencoder and a small text encoder.
+        data: flags of the data set.
+        refuses: those of `MODES` that the script refuses, and words of the error.
+        same: flags without which splitting a batch changes numbers: each process draws dropout for itself.
+        per_forward: ends of names of buffers that are updated by each forward pass, so by each micro-batch.
+        splits: whether a step of micro-batches equals one of the whole batch.
+    """
 
     name: str
     script: str
     flags: str
     data: tuple[str, ...] = DIGITS
+    refuses: Mapping[str, str] = field(default_factory=dict)
+    same: tuple[str, ...] = ()
+    per_forward: tuple[str, ...] = ()
+    splits: bool = True
 
     def command(self, folder: Path, parts: Path, *more: str) -> list[str]:
         flags = self.flags.format(parts=parts).split()
         return [*self.data, *COMMON, *flags, "--output_dir", str(folder), *more]
 
 
-EMOJI = ("--dataset_name", "emoji", *DIGITS[2:])
 UNET = "--block_out_channels 4 32 --num_inference_steps 1"
 GAN = "--latent_dim 4 --block_out_channels 4 --generator_norm none"
+NO_DROPOUT = ("--dropout", "0")
+NO_BLOCKS = {"checkpointing": "has no blocks that support it"}
+SECOND_DERIVATIVES = {"checkpointing": "second derivatives", "compile": "second derivatives"}
 FAMILIES = [
-    Family("ddpm", "train_ddpm.py", f"{UNET} --class_conditional --dropout 0.1"),
-    Family("autoencoder", "train_autoencoder.py", "--latent_dim 3 --hidden_sizes 8 --prior_components 2"),
-    Family("autoencoder_layers", "train_autoencoder.py", "--latent_dim 3 --hidden_sizes 8 --layerwise_steps 4"),
-    Family("vae", "train_vae.py", "--latent_dim 2 --hidden_sizes 8"),
-    Family("vqvae", "train_vqvae.py", "--block_out_channels 4 --codebook_size 6 --latent_channels 3"),
+    Family("ddpm", "train_ddpm.py", f"{UNET} --class_conditional --dropout 0.1", same=NO_DROPOUT),
+    Family(
+        "autoencoder",
+        "train_autoencoder.py",
+        "--latent_dim 3 --hidden_sizes 8 --prior_components 2",
+        refuses=NO_BLOCKS,
+    ),
+    Family(
+        "autoencoder_layers",
+        "train_autoencoder.py",
+        "--latent_dim 3 --hidden_sizes 8 --layerwise_steps 4",
+        refuses=NO_BLOCKS,
+    ),
+    Family("vae", "train_vae.py", "--latent_dim 2 --hidden_sizes 8", refuses=NO_BLOCKS),
+    Family(
+        "vqvae", "train_vqvae.py", "--block_out_channels 4 --codebook_size 6 --latent_channels 3", refuses=NO_BLOCKS
+    ),
     Family(
         "autoencoder_kl",
         "train_autoencoder_kl.py",
         "--block_out_channels 4 4 --norm_num_groups 2 --latent_channels 2 --discriminator_channels 4 4 "
         "--adversarial_start 0.3 --calibration_samples 16",
     ),
-    Family("gan", "train_gan.py", GAN),
-    Family("gan_remedies", "train_gan.py", f"{GAN} --n_critic 2 --regularise_every 2 --augment ada --replay 16"),
-    Family("gan_plane", "train_gan_plane.py", "--hidden_sizes 8 --frame_steps 0", data=()),
+    Family("gan", "train_gan.py", GAN, refuses=SECOND_DERIVATIVES, per_forward=("spread",)),
+    Family(
+        "gan_remedies",
+        "train_gan.py",
+        f"{GAN} --n_critic 2 --regularise_every 2 --augment ada --replay 16",
+        refuses=SECOND_DERIVATIVES,
+        per_forward=("spread",),
+    ),
+    Family(
+        "gan_plane",
+        "train_gan_plane.py",
+        "--hidden_sizes 8 --frame_steps 0",
+        data=(),
+        refuses=NO_BLOCKS | {"compile": "second derivatives"},
+    ),
     Family("latent_diffusion", "train_latent_diffusion.py", f"{UNET} --autoencoder {{parts}}"),
     Family(
         "text_to_image",
@@ -55,6 +105,8 @@ FAMILIES = [
         "train_text_encoder.py",
         "--width 32 --text_layers 1 --image_layers 1 --projection_dim 16 --vocab_size 400",
         data=EMOJI[:4],
+        same=NO_DROPOUT,
+        splits=False,  # each image is told from the others of its micro-batch
     ),
     Family("vq_prior", "train_vq_prior.py", "--vqvae {parts} --width 32 --layers 1 --dropout 0 --class_conditional"),
 ]

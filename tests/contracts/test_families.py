@@ -4,15 +4,13 @@ import copy
 import hashlib
 import os
 import random
-import runpy
 import signal
-import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from children import EXAMPLES, ended, enter, example, ranks, steps_logged
+from children import ended, enter, example, ranks, run_example, steps_logged
 from families import FAMILIES, STEPS
 from safetensors.torch import load_file
 from torch import nn
@@ -45,12 +43,7 @@ def disturbed(log: str, env: dict[str, str], script: str, argv: list[str], troub
         return real(accelerator, phases, data, **options)
 
     latentia.runs.run.train = train
-    example_in_this_process(script, argv)
-
-
-def example_in_this_process(script: str, argv: list[str]) -> None:
-    sys.argv = [str(EXAMPLES / script), *argv]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    run_example(script, argv)
 
 
 def twice(log: str, env: dict[str, str], script: str, argv: list[str]) -> None:
@@ -72,7 +65,7 @@ def twice(log: str, env: dict[str, str], script: str, argv: list[str]) -> None:
     latentia.runs.run.train = train
     for _ in range(2):
         try:
-            example_in_this_process(script, argv)
+            run_example(script, argv)
         except SystemExit as end:
             assert end.code in (0, None), end.code
     half = len(seen) // 2
@@ -106,22 +99,6 @@ def reached(function, depth: int = 4) -> dict:
     return found | {key: value for key, value in deeper.items() if value}
 
 
-@pytest.fixture(scope="session")
-def parts(tmp_path_factory):
-    """A saved pipeline that holds a small autoencoder, and beside it a small text encoder."""
-    from latentia import VQVAE, VQVAEPipeline
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("autoencoder")
-    VQVAEPipeline(VQVAE(sample_size=8, in_channels=1, block_out_channels=(4,), codebook_size=6)).save_pretrained(folder)
-    from latentia.models.clip import clip_towers, train_tokenizer
-
-    tokenizer = train_tokenizer(["a red heart"], 300, 8)
-    tokenizer.save_pretrained(folder / "tokenizer")
-    clip_towers(tokenizer, 8, width=32, text_layers=1, image_layers=1)[0].save_pretrained(folder / "text_encoder")
-    return folder
-
-
 @pytest.fixture
 def run(start, parts):
     def run(family, folder, *more, expect=0, env=(), target=example, extra=()):
@@ -133,20 +110,10 @@ def run(start, parts):
     return run
 
 
-@pytest.fixture(scope="session")
-def runs(tmp_path_factory):
-    return {}, tmp_path_factory.mktemp("whole")
-
-
 @pytest.fixture(params=FAMILIES, ids=lambda family: family.name)
-def whole(request, run, runs):
+def whole(request, trained):
     """A family, and the folder of its undisturbed run."""
-    family, (done, root) = request.param, runs
-    if family.name not in done:
-        done[family.name] = root / family.name
-        run(family, done[family.name])
-        assert steps_logged(done[family.name]) == list(range(1, STEPS + 1))
-    return family, done[family.name]
+    return request.param, trained(request.param)
 
 
 def checkpoint(folder: Path, step: int = STEPS) -> dict[str, str]:
@@ -168,6 +135,7 @@ def same_end(a: Path, b: Path) -> bool:
 
 
 def test_steps_differ_so_that_equal_ends_mean_something(whole):
+    assert steps_logged(whole[1]) == list(range(1, STEPS + 1))
     hashes = [checkpoint(whole[1], step) for step in (2, 4, 6)]
     assert len({*map(str, hashes)}) == 3 and hashes[0].keys() == hashes[2].keys()
 
@@ -227,11 +195,10 @@ def test_nothing_that_a_loss_uses_is_missing_from_a_checkpoint(whole, run, tmp_p
     run(whole[0], tmp_path, target=twice)
 
 
-def test_two_processes_equal_one(whole, start, parts, tmp_path):
-    family, undisturbed = whole
-    if "--dropout 0.1" in family.flags:
-        pytest.skip("dropout is drawn by each process for itself")
-    argv = family.command(tmp_path / "run", parts, "--train_batch_size", "4")
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_two_processes_equal_one(family, trained, start, parts, tmp_path):
+    undisturbed = trained(family, *family.same)
+    argv = family.command(tmp_path / "run", parts, *family.same, "--train_batch_size", "4")
     for child in ranks(start, example, family.script, argv):
         code, text = ended(child)
         assert code == 0, text

@@ -24,7 +24,7 @@ def start(args: Any) -> Accelerator:
         args: has the groups `output`, `optimization` and `hub`.
 
     Raises:
-        UsageError: `output_dir` is a file or cannot be written.
+        UsageError: `output_dir` is a file or cannot be written, or fp16 was asked for without a GPU.
     """
     options = args.optimization
     if options.allow_tf32:
@@ -39,6 +39,11 @@ def start(args: Any) -> Accelerator:
             process_group(options.distributed_timeout),
         ],
     )
+    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
+        raise UsageError(
+            f"--mixed_precision fp16 needs a GPU: on the {accelerator.device.type} accelerate would train in float32. "
+            "Use bf16 or no."
+        )
     if accelerator.is_main_process:
         try:
             if folder.exists() and not folder.is_dir():
