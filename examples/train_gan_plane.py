@@ -220,6 +220,8 @@ def main(args: Arguments) -> int:
     chosen, options = args.plane, args.optimization
     if chosen.n_critic < 1:
         raise UsageError(f"--n_critic must be at least 1; got {chosen.n_critic}.")
+    if options.compile:
+        raise UsageError("--compile must be left out: the penalties need second derivatives, which it does not have.")
     if options.max_train_steps is None:
         raise UsageError("--max_train_steps must be given: points of the plane are endless and have no epochs.")
     data = Scaled(chosen.plane, chosen.spread)

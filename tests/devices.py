@@ -58,8 +58,10 @@ class _Operations(TorchDispatchMode):
         result: torch.device | None = DEVICE if on_device or kwargs.get("device") == DEVICE else CPU
         if func is aten.copy_.default:
             result = device_of(args[0])
-        if not on_device and all(device_of(x) is None for x in tensors) and (
-            self.functions.on_device or torch._C._current_graph_task_id() >= 0
+        if (
+            not on_device
+            and all(device_of(x) is None for x in tensors)
+            and (self.functions.on_device or torch._C._current_graph_task_id() >= 0)
         ):
             result = None  # made in C++ by autograd or by an operation on tensors of the device: it knows one CPU only
         if result != CPU:

@@ -11,6 +11,7 @@ COMMON = (
     *("--max_train_steps", f"{STEPS}", "--checkpointing_steps", "2", "--train_batch_size", "8", "--logging_steps", "1"),
     *("--lr_warmup_steps", "2", "--adam_epsilon", "1e-3"),
 )
+SCORED = ("--validation_steps", "1", "--eval_num_samples", "16", "--eval_metrics", "fd", "--max_train_steps", "2")
 MODES = {
     "bf16": ("--mixed_precision", "bf16"),
     "fp16": ("--mixed_precision", "fp16"),
@@ -31,7 +32,9 @@ class Family:
         data: flags of the data set.
         refuses: those of `MODES` that the script refuses, and words of the error.
         same: flags without which splitting a batch changes numbers: each process draws dropout for itself.
-        per_forward: ends of names of buffers that are updated by each forward pass, so by each micro-batch.
+        scored: flags with which samples are drawn on the way and scored at the end.
+        buffers: ends of names of buffers whose changes are no measure of training: counts, images, and statistics that
+            each forward pass adds to, so each micro-batch.
         splits: whether a step of micro-batches equals one of the whole batch.
     """
 
@@ -41,7 +44,8 @@ class Family:
     data: tuple[str, ...] = DIGITS
     refuses: Mapping[str, str] = field(default_factory=dict)
     same: tuple[str, ...] = ()
-    per_forward: tuple[str, ...] = ()
+    scored: tuple[str, ...] = SCORED
+    buffers: tuple[str, ...] = ()
     splits: bool = True
 
     def command(self, folder: Path, parts: Path, *more: str) -> list[str]:
@@ -78,19 +82,20 @@ FAMILIES = [
         "--block_out_channels 4 4 --norm_num_groups 2 --latent_channels 2 --discriminator_channels 4 4 "
         "--adversarial_start 0.3 --calibration_samples 16",
     ),
-    Family("gan", "train_gan.py", GAN, refuses=SECOND_DERIVATIVES, per_forward=("spread",)),
+    Family("gan", "train_gan.py", GAN, refuses=SECOND_DERIVATIVES, buffers=("spread",)),
     Family(
         "gan_remedies",
         "train_gan.py",
         f"{GAN} --n_critic 2 --regularise_every 2 --augment ada --replay 16",
         refuses=SECOND_DERIVATIVES,
-        per_forward=("spread",),
+        buffers=("spread", "count", "signs", "replay.model.images"),
     ),
     Family(
         "gan_plane",
         "train_gan_plane.py",
         "--hidden_sizes 8 --frame_steps 0",
         data=(),
+        scored=("--frame_steps", "1", "--max_train_steps", "2"),
         refuses=NO_BLOCKS | {"compile": "second derivatives"},
     ),
     Family("latent_diffusion", "train_latent_diffusion.py", f"{UNET} --autoencoder {{parts}}"),
@@ -99,12 +104,14 @@ FAMILIES = [
         "train_text_to_image.py",
         "--text_encoder {parts} --block_out_channels 8 8 --attention_head_dim 8 --patch_size 4 --num_inference_steps 1",
         data=EMOJI,
+        scored=("--validation_steps", "1", "--max_train_steps", "2"),
     ),
     Family(
         "text_encoder",
         "train_text_encoder.py",
         "--width 32 --text_layers 1 --image_layers 1 --projection_dim 16 --vocab_size 400",
         data=EMOJI[:4],
+        scored=("--validation_steps", "1", "--eval_steps", "1", "--max_train_steps", "2"),
         same=NO_DROPOUT,
         splits=False,  # each image is told from the others of its micro-batch
     ),

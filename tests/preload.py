@@ -1,31 +1,32 @@
-"""Import what training scripts and commands import, and what they need a moment for once: forks then start at once."""
+"""Import what training scripts and commands import, and draw a first plot: forks of this process then start at once."""
 
 import importlib
 import io
 import pkgutil
 
-import accelerate.utils.fsdp_utils
-import hypothesis
-import pyarrow.parquet
-import pytest
-import sklearn.linear_model
-import sklearn.mixture
-import torch.distributed.fsdp
-import torch.nn.parallel.distributed
-import tyro
-from diffusers import AutoencoderKL
-from matplotlib.figure import Figure
-from transformers import CLIPTextModelWithProjection, CLIPTokenizerFast, CLIPVisionModelWithProjection, GPT2LMHeadModel
-
 import latentia
 import latentia.pipelines
 
-for package in (latentia, latentia.pipelines):
-    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        if module.name.rpartition(".")[2] not in ("__main__", "unpickle") and ".examples" not in module.name:
-            importlib.import_module(module.name)
+LIBRARIES = (
+    *("accelerate.utils.fsdp_utils", "torch.distributed.fsdp", "torch.nn.parallel.distributed", "torch._dynamo"),
+    *("diffusers.models.autoencoders.autoencoder_kl", "transformers.models.clip.modeling_clip", "pytest", "tyro"),
+    *("transformers.models.gpt2.modeling_gpt2", "transformers.models.clip.tokenization_clip", "pyarrow.parquet"),
+    *("sklearn.linear_model", "sklearn.mixture", "hypothesis", "matplotlib.figure"),
+)
 
-figure = Figure(layout="constrained")
-figure.subplots().plot([0, 1], label="warm")
+
+def own_modules() -> list[str]:
+    """All of the package, but for those that run when they are imported."""
+    found = [
+        m.name for p in (latentia, latentia.pipelines) for m in pkgutil.walk_packages(p.__path__, f"{p.__name__}.")
+    ]
+    return [name for name in found if not name.endswith((".__main__", ".unpickle")) and ".examples" not in name]
+
+
+for name in (*LIBRARIES, *own_modules()):
+    importlib.import_module(name)
+
+figure = importlib.import_module("matplotlib.figure").Figure(layout="constrained")
+figure.subplots().plot([0, 1], label="first")
 figure.savefig(io.BytesIO())
 READY = True

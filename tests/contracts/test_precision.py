@@ -16,17 +16,18 @@ from safetensors.torch import load_file
 
 pytestmark = pytest.mark.fault
 # Of weights and of losses. bf16 keeps 8 bits and fp16 11, of which a network of few layers loses some: measured were
-# 0.09 and 0.009 at most in bf16 (autoencoder_kl, gan), 0.006 and 0.0005 in fp16, 2e-6 and 0 where only the order of
-# additions differs. Recomputed activations are the same numbers.
+# 0.10 and 0.006 at most in bf16 (gan, autoencoder_kl), 0.012 and 0.001 in fp16, 3e-6 and 3e-6 where only the order of
+# additions differs. Recomputed activations are the same numbers. The generated code of `--compile` adds in an order of
+# its own.
 TOLERANCES = {
     "bf16": (0.2, 0.02),
-    "fp16": (0.02, 0.002),
-    "compile": (2e-5, 1e-5),
+    "fp16": (0.03, 0.003),
+    "compile": (1e-3, 1e-4),
     "accumulation": (2e-5, 1e-5),
     "checkpointing": (0.0, 0.0),
 }
-# Tracing takes seconds; the other kinds have networks of the same classes.
-COMPILED = {"autoencoder", "vae", "vqvae", "latent_diffusion", "vq_prior"}
+TRACED = {"autoencoder", "vae", "vqvae", "latent_diffusion"}  # it takes seconds: one for each kind of network
+ON_THE_GPU = {"ACCELERATE_USE_CPU": "false", "NVIDIA_TF32_OVERRIDE": "0"}  # TF32 has the 11 bits of fp16
 
 
 def in_fp16(log: str, env: dict[str, str], script: str, argv: list[str]) -> None:
@@ -44,15 +45,12 @@ def in_fp16(log: str, env: dict[str, str], script: str, argv: list[str]) -> None
     run_example(script, argv)
 
 
-def compiled(log: str, env: dict[str, str], script: str, argv: list[str]) -> None:
-    """Traced forwards and backwards as `torch.compile` does, but without generating code for them."""
+def traced(log: str, env: dict[str, str], script: str, argv: list[str]) -> None:
+    """Traced forwards and backwards as `torch.compile` does, but without generating code."""
     enter(log, env)
     real = torch.nn.Module.compile
     torch.nn.Module.compile = lambda self: real(self, backend="aot_eager")
     run_example(script, argv)
-
-
-ENTRIES = {"fp16": in_fp16, "compile": compiled}
 
 
 def losses(folder: Path) -> list[dict[str, float]]:
@@ -78,43 +76,62 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 def differences(family: Family, found: Path, expected: Path) -> tuple[float, float]:
     """Of the weights, in units of their movement, and of the losses, relative to the larger of |loss| and 0.1."""
     first, last, other = (
-        weights(folder, step, family.per_forward) for folder, step in ((expected, 2), (expected, STEPS), (found, STEPS))
+        weights(folder, step, family.buffers) for folder, step in ((expected, 2), (expected, STEPS), (found, STEPS))
     )
     a, b = losses(found), losses(expected)
     assert len(a) == len(b) == STEPS and [row.keys() for row in a] == [row.keys() for row in b]
     relative = [abs(x[key] - y[key]) / max(abs(y[key]), 0.1) for x, y in zip(a, b) for key in y]
-    return distance(other, last) / distance(first, last), max(relative)
-
-
-def check(family: Family, mode: str, found: Path, expected: Path) -> None:
-    of_weights, of_losses = differences(family, found, expected)
-    print(f"{family.name} {mode}: weights {of_weights:.1e}, losses {of_losses:.1e}")
-    most = TOLERANCES[mode]
-    assert of_weights <= most[0] and of_losses <= most[1]
-    assert mode not in ("bf16", "fp16") or of_weights > 1e-5, "this is float32"
+    found_differences = distance(other, last) / distance(first, last), max(relative)
+    print("{}: weights {:.1e}, losses {:.1e}".format(family.name, *found_differences))
+    return found_differences
 
 
 def cases() -> Iterator:
     for family in FAMILIES:
         for mode in MODES:
-            if mode == "accumulation" and not family.splits:
-                continue
-            slow = mode == "compile" and mode not in family.refuses and family.name not in COMPILED
-            yield pytest.param(family, mode, id=f"{family.name}-{mode}", marks=[pytest.mark.nightly] * slow)
+            entry = in_fp16 if mode == "fp16" else example
+            if mode in family.refuses or mode != "compile":
+                if family.splits or mode != "accumulation":
+                    yield pytest.param(family, mode, entry, id=f"{family.name}-{mode}")
+            else:
+                yield pytest.param(family, mode, entry, id=f"{family.name}-{mode}", marks=pytest.mark.nightly)
+                if family.name in TRACED:
+                    yield pytest.param(family, mode, traced, id=f"{family.name}-traced")
 
 
-@pytest.mark.parametrize("family, mode", cases())
-def test_equals_float32(family, mode, trained, start, parts, tmp_path):
+@pytest.mark.parametrize("family, mode, entry", list(cases()))
+def test_equals_float32(family, mode, entry, trained, start, parts, tmp_path):
     argv = family.command(tmp_path, parts, *family.same, *MODES[mode])
-    code, text = ended(start(ENTRIES.get(mode, example), family.script, argv))
+    code, text = ended(start(entry, family.script, argv), timeout=250)
     if mode in family.refuses:
         assert code == 2 and family.refuses[mode] in text, text
         return
     assert code == 0, text
-    check(family, mode, tmp_path, trained(family, *family.same))
+    of_weights, of_losses = differences(family, tmp_path, trained(family, *family.same))
+    assert of_weights <= TOLERANCES[mode][0] and of_losses <= TOLERANCES[mode][1]
+    assert mode not in ("bf16", "fp16") or of_weights > 1e-5, "this was float32"
 
 
 def test_fp16_is_refused_without_a_gpu(start, parts, tmp_path):
     """accelerate would train in float32 and not say so."""
-    code, text = ended(start(example, "train_vae.py", FAMILIES[3].command(tmp_path, parts, *MODES["fp16"])))
+    family = FAMILIES[0]
+    code, text = ended(start(example, family.script, family.command(tmp_path, parts, *MODES["fp16"])))
     assert code == 2 and "--mixed_precision fp16 needs a GPU" in text, text
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("mode", ["float32", *MODES])
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_gpu_equals_the_cpu(family, mode, trained, start, parts, tmp_path):
+    if mode == "accumulation" and not family.splits:
+        return
+    argv = family.command(tmp_path, parts, *family.same, *MODES.get(mode, ()))
+    code, text = ended(start(example, family.script, argv, env=ON_THE_GPU), timeout=250)
+    if mode in family.refuses:
+        assert code == 2 and family.refuses[mode] in text, text
+        return
+    assert code == 0 and "1 x cuda" in text, text
+    of_weights, of_losses = differences(family, tmp_path, trained(family, *family.same))
+    most = TOLERANCES["bf16" if mode == "bf16" else "fp16"]
+    assert of_weights <= most[0] and of_losses <= most[1]

@@ -47,3 +47,12 @@ def test_odd_surroundings_change_no_bit(start, tmp_path):
     command = [*SMALL, "--output_dir", str(tmp_path / "refused")]
     code, text = ended(start(example, "train_ddpm.py", command, env={"LATENTIA_CACHE": "", "HOME": odd["HOME"]}))
     assert code == 4 and "set LATENTIA_CACHE to a folder" in text and "Traceback" not in text, text
+
+
+def is_ready(log: str, env: dict[str, str]) -> None:
+    sys.exit(0 if getattr(sys.modules.get("preload"), "READY", False) else 1)
+
+
+def test_children_start_from_a_process_that_imported_everything(start):
+    """A server that fails to import something goes on without a word, and each child takes seconds longer."""
+    assert ended(start(is_ready))[0] == 0
