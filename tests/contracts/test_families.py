@@ -5,6 +5,7 @@ import hashlib
 import os
 import random
 import signal
+from collections.abc import Collection, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -170,21 +171,26 @@ def test_killed_in_saves_and_at_a_random_moment_it_ends_the_same(whole, run, sta
     assert same_end(tmp_path / "run", undisturbed), f"seed {SEED}, moments {moments}"
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
-def test_asked_to_stop_it_saves_and_goes_on(whole, run, tmp_path, name):
-    family, undisturbed = whole
-    if name != "SIGTERM" and family.name not in ("ddpm", "gan"):
-        pytest.skip("one handler for all three; two families are enough")
+def pairs(first: str, rest: Iterable[str], names: Collection[str]) -> list:
+    """All families with `first`, and those of some names with the rest."""
+    found = [(family, first) for family in FAMILIES]
+    found += [(family, other) for other in rest for family in FAMILIES if family.name in names]
+    return [pytest.param(*pair, id=f"{pair[0].name}-{pair[1]}") for pair in found]
+
+
+# One handler for all three signals; two families are enough.
+@pytest.mark.parametrize("family, name", pairs("SIGTERM", ("SIGUSR1", "SIGINT"), ("ddpm", "gan")))
+def test_asked_to_stop_it_saves_and_goes_on(family, name, trained, run, tmp_path):
+    undisturbed = trained(family)
     run(family, tmp_path, "--checkpointing_steps", "1000", target=disturbed, extra=(name, 3), expect=75)
     run(family, tmp_path)
     assert checkpoint(tmp_path) == checkpoint(undisturbed) and export(tmp_path) == export(undisturbed)
 
 
-@pytest.mark.parametrize("trouble", ["first loss", "last loss"])
-def test_a_loss_that_is_not_finite_stops_it_and_harms_nothing(whole, run, tmp_path, trouble):
-    family, undisturbed = whole
-    if trouble == "first loss" and family.name not in ("gan_remedies", "autoencoder_kl"):
-        pytest.skip("these two have a first phase that is not the last")
+# These two have a first phase that is not the last.
+@pytest.mark.parametrize("family, trouble", pairs("last loss", ("first loss",), ("gan_remedies", "autoencoder_kl")))
+def test_a_loss_that_is_not_finite_stops_it_and_harms_nothing(family, trouble, trained, run, tmp_path):
+    undisturbed = trained(family)
     text = run(family, tmp_path, target=disturbed, extra=(trouble, 4), expect=3)
     assert "is not finite at step" in text and '"failed"' in (tmp_path / "run_summary.json").read_text()
     run(family, tmp_path)
