@@ -36,7 +36,7 @@ MNIST = {  # name: network and objective
     "denoising autoencoder": (
         lambda: Autoencoder(
             sample_size=28, latent_dim=128, hidden_sizes=(400,), block_out_channels=(8, 16), activation="relu",
-            code_activation="relu",
+            latent_activation="relu",
         ),
         NOISE,
     ),

@@ -154,7 +154,12 @@ def nonlinear(rows: Rows, data: Data, steps: int) -> None:
     network = build(data, m, hidden)
     for depth in range(1, 4):
         outer = outer_layers(network, depth)
-        fit(outer, data.x, steps // 3, parameters=[*outer.encoder[-1].parameters(), *outer.decoder[0].parameters()])
+        fit(
+            outer,
+            data.x,
+            steps // 3,
+            parameters=[*outer.encoder_mlp[-1].parameters(), *outer.decoder_mlp[0].parameters()],
+        )
     greedy = error(network, data.new)
     both = error(fit(network, data.x, steps), data.new)
     best = pca_error(data, m, data.new)
@@ -311,7 +316,7 @@ def denoising(rows: Rows, data: Data, steps: int) -> None:
 def sparse(rows: Rows, data: Data, steps: int) -> None:
     large = data.values > 300
     units, rate = (300, 1e-3) if large else (100, 2e-2)
-    config = {"code_activation": "sigmoid", "overcomplete": True}
+    config = {"latent_activation": "sigmoid", "overcomplete": True}
 
     def trained(m: int = units, **objective):
         network = fit(build(data, m, **config), data.x, steps, rate, **objective)
@@ -363,7 +368,7 @@ def few_labels(rows: Rows, data: Data, steps: int, count: int = 100, epochs: int
     def curve(network, chosen: Tensor, seed: int) -> list[float]:
         torch.manual_seed(1000 + seed)
         head = nn.Linear(32, 10)
-        optimizer = torch.optim.Adam([*network.encoder.parameters(), *head.parameters()], lr=1e-3)
+        optimizer = torch.optim.Adam([*network.encoder_mlp.parameters(), *head.parameters()], lr=1e-3)
         found = []
         for _ in range(epochs):
             logits = head(network.encode(data.x[chosen]))

@@ -39,7 +39,8 @@ from latentia.evaluation import load_extractor
 from latentia.losses.diffusion import diffusion_loss
 from latentia.losses.times import sample_timesteps
 from latentia.models.classifier import DigitClassifier
-from latentia.models.unet import UNet2DOutput, sinusoidal_embedding
+from latentia.models.layers.conditioning import sinusoidal_embedding
+from latentia.models.unet import UNet2DOutput
 from latentia.rng import Rng
 from latentia.training.ema import EMA
 from latentia.training.loop import Hook, Phase, learning_rate_schedule, train
@@ -144,7 +145,7 @@ def digit_network(**config) -> latentia.UNet2D:
         patch_size=2,
         block_out_channels=(32, 64),
         layers_per_block=1,
-        attention_levels=(False, False),
+        attention_stages=(False, False),
         **config,
     )
     return network.to(memory_format=torch.channels_last)

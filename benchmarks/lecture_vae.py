@@ -205,7 +205,7 @@ def bernoulli(rows: Rows, digits: Digits, steps: int, pictures: Path) -> None:
 
 
 def plane(rows: Rows, digits: Digits, steps: int, pictures: Path) -> None:
-    vae = fit(digits_vae(latent_dim=2, decoder="gaussian"), digits.train, steps, elbo_loss)
+    vae = fit(digits_vae(latent_dim=2, likelihood="gaussian"), digits.train, steps, elbo_loss)
     pipe = VAEPipeline(vae)
     images = pipe.manifold(20, output_type="latent").flatten(0, 1)
     classes = int(digits.predicted(images).unique().numel())
@@ -220,8 +220,8 @@ def plane(rows: Rows, digits: Digits, steps: int, pictures: Path) -> None:
 
 def gaussian(rows: Rows, digits: Digits, steps: int, pictures: Path) -> None:
     x, labels = digits.held_out, digits.held_out_labels
-    vae = fit(digits_vae(latent_dim=16, decoder="gaussian"), digits.train, steps, elbo_loss)
-    plain = fit(digits_vae(latent_dim=16, decoder="gaussian", observation_std=1.0), digits.train, steps, plain_loss)
+    vae = fit(digits_vae(latent_dim=16, likelihood="gaussian"), digits.train, steps, elbo_loss)
+    plain = fit(digits_vae(latent_dim=16, likelihood="gaussian", observation_std=1.0), digits.train, steps, plain_loss)
     pipe, autoencoder = VAEPipeline(vae), VAEPipeline(plain)
     samples = sampled(vae)
     ours, theirs = digits.distance(samples), digits.distance(sampled(plain))
@@ -275,7 +275,7 @@ def gaussian(rows: Rows, digits: Digits, steps: int, pictures: Path) -> None:
     shown = torch.cat([light[:12], before[:12], heavier[:12]])
     image_grid(shown, 12, row_labels=["data", "code", "+ ink"]).save(pictures / "vae-attribute.png")
 
-    told = fit(digits_vae(decoder="gaussian", num_class_embeds=10), digits.train, steps, elbo_loss)
+    told = fit(digits_vae(likelihood="gaussian", num_class_embeds=10), digits.train, steps, elbo_loss)
     asked = torch.arange(1000) % 10
     right = digits.accuracy(sampled(told, class_labels=asked), asked)
     rows.put(
@@ -341,7 +341,7 @@ def objectives(rows: Rows, digits: Digits, steps: int, pictures: Path) -> None:
     )  # fmt: skip
     correlation = {
         f"beta = {beta:g}": off_diagonal_correlation(
-            fit(digits_vae(decoder="gaussian"), digits.train, steps, partial(elbo_loss, beta=beta))
+            fit(digits_vae(likelihood="gaussian"), digits.train, steps, partial(elbo_loss, beta=beta))
             .encode(x)[0]
             .detach()
         )[0]

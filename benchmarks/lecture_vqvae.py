@@ -81,7 +81,7 @@ def codebook(rows: Rows, args, data, held_out: torch.Tensor, name: str) -> None:
                 latent_channels=args.latent_channels,
                 **options,
             )
-            counting = hasattr(vqvae.bottleneck, "counts")
+            counting = hasattr(vqvae.quantize, "counts")
             update = CodebookUpdate(vqvae, restart_below=restart_below) if counting else None
             others = [Phase("codebook", update, vqvae)] if update else []
 

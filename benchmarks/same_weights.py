@@ -36,13 +36,13 @@ KINDS = {
     "autoencoder_layers": ("autoencoder", f"{DIGITS} --latent_dim 3 --hidden_sizes 8 --layerwise_steps 4"),
     "autoencoder_sparse": (
         "autoencoder",
-        f"{DIGITS} --latent_dim 5 --block_out_channels 4 --code_activation sigmoid --sparsity kl --sparsity_weight 0.5 "
-        "--corruption masking --corruption_level 0.3",
+        f"{DIGITS} --latent_dim 5 --block_out_channels 4 --latent_activation sigmoid "
+        "--sparsity kl --sparsity_weight 0.5 --corruption masking --corruption_level 0.3",
     ),
     "vae": ("vae", f"{DIGITS} --latent_dim 2 --hidden_sizes 8"),
     "vae_layers": ("vae", f"{DIGITS} --latent_dim 3 2 --hidden_sizes 8 --upper_hidden_sizes 6 --capacity 2.0"),
     "vae_iwae": ("vae", f"{DIGITS} --latent_dim 2 --hidden_sizes 8 --importance_samples 3 --class_conditional"),
-    "vae_gaussian": ("vae", f"{DIGITS} --latent_dim 2 --block_out_channels 4 --decoder gaussian --free_bits 0.1"),
+    "vae_gaussian": ("vae", f"{DIGITS} --latent_dim 2 --block_out_channels 4 --likelihood gaussian --free_bits 0.1"),
     "vqvae": ("vqvae", f"{DIGITS} --block_out_channels 4 --codebook_size 6 --latent_channels 3"),
     "vqvae_fsq": ("vqvae", f"{DIGITS} --block_out_channels 4 --quantizer fsq --levels 3 3 --latent_channels 2"),
     "autoencoder_kl": (
@@ -66,6 +66,7 @@ KINDS = {
     "vq_prior": ("vq_prior", f"{DIGITS} --vqvae {{vqvae}} --width 32 --layers 1 --dropout 0 --class_conditional"),
 }
 
+RENAMED = {"--latent_activation": "--code_activation", "--likelihood": "--decoder"}  # today's flag -> the old one
 
 # Runs each of a list of commands in a fork of one process that has imported the libraries.
 DRIVER = """
@@ -88,7 +89,7 @@ for script, argv, log in json.load(sys.stdin):
 """
 
 
-def train(checkout: Path, python: str, work: Path, names: list[str]) -> None:
+def train(checkout: Path, python: str, work: Path, names: list[str], renamed: dict[str, str]) -> None:
     """Run the kinds, in their order, whose folders do not stand already."""
     commands = []
     work.mkdir(parents=True, exist_ok=True)
@@ -99,7 +100,7 @@ def train(checkout: Path, python: str, work: Path, names: list[str]) -> None:
             if script != "gan_plane" and script != "text_encoder":
                 common += " --eval_num_samples 0"
             words = f"{flags.format(**{other: work / other for other in KINDS})} {common}".split()
-            argv = [*words, "--output_dir", str(work / name)]
+            argv = [*(renamed.get(word, word) for word in words), "--output_dir", str(work / name)]
             commands.append((str(checkout / "examples" / f"train_{script}.py"), argv, str(work / f"{name}.log")))
     env = {**os.environ, "OMP_NUM_THREADS": "1", "LATENTIA_CACHE": str(work / "cache"), "ACCELERATE_USE_CPU": "true"}
     subprocess.run([python, "-c", DRIVER], input=json.dumps(commands), text=True, env=env, check=True)
@@ -128,7 +129,7 @@ def main() -> int:
     sides = {"old": (args.old, args.old_python), "new": (HERE, sys.executable)}
     work = args.work_dir.resolve()
     for side, (checkout, python) in sides.items():
-        train(checkout, python, work / side, args.names)
+        train(checkout, python, work / side, args.names, RENAMED if side == "old" else {})
     rows = []
     for name in args.names:
         old, new = contents(work / "old" / name), contents(work / "new" / name)

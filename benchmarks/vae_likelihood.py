@@ -96,7 +96,7 @@ def new_network(kind: str, data, seed: int, device: str) -> VAE:
     vae = VAE(**NETWORKS[kind])
     mean = (data.images.float().mean(0) / 255).clamp(1e-3, 1 - 1e-3)
     with torch.no_grad():
-        vae.out.bias.copy_(torch.logit(mean).flatten())
+        vae.decoder_mlp[-1].bias.copy_(torch.logit(mean).flatten())
     return vae.to(device)
 
 

@@ -92,21 +92,21 @@ def network() -> VAE:
 class Encode(BaseEncoder):
     def __init__(self, vae: VAE, clock: Clock, centred: bool):
         super().__init__()
-        self.down, self.heads, self.clock, self.centred = vae.down, vae.heads, clock, centred
+        self.mlp, self.posterior, self.clock, self.centred = vae.encoder_mlp, vae.posterior, clock, centred
 
     def forward(self, x: Tensor) -> ModelOutput:
         self.clock.tick()
-        mean, log_variance = self.heads(self.down(2 * x - 1 if self.centred else x)).chunk(2, 1)
+        mean, log_variance = self.posterior(self.mlp(2 * x - 1 if self.centred else x)).chunk(2, 1)
         return ModelOutput(embedding=mean, log_covariance=log_variance)
 
 
 class Decode(BaseDecoder):
     def __init__(self, vae: VAE):
         super().__init__()
-        self.up, self.out = vae.up, vae.out
+        self.mlp = vae.decoder_mlp
 
     def forward(self, z: Tensor) -> ModelOutput:
-        return ModelOutput(reconstruction=self.out(self.up(z)).unflatten(1, (1, 28, 28)).sigmoid())
+        return ModelOutput(reconstruction=self.mlp(z).unflatten(1, (1, 28, 28)).sigmoid())
 
 
 def pythae_of(vae: VAE, clock: Clock, centred: bool = False) -> PythaeVAE:
@@ -180,9 +180,9 @@ class Sides:
             clock.tick()
             x = images[order[k * self.batch : (k + 1) * self.batch]].float() / 255
             x = (torch.rand_like(x) < x).float()
-            mean, log_variance = vae.heads(vae.down(2 * x - 1)).chunk(2, 1)
+            mean, log_variance = vae.posterior(vae.encoder_mlp(2 * x - 1)).chunk(2, 1)
             z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
-            logits = vae.out(vae.up(z))
+            logits = vae.decoder_mlp(z)
             error = F.binary_cross_entropy_with_logits(logits, x.flatten(1), reduction="sum")
             kl = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum()
             loss = (error + kl) / len(x)

@@ -88,7 +88,7 @@ def measured(rows: Rows, args, name: str, folder: Path, train, test, seconds: fl
     """Rows and a picture of the pipeline in `folder`; `known` tells it of test images, `asked` of labels."""
     pipe = DiffusionPipeline.from_pretrained(folder / "prior")
     pipe.set_progress_bar_config(disable=True)
-    size, n = pipe.vqvae.bottleneck.size, math.prod(pipe.vqvae.code_shape)
+    size, n = pipe.vqvae.quantize.codebook_size, math.prod(pipe.vqvae.code_shape)
     pixels = [(data.images.float() / 127.5 - 1)[:10_000] for data in (train, test)]
     codes, held_out = (torch.cat([pipe.encode(part) for part in images.split(1000)]) for images in pixels)
 

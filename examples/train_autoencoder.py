@@ -50,7 +50,7 @@ class ObjectiveArguments:
 class Arguments(RunArguments):
     model: NetworkArguments = network_arguments(
         Autoencoder,
-        "latent_dim hidden_sizes block_out_channels layers_per_block norm upsample activation code_activation "
+        "latent_dim hidden_sizes block_out_channels layers_per_block norm upsample activation latent_activation "
         "tie_weights overcomplete",
     )
     objective: ObjectiveArguments = ObjectiveArguments()
@@ -78,13 +78,13 @@ def main(args: Arguments) -> int:
 
     # Greedy layer-wise training, if asked for: each layer and its mirror alone, those outside it fixed.
     steps = objective.layerwise_steps
-    for depth in range(1, len(autoencoder.encoder) + 1) if steps else ():
+    for depth in range(1, len(autoencoder.encoder_mlp) + 1) if steps else ():
         outer = outer_layers(autoencoder, depth).requires_grad_(False)
-        inner = [*outer.encoder[-1].parameters(), *outer.decoder[0].parameters()]
+        inner = [*outer.encoder_mlp[-1].parameters(), *outer.decoder_mlp[0].parameters()]
         for parameter in inner:
             parameter.requires_grad_(True)
         layer = run.prepare(f"layer-{depth}", outer, parameters=inner, steps=steps, ema=False, compiled=False)
-        innermost = depth == len(autoencoder.encoder)
+        innermost = depth == len(autoencoder.encoder_mlp)
         alone = phase(layer, objective.sparsity if innermost else "none")
         result = run.fit([alone], steps=steps, folder=run.folder / layer.name)
         autoencoder.requires_grad_(True)

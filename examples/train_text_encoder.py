@@ -125,7 +125,7 @@ def main(args: Arguments) -> int:
 
     def pipeline(weights=clip.final) -> CLIPPipeline:
         weights.eval()
-        return CLIPPipeline(tokenizer, weights.text_encoder, weights.image_encoder, scale_of(weights.log_scale))
+        return CLIPPipeline(tokenizer, weights.text_encoder, weights.image_encoder, scale_of(weights.logit_scale))
 
     validation = RetrievalValidation(run, held_out, pipeline)
     limits = ["It knows the words of its captions and no others."]

@@ -119,7 +119,7 @@ def main(args: Arguments) -> int:
     network = UNet2D(
         **run.image,
         **args.model,
-        attention_levels=(True,) * len(args.model.block_out_channels),
+        attention_stages=(True,) * len(args.model.block_out_channels),
         cross_attention_dim=run.inputs.text_shape[1],
     )
     unet = run.prepare("unet", network.to(memory_format=torch.channels_last))

@@ -56,7 +56,7 @@ class VariationalArguments:
 @dataclass(frozen=True)
 class Arguments(RunArguments):
     model: NetworkArguments = network_arguments(
-        VAE, "latent_dim block_out_channels activation decoder observation_std", latent_dim=16
+        VAE, "latent_dim block_out_channels activation likelihood observation_std", latent_dim=16
     )
     width: WidthArguments = WidthArguments()
     condition: ClassArguments = ClassArguments()

@@ -94,7 +94,7 @@ def main(args: Arguments) -> int:
         file=args.code.codes_file,
         cache_dir=args.data.cache_dir,
     )
-    size = vqvae.bottleneck.size
+    size = vqvae.quantize.codebook_size
     unigram = math.log2(perplexity(run.inputs.mean.long(), size))
     run.accelerator.print(
         f"Codes of shape {vqvae.code_shape}: {unigram:.3f} bits each by their shares, at most log2 {size}"

@@ -93,6 +93,6 @@ class CLIPPipeline(DiffusionPipeline):
         return self.encode(images) @ self.encode_text(texts).T
 
 
-def scale_of(log_scale: Tensor) -> float:
-    """What a trained pair's `log_scale` stands for, held at 100 as in its loss."""
-    return min(100.0, math.exp(float(log_scale)))
+def scale_of(logit_scale: Tensor) -> float:
+    """What a trained pair's `logit_scale` stands for, held at 100 as in its loss."""
+    return min(100.0, math.exp(float(logit_scale)))

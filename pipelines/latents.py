@@ -136,7 +136,7 @@ def _load_alone(folder: Path):
 def latent_channels(vae) -> int:
     """D of its latents (B, D, h, w)."""
     if isinstance(vae, VQVAE):
-        return len(vae.config.levels) if vae.config.levels else vae.config.latent_channels
+        return vae.quantize.latent_channels
     return getattr(vae.config, "vq_embed_dim", None) or vae.config.latent_channels
 
 
@@ -192,7 +192,7 @@ def pictures(vae, latents: Tensor) -> Tensor:
     shift, scaling = _scale(vae)
     z = latents.to(vae.device, vae.dtype) / scaling + shift
     if isinstance(vae, VQVAE):
-        return in_chunks(lambda part: vae.decode(vae.quantise(part)[0].to(part.dtype)), z, _CHUNK)
+        return in_chunks(lambda part: vae.decode(vae.quantize(part)[0].to(part.dtype)), z, _CHUNK)
     return in_chunks(lambda part: vae.decode(part).sample, z, _CHUNK)
 
 

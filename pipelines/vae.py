@@ -28,8 +28,8 @@ class VAEPipeline(DiffusionPipeline):
     grain.
 
     A code has D values, all levels of the network side by side from the picture upwards, in units in which the prior
-    is N(0, I); see `models.layers.stochastic.Levels`. So every word means for several levels what it means for one: the
-    last values are the topmost level, and a walk along one of them moves all that hangs on it.
+    is N(0, I); see `latentia.models.layers.stochastic.StochasticHierarchy`. So every word means for several layers what
+    it means for one: the last values are the topmost layer, and a walk along one of them moves all that depends on it.
 
     Args:
         vae: `VAE`.
@@ -60,7 +60,7 @@ class VAEPipeline(DiffusionPipeline):
     @property
     def likelihood(self) -> Likelihood:
         """A lower bound, of what the decoder is a distribution of."""
-        if self.vae.config.decoder == "gaussian":
+        if self.vae.config.likelihood == "gaussian":
             return Likelihood("lower bound", "density")
         return Likelihood("lower bound", "binarised pixels" if self._binary else "256 levels")
 
@@ -291,7 +291,7 @@ class VAEPipeline(DiffusionPipeline):
 
     @property
     def _binary(self) -> bool:
-        return self.vae.config.decoder == "bernoulli"
+        return self.vae.config.likelihood == "bernoulli"
 
     def _input(self, images: Any) -> Tensor:
         config = self.vae.config
@@ -301,7 +301,7 @@ class VAEPipeline(DiffusionPipeline):
     @property
     def _size(self) -> int:
         """Values of a code."""
-        return sum(self.vae.levels.sizes)
+        return sum(self.vae.hierarchy.sizes)
 
     def _noise(self, generators: list[torch.Generator]) -> Tensor:
         shape = (len(generators), self._size)
@@ -309,12 +309,12 @@ class VAEPipeline(DiffusionPipeline):
 
     def _first(self, x: Tensor, class_labels: Labels) -> tuple[Tensor, ...]:
         """Mean and log-variance of q(z_1|x)."""
-        return _in_chunks(self.vae.first, x, self._class_indices(class_labels, len(x), required=True))
+        return _in_chunks(self.vae.encode_first, x, self._class_indices(class_labels, len(x), required=True))
 
     def _codes(self, first: tuple[Tensor, ...], noise: Tensor | None) -> tuple[Tensor, ...]:
         """Mean, log-variance and sample of q(z|x), all levels side by side."""
-        levels = self.vae.levels
-        return _in_chunks(lambda *parts: levels.standardised(levels.climb(*parts)), *first, noise)
+        hierarchy = self.vae.hierarchy
+        return _in_chunks(lambda *parts: hierarchy.standardize(hierarchy.infer(*parts)), *first, noise)
 
     def _locations(self, latents: Tensor, class_labels: Labels) -> Tensor:
         z = latents.to(self._execution_device, self.vae.dtype)
@@ -328,7 +328,7 @@ class VAEPipeline(DiffusionPipeline):
         scale = self.vae.observation_log_scale(first[0])
 
         def log_joint(x: Tensor, z: Tensor) -> Tensor:
-            given = log_likelihood(self.vae.config.decoder, x, self._locations(z, class_labels), scale)
+            given = log_likelihood(self.vae.config.likelihood, x, self._locations(z, class_labels), scale)
             return given + (log_normal(z) if self.prior is None else self.prior.log_prob(z))
 
         posterior = _Posterior(lambda: self._codes(first, self._noise(generators)))

@@ -238,7 +238,7 @@ def _check(vqvae, transformer, tokenizer) -> None:
         raise UsageError(f"transformer must come from code_transformer; got {type(transformer).__name__}.")
     if tokenizer is not None and not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise UsageError(f"tokenizer must be one of transformers; got {type(tokenizer).__name__}.")
-    config, size, shape = transformer.config, vqvae.bottleneck.size, vqvae.code_shape
+    config, size, shape = transformer.config, vqvae.quantize.codebook_size, vqvae.code_shape
     for name, trained, now in (
         ("codes", config.codebook_size, size),
         ("height and width", tuple(config.code_shape), tuple(shape)),

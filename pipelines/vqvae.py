@@ -7,7 +7,7 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
 from latentia.errors import UsageError
-from latentia.models.vqvae import PositionPrior
+from latentia.models.priors import PositionPrior
 from latentia.pipelines.autoencoder import between, in_chunks
 from latentia.pipelines.base import DiffusionPipeline, check_output_type, from_input, to_output
 from latentia.pipelines.unconditional import Generators, image_generators
@@ -108,11 +108,11 @@ class VQVAEPipeline(DiffusionPipeline):
         check_output_type(output_type)
         codes = codes.to(self._execution_device)
         if codes.is_floating_point():
-            channels = self.vqvae.to_latents.out_channels
+            channels = self.vqvae.quantize.latent_channels
             if codes.ndim != 4 or codes.shape[1] != channels or not len(codes):
                 raise UsageError(f"latents must have shape (B, {channels}, h, w), B >= 1; got {tuple(codes.shape)}.")
-            codes = in_chunks(lambda z: self.vqvae.quantise(z)[1], codes.to(self.vqvae.dtype))
-        size, shape = self.vqvae.bottleneck.size, self.vqvae.code_shape
+            codes = in_chunks(lambda z: self.vqvae.quantize(z)[1], codes.to(self.vqvae.dtype))
+        size, shape = self.vqvae.quantize.codebook_size, self.vqvae.code_shape
         if tuple(codes.shape[1:]) != shape or not len(codes):
             raise UsageError(f"codes must have shape (B, {shape[0]}, {shape[1]}), B >= 1; got {tuple(codes.shape)}.")
         if codes.min() < 0 or codes.max() >= size:
@@ -149,8 +149,8 @@ class VQVAEPipeline(DiffusionPipeline):
             >>> pipe(batch_size=2).images[0].size
             (8, 8)
         """
-        prior = PositionPrior.fit(self.encode(images), self.vqvae.bottleneck.size)
+        prior = PositionPrior.fit(self.encode(images), self.vqvae.quantize.codebook_size)
         return prior.to(self._execution_device)
 
     def _codes(self, x: Tensor) -> Tensor:
-        return self.vqvae.quantise(self.vqvae.encode(x))[1]
+        return self.vqvae.quantize(self.vqvae.encode(x))[1]

@@ -388,7 +388,7 @@ CASES = {
             *(("num_class_embeds", n) for n in (2**20, -5)),
             *(("cross_attention_dim", n) for n in (2**20, -1)),
             ("attention_head_dim", 0),
-            ("attention_levels", [True] * 4096),
+            ("attention_stages", [True] * 4096),
             ("patch_size", 2**19),
         )
     },

@@ -44,7 +44,7 @@ def unet(channels=4, size=8, classes=None, width=None):
     torch.manual_seed(0)
     config = {"block_out_channels": (8, 16), "attention_head_dim": 8, "layers_per_block": 1}
     if width is not None:
-        config |= {"attention_levels": (True, True), "cross_attention_dim": width}
+        config |= {"attention_stages": (True, True), "cross_attention_dim": width}
     return perturbed(UNet2D(sample_size=size, in_channels=channels, num_class_embeds=classes, **config)).eval()
 
 

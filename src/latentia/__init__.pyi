@@ -23,11 +23,11 @@ from .models.inception import InceptionV3 as InceptionV3
 from .models.modeling import ModelMixin as ModelMixin
 from .models.patchgan import PatchDiscriminator as PatchDiscriminator
 from .models.priors import LatentMixture as LatentMixture
+from .models.priors import PositionPrior as PositionPrior
 from .models.text import HashedWords as HashedWords
 from .models.unet import UNet2D as UNet2D
 from .models.vae import VAE as VAE
 from .models.vqvae import VQVAE as VQVAE
-from .models.vqvae import PositionPrior as PositionPrior
 from .pipelines.autoencoder import AutoencoderPipeline as AutoencoderPipeline
 from .pipelines.autoencoder_kl import AutoencoderKLPipeline as AutoencoderKLPipeline
 from .pipelines.base import DiffusionPipeline as DiffusionPipeline

@@ -294,8 +294,8 @@ def autoencoders(digits, tmp_path_factory):
     for name, k, size in (("ae-0", 16, 1.0), ("ae-1", 12, 1.0), ("grey", 16, 0.0)):
         network = latentia.Autoencoder(sample_size=8, latent_dim=k)
         with torch.no_grad():
-            (inwards,) = [m for m in network.encoder.modules() if isinstance(m, torch.nn.Linear)]
-            (outwards,) = [m for m in network.decoder.modules() if isinstance(m, torch.nn.Linear)]
+            (inwards,) = [m for m in network.encoder_mlp.modules() if isinstance(m, torch.nn.Linear)]
+            (outwards,) = [m for m in network.decoder_mlp.modules() if isinstance(m, torch.nn.Linear)]
             inwards.weight.copy_(components[:k])
             inwards.bias.copy_(-components[:k] @ x.mean(0))
             outwards.weight.copy_(size * components[:k].T)

@@ -10,7 +10,8 @@ from torch import nn
 from latentia import DDPMScheduler, UnconditionalDiffusionPipeline, UNet2D
 from latentia.data import load_images
 from latentia.losses.diffusion import diffusion_loss
-from latentia.models.unet import UNet2DOutput, sinusoidal_embedding
+from latentia.models.layers.conditioning import sinusoidal_embedding
+from latentia.models.unet import UNet2DOutput
 from latentia.rng import Rng
 from latentia.training.ema import EMA
 from latentia.training.loop import Hook, Phase, learning_rate_schedule, train
@@ -111,7 +112,7 @@ def test_the_loss_falls_from_that_of_zero_and_rises_without_the_skips(tmp_path):
     torch.manual_seed(0)
     unet = UNet2D(
         sample_size=8, in_channels=1, patch_size=2, block_out_channels=(8, 16), layers_per_block=1,
-        attention_levels=(False, False),
+        attention_stages=(False, False),
     )  # fmt: skip
     data = load_images("digits", split="train[:80%]", label_column="")
     zero = held_out_loss(unet, scheduler, x0)

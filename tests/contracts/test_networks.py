@@ -11,7 +11,7 @@ from zoo import ZOO
 import latentia
 from latentia import UNet2D
 from latentia.errors import UsageError
-from latentia.models.unet import sinusoidal_embedding
+from latentia.models.layers.conditioning import sinusoidal_embedding
 
 
 @pytest.fixture(params=ZOO, ids=lambda entry: entry.name)
@@ -95,7 +95,7 @@ def test_gradient_checkpointing_changes_no_gradient():
     calls = []
     network._gradient_checkpointing_func = lambda stage, *args: calls.append(stage) or stage(*args)
     network(**inputs)
-    assert len(calls) == sum(isinstance(m, type(network.middle[0])) for m in network.modules())
+    assert len(calls) == sum(isinstance(m, type(network.mid_block[0])) for m in network.modules())
 
 
 @pytest.mark.parametrize("size", [8, 16, 28, 32, 64, 128, 256])
@@ -110,7 +110,7 @@ def test_unet_starts_as_zero_and_a_residual_block_as_the_identity():
     unet = UNet2D(sample_size=8, in_channels=1, block_out_channels=(8, 16), attention_head_dim=8)
     assert not unet(torch.randn(2, 1, 8, 8), 3).sample.any()
     x = torch.randn(2, 16, 4, 4)
-    assert torch.equal(unet.middle[0](x, torch.randn(2, 32), None, None), x)
+    assert torch.equal(unet.mid_block[0](x, torch.randn(2, 32), None, None), x)
 
 
 def test_the_class_none_is_the_extra_row_and_labels_matter():
@@ -145,7 +145,7 @@ def test_time_encodings_differ_and_fade_with_distance():
         ({"sample_size": 30}, ["sample_size", "4", "30", "28 or 32"]),
         ({"sample_size": 28, "patch_size": 4}, ["sample_size", "16", "28"]),
         ({"sample_size": (32, 31)}, ["31"]),
-        ({"attention_levels": (True, False)}, ["attention_levels", "3 levels"]),
+        ({"attention_stages": (True, False)}, ["attention_stages", "3 stages"]),
         ({"attention_head_dim": 24}, ["attention_head_dim", "24", "256"]),
         ({"in_channels": 0}, ["in_channels", "at least 1", "0"]),
     ],

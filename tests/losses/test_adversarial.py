@@ -222,7 +222,7 @@ def test_penalties_are_those_of_each_image_by_itself(norm):
 
 def test_penalties_have_the_right_gradient():
     d, x = discriminator().eval(), batch_of(2)["x"].requires_grad_()
-    weight = d.levels[0][0].weight
+    weight = d.down_blocks[0][0].weight
     for penalty in (zero_centred_penalty, one_centred_penalty):
         gradient = torch.autograd.grad(penalty(d(x).logits, x).sum(), weight)[0][0, 0, 0, 0]
         ends = []
@@ -371,7 +371,7 @@ def test_instance_noise_is_added_to_both_and_fades():
 def test_mismatched_labels_count_as_fake_with_half_the_weight():
     labels = torch.arange(8) % 3
     d, g = discriminator(num_class_embeds=3), generator(num_class_embeds=3)
-    d.head.condition.of_class.weight.data.mul_(20)
+    d.head.condition.class_embedding.weight.data.mul_(20)
     batch = batch_of(labels=labels)
     values = gan_discriminator_loss(d, g, batch, draws(), objective="hinge", r1=0, r2=0, mismatched=True)
     shift = 1 + (draws().uniform("mismatched labels") * 2).long()
@@ -388,7 +388,7 @@ def test_mismatched_labels_count_as_fake_with_half_the_weight():
 def test_captions_are_mismatched_with_those_of_neighbours_unless_they_say_the_same():
     words = HashedWords(dim=32)
     d, g = discriminator(text_embed_dim=32), generator(text_embed_dim=32)
-    d.head.project.weight.data.mul_(50)
+    d.head.projection.weight.data.mul_(50)
     captions = ["a dog", "a dog", "a cat", "seven"]
     batch = batch_of(4, captions=captions)
     options = {"text_encoder": words.double(), "objective": "hinge", "r1": 0, "r2": 0}

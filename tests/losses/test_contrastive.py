@@ -47,10 +47,10 @@ def test_closed_forms(n):
 def test_the_scale_is_held_at_100_and_learns_below():
     x, t = pairs()
     for value, held in ((4.0, False), (9.0, True)):
-        log_scale = torch.tensor(value, dtype=torch.float64, requires_grad=True)
-        found = contrastive_loss(x, t, log_scale)
+        logit_scale = torch.tensor(value, dtype=torch.float64, requires_grad=True)
+        found = contrastive_loss(x, t, logit_scale)
         found["loss"].backward()
-        assert (float(found["scale"]) == pytest.approx(100)) == held == (log_scale.grad == 0)
+        assert (float(found["scale"]) == pytest.approx(100)) == held == (logit_scale.grad == 0)
 
 
 def test_pairs_of_one_group_are_no_strangers():
@@ -73,10 +73,10 @@ class Both(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.image, self.text = nn.Linear(4, 3).double(), nn.Linear(5, 3).double()
-        self.log_scale = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+        self.logit_scale = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
 
     def forward(self, images, texts):
-        return self.image(images), self.text(texts), self.log_scale
+        return self.image(images), self.text(texts), self.logit_scale
 
 
 class Pairs:

@@ -71,7 +71,7 @@ def test_a_linear_autoencoder_learns_what_pca_finds(digits):
 
 def test_layers_mirror_and_the_configuration_alone_builds_them():
     network = Autoencoder(sample_size=(8, 12), in_channels=3, latent_dim=7, hidden_sizes=(40, 20))
-    shapes = [tuple(layer.weight.shape) for layer in network.encoder]
+    shapes = [tuple(layer.weight.shape) for layer in network.encoder_mlp]
     assert shapes == [(40, 288), (20, 40), (7, 20)]
     assert [tuple(w.shape) for w in network.decoder_weights] == [shape[::-1] for shape in shapes[::-1]]
 
@@ -79,9 +79,9 @@ def test_layers_mirror_and_the_configuration_alone_builds_them():
 @pytest.mark.parametrize("tie", [False, True])
 def test_a_stacked_autoencoder_is_the_chain_of_its_layers(tie):
     """Every hidden layer has the activation, the code its own, and what comes out none."""
-    config = {"hidden_sizes": (9, 6), "activation": "tanh", "code_activation": "sigmoid", "tie_weights": tie}
+    config = {"hidden_sizes": (9, 6), "activation": "tanh", "latent_activation": "sigmoid", "tie_weights": tie}
     network, x = Autoencoder(sample_size=4, latent_dim=3, **config).double(), torch.randn(2, 1, 4, 4).double()
-    a, b, c, d, e, f = [(layer.weight, layer.bias) for layer in (*network.encoder, *network.decoder)]
+    a, b, c, d, e, f = [(layer.weight, layer.bias) for layer in (*network.encoder_mlp, *network.decoder_mlp)]
     linear = nn.functional.linear
     z = linear(linear(linear(x.flatten(1), *a).tanh(), *b).tanh(), *c).sigmoid()
     back = linear(linear(linear(z, *d).tanh(), *e).tanh(), *f)
@@ -121,7 +121,7 @@ def test_tied_weights_halve_the_parameters_and_stay_tied(tmp_path):
     optimizer.step()
     tied.save_pretrained(tmp_path)
     for network in (tied, Autoencoder.from_pretrained(tmp_path), copy.deepcopy(tied)):
-        for out, layer in zip(network.decoder_weights, reversed(network.encoder)):
+        for out, layer in zip(network.decoder_weights, reversed(network.encoder_mlp)):
             assert torch.equal(out, layer.weight.T) and out.data_ptr() == layer.weight.data_ptr()
     assert torch.equal(network.decoder_weights[0], tied.decoder_weights[0])
 
@@ -135,7 +135,7 @@ def test_layer_by_layer_moves_one_pair_at_a_time_and_each_layer_helps(digits, ti
         before = [p.clone() for p in network.parameters()]
         outer = outer_layers(network, depth)
         assert outer(digits[:2]).latents.shape == (2, (48, 24, 4)[depth - 1])
-        inner = [*outer.encoder[-1].parameters(), *outer.decoder[0].parameters()]
+        inner = [*outer.encoder_mlp[-1].parameters(), *outer.decoder_mlp[0].parameters()]
         fit(outer, digits, 60, parameters=inner)
         moved = {id(p) for p, old in zip(network.parameters(), before) if not torch.equal(p, old)}
         assert moved == {id(p) for p in inner}
@@ -148,18 +148,18 @@ def test_layer_by_layer_moves_one_pair_at_a_time_and_each_layer_helps(digits, ti
 def test_a_recurrent_encoder_is_the_gru_of_torch_on_packed_sequences():
     network = RecurrentAutoencoder(3, 4, 8)
     gru = nn.GRU(3, 8, batch_first=True)
-    for name, parameter in network.reader.named_parameters():
+    for name, parameter in network.encoder_rnn.named_parameters():
         getattr(gru, f"{name}_l0").data.copy_(parameter)
     x, lengths = torch.randn(5, 7, 3), torch.tensor([7, 1, 4, 6, 2])
     packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-    expected = network.to_code(gru(packed)[1][0])
+    expected = network.encoder_out(gru(packed)[1][0])
     mask = length_mask(lengths, 7)
     torch.testing.assert_close(network.encode(x, mask), expected)
     holes = torch.where(mask[..., None], x, torch.nan).requires_grad_()
     codes = network.encode(holes, mask)
     torch.testing.assert_close(codes, expected)
     codes.sum().backward()
-    assert all(p.grad.isfinite().all() for p in network.reader.parameters())
+    assert all(p.grad.isfinite().all() for p in network.encoder_rnn.parameters())
 
 
 def test_a_recurrent_decoder_sees_the_code_alone():
@@ -177,10 +177,10 @@ def test_a_recurrent_decoder_sees_the_code_alone():
 class Copy(nn.Module):
     """Reconstructs what it is given; its code is `latents`."""
 
-    def __init__(self, latents, code_activation="sigmoid"):
+    def __init__(self, latents, latent_activation="sigmoid"):
         super().__init__()
         self.latents, self.seen = latents, None
-        self.config = type("Config", (), {"code_activation": code_activation})()
+        self.config = type("Config", (), {"latent_activation": latent_activation})()
 
     def forward(self, x, mask=None):
         self.seen = x
@@ -241,10 +241,10 @@ def test_absolute_differences_and_masked_elements():
 def test_sparse_codes_come_near_the_target(digits):
     torch.manual_seed(0)
     x = digits[:200]
-    network = Autoencoder(sample_size=8, latent_dim=40, code_activation="sigmoid")
+    network = Autoencoder(sample_size=8, latent_dim=40, latent_activation="sigmoid")
     fit(network, x, 150, 3e-2, sparsity="kl", sparsity_weight=5.0)
     assert (network.encode(x).mean(0) - 0.1).abs().max() < 0.03
-    free = Autoencoder(sample_size=8, latent_dim=40, code_activation="sigmoid")
+    free = Autoencoder(sample_size=8, latent_dim=40, latent_activation="sigmoid")
     fit(free, x, 150, 3e-2)
     assert (free.encode(x).mean(0) - 0.1).abs().mean() > 0.1
 
@@ -341,9 +341,9 @@ def test_memorising_is_detected_and_generalising_is_not(digits, pipe):
         ({"block_out_channels": (16, 8)}, r"none smaller than the one before.*got \(16, 8\)"),
         ({"block_out_channels": (8,), "tie_weights": True}, "tie_weights is for dense layers only"),
         ({"latent_dim": 0}, "latent_dim must be at least 1; got 0"),
-        ({"hidden_sizes": (10, 0)}, "hidden_sizes must be at least 1"),
+        ({"hidden_sizes": (10, 0)}, r"hidden_sizes must each be at least 1; got \(10, 0\)"),
         ({"activation": "rele"}, 'activation must be one of.*Did you mean "relu"'),
-        ({"code_activation": "sigmiod"}, 'code_activation must be one of.*Did you mean "sigmoid"'),
+        ({"latent_activation": "sigmiod"}, 'latent_activation must be one of.*Did you mean "sigmoid"'),
         ({"sample_size": (8, 8, 8)}, "sample_size must be one side or"),
         ({"block_out_channels": (8,), "upsample": "bilinear"}, "upsample must be one of transposed, resize"),
         ({"block_out_channels": (8,), "layers_per_block": 0}, "layers_per_block must be at least 1"),
@@ -368,13 +368,16 @@ def test_codes_longer_than_the_image_are_possible_on_purpose():
             lambda: Autoencoder(sample_size=8, latent_dim=2)(torch.zeros(1, 1, 8, 9)),
             r"shape \(B, 1, 8, 8\).*\(1, 1, 8, 9\)",
         ),
-        (lambda: Autoencoder(sample_size=8, latent_dim=2).decode(torch.zeros(3)), r"shape \(B, 2\).*got \(3,\)"),
+        (
+            lambda: Autoencoder(sample_size=8, latent_dim=2).decode(torch.zeros(3)),
+            r"shape \(B, latent_dim\) = \(B, 2\); got \(3,\)",
+        ),
         (lambda: RecurrentAutoencoder(3)(torch.zeros(2, 0, 3)), r"at least one element.*got \(2, 0, 3\)"),
         (lambda: RecurrentAutoencoder(3)(torch.zeros(2, 4, 3), torch.zeros(2, 4)), "got none for 2 of 2"),
         (lambda: RecurrentAutoencoder(3)(torch.zeros(2, 4, 3), torch.ones(2, 5)), r"mask must have shape.*\(2, 4\)"),
         (lambda: RecurrentAutoencoder(0), "in_features must be at least 1"),
         (lambda: length_mask(torch.tensor([0, 2]), 3), "lengths must be from 1 to 3.*from 0 to 2"),
-        (lambda: outer_layers(Autoencoder(sample_size=8, latent_dim=2), 2), "depth must be from 1 to 1"),
+        (lambda: outer_layers(Autoencoder(sample_size=8, latent_dim=2), 2), r"depth must be in \[1, 1\]; got 2"),
         (lambda: outer_layers(Autoencoder(block_out_channels=(8,)), 1), "Train jointly"),
         (
             lambda: corrupt(torch.zeros(2, 1, 4, 4), draws(2), "masking", 1.0),
@@ -385,7 +388,7 @@ def test_codes_longer_than_the_image_are_possible_on_purpose():
         (lambda: bernoulli_kl(1.0, torch.zeros(2)), r"rho must be in \(0, 1\); got 1.0"),
         (lambda: loss(sparsity="L1"), "sparsity must be one of"),
         (lambda: loss(sparsity="l1", sparsity_weight=-0.1), "sparsity_weight must be at least 0; got -0.1"),
-        (lambda: loss(sparsity="kl", sparsity_weight=1), 'code_activation="none".*"sigmoid"'),
+        (lambda: loss(sparsity="kl", sparsity_weight=1), 'latent_activation="none".*"sigmoid"'),
         (lambda: loss(reconstruction="mes"), 'Did you mean "mse"'),
         (lambda: between(torch.zeros(1, 2), torch.ones(1, 2), 1), "steps must be at least 2"),
         (lambda: between(torch.zeros(1, 2), torch.ones(1, 2), 3, "slrp"), 'Did you mean "slerp"'),

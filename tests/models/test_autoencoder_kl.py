@@ -343,7 +343,7 @@ def test_a_collapsed_or_broken_encoder_is_not_calibrated(pipe):
     pipe.vae.quant_conv.bias.data[2:] = float("nan")
     with pytest.raises(NumericsError, match="latents of these images are not finite"):
         pipe.calibrate(pictures())
-    with pytest.raises(UsageError, match="at least one picture"):
+    with pytest.raises(UsageError, match="at least one; got none"):
         latent_statistics(pipe.vae, pictures()[:0])
     assert dict(pipe.vae.config) == before
 
@@ -449,11 +449,11 @@ def objective(**options):
     [
         (lambda: autoencoder_kl(10, block_out_channels=(8, 8, 8)), "sample_size must be divisible by 2 .. 2 = 4"),
         (lambda: autoencoder_kl(8, block_out_channels=(12, 8)), "got 8 groups and 12 channels"),
-        (lambda: autoencoder_kl(8, block_out_channels=(8,)), r"at least two numbers; got 3, 1, 4, 8 and \(8,\)"),
+        (lambda: autoencoder_kl(8, block_out_channels=(8,)), r"at least two numbers; got \(8,\)"),
         (lambda: autoencoder_kl(8, block_out_channels=()), "at least two numbers"),
         (lambda: autoencoder_kl(8, layers_per_block=0), "must be at least 1"),
         (lambda: autoencoder_kl(8, 1, (8, 8), latent_channels=5), "latent_channels must be at most 4.*got 5"),
-        (lambda: PatchDiscriminator(1, (8,)), "the latter at least two numbers"),
+        (lambda: PatchDiscriminator(1, (8,)), "block_out_channels must be at least two numbers"),
         (lambda: PatchDiscriminator(0, (8, 8)), "at least 1"),
         (lambda: PatchDiscriminator(1, (8, 8), norm="batch"), "norm must be one of group, spectral, none"),
         (lambda: objective(kl_weight=-1e-6), "kl_weight must be at least 0; got -1e-06"),

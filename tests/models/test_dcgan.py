@@ -8,7 +8,9 @@ from torch import nn
 
 from latentia import DCGANDiscriminator, DCGANGenerator, HashedWords, MLPDiscriminator, MLPGenerator
 from latentia.errors import UsageError
-from latentia.models.layers.discriminator import BatchNorm2d, SpectralNorm, paddings, with_minibatch_std
+from latentia.models.layers.convolution import paddings
+from latentia.models.layers.discriminator import append_minibatch_std
+from latentia.models.layers.norm import BatchNorm2d, SpectralNorm
 
 
 def generator(**config) -> DCGANGenerator:
@@ -50,10 +52,10 @@ def test_the_default_networks_follow_the_rules():
     assert len(ups) == len(downs) == 2 and all(c.stride == (2, 2) for c in ups + downs)
     assert all(side % 2 == 0 for c in ups + downs for side in c.kernel_size)
     # Batch norm everywhere but at the generator's output and the discriminator's input.
-    kinds = [[type(m) for m in level] for level in g.levels]
+    kinds = [[type(m) for m in level] for level in g.up_blocks]
     assert kinds == [[BatchNorm2d, nn.ReLU, nn.ConvTranspose2d]] * 2
-    kinds = [[type(m) for m in level] for level in d.levels]
-    assert kinds == [[nn.Conv2d, nn.LeakyReLU], [nn.Conv2d, BatchNorm2d, nn.LeakyReLU]]
+    kinds = [[type(m) for m in level] for level in d.down_blocks]
+    assert kinds == [[nn.Conv2d, nn.Identity, nn.LeakyReLU], [nn.Conv2d, BatchNorm2d, nn.LeakyReLU]]
     assert {m.negative_slope for m in of(d, nn.LeakyReLU)} == {0.2} and not of(d, nn.ReLU)
     for module in of(g, nn.ConvTranspose2d, nn.Linear) + of(d, nn.Conv2d, nn.Linear):
         assert 0.018 < module.weight.std() < 0.022 and module.weight.mean().abs() < 0.002
@@ -65,8 +67,8 @@ def test_without_norms_a_signal_keeps_its_size():
     x = torch.randn(64, 3, 32, 32)
     for channels in ((32, 64, 128), (16, 16, 16, 16)):
         d = discriminator(sample_size=32, in_channels=3, block_out_channels=channels, norm="none")
-        assert 0.3 < d.levels(x).square().mean() < 3
-        assert discriminator(sample_size=32, in_channels=3, block_out_channels=channels, norm="batch").levels[0](
+        assert 0.3 < d.down_blocks(x).square().mean() < 3
+        assert discriminator(sample_size=32, in_channels=3, block_out_channels=channels, norm="batch").down_blocks[0](
             x
         ).square().mean() < 0.1  # fmt: skip
     g = generator(sample_size=32, block_out_channels=(16, 32, 64), norm="none", latent_dim=100)
@@ -144,7 +146,7 @@ def test_batch_norm_is_torch_s_in_one_process():
 
 def test_a_batch_of_one_cannot_be_trained_with_batch_norm():
     for network, x in ((generator(), torch.randn(1, 4)), (discriminator(), torch.randn(1, 1, 8, 8))):
-        with pytest.raises(UsageError, match=r"batch of one.*--train_batch_size"):
+        with pytest.raises(UsageError, match=r"batch of one.*train_batch_size"):
             network(x)
         network.eval()(x)
 
@@ -164,7 +166,7 @@ def test_packs_are_neighbours_side_by_side():
 
 def test_the_standard_deviation_is_that_of_each_group_alone():
     x = torch.randn(6, 2, 3, 3, dtype=torch.float64)
-    y = with_minibatch_std(x, 3)
+    y = append_minibatch_std(x, 3)
     assert y.shape == (6, 3, 3, 3) and torch.equal(y[:, :2], x)
     expected = x[3:].std(0, correction=0).mean()
     torch.testing.assert_close(y[3:, 2], expected.expand(3, 3, 3), atol=1e-6, rtol=1e-6)
@@ -193,8 +195,8 @@ def test_the_projection_is_linear_in_the_features():
     for parameter in d.parameters():
         torch.nn.init.normal_(parameter)
     out = d(x, torch.tensor([0, 2]))
-    code = d.head.condition.of_class.weight[[0, 2]]
-    projected = (code * (out.features @ d.head.project.weight.T)).sum(1)
+    code = d.head.condition.class_embedding.weight[[0, 2]]
+    projected = (code * (out.features @ d.head.projection.weight.T)).sum(1)
     torch.testing.assert_close(out.logits, d.head.to_logit(out.features)[:, 0] + projected)
 
 
@@ -231,12 +233,12 @@ def test_an_affine_generator_is_one_layer():
         (lambda: generator(latent_dim=0), ["latent_dim", "at least 1"]),
         (lambda: generator(dropout=1.0), ["dropout", "1.0"]),
         (lambda: generator(num_class_embeds=0), ["num_class_embeds", "at least 1", "0"]),
-        (lambda: generator(sample_size=4, norm="instance"), ["instance", "1 x 1", "fewer levels"]),
+        (lambda: generator(sample_size=4, norm="instance"), ["instance", "1 x 1", "fewer block_out_channels"]),
         (lambda: discriminator(pack=0), ["pack", "at least 1", "0"]),
         (lambda: discriminator(minibatch_std=1), ["minibatch_std", "at least 2", "1"]),
         (lambda: discriminator(pack=2, num_class_embeds=3), ["pack=2", "num_class_embeds"]),
         (lambda: discriminator(pack=2, num_aux_classes=3), ["pack=2", "num_aux_classes"]),
-        (lambda: MLPGenerator(hidden_sizes=(8, 0)), ["each of hidden_sizes", "at least 1", "0"]),
+        (lambda: MLPGenerator(hidden_sizes=(8, 0)), ["hidden_sizes must each be at least 1", "(8, 0)"]),
         (lambda: MLPDiscriminator(norm="batch"), ["norm", "spectral"]),
         (lambda: generator()(torch.randn(2, 5)), ["latents", "latent_dim=4", "(2, 5)"]),
         (lambda: generator(num_class_embeds=3)(torch.randn(2, 4)), ["class_labels are missing", "num_class_embeds=3"]),

@@ -28,8 +28,8 @@ def test_the_density_is_that_of_scikit_learn():
     mixture = LatentMixture.fit(z, num_components=3)
     oracle = GaussianMixture(3)
     oracle.weights_, oracle.means_ = mixture.weights.numpy(), mixture.means.numpy()
-    oracle.covariances_ = (mixture.scales @ mixture.scales.mT).numpy()
-    oracle.precisions_cholesky_ = np.linalg.inv(mixture.scales.numpy()).swapaxes(1, 2)
+    oracle.covariances_ = (mixture.scale_tril @ mixture.scale_tril.mT).numpy()
+    oracle.precisions_cholesky_ = np.linalg.inv(mixture.scale_tril.numpy()).swapaxes(1, 2)
     points = torch.cat([z[::7], 100 * torch.randn(5, 4).double()])
     expected = torch.from_numpy(oracle.score_samples(points.numpy()))
     torch.testing.assert_close(mixture.log_prob(points), expected, rtol=1e-10, atol=1e-8)
@@ -76,7 +76,7 @@ def test_samples_have_the_moments_and_the_shares_of_the_components():
     for k in range(2):
         part = z[taken == k]
         assert len(part) / 3000 == pytest.approx(mixture.weights[k].item(), abs=0.03)
-        covariance = mixture.scales[k] @ mixture.scales[k].T
+        covariance = mixture.scale_tril[k] @ mixture.scale_tril[k].T
         torch.testing.assert_close(part.mean(0), mixture.means[k], atol=0.4, rtol=0)
         torch.testing.assert_close(torch.cov(part.T), covariance, atol=0.7, rtol=0.15)
 

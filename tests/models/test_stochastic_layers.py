@@ -21,7 +21,7 @@ def tall(**config):
     """Three levels, with priors that are far from N(0, I)."""
     vae = tiny(**{"latent_dim": SIZES, "hidden_sizes": ((8,), (6,), ())} | config)
     with torch.no_grad():
-        for parameter in vae.levels.parameters():
+        for parameter in vae.hierarchy.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     return vae
 
@@ -31,7 +31,7 @@ def linear_gaussian(offset=0.0):
 
     `offset` moves the means of both levels of q off it. Returns the network and the exact p(x).
     """
-    vae = tiny(latent_dim=(2, 2), hidden_sizes=((), ()), decoder="gaussian", observation_std=0.4)
+    vae = tiny(latent_dim=(2, 2), hidden_sizes=((), ()), likelihood="gaussian", observation_std=0.4)
     w = torch.linalg.qr(torch.randn(16, 2, **DOUBLE)).Q * torch.tensor([0.8, 0.3], **DOUBLE)
     b, s2 = torch.randn(16, **DOUBLE) * 0.1, 0.4**2
     a, t2 = torch.tensor([0.9, -0.6], **DOUBLE), torch.tensor([0.5, 0.2], **DOUBLE)
@@ -40,13 +40,13 @@ def linear_gaussian(offset=0.0):
     zeros = torch.zeros(2, 2, **DOUBLE)
     above = 1 + a.square() / t2  # precision of q(z_2|z_1)
     with torch.no_grad():
-        vae.out.weight.copy_(w), vae.out.bias.copy_(b)
+        vae.decoder_mlp[-1].weight.copy_(w), vae.decoder_mlp[-1].bias.copy_(b)
         mean = (w / s2 / precision).T
-        vae.heads.weight.copy_(torch.cat([mean, torch.zeros(2, 16, **DOUBLE)]))
-        vae.heads.bias.copy_(torch.cat([-mean @ b + offset, -precision.log()]))
+        vae.posterior.weight.copy_(torch.cat([mean, torch.zeros(2, 16, **DOUBLE)]))
+        vae.posterior.bias.copy_(torch.cat([-mean @ b + offset, -precision.log()]))
         for network, slope, shift, variance in (
-            (vae.levels.priors[0], a, torch.zeros(2), t2),
-            (vae.levels.posteriors[0], a / t2 / above, torch.full((2,), offset), 1 / above),
+            (vae.hierarchy.priors[0], a, torch.zeros(2), t2),
+            (vae.hierarchy.posteriors[0], a / t2 / above, torch.full((2,), offset), 1 / above),
         ):
             network[-1].weight.copy_(torch.cat([slope.diag(), zeros]))
             network[-1].bias.copy_(torch.cat([shift, variance.log()]))
@@ -88,8 +88,12 @@ def test_the_bound_of_one_sample_is_the_elbo_in_the_levels_own_units():
     noise = draws(5).normal("posterior", (1, 9)).double()
     out = vae(x, noise)
     log_w = log_likelihood("bernoulli", x, out.location)
-    priors = [vae.levels.priors[0](out.levels[1].z), vae.levels.priors[1](out.levels[2].z), torch.zeros(4, **DOUBLE)]
-    for level, found in zip(out.levels, priors):
+    priors = [
+        vae.hierarchy.priors[0](out.layers[1].z),
+        vae.hierarchy.priors[1](out.layers[2].z),
+        torch.zeros(4, **DOUBLE),
+    ]
+    for level, found in zip(out.layers, priors):
         for sign, (mean, log_variance) in ((1, found.chunk(2, -1)), (-1, level[:2])):
             mean, log_variance = (p if p.ndim != 2 else p[:, None] for p in (mean, log_variance))
             log_w = log_w + sign * Normal(mean, (0.5 * log_variance).exp()).log_prob(level.z).sum(2)
@@ -100,10 +104,10 @@ def test_the_kl_of_each_level_has_the_mean_of_its_closed_form():
     vae, exact = linear_gaussian(offset=0.5)
     x, n = exact.sample((1,)).view(1, 1, 4, 4).clamp(-1, 1), 200_000
     out = vae(x, torch.randn(1, n, 4, **DOUBLE))
-    first, slope = out.levels[0], vae.levels.posteriors[0][-1].weight[:2].diag()
-    a, shift = vae.levels.priors[0][-1].weight[:2].diag(), vae.levels.posteriors[0][-1].bias[:2]
-    (m, v), t2 = (first.mean[0], first.log_variance[0].exp()), vae.levels.priors[0][-1].bias[2:].exp()
-    u = vae.levels.posteriors[0][-1].bias[2:].exp()
+    first, slope = out.layers[0], vae.hierarchy.posteriors[0][-1].weight[:2].diag()
+    a, shift = vae.hierarchy.priors[0][-1].weight[:2].diag(), vae.hierarchy.posteriors[0][-1].bias[:2]
+    (m, v), t2 = (first.mean[0], first.log_variance[0].exp()), vae.hierarchy.priors[0][-1].bias[2:].exp()
+    u = vae.hierarchy.posteriors[0][-1].bias[2:].exp()
     # z_2 = slope z_1 + shift + sqrt(u) noise, so E(z_1 - a z_2)^2 is:
     apart = (m - a * (slope * m + shift)).square() + (1 - a * slope).square() * v + a.square() * u
     lower = 0.5 * (apart / t2 + t2.log() - v.log() - 1)
@@ -111,7 +115,7 @@ def test_the_kl_of_each_level_has_the_mean_of_its_closed_form():
     found = hierarchical_kl(out.z, out.mean, out.log_variance, (2, 2))[0]
     assert ((found - torch.cat([lower, upper])).abs() < 0.01).all()
     # What the KL of two Gaussians would say of the lower level, the sample of the upper one given, is another number.
-    q, p = (Normal(mean, variance.sqrt()) for mean, variance in ((m, v), (a * out.levels[1].z, t2)))
+    q, p = (Normal(mean, variance.sqrt()) for mean, variance in ((m, v), (a * out.layers[1].z, t2)))
     assert ((kl_divergence(q, p).mean((0, 1)) - lower).abs() > 0.05).any()
 
 
@@ -138,15 +142,15 @@ def test_the_doubly_reparameterised_gradient_is_its_formula():
 
     # log w as a function of the samples alone: of a second network, whose weights do not count for q.
     constant = tall()
-    levels = vae.levels.climb(*vae.first(x), draws(3).normal("posterior", (k, 9)).double())
+    levels = vae.hierarchy.infer(*vae.encode_first(x), draws(3).normal("posterior", (k, 9)).double())
     leaves = [level.z.detach().requires_grad_() for level in levels]
     location = constant._location(leaves[0].flatten(0, 1), None).unflatten(0, (3, k))
     log_w = log_likelihood("bernoulli", x, location)
     q = [
-        [p[:, None] for p in constant.first(x)],
-        *(f(z).chunk(2, -1) for f, z in zip(constant.levels.posteriors, leaves)),
+        [p[:, None] for p in constant.encode_first(x)],
+        *(f(z).chunk(2, -1) for f, z in zip(constant.hierarchy.posteriors, leaves)),
     ]
-    p = [*(f(z).chunk(2, -1) for f, z in zip(constant.levels.priors, leaves[1:])), [torch.zeros(1, **DOUBLE)] * 2]
+    p = [*(f(z).chunk(2, -1) for f, z in zip(constant.hierarchy.priors, leaves[1:])), [torch.zeros(1, **DOUBLE)] * 2]
     for z, below, above in zip(leaves, q, p):
         for sign, (mean, log_variance) in ((1, above), (-1, below)):
             log_w = log_w + sign * Normal(mean, (0.5 * log_variance).exp()).log_prob(z).sum(2)
@@ -154,12 +158,12 @@ def test_the_doubly_reparameterised_gradient_is_its_formula():
     slopes = torch.autograd.grad(log_w.sum(), leaves)
     vae.zero_grad()
     (-sum((w.square()[..., None] * slope * level.z).sum() for slope, level in zip(slopes, levels)) / 3).backward()
-    encoder = {name for name in found if name.startswith(("down", "heads", "levels.posteriors"))}
+    encoder = {name for name in found if name.startswith(("encoder_mlp", "posterior", "hierarchy.posteriors"))}
     for name, parameter in vae.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad if name in encoder else other[name])
     assert len(encoder) == 4 + 4 + 2
     assert all(
-        not torch.allclose(found[name], other[name]) for name in ("heads.weight", "levels.posteriors.1.0.weight")
+        not torch.allclose(found[name], other[name]) for name in ("posterior.weight", "hierarchy.posteriors.1.0.weight")
     )
 
 
@@ -169,7 +173,9 @@ def test_both_gradients_agree_on_average_and_the_second_varies_less():
 
     def biases(gradient, seed):
         found = gradients(iwae_loss(vae, {"x": x}, draws(50, seed), samples=6, gradient=gradient), vae)
-        return torch.cat([found["heads.bias"], found["levels.posteriors.0.0.bias"], found["levels.priors.0.0.bias"]])
+        return torch.cat(
+            [found["posterior.bias"], found["hierarchy.posteriors.0.0.bias"], found["hierarchy.priors.0.0.bias"]]
+        )
 
     standard, double = (torch.stack([biases(g, s) for s in range(n)]) for g in LOSSES)
     error = ((standard.var(0) + double.var(0)) / n).sqrt()
@@ -183,7 +189,7 @@ def test_at_the_true_posterior_the_doubly_reparameterised_encoder_is_at_rest_wit
     x = exact.sample((6,)).view(6, 1, 4, 4).clamp(-1, 1)
     for gradient, rests in (("doubly_reparameterised", True), ("standard", False)):
         found = gradients(iwae_loss(vae, {"x": x}, draws(6), samples=4, gradient=gradient), vae)
-        for name in ("heads.weight", "levels.posteriors.0.0.weight"):
+        for name in ("posterior.weight", "hierarchy.posteriors.0.0.weight"):
             assert (found[name].abs().max() < 1e-10) == rests
 
 
@@ -192,7 +198,7 @@ def test_no_log_variance_breaks_anything(gradient):
     for which in range(3):
         for bias in (-1e4, -30.0, 20.0, 1e4):
             vae = tall().float()
-            head = (vae.heads, vae.levels.posteriors[0][-1], vae.levels.priors[0][-1])[which]
+            head = (vae.posterior, vae.hierarchy.posteriors[0][-1], vae.hierarchy.priors[0][-1])[which]
             with torch.no_grad():
                 head.bias[len(head.bias) // 2 :] = bias
             values = iwae_loss(vae, {"x": pictures(4).float()}, draws(4), samples=2, gradient=gradient)
@@ -206,15 +212,15 @@ def test_no_log_variance_breaks_anything(gradient):
 def test_a_code_is_the_noise_of_which_the_priors_make_the_levels():
     vae, x = tall(), pictures(3)
     out = vae(x, torch.randn(3, 9, **DOUBLE))
-    torch.testing.assert_close(vae.levels.descend(out.z), out.levels[0].z)
+    torch.testing.assert_close(vae.hierarchy.generate(out.z), out.layers[0].z)
     torch.testing.assert_close(vae.decode(out.z), out.location)
-    assert torch.equal(out.z[:, 7:], out.levels[2].z)
+    assert torch.equal(out.z[:, 7:], out.layers[2].z)
     code = torch.randn(5, 9, **DOUBLE)
     z = code[:, 7:]
-    for prior, part in zip((vae.levels.priors[1], vae.levels.priors[0]), (code[:, 4:7], code[:, :4])):
+    for prior, part in zip((vae.hierarchy.priors[1], vae.hierarchy.priors[0]), (code[:, 4:7], code[:, :4])):
         mean, log_variance = prior(z).chunk(2, 1)
         z = mean + (0.5 * log_variance).exp() * part
-    torch.testing.assert_close(vae.levels.descend(code), z)
+    torch.testing.assert_close(vae.hierarchy.generate(code), z)
 
 
 def test_several_samples_are_each_what_one_would_be():
@@ -231,7 +237,9 @@ def test_several_samples_are_each_what_one_would_be():
 def test_a_tuple_of_one_level_is_the_network_of_one_level():
     x, noise = pictures(3), torch.randn(3, 2, 3, **DOUBLE)
     one, same = tiny(), tiny(latent_dim=(3,), hidden_sizes=((8,),))
-    assert one.state_dict().keys() == same.state_dict().keys() and not any("levels" in key for key in one.state_dict())
+    assert one.state_dict().keys() == same.state_dict().keys() and not any(
+        "hierarchy" in key for key in one.state_dict()
+    )
     for a, b in zip(one(x, noise).to_tuple()[:5], same(x, noise).to_tuple()[:5]):
         assert torch.equal(a, b)
 
@@ -244,7 +252,7 @@ def test_a_tuple_of_one_level_is_the_network_of_one_level():
         ({"latent_dim": 3, "hidden_sizes": ((8,),)}, ["hidden_sizes", "((8,),)", "latent_dim=3"]),
         ({"latent_dim": (), "hidden_sizes": ()}, ["latent_dim=()"]),
         ({"latent_dim": (3, 0), "hidden_sizes": ((8,), (8,))}, ["latent_dim", "(3, 0)"]),
-        ({"latent_dim": (3, 2), "hidden_sizes": ((8,), (0,))}, ["hidden_sizes", "((8,), (0,))"]),
+        ({"latent_dim": (3, 2), "hidden_sizes": ((8,), (0,))}, ["hidden_sizes must each be at least 1", "(0,)"]),
     ],
 )
 def test_levels_that_cannot_be_say_why(config, words):
@@ -292,7 +300,7 @@ def test_every_word_of_the_pipeline_means_what_it_means_for_one_level(tmp_path):
 
 
 def test_a_fitted_prior_that_is_standard_normal_changes_nothing():
-    vae, x = tall(decoder="gaussian"), pictures(2)
+    vae, x = tall(likelihood="gaussian"), pictures(2)
     priors = (None, LatentMixture(9, num_components=1))
     torch.testing.assert_close(*(VAEPipeline(vae, prior=p).log_likelihood(x, generator=seeded(0)) for p in priors))
 

@@ -24,15 +24,15 @@ def linear_gaussian(offset=0.0):
 
     `offset` moves the encoder's mean off it. Returns the network and the exact p(x).
     """
-    vae = tiny(hidden_sizes=(), decoder="gaussian", observation_std=0.4, latent_dim=2)
+    vae = tiny(hidden_sizes=(), likelihood="gaussian", observation_std=0.4, latent_dim=2)
     w = torch.linalg.qr(torch.randn(16, 2, **DOUBLE)).Q * torch.tensor([0.8, 0.3], **DOUBLE)
     b, s2 = torch.randn(16, **DOUBLE) * 0.1, 0.4**2
     precision = 1 + w.square().sum(0) / s2
     with torch.no_grad():
-        vae.out.weight.copy_(w), vae.out.bias.copy_(b)
+        vae.decoder_mlp[-1].weight.copy_(w), vae.decoder_mlp[-1].bias.copy_(b)
         mean = (w / s2 / precision).T  # of q: mean (x - b)
-        vae.heads.weight.copy_(torch.cat([mean, torch.zeros(2, 16, **DOUBLE)]))
-        vae.heads.bias.copy_(torch.cat([-mean @ b + offset, -precision.log()]))
+        vae.posterior.weight.copy_(torch.cat([mean, torch.zeros(2, 16, **DOUBLE)]))
+        vae.posterior.bias.copy_(torch.cat([-mean @ b + offset, -precision.log()]))
     return vae, MultivariateNormal(b, w @ w.T + s2 * torch.eye(16, **DOUBLE))
 
 
@@ -142,7 +142,7 @@ def test_the_elbo_is_its_two_parts_and_beta_weighs_one_of_them():
 
 
 def test_bits_of_a_density_count_the_width_of_a_level():
-    vae = tiny(decoder="gaussian", observation_std=1.0)
+    vae = tiny(likelihood="gaussian", observation_std=1.0)
     values = elbo_loss(vae, {"x": pictures(5)}, draws(5))
     torch.testing.assert_close(values["bits_per_dim"], values["nats"] / 16 / math.log(2) + 7)
 
@@ -188,7 +188,7 @@ def test_training_at_a_capacity_holds_the_kl_there():
 
 def test_the_weight_on_a_mean_squared_error_is_this_beta():
     sigma, weight = 0.3, 0.02
-    vae, x = tiny(decoder="gaussian", observation_std=sigma), pictures(5)
+    vae, x = tiny(likelihood="gaussian", observation_std=sigma), pictures(5)
     out = vae(x, draws(5).normal("posterior", (3,)).double())
     simple = (out.reconstruction - x).square().mean() + weight * gaussian_kl(out.mean, out.log_variance).sum(1).mean()
     theirs = gradients({"loss": simple}, vae)
@@ -200,7 +200,7 @@ def test_the_weight_on_a_mean_squared_error_is_this_beta():
 
 
 def test_a_learned_variance_is_at_rest_where_it_is_the_mean_squared_error():
-    vae, x = tiny(decoder="gaussian"), pictures(7)
+    vae, x = tiny(likelihood="gaussian"), pictures(7)
     out = vae(x, draws(7).normal("posterior", (3,)).double())
     error = (out.reconstruction - x).square().mean().detach()
     for factor, sign in ((1.0, 0), (2.0, 1), (0.5, -1)):
@@ -251,11 +251,11 @@ def test_the_doubly_reparameterised_gradient_is_its_formula():
     (slope,) = torch.autograd.grad(log_w.sum(), leaf)
     vae.zero_grad()
     (-(w.square()[..., None] * slope * z).sum((1, 2)).mean()).backward()
-    encoder = {name for name in found if name.startswith(("down", "heads"))}
+    encoder = {name for name in found if name.startswith(("encoder_mlp", "posterior"))}
     for name in found:
         expected = dict(vae.named_parameters())[name].grad if name in encoder else other[name]
         torch.testing.assert_close(found[name], expected)
-    assert encoder and not torch.allclose(found["heads.weight"], other["heads.weight"])
+    assert encoder and not torch.allclose(found["posterior.weight"], other["posterior.weight"])
 
 
 def test_both_gradients_agree_on_average_and_the_second_varies_less():
@@ -263,7 +263,7 @@ def test_both_gradients_agree_on_average_and_the_second_varies_less():
     x = torch.full((50, 1, 4, 4), 0.2, **DOUBLE)
 
     def bias(gradient, seed):
-        return gradients(iwae_loss(vae, {"x": x}, draws(50, seed), samples=6, gradient=gradient), vae)["heads.bias"]
+        return gradients(iwae_loss(vae, {"x": x}, draws(50, seed), samples=6, gradient=gradient), vae)["posterior.bias"]
 
     standard, double = (torch.stack([bias(g, s) for s in range(n)]) for g in ("standard", "doubly_reparameterised"))
     error = ((standard.var(0) + double.var(0)) / n).sqrt()
@@ -276,18 +276,18 @@ def test_at_the_true_posterior_the_doubly_reparameterised_encoder_is_at_rest_wit
     x = exact.sample((6,)).view(6, 1, 4, 4).clamp(-1, 1)
     for gradient, rests in (("doubly_reparameterised", True), ("standard", False)):
         found = gradients(iwae_loss(vae, {"x": x}, draws(6), samples=4, gradient=gradient), vae)
-        assert (found["heads.weight"].abs().max() < 1e-10) == rests
+        assert (found["posterior.weight"].abs().max() < 1e-10) == rests
 
 
 # ------------------------------------------------------------ the network
 
 
-@pytest.mark.parametrize("decoder", ["bernoulli", "gaussian", "discretized_logistic"])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "discretized_logistic"])
 @pytest.mark.parametrize("bias", [-1e4, -30.0, 20.0, 1e4])
-def test_no_log_variance_breaks_anything(decoder, bias):
-    vae = tiny(decoder=decoder).float()
+def test_no_log_variance_breaks_anything(likelihood, bias):
+    vae = tiny(likelihood=likelihood).float()
     with torch.no_grad():
-        vae.heads.bias[3:] = bias
+        vae.posterior.bias[3:] = bias
     for loss in (elbo_loss, iwae_loss):
         values = loss(vae, {"x": pictures(4).float()}, draws(4))
         assert all(value.isfinite() for value in values.values())
@@ -329,7 +329,7 @@ def test_grey_pixels_are_binarised_anew_and_with_their_probability():
     share = (seen[0] > 0).float().mean((0, 1, 2))
     assert share[0] == 0 and share[3] == 1 and abs(share[1] - 0.25) < 0.02 and abs(share[2] - 0.75) < 0.02
     seen.clear()
-    gaussian = Recorder(sample_size=4, latent_dim=2, hidden_sizes=(4,), decoder="gaussian")
+    gaussian = Recorder(sample_size=4, latent_dim=2, hidden_sizes=(4,), likelihood="gaussian")
     elbo_loss(gaussian, {"x": grey}, draws(5000))
     assert torch.equal(seen[0], grey)
 
@@ -341,9 +341,9 @@ def test_grey_pixels_are_binarised_anew_and_with_their_probability():
         ({"latent_dim": 0}, ["latent_dim", "0"]),
         ({"hidden_sizes": (8, 0)}, ["hidden_sizes", "(8, 0)"]),
         ({"block_out_channels": (8, 8, 8)}, ["sample_size", "8", "4"]),
-        ({"decoder": "gausian"}, ["decoder", "gausian", "gaussian"]),
+        ({"likelihood": "gausian"}, ["likelihood", "gausian", "gaussian"]),
         ({"observation_std": 0.1}, ["observation_std", "bernoulli"]),
-        ({"decoder": "gaussian", "observation_std": 0.0}, ["observation_std", "0.0"]),
+        ({"likelihood": "gaussian", "observation_std": 0.0}, ["observation_std", "0.0"]),
         ({"num_class_embeds": -1}, ["num_class_embeds", "-1"]),
     ],
 )
@@ -461,7 +461,7 @@ def test_the_likelihood_of_a_pipeline_is_exact_where_the_posterior_is():
 
 
 def test_without_a_label_the_likelihood_is_the_mean_over_the_classes():
-    pipe, x = VAEPipeline(tiny(num_class_embeds=2, decoder="gaussian").eval()), pictures(2)
+    pipe, x = VAEPipeline(tiny(num_class_embeds=2, likelihood="gaussian").eval()), pictures(2)
     found = pipe.log_likelihood(x, samples=3, generator=[seeded(5), seeded(6)])
     generators = [seeded(5), seeded(6)]
     each = [pipe.log_likelihood(x, class_labels=c, samples=3, generator=generators) for c in (0, 1)]
@@ -536,7 +536,7 @@ def example():
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--class_conditional", "--decoder", "gaussian", "--capacity", "5"],
+        ["--class_conditional", "--likelihood", "gaussian", "--capacity", "5"],
         ["--importance_samples", "3", "--gradient", "doubly_reparameterised"],
     ],
 )

@@ -29,7 +29,7 @@ def vqvae(size=8, codebook_size=K):
     torch.manual_seed(0)
     config = {"in_channels": 1, "block_out_channels": (8,), "layers_per_block": 1, "latent_channels": 4}
     network = VQVAE(sample_size=size, codebook_size=codebook_size, **config).eval()
-    torch.nn.init.normal_(network.bottleneck.codebook, std=0.5)
+    torch.nn.init.normal_(network.quantize.codebook, std=0.5)
     return network
 
 
@@ -339,7 +339,7 @@ def saved_vqvae(folder, data):
     network = VQVAE(
         sample_size=side, in_channels=channels, block_out_channels=widths, codebook_size=K, latent_channels=4
     )
-    torch.nn.init.normal_(network.bottleneck.codebook, std=0.3)
+    torch.nn.init.normal_(network.quantize.codebook, std=0.3)
     network.save_pretrained(folder)
     return folder
 
@@ -390,7 +390,7 @@ def test_codes_are_kept_and_flags_that_contradict_are_refused(example, tmp_path)
     expected = pipe.encode(load_images("digits", max_samples=60).images)
     assert torch.equal(kept[:, 0].long(), expected)
     other = VQVAE.from_pretrained(network)
-    torch.nn.init.normal_(other.bottleneck.codebook, std=0.3)
+    torch.nn.init.normal_(other.quantize.codebook, std=0.3)
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(CheckpointError, match="data"):
         run(example, tmp_path / "run", tmp_path / "other", "--max_train_steps", 2)

@@ -18,7 +18,7 @@ from latentia.data.order import indices
 from latentia.errors import UsageError
 from latentia.functional.quantisation import perplexity
 from latentia.losses.quantisation import CodebookUpdate, vqvae_loss
-from latentia.models.vqvae import FiniteScalarQuantizer, VectorQuantizer
+from latentia.models.layers.quantizers import FiniteScalarQuantizer, VectorQuantizer
 from latentia.rng import Rng
 from latentia.runs.command_line import parse_arguments
 from latentia.training.ema import EMA
@@ -29,8 +29,8 @@ def network(**config) -> VQVAE:
     torch.manual_seed(0)
     base = {"sample_size": 8, "in_channels": 1, "block_out_channels": (8,), "layers_per_block": 1}
     vqvae = VQVAE(**base | {"codebook_size": 12, "latent_channels": 4} | config)
-    if hasattr(vqvae.bottleneck, "codebook"):
-        nn.init.normal_(vqvae.bottleneck.codebook, std=0.5)
+    if hasattr(vqvae.quantize, "codebook"):
+        nn.init.normal_(vqvae.quantize.codebook, std=0.5)
     return vqvae
 
 
@@ -57,26 +57,26 @@ class Pictures:
 
 def test_quantised_latents_are_the_nearest_rows_of_the_codebook():
     vqvae, x = network(), pictures()
-    out, rows = vqvae(x), vqvae.bottleneck.codebook
-    z_e, z_q = out.latents.movedim(1, -1), out.quantised.movedim(1, -1)  # (B, h, w, D)
+    out, rows = vqvae(x), vqvae.quantize.codebook
+    z_e, z_q = out.latents.movedim(1, -1), out.quantized.movedim(1, -1)  # (B, h, w, D)
     assert torch.equal(z_q, rows[out.codes]) and out.codes.shape == (6, 4, 4)
     assert torch.equal(torch.cdist(z_e.flatten(0, 2).double(), rows.double()).argmin(1), out.codes.flatten())
-    assert torch.equal(vqvae.lookup(out.codes), out.quantised) and len(out.codes.unique()) > 3
+    assert torch.equal(vqvae.lookup(out.codes), out.quantized) and len(out.codes.unique()) > 3
 
 
 @pytest.mark.parametrize("make", [network, fsq])
 def test_the_decoder_sees_the_quantised_latents_to_the_last_bit(make):
     vqvae, seen = make().train(), []
-    vqvae.from_latents.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    vqvae.post_quant_conv.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     out = vqvae(pictures())
-    assert torch.equal(seen[0], out.quantised) and torch.equal(vqvae.lookup(out.codes), out.quantised)
+    assert torch.equal(seen[0], out.quantized) and torch.equal(vqvae.lookup(out.codes), out.quantized)
     torch.testing.assert_close(vqvae.decode(vqvae.lookup(out.codes)), out.reconstruction)
 
 
 def test_the_gradient_of_the_encoder_is_that_of_the_decoder_input():
     vqvae, seen = network(), []
-    vqvae.from_latents.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    vqvae.from_latents.register_full_backward_hook(lambda module, into, out: seen.append(into[0]))
+    vqvae.post_quant_conv.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    vqvae.post_quant_conv.register_full_backward_hook(lambda module, into, out: seen.append(into[0]))
     out = vqvae(pictures())
     out.latents.retain_grad()
     out.reconstruction.square().sum().backward()
@@ -85,8 +85,8 @@ def test_the_gradient_of_the_encoder_is_that_of_the_decoder_input():
 
 def test_the_gradient_of_scalar_quantisation_is_that_of_the_squeezed_latent():
     vqvae, seen = fsq(), []
-    vqvae.from_latents.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    vqvae.from_latents.register_full_backward_hook(lambda module, into, out: seen.append(into[0]))
+    vqvae.post_quant_conv.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    vqvae.post_quant_conv.register_full_backward_hook(lambda module, into, out: seen.append(into[0]))
     out = vqvae(pictures())
     out.latents.retain_grad()
     out.reconstruction.square().sum().backward()
@@ -96,12 +96,12 @@ def test_the_gradient_of_scalar_quantisation_is_that_of_the_squeezed_latent():
 @pytest.mark.parametrize("levels", [(2,), (3,), (5, 4), (8, 5, 5), (2, 3, 4)])
 def test_scalar_codes_and_levels_are_a_bijection(levels):
     quantizer = FiniteScalarQuantizer(levels)
-    assert quantizer.size == math.prod(levels)
-    codes = torch.arange(quantizer.size).view(-1, 1, 1)
+    assert quantizer.codebook_size == math.prod(levels)
+    codes = torch.arange(quantizer.codebook_size).view(-1, 1, 1)
     points = quantizer.lookup(codes)  # (K, d, 1, 1)
     found = {tuple(round(v, 5) for v in row) for row in points.flatten(1).tolist()}
     grid = itertools.product(*[[round(2 * i / (count - 1) - 1, 5) for i in range(count)] for count in levels])
-    assert found == {*grid} and len(found) == quantizer.size
+    assert found == {*grid} and len(found) == quantizer.codebook_size
     z_q, again = quantizer(torch.atanh(points.clamp(-0.9999, 0.9999)))
     assert torch.equal(again, codes) and torch.equal(z_q, points)
 
@@ -131,13 +131,13 @@ def test_the_loss_closed_form(update):
     vqvae, x = network(codebook_update=update), pictures()
     values = vqvae_loss(vqvae, {"x": x}, Rng(0, 0, 6, 0, 6), beta=0.7)
     out = vqvae(x)
-    error, gap = (out.reconstruction - x).square().mean(), (out.latents - out.quantised).square().mean()
+    error, gap = (out.reconstruction - x).square().mean(), (out.latents - out.quantized).square().mean()
     factor = 1.7 if update == "gradient" else 0.7
     torch.testing.assert_close(values["loss"], error + factor * gap)
     torch.testing.assert_close(values["commitment"], gap)
     values["loss"].backward()
     gradients = {name: p.grad is not None and bool(p.grad.abs().sum() > 0) for name, p in vqvae.named_parameters()}
-    assert all(gradients.values()) and ("bottleneck.codebook" in gradients) == (update == "gradient")
+    assert all(gradients.values()) and ("quantize.codebook" in gradients) == (update == "gradient")
 
 
 def test_commitment_moves_the_encoder_and_the_codebook_loss_the_codebook():
@@ -146,11 +146,11 @@ def test_commitment_moves_the_encoder_and_the_codebook_loss_the_codebook():
     for beta in (0.0, 1.0):
         vqvae.zero_grad()
         vqvae_loss(vqvae, {"x": x}, Rng(0, 0, 6, 0, 6), beta=beta)["loss"].backward()
-        loss[beta] = (vqvae.bottleneck.codebook.grad.clone(), vqvae.to_latents.weight.grad.clone())
+        loss[beta] = (vqvae.quantize.codebook.grad.clone(), vqvae.quant_conv.weight.grad.clone())
     assert torch.equal(loss[0.0][0], loss[1.0][0]) and not torch.allclose(loss[0.0][1], loss[1.0][1])
     out = vqvae(x)
     z, codes = out.latents.movedim(1, -1).flatten(0, 2), out.codes.flatten()
-    expected = torch.zeros_like(vqvae.bottleneck.codebook).index_add_(0, codes, vqvae.bottleneck.codebook[codes] - z)
+    expected = torch.zeros_like(vqvae.quantize.codebook).index_add_(0, codes, vqvae.quantize.codebook[codes] - z)
     torch.testing.assert_close(loss[0.0][0], 2 * expected / z.numel())
 
 
@@ -173,10 +173,10 @@ def learn(vqvae, update: CodebookUpdate, x: torch.Tensor, position: int = 0, par
 
 def test_without_memory_it_is_a_step_of_k_means():
     vqvae, x = network(), pictures(20)
-    before, out = vqvae.bottleneck.codebook.clone(), vqvae(x)
+    before, out = vqvae.quantize.codebook.clone(), vqvae(x)
     learn(vqvae, CodebookUpdate(vqvae, decay=0, restart_below=0), x)
     z, codes = out.latents.movedim(1, -1).flatten(0, 2).detach(), out.codes.flatten()
-    for k, row in enumerate(vqvae.bottleneck.codebook):
+    for k, row in enumerate(vqvae.quantize.codebook):
         expected = z[codes == k].mean(0) if (codes == k).any() else before[k]
         torch.testing.assert_close(row, expected)
     assert 3 < len(codes.unique()) < 12
@@ -196,17 +196,17 @@ def test_with_memory_it_is_the_ratio_of_running_sums():
 def test_dead_rows_come_alive_on_latents_of_the_batch():
     vqvae, x = network(codebook_size=32), pictures(40)
     with torch.no_grad():
-        vqvae.bottleneck.codebook[1:] = 1e3  # nobody takes these
+        vqvae.quantize.codebook[1:] = 1e3  # nobody takes these
     assert vqvae(x).codes.unique().tolist() == [0]
     update = CodebookUpdate(vqvae, decay=0.9, restart_below=0.1)
     values = learn(vqvae, update, x)
     assert values["restarts"] == 31 and values["perplexity"] == 1
     z = vqvae(x).latents.movedim(1, -1).flatten(0, 2)
-    rows = vqvae.bottleneck.codebook[1:]
+    rows = vqvae.quantize.codebook[1:]
     assert torch.cdist(rows.double(), z.double()).amin(1).max() < 1e-6 and len(rows.unique(dim=0)) == 31
     assert perplexity(vqvae(x).codes, 32) > 10
     # a row that was just restarted has time to find its own
-    quantizer = vqvae.bottleneck
+    quantizer = vqvae.quantize
     torch.testing.assert_close(quantizer.counts[1:], quantizer.counts[1:].mean().expand(31))
     torch.testing.assert_close(quantizer.sums[1:], quantizer.counts[1:, None] * rows)
 
@@ -228,7 +228,7 @@ def test_micro_batches_equal_the_whole_batch(parts):
     for count in (1, parts):
         vqvae = network(codebook_size=32).double()
         values = [learn(vqvae, CodebookUpdate(vqvae), x.double(), step * 16, count) for step in range(2)]
-        results.append((values, dict(vqvae.bottleneck.named_buffers())))
+        results.append((values, dict(vqvae.quantize.named_buffers())))
     (one, a), (several, b) = results
     assert one[0]["restarts"] > 10
     assert [v["perplexity"] for v in one] == [v["perplexity"] for v in several]
@@ -244,7 +244,7 @@ def test_a_micro_batch_that_is_run_again_counts_once():
         for _ in range(times):
             vqvae_loss(vqvae, {"x": x}, rng, collect=update.collect)
         update({}, rng)
-        ends.append(vqvae.bottleneck.counts.clone())
+        ends.append(vqvae.quantize.counts.clone())
     assert torch.equal(*ends) and ends[0].sum() > 0
 
 
@@ -256,7 +256,7 @@ def test_restarts_depend_on_seed_and_position_alone():
         torch.manual_seed(seed + position + 7)
         vqvae_loss(vqvae, {"x": pictures(16)}, rng, collect=update.collect)
         update({}, rng)
-        rows[seed, position] = vqvae.bottleneck.codebook.clone()
+        rows[seed, position] = vqvae.quantize.codebook.clone()
     assert not torch.equal(rows[0, 0], rows[0, 16]) and not torch.equal(rows[0, 0], rows[1, 0])
 
 
@@ -312,7 +312,7 @@ def test_two_processes_and_micro_batches_equal_one(start, whole, tmp_path):
     one, two = (
         load_file(f / "checkpoints" / "checkpoint-6" / "vqvae.model.safetensors") for f in (whole[1], tmp_path / "two")
     )
-    assert one.keys() == two.keys() and sum("bottleneck" in key for key in one) == 3
+    assert one.keys() == two.keys() and sum("quantize." in key for key in one) == 3
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, rtol=1e-8, atol=1e-8, msg=lambda text, key=key: f"{key}: {text}")
     lines = [(f / "metrics.jsonl").read_text().splitlines() for f in (whole[1], tmp_path / "two")]
@@ -435,12 +435,12 @@ def test_the_position_prior():
 @pytest.mark.parametrize(
     "call, text",
     [
-        (lambda: network(codebook_size=1), "codebook_size must be at least 2, got 1"),
+        (lambda: network(codebook_size=1), "codebook_size must be at least 2; got 1"),
         (lambda: network(quantizer="fqs"), 'Did you mean "fsq"'),
         (lambda: network(codebook_update="none"), "codebook_update must be one of ema, gradient"),
         (lambda: network(quantizer="fsq"), r"levels must be given with quantizer=.fsq."),
         (lambda: network(levels=(5, 5)), "and only there"),
-        (lambda: network(quantizer="fsq", levels=(5, 1)), r"at least 2, or a channel says nothing; got \(5, 1\)"),
+        (lambda: network(quantizer="fsq", levels=(5, 1)), r"levels must each be at least 2; got \(5, 1\)"),
         (lambda: network(latent_channels=0), "latent_channels must be at least 1"),
         (lambda: network(sample_size=9), "divisible by 2"),
         (
@@ -452,7 +452,7 @@ def test_the_position_prior():
         (lambda: CodebookUpdate(network(), decay=1.0), r"decay must be in \[0, 1\); got 1.0"),
         (lambda: CodebookUpdate(network(), restart_below=-0.1), "restart_below must be in"),
         (lambda: PositionPrior.fit(torch.zeros(2, 2), 4), "must be integers"),
-        (lambda: PositionPrior.fit(torch.full((1, 2, 2), 4), 4), r"\[0, 4\), the codebook; got 4 to 4"),
+        (lambda: PositionPrior.fit(torch.full((1, 2, 2), 4), 4), "codes must be from 0 to 3; got 4 to 4"),
         (lambda: PositionPrior(4, (2, 2)).sample(2, [seeded(0)]), "one for each of n=2"),
     ],
 )

@@ -32,7 +32,7 @@ from latentia.data.plane import PlaneData
 from latentia.errors import UsageError
 from latentia.evaluation.failure_modes import FAILURE_MODES, SampleMonitor, check_discriminator, check_log, fine_energy
 from latentia.losses.adversarial import gan_discriminator_loss, gan_generator_loss
-from latentia.models.layers.discriminator import with_minibatch_std
+from latentia.models.layers.discriminator import append_minibatch_std
 from latentia.pipelines.rejection import rejection_sample
 from latentia.runs.command_line import parse_arguments
 from latentia.runs.failure_monitor import FailureMonitor
@@ -70,7 +70,7 @@ def pipe():
 
 def test_a_picture_does_not_depend_on_its_batch(pipe):
     sizes = set()
-    pipe.generator.top.register_forward_pre_hook(lambda module, inputs: sizes.add(len(inputs[0])))
+    pipe.generator.project_in.register_forward_pre_hook(lambda module, inputs: sizes.add(len(inputs[0])))
     many = pipe(70, generator=seeded(1), output_type="latent").images
     assert torch.equal(pipe(3, generator=seeded(1), output_type="latent").images, many[:3]) and len(sizes) == 1
     own = [seeded(k) for k in range(2)]
@@ -107,8 +107,8 @@ def test_labels_by_index_and_name():
 
 def test_a_vae_is_a_generator_and_gives_the_same_pictures():
     torch.manual_seed(0)
-    for decoder in ("gaussian", "bernoulli"):
-        vae = spread(VAE(sample_size=8, latent_dim=4, hidden_sizes=(8,), decoder=decoder)).eval()
+    for likelihood in ("gaussian", "bernoulli"):
+        vae = spread(VAE(sample_size=8, latent_dim=4, hidden_sizes=(8,), likelihood=likelihood)).eval()
         z = torch.randn(5, 4, generator=seeded(0))
         kinds = [GANPipeline(vae), VAEPipeline(vae)]
         assert torch.equal(*(kind.decode(z, output_type="latent") for kind in kinds))
@@ -154,7 +154,7 @@ def test_interpolation_stays_on_the_sphere_and_ends_where_it_should(pipe):
     a, b = torch.randn(2, 6, generator=seeded(0))
     a, b = a / a.norm(), b / b.norm()
     seen = []
-    pipe.generator.top.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][:5]))
+    pipe.generator.project_in.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][:5]))
     way = pipe.interpolate(a, b, 5, output_type="latent")
     torch.testing.assert_close(seen[0].norm(dim=1), torch.ones(5))
     torch.testing.assert_close(way[[0, -1]], pipe.decode(torch.stack([a, b]), output_type="latent"))
@@ -197,8 +197,8 @@ def test_a_discriminator_that_was_shown_groups_judges_pictures_alone_afterwards(
     x = pipe(16, generator=seeded(0), output_type="latent").images
     for _ in range(60):
         d(x)
-    spread = with_minibatch_std(d.levels(x), 4)[:, -1].mean()
-    torch.testing.assert_close(d.spread.spread, spread, rtol=5e-3, atol=0)
+    spread = append_minibatch_std(d.down_blocks(x), 4)[:, -1].mean()
+    torch.testing.assert_close(d.minibatch_std.running_std, spread, rtol=5e-3, atol=0)
     d.eval()
     assert torch.equal(d(x).logits[:1], d(x[:1]).logits) or torch.allclose(d(x).logits[:1], d(x[:1]).logits, atol=1e-6)
     grouped = GANPipeline(pipe.generator, d)

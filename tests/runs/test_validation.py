@@ -9,12 +9,12 @@ from latentia.runs.validation import reconstructor, sampler
 
 def network(**config):
     torch.manual_seed(0)
-    return VAE(sample_size=8, latent_dim=3, hidden_sizes=(8,), decoder="gaussian", **config)
+    return VAE(sample_size=8, latent_dim=3, hidden_sizes=(8,), likelihood="gaussian", **config)
 
 
 def test_a_sampler_asks_for_each_class_in_turn_and_leaves_the_mode_as_it_was():
     vae, seen = network(num_class_embeds=3), []
-    vae.up.append(nn.Dropout(0.5))  # the mode shows
+    vae.decoder_mlp.insert(0, nn.Dropout(0.5))  # the mode shows
 
     def pipeline(weights):
         seen.append(weights.training)

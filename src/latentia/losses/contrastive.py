@@ -34,7 +34,7 @@ class _Gather(torch.autograd.Function):
 
 
 def contrastive_loss(
-    image_embeds: Tensor, text_embeds: Tensor, log_scale: Tensor, *, groups: Tensor | None = None
+    image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, *, groups: Tensor | None = None
 ) -> dict[str, Tensor]:
     r"""Symmetric InfoNCE as in CLIP: which text of the batch belongs to an image, and which image to a text.
 
@@ -44,7 +44,7 @@ def contrastive_loss(
 
     Args:
         image_embeds, text_embeds: (B, D) of B pairs, B the same on every process; they are normalised here.
-        log_scale: \(\tau\), a learned number; its exponential is held at 100 at most. Begin with ln(1 / 0.07).
+        logit_scale: \(\tau\), a learned number; its exponential is held at 100 at most. Begin with ln(1 / 0.07).
         groups: (B,) integers; pairs of one group, such as one caption twice, are no negatives of each other. `None`
             (default): each pair is a group.
 
@@ -73,6 +73,6 @@ def contrastive_loss(
     if many:
         x, t = _Gather.apply(x), _Gather.apply(t)
         groups = None if groups is None else _Gather.apply(groups)
-    scale = log_scale.clamp(max=math.log(MAX_SCALE)).exp()
+    scale = logit_scale.clamp(max=math.log(MAX_SCALE)).exp()
     loss, accuracy = info_nce(x, t, scale, groups)  # of all processes
     return {"loss": loss, "accuracy": accuracy, "scale": scale.detach()}

@@ -56,10 +56,10 @@ def vqvae_loss(
     if collect is not None and plain.training:
         collect(out, rng)
     reconstruction = (out.reconstruction.float() - images).square().flatten(1).mean(1).mean()
-    values = {"reconstruction": reconstruction, "perplexity": perplexity(out.codes, plain.bottleneck.size)}
-    if plain.config.quantizer == "fsq":
+    values = {"reconstruction": reconstruction, "perplexity": perplexity(out.codes, plain.quantize.codebook_size)}
+    if not plain.quantize.has_commitment:
         return {"loss": reconstruction, **values}
-    z_e, z_q = out.latents.float(), out.quantised.float()
+    z_e, z_q = out.latents.float(), out.quantized.float()
     commitment = (z_e - z_q.detach()).square().flatten(1).mean(1).mean()
     loss = reconstruction + beta * commitment
     if z_q.requires_grad:
@@ -100,8 +100,8 @@ class CodebookUpdate:
     def __init__(self, vqvae: Any, decay: float = 0.99, restart_below: float = 0.1):
         for name, value in (("decay", decay), ("restart_below", restart_below)):
             check_range(name, value, 0, 1, closed="left")
-        self.bottleneck = unwrap(vqvae).bottleneck
-        if not hasattr(self.bottleneck, "counts"):
+        self.quantizer = unwrap(vqvae).quantize
+        if not hasattr(self.quantizer, "counts"):
             raise UsageError(
                 'CodebookUpdate needs a network with quantizer="vq" and codebook_update="ema"; this one has no such '
                 "codebook. Leave the phase out."
@@ -113,8 +113,8 @@ class CodebookUpdate:
     @torch.no_grad()
     def collect(self, output: Any, rng: Rng) -> None:
         """Note the latents of a micro-batch. Given the same one again, as after an fp16 overflow, the last counts."""
-        size = self.bottleneck.size
-        z = output.latents.detach().movedim(1, -1).flatten(0, 2).to(self.bottleneck.sums.dtype)  # (n, D)
+        size = self.quantizer.codebook_size
+        z = output.latents.detach().movedim(1, -1).flatten(0, 2).to(self.quantizer.sums.dtype)  # (n, D)
         codes = output.codes.flatten()
         counts, sums = codebook_sums(z, codes, size)
         area = output.codes[0].numel()
@@ -137,6 +137,6 @@ class CodebookUpdate:
             if dist.is_available() and dist.is_initialized():
                 for part in (counts, sums, candidates):
                     dist.all_reduce(part)
-            restarted = self.bottleneck.update(counts, sums, candidates, self.decay, self.restart_below)
+            restarted = self.quantizer.update(counts, sums, candidates, self.decay, self.restart_below)
             self._values = {"perplexity": perplexity_of_counts(counts), "restarts": restarted.sum().float()}
         return self._values

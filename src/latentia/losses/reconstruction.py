@@ -77,7 +77,7 @@ def autoencoder_loss(
             True where an element counts.
         rng: the randomness of this micro-batch.
         corruption, corruption_level, masked_value: of the input, see `corrupt`. The target is clean.
-        sparsity: "none", "l1", "l2" or "kl"; "kl" needs codes in (0, 1): `code_activation="sigmoid"`.
+        sparsity: "none", "l1", "l2" or "kl"; "kl" needs codes in (0, 1): `latent_activation="sigmoid"`.
         sparsity_weight: lambda, in units of squared error per image; at least 0.
         sparsity_target: rho of "kl", in (0, 1). Default 0.1.
         reconstruction: "mse", squares of the differences, or "l1", their absolute values.
@@ -93,7 +93,7 @@ def autoencoder_loss(
 
     Example:
         >>> from latentia import Autoencoder
-        >>> network = Autoencoder(sample_size=8, latent_dim=16, code_activation="sigmoid")
+        >>> network = Autoencoder(sample_size=8, latent_dim=16, latent_activation="sigmoid")
         >>> batch = {"x": torch.rand(4, 1, 8, 8) * 2 - 1}
         >>> values = autoencoder_loss(network, batch, Rng(0, 0, 4, 0, 4), sparsity="kl", sparsity_weight=0.5)
         >>> bool(values["loss"] == values["reconstruction"] + 0.5 * values["sparsity"])
@@ -104,11 +104,11 @@ def autoencoder_loss(
     check_range("sparsity_weight", sparsity_weight, 0)
     if sparsity == "kl":
         check_range("sparsity_target", sparsity_target, 0, 1, closed="neither")
-        activation = config_of(network).code_activation
+        activation = config_of(network).latent_activation
         if activation != "sigmoid":
             raise UsageError(
                 'sparsity="kl" compares mean activations with a target in (0, 1), and this network has '
-                f'code_activation="{activation}". Build it with "sigmoid", or take "l1".'
+                f'latent_activation="{activation}". Build it with "sigmoid", or take "l1".'
             )
     x = batch["x"]
     mask = {"mask": batch["mask"]} if "mask" in batch else {}

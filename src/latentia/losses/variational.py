@@ -91,7 +91,7 @@ def elbo_loss(
             f"and free_bits={free_bits}."
         )
     x, out, config, sizes = _forward(vae, batch, rng, ())
-    reconstruction = -log_likelihood(config.decoder, x, out.location, out.log_scale)  # (B,)
+    reconstruction = -log_likelihood(config.likelihood, x, out.location, out.log_scale)  # (B,)
     by_dimension = hierarchical_kl(out.z, out.mean, out.log_variance, sizes)  # (B, D)
     kl = by_dimension.sum(1)
     if capacity is not None:
@@ -112,7 +112,8 @@ def iwae_loss(
     \(\sum_i \tilde w_i^2 \frac{\partial \log w_i}{\partial z_i} \frac{\partial z_i}{\partial \phi}\), which has the
     same expectation and less variance. It needs the gradient at z alone, so the network must not be compiled. Of
     a hierarchy z_i is all layers: the first factor holds their samples apart, with log q(z_2|z_1) a function of both,
-    and only the second runs from layer to layer; see `models.layers.stochastic.Levels.with_constant_posterior`.
+    and only the second runs from layer to layer; see `StochasticHierarchy.with_constant_posterior` in
+    `latentia.models.layers.stochastic`.
 
     Args:
         vae, batch, rng: as for `elbo_loss`; a Bernoulli decoder's pixels are binarised likewise.
@@ -140,13 +141,13 @@ def iwae_loss(
     double = gradient == "doubly_reparameterised"  # z depends on the encoder still, q's density on z alone
     x, out, config, sizes = _forward(vae, batch, rng, (samples,), **({"constant_posterior": True} if double else {}))
     mean, log_variance = (p if p.ndim == out.z.ndim else p[:, None] for p in (out.mean, out.log_variance))
-    likelihood = log_likelihood(config.decoder, x, out.location, out.log_scale)  # (B, K)
+    likelihood = log_likelihood(config.likelihood, x, out.location, out.log_scale)  # (B, K)
     log_w = likelihood + log_normal(out.z) - log_normal(out.z, mean, log_variance)
     w = log_w.detach().softmax(1)
     bound = importance_weighted_bound(log_w.detach())
     # The decoder's gradient is sum_i w_i dlog w_i; at z it is scaled once more, on its way to the encoder.
     surrogate = -(w * log_w).sum(1)
-    for layer in out.levels if double else ():
+    for layer in out.layers if double else ():
         if layer.z.requires_grad:
             layer.z.register_hook(lambda g: w[..., None] * g)
     loss = (surrogate - surrogate.detach() - bound).mean()
@@ -165,7 +166,7 @@ def _forward(
     check_values("images", x, -1, 1, advice="Scale pixels v of 0 to 255 by v / 127.5 - 1.")
     labelled = config.num_class_embeds is not None and "labels" in batch
     labels = labels_of(batch, config.num_class_embeds) if labelled else None
-    if config.decoder == "bernoulli":
+    if config.likelihood == "bernoulli":
         x = torch.where(rng.uniform("binarise", x.shape[1:]) < (x + 1) / 2, 1.0, -1.0).to(x.dtype)
     noise = rng.normal("posterior", (*samples, sum(sizes))).to(x.dtype)
     return x, vae(x, noise, class_labels=labels, **options), config, sizes
@@ -174,11 +175,11 @@ def _forward(
 def _metrics(
     out: Any, x: Tensor, config: Any, sizes: Sequence[int], nats: Tensor, kl: Tensor, **parts: Tensor
 ) -> dict[str, Tensor]:
-    means = [layer.mean if layer.mean.ndim == 2 else layer.mean.mean(1) for layer in out.levels]
+    means = [layer.mean if layer.mean.ndim == 2 else layer.mean.mean(1) for layer in out.layers]
     active = [(mean.var(0, correction=0) > ACTIVE).sum() for mean in means]
     values = {
         "nats": nats, **parts, "kl": kl.sum(1).mean(),
-        "bits_per_dim": bits_per_dim(nats, x[0].numel(), density=config.decoder == "gaussian"),
+        "bits_per_dim": bits_per_dim(nats, x[0].numel(), density=config.likelihood == "gaussian"),
         "active_units": torch.stack(active).sum(),
     }  # fmt: skip
     for layer, (part, units) in enumerate(zip(kl.split(sizes, 1), active), 1) if len(sizes) > 1 else ():

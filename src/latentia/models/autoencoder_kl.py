@@ -1,4 +1,4 @@
-"""diffusers' AutoencoderKL as an objective wants it: its noise is given from outside, and all of q(z|x) comes back."""
+"""diffusers' AutoencoderKL for training: its noise is an argument, and the parameters of q(z|x) are returned."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,9 @@ from diffusers import AutoencoderKL
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from latentia.errors import UsageError
-from latentia.models.layers.convolution import pyramid_size
-from latentia.models.modeling import UNSET
+from latentia.errors import UsageError, check_range
+from latentia.models.layers.convolution import feature_size
+from latentia.models.outputs import UNSET
 
 
 @dataclass
@@ -23,9 +23,9 @@ class GaussianAutoencoderOutput(BaseOutput):
 
 
 class GaussianAutoencoder(nn.Module):
-    """What is trained: an AutoencoderKL, whose own `forward` draws noise by itself and keeps q(z|x).
+    """The network that is trained: an AutoencoderKL, whose own `forward` draws noise itself and does not return q(z|x).
 
-    A pipeline does not hold it but its `vae`, which is nothing but diffusers' class.
+    A pipeline does not hold it but its `vae`, which is of diffusers' class.
 
     Args:
         vae: `AutoencoderKL`.
@@ -42,7 +42,7 @@ class GaussianAutoencoder(nn.Module):
         self.vae = vae
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> GaussianAutoencoderOutput:
-        """Encode pictures, make z of the noise, decode.
+        """Encode images, make z of the noise, decode.
 
         Args:
             images: (B, C, H, W) in [-1, 1].
@@ -64,17 +64,17 @@ def autoencoder_kl(
     """diffusers' AutoencoderKL, checked, with the attention in its middle; random weights.
 
     Args:
-        sample_size: height and width of the pictures in pixels, divisible by 2^(levels - 1).
-        in_channels: of the picture. Default 3.
-        block_out_channels: channels of each level from fine to coarse; every level but the last halves the picture.
-            Default (32, 64, 64), which makes 16 x 16 latents of 64 x 64 pictures.
-        layers_per_block: residual blocks of each level. Default 1.
+        sample_size: height and width of the images in pixels, divisible by 2^(stages - 1).
+        in_channels: of the image. Default 3.
+        block_out_channels: channels of each stage from fine to coarse; every stage but the last halves the image.
+            Default (32, 64, 64), which makes 16 x 16 latents of 64 x 64 images.
+        layers_per_block: residual blocks of each stage. Default 1.
         latent_channels: channels D of the latents. Default 4.
         norm_num_groups: groups of the group norms; divides each of `block_out_channels`. Default 8.
 
     Raises:
-        UsageError: a size that cannot be halved so often, groups that do not divide, numbers below 1, or latents with
-            more values than the picture.
+        UsageError: a size that cannot be halved so often, groups that do not divide, numbers below 1, or more latents
+            than values of the image.
 
     High-Resolution Image Synthesis with Latent Diffusion Models (Rombach et al., 2021, 2112.10752), section 3.1.
 
@@ -84,23 +84,25 @@ def autoencoder_kl(
         torch.Size([1, 4, 16, 16])
     """
     widths, halvings = tuple(block_out_channels), len(block_out_channels) - 1
-    if halvings < 1 or min(in_channels, layers_per_block, latent_channels, norm_num_groups, *widths) < 1:
-        raise UsageError(
-            "in_channels, layers_per_block, latent_channels, norm_num_groups and block_out_channels must be at least "
-            f"1, and the last at least two numbers; got {in_channels}, {layers_per_block}, {latent_channels}, "
-            f"{norm_num_groups} and {widths}."
-        )
+    numbers = {
+        "in_channels": in_channels, "block_out_channels": widths, "layers_per_block": layers_per_block,
+        "latent_channels": latent_channels, "norm_num_groups": norm_num_groups,
+    }  # fmt: skip
+    for name, value in numbers.items():
+        check_range(name, value, 1)
+    if halvings < 1:
+        raise UsageError(f"block_out_channels must be at least two numbers; got {widths}.")
     wrong = [width for width in widths if width % norm_num_groups]
     if wrong:
         raise UsageError(
             f"norm_num_groups must divide each of block_out_channels; got {norm_num_groups} groups and {wrong[0]} "
             "channels. Lower it, or choose multiples of it."
         )
-    height, width = pyramid_size(sample_size, [1] * halvings)
+    height, width = feature_size(sample_size, [1] * halvings)
     if latent_channels * height * width > in_channels * sample_size**2:
         raise UsageError(
-            f"latent_channels must be at most {in_channels * 4**halvings}, so that latents have no more values than "
-            f"the picture; got {latent_channels}. A code larger than the picture compresses nothing."
+            f"latent_channels must be at most {in_channels * 4**halvings}, so that there are no more latents than "
+            f"values of the image; got {latent_channels}. More compress nothing."
         )
     return AutoencoderKL(
         in_channels=in_channels,
@@ -117,21 +119,21 @@ def autoencoder_kl(
 
 @torch.no_grad()
 def latent_statistics(vae: AutoencoderKL, images: Tensor, batch_size: int = 64) -> tuple[float, float]:
-    r"""Mean and standard deviation of all values of the latents of pictures, over q(z|x) too, in float64.
+    r"""Mean and standard deviation of all values of the latents of images, over q(z|x) too, in float64.
 
-    \(\mathrm{Var}\,z = \mathrm{Var}\,\mu(x) + E\,\sigma^2(x)\), over pictures, channels and positions, so nothing is
+    \(\mathrm{Var}\,z = \mathrm{Var}\,\mu(x) + E\,\sigma^2(x)\), over images, channels and positions, so nothing is
     drawn.
 
     Args:
         vae: in evaluation mode.
         images: (N, C, H, W) in [-1, 1].
-        batch_size: pictures that are encoded at once. Default 64.
+        batch_size: images that are encoded at once. Default 64.
 
     Returns:
         (mean, standard deviation), in the units of the latents.
 
     Raises:
-        UsageError: there are no pictures.
+        UsageError: there are no images.
 
     Rombach et al., 2021, 2112.10752, appendix G, which takes the standard deviation alone.
 
@@ -141,7 +143,7 @@ def latent_statistics(vae: AutoencoderKL, images: Tensor, batch_size: int = 64) 
         True
     """
     if not len(images):
-        raise UsageError("images must be at least one picture; got none.")
+        raise UsageError("images must be at least one; got none.")
     total, squares, count = 0.0, 0.0, 0
     for part in images.split(batch_size):
         q = vae.encode(part.to(vae.device, vae.dtype)).latent_dist

@@ -1,39 +1,27 @@
-"""A small convolutional classifier: its classes judge samples, its features measure distances."""
-
-from dataclasses import dataclass
+"""A small convolutional classifier, whose classes and features evaluate samples."""
 
 import torch
 from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils import BaseOutput
 from torch import nn
 
 from latentia.errors import UsageError
-from latentia.models.modeling import UNSET, ModelMixin
-
-
-@dataclass
-class ClassifierOutput(BaseOutput):
-    """What a classifier says about B images.
-
-    Args:
-        logits: unnormalised log p(c|x), (B, num_classes).
-        features: the layer before the last, (B, feature_dim). `logits` is an affine function of it.
-    """
-
-    logits: torch.Tensor
-    features: torch.Tensor = UNSET
+from latentia.models.modeling import ModelMixin
+from latentia.models.outputs import ClassifierOutput
 
 
 class DigitClassifier(ModelMixin, ConfigMixin):
-    """Per entry of `block_out_channels` a convolution, batch norm, GELU and a halving; then two linear layers.
+    """A convolutional classifier: per entry of `block_out_channels` a convolution, batch norm, GELU and a halving.
+
+    Two linear layers follow.
 
     Args:
-        sample_size: height and width in pixels, at least `2 ** len(block_out_channels)`.
-        in_channels: channels of the images.
-        num_classes: number of classes K.
-        block_out_channels: channels after each convolution.
+        sample_size: height and width in pixels, at least `2 ** len(block_out_channels)`. Default 28.
+        in_channels: channels of the images. Default 1.
+        num_classes: number of classes K. Default 10.
+        block_out_channels: channels after each convolution. Default (32, 64, 64).
         feature_dim: width D of the penultimate layer. A covariance of it has full rank from D + 1 images on.
+            Default 64.
 
     Raises:
         UsageError: `sample_size` is too small for that many halvings.
@@ -58,8 +46,8 @@ class DigitClassifier(ModelMixin, ConfigMixin):
         side = sample_size >> len(block_out_channels)
         if side < 1:
             raise UsageError(
-                f"`sample_size` must be at least 2 ** len(block_out_channels) = {2 ** len(block_out_channels)}. "
-                f"Got {sample_size}; pass fewer entries in `block_out_channels`."
+                f"sample_size must be at least 2 ** len(block_out_channels) = {2 ** len(block_out_channels)}; got "
+                f"{sample_size}. Use fewer block_out_channels."
             )
         layers: list[nn.Module] = []
         channels = in_channels

@@ -1,7 +1,8 @@
-"""Two small towers, one for texts and one for images, of transformers' CLIP, and a tokenizer trained on captions."""
+"""CLIP: a text encoder and an image encoder of transformers, and a tokenizer trained on captions."""
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from latentia.errors import UsageError
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
 
-def train_tokenizer(captions: Iterable[str], vocab_size: int = 2048, max_tokens: int = 32):
+def train_tokenizer(captions: Iterable[str], vocab_size: int = 2048, max_tokens: int = 32) -> Any:
     """A byte-level BPE tokenizer of the words of `captions`, lower-cased, between CLIP's two special tokens.
 
     It starts from all 256 bytes, so no text is unknown to it. The same captions give the same tokenizer.
@@ -59,7 +60,7 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 2048, max_tokens:
 
 
 def clip_towers(
-    tokenizer,
+    tokenizer: Any,
     image_size: int,
     in_channels: int = 3,
     *,
@@ -69,8 +70,8 @@ def clip_towers(
     patch_size: int | None = None,
     projection_dim: int = 128,
     dropout: float = 0.0,
-):
-    """The text encoder of a tokenizer and the image encoder that it is trained beside, both new.
+) -> tuple[Any, Any]:
+    """A text encoder for a tokenizer, and the image encoder that it is trained with; both with random weights.
 
     Args:
         tokenizer: from `train_tokenizer`.
@@ -78,7 +79,7 @@ def clip_towers(
         in_channels: of the images. Default 3.
         width: of both, a multiple of 32. Default 128.
         text_layers, image_layers: transformer blocks of each. Default 3 and 4.
-        patch_size: side of the squares that the image encoder sees, which divides `image_size`; `None` (default): the
+        patch_size: side of the patches of the image encoder, which divides `image_size`; `None` (default): the
             one that makes 8 x 8 of them.
         projection_dim: of the space where texts and images meet. Default 128.
         dropout: of the attention of both. Default 0.
@@ -110,11 +111,11 @@ def clip_towers(
             f"width must be a multiple of 32 and patch_size must divide image_size; got width {width}, patch_size "
             f"{patch} and image_size {image_size}."
         )
-    common = {
+    common: dict[str, Any] = {
         "hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": width // 32,
         "projection_dim": projection_dim, "attention_dropout": dropout, "hidden_act": "gelu",
     }  # fmt: skip
-    words = CLIPTextConfig(
+    text = CLIPTextConfig(
         vocab_size=len(tokenizer),
         max_position_embeddings=tokenizer.model_max_length,
         num_hidden_layers=text_layers,
@@ -123,25 +124,36 @@ def clip_towers(
         pad_token_id=tokenizer.pad_token_id,
         **common,
     )
-    sight = CLIPVisionConfig(
+    vision = CLIPVisionConfig(
         image_size=image_size, patch_size=patch, num_channels=in_channels, num_hidden_layers=image_layers, **common
     )
-    return CLIPTextModelWithProjection(words), CLIPVisionModelWithProjection(sight)
+    return CLIPTextModelWithProjection(text), CLIPVisionModelWithProjection(vision)
 
 
 class ContrastivePair(nn.Module):
-    """Both towers and the scale of their logits, as the one network that a phase trains.
+    """Text encoder, image encoder and the scale of their logits, as the one network that a phase trains.
 
     Args:
         text_encoder, image_encoder: from `clip_towers`.
+
+    Example:
+        >>> pair = ContrastivePair(*clip_towers(train_tokenizer(["a red heart"], 300), 32))
+        >>> images, texts, logit_scale = pair(torch.zeros(2, 4, dtype=torch.long), torch.zeros(2, 3, 32, 32))
+        >>> images.shape, texts.shape
+        (torch.Size([2, 128]), torch.Size([2, 128]))
     """
 
     def __init__(self, text_encoder: nn.Module, image_encoder: nn.Module):
         super().__init__()
         self.text_encoder, self.image_encoder = text_encoder, image_encoder
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def forward(self, input_ids: Tensor, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings of images and of texts, (B, D) each, and the log of the scale."""
+        """Embeddings of images and of texts, (B, D) each, and the logarithm of the scale.
+
+        Args:
+            input_ids: tokens of the texts, (B, L).
+            pixel_values: images (B, C, H, W) in [-1, 1].
+        """
         images = self.image_encoder(pixel_values=pixel_values).image_embeds
-        return images, self.text_encoder(input_ids=input_ids).text_embeds, self.log_scale
+        return images, self.text_encoder(input_ids=input_ids).text_embeds, self.logit_scale

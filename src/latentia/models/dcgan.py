@@ -1,61 +1,75 @@
-"""Two players: a generator makes pictures, or points, of noise; a discriminator judges them."""
+"""Generators and discriminators of GANs: DCGAN for images, dense layers for points."""
 
 import math
+import warnings
 from itertools import pairwise
+from typing import Any
 
+import torch
+import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
-from latentia.errors import UsageError
-from latentia.models.layers.convolution import UPSAMPLES, check_choice
+from latentia.errors import UsageError, check_choice, check_range
+from latentia.models.layers.conditioning import ConditionEmbedding
+from latentia.models.layers.convolution import STRIDE, UPSAMPLES, paddings, stage_sizes
 from latentia.models.layers.discriminator import (
-    CONDITION_WIDTH,
-    STRIDE,
-    Condition,
-    DCGANDiscriminatorOutput,
-    DCGANGeneratorOutput,
-    Dropout,
-    Head,
+    LEAKY_SLOPE,
+    DiscriminatorHead,
     MinibatchStd,
-    activation_named,
     check_groups,
-    check_instance,
-    check_kernel,
-    check_numbers,
-    dense,
-    initialise,
-    norm_of,
-    normalise_spectra,
-    packed,
-    paddings,
-    pyramid,
-    with_condition,
+    init_weights,
+    pack_samples,
 )
+from latentia.models.layers.mlp import dense, make_activation
+from latentia.models.layers.norm import add_spectral_norm, make_norm
 from latentia.models.modeling import ModelMixin
+from latentia.models.outputs import DiscriminatorOutput, GeneratorOutput
 
 GENERATOR_NORMS = ("batch", "instance", "none")
 DISCRIMINATOR_NORMS = ("batch", "instance", "spectral", "none")
+_BETWEEN_ACTIVATIONS = ("batch", "instance")
+
+
+class NoisyDropout(nn.Module):
+    """Dropout that can stay on in evaluation, as a source of noise.
+
+    Args:
+        p: share of values set to 0.
+        keep: whether it stays on.
+
+    Example:
+        >>> NoisyDropout(0.0, keep=True)(torch.ones(2))
+        tensor([1., 1.])
+    """
+
+    def __init__(self, p: float, keep: bool):
+        super().__init__()
+        self.p, self.keep = p, keep
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.p, training=self.training or self.keep)
 
 
 class DCGANGenerator(ModelMixin, ConfigMixin):
-    """Noise to pictures: a linear layer, then levels of norm, activation and a doubling; tanh at the end.
+    """The DCGAN generator, noise to images: a linear layer, then stages of norm, activation and a doubling; tanh.
 
-    A label or caption enters as a code beside the noise.
+    A label or caption enters as an embedding beside the noise.
 
     Args:
-        sample_size: height and width in pixels, an integer or (H, W), at least 2^levels. Default 28.
-        out_channels: channels of the picture. Default 1.
+        sample_size: height and width in pixels, an integer or (H, W), at least 2^stages. Default 28.
+        out_channels: channels of the image. Default 1.
         latent_dim: dimensions of the noise. Default 100.
-        block_out_channels: channels of each level from fine to coarse; each doubles the picture, and odd sides are
+        block_out_channels: channels of each stage from fine to coarse; each doubles the image, and odd sides are
             made of their half rounded down. Default (64, 128).
         norm: "batch" (default; over all processes), "instance" or "none". None is at the output.
-        activation: a name in `models.layers.convolution.ACTIVATIONS`. Default "relu".
+        activation: a name in `latentia.models.layers.mlp.ACTIVATIONS`. Default "relu".
         upsample: "transposed" (default; convolution of stride 2) or "resize" (nearest neighbour and a convolution).
         kernel_size: of a transposed convolution, at least 2. Default 4. One that 2 does not divide draws checkerboards
             and is warned of.
         num_class_embeds: number of classes; `None` (default): no labels.
         text_embed_dim: dimensions of a caption's vector, of any length; `None` (default): no captions.
-        dropout: share of values set to 0 in each level. Default 0.
+        dropout: share of values set to 0 in each stage. Default 0.
         keep_dropout: whether it stays on in evaluation, as a second source of noise, which torch's global generator
             drives. Default False.
 
@@ -92,32 +106,33 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
         keep_dropout: bool = False,
     ):
         super().__init__()
-        *sizes, top = pyramid(sample_size, block_out_channels)
+        *sizes, top = stage_sizes(sample_size, block_out_channels)
         check_choice("norm", norm, GENERATOR_NORMS)
         check_choice("upsample", upsample, UPSAMPLES)
-        check_numbers(out_channels=out_channels, latent_dim=latent_dim)
-        check_instance(norm, top)
-        if not 0 <= dropout < 1:
-            raise UsageError(f"dropout must be in [0, 1); got {dropout}.")
-        check_kernel(kernel_size, warn=upsample == "transposed")
-        self.condition = Condition(num_class_embeds, text_embed_dim)
+        check_range("out_channels", out_channels, 1)
+        check_range("latent_dim", latent_dim, 1)
+        check_range("dropout", dropout, 0, 1, closed="left")
+        _check_instance(norm, top)
+        _check_kernel(kernel_size, warn=upsample == "transposed")
+        self.condition = ConditionEmbedding(num_class_embeds, text_embed_dim)
         channels = [*reversed(block_out_channels), out_channels]
-        width = latent_dim + (CONDITION_WIDTH if self.condition else 0)
-        self.top = nn.Sequential(
-            nn.Linear(width, channels[0] * math.prod(top)), nn.Unflatten(1, (channels[0], *top))
-        )  # (B, C, h, w)
-        self.levels = nn.Sequential()
+        self.project_in = nn.Sequential(
+            nn.Linear(latent_dim + self.condition.width, channels[0] * math.prod(top)),
+            nn.Unflatten(1, (channels[0], *top)),  # (B, C, h, w)
+        )
+        self.up_blocks = nn.Sequential()
         for (a, b), size in zip(pairwise(channels), reversed(sizes)):
-            level = [*norm_of(norm, a), activation_named(activation)]
+            block = [make_norm(norm, a), make_activation(activation, negative_slope=LEAKY_SLOPE)]
             if dropout:
-                level.append(Dropout(dropout, keep_dropout))
+                block.append(NoisyDropout(dropout, keep_dropout))
             if upsample == "resize":
-                level += [nn.Upsample(size), nn.Conv2d(a, b, 3, padding=1)]
+                block += [nn.Upsample(size), nn.Conv2d(a, b, 3, padding=1)]
             else:
-                bias = norm == "none" or size == sizes[0]  # else the next norm would cancel it
-                level.append(nn.ConvTranspose2d(a, b, kernel_size, STRIDE, *paddings(kernel_size, size), bias=bias))
-            self.levels.append(nn.Sequential(*level))
-        initialise(self.top, self.levels, norm=norm)
+                bias = norm not in _BETWEEN_ACTIVATIONS or size == sizes[0]  # else the next norm would cancel it
+                padding, extra = paddings(kernel_size, size)
+                block.append(nn.ConvTranspose2d(a, b, kernel_size, STRIDE, padding, extra, bias=bias))
+            self.up_blocks.append(nn.Sequential(*block))
+        init_weights(self.project_in, self.up_blocks, norm=norm)
 
     def forward(
         self,
@@ -125,44 +140,47 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
         class_labels: Tensor | None = None,
         text_embeds: Tensor | None = None,
         return_dict: bool = True,
-    ) -> DCGANGeneratorOutput | tuple[Tensor]:
-        """Make pictures.
+    ) -> GeneratorOutput | tuple[Tensor]:
+        """Generate images.
 
         Args:
             latents: noise, (B, latent_dim).
             class_labels: integers in [0, num_class_embeds), (B,).
-            text_embeds: the captions' vectors, (B, text_embed_dim).
+            text_embeds: vectors of the captions, (B, text_embed_dim).
             return_dict: `False` returns the tuple `(sample,)`.
         """
-        latents = with_condition(self, latents, class_labels, text_embeds)
-        sample = self.levels(self.top(latents)).tanh()
-        return DCGANGeneratorOutput(sample) if return_dict else (sample,)
+        _check_latents(latents, self.config.latent_dim)
+        embedding = self.condition(class_labels, text_embeds)
+        if embedding is not None:
+            latents = torch.cat([latents, embedding], 1)
+        sample = self.up_blocks(self.project_in(latents)).tanh()
+        return GeneratorOutput(sample) if return_dict else (sample,)
 
     def decode(self, latents: Tensor, class_labels: Tensor | None = None, text_embeds: Tensor | None = None) -> Tensor:
-        """The pictures alone, as a VAE's decoder gives them."""
+        """The images alone, as a VAE's decoder returns them."""
         return self(latents, class_labels, text_embeds).sample
 
 
 class DCGANDiscriminator(ModelMixin, ConfigMixin):
-    r"""Pictures to one logit each: strided convolutions, a norm but at the input, leaky ReLU; no pooling.
+    r"""The DCGAN discriminator, images to one logit each: strided convolutions, norms but at the input, leaky ReLU.
 
-    A label or caption with the code e adds the projection \(e(c) \cdot P \phi(x)\) to the logit.
+    A label or caption with the embedding e adds the projection \(e(c) \cdot P \phi(x)\) to the logit.
 
     Args:
-        sample_size: height and width in pixels, an integer or (H, W), at least 2^levels. Default 28.
-        in_channels: channels of one picture. Default 1.
-        block_out_channels: channels of each level from fine to coarse; each halves the picture. Default (64, 128).
+        sample_size: height and width in pixels, an integer or (H, W), at least 2^stages. Default 28.
+        in_channels: channels of one image. Default 1.
+        block_out_channels: channels of each stage from fine to coarse; each halves the image. Default (64, 128).
         norm: "batch" (default; over all processes), "instance", "spectral" (of all weights, not of activations) or
-            "none". Batch norm lets pictures see each other, so gradient penalties need one of the others.
-        activation: "leaky_relu" (default, slope 0.2) or another name in `models.layers.convolution.ACTIVATIONS`.
+            "none". With batch norm images depend on each other, so gradient penalties need one of the others.
+        activation: "leaky_relu" (default, slope 0.2) or another name in `latentia.models.layers.mlp.ACTIVATIONS`.
         kernel_size: at least 2. Default 4. One that 2 does not divide gives gradients that are checkered.
         num_class_embeds: number of classes of the projection; `None` (default): no labels.
         text_embed_dim: dimensions of a caption's vector; `None` (default): no captions.
-        num_aux_classes: classes that it tells apart itself, as an auxiliary classifier; `None` (default): none.
-        minibatch_std: pictures of a group whose mean standard deviation is shown as one more channel, or `None`
+        num_aux_classes: classes of an auxiliary classifier; `None` (default): none.
+        minibatch_std: images of a group whose mean standard deviation is added as one more channel, or `None`
             (default). Groups are of neighbours, so a split of a batch changes nothing. In evaluation it is the mean
-            over training, so that each picture is judged alone.
-        pack: neighbouring pictures that are judged as one, side by side in channels. Default 1. Without labels.
+            over training, so that the logit of an image does not depend on others.
+        pack: neighbouring images that are classified as one, side by side in channels. Default 1. Without labels.
 
     Raises:
         UsageError: as for `DCGANGenerator`; a batch that groups or packs do not divide.
@@ -195,26 +213,28 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
         pack: int = 1,
     ):
         super().__init__()
-        *sizes, top = pyramid(sample_size, block_out_channels)
+        *sizes, top = stage_sizes(sample_size, block_out_channels)
         check_choice("norm", norm, DISCRIMINATOR_NORMS)
-        check_numbers(in_channels=in_channels)
+        check_range("in_channels", in_channels, 1)
         check_groups(pack, minibatch_std, num_class_embeds, text_embed_dim, num_aux_classes)
         if len(block_out_channels) > 1:
-            check_instance(norm, top)
-        check_kernel(kernel_size, warn=True)
-        self.image = (in_channels, *sizes[0])
-        self.levels, channels = nn.Sequential(), in_channels * pack
-        for out, size in zip(block_out_channels, sizes):
-            norms = norm_of(norm, out) if self.levels else []
-            conv = nn.Conv2d(channels, out, kernel_size, STRIDE, paddings(kernel_size, size)[0], bias=not norms)
-            self.levels.append(nn.Sequential(conv, *norms, activation_named(activation)))
+            _check_instance(norm, top)
+        _check_kernel(kernel_size, warn=True)
+        self.image_shape = (in_channels, *sizes[0])
+        self.down_blocks, channels = nn.Sequential(), in_channels * pack
+        for i, (out, size) in enumerate(zip(block_out_channels, sizes)):
+            own_norm = norm if i else "none"
+            bias = own_norm not in _BETWEEN_ACTIVATIONS
+            conv = nn.Conv2d(channels, out, kernel_size, STRIDE, paddings(kernel_size, size)[0], bias=bias)
+            activate = make_activation(activation, negative_slope=LEAKY_SLOPE)
+            self.down_blocks.append(nn.Sequential(conv, make_norm(own_norm, out), activate))
             channels = out
         features = (channels + bool(minibatch_std)) * math.prod(top)
-        self.spread = MinibatchStd(minibatch_std) if minibatch_std else nn.Identity()
-        self.head = Head(features, num_class_embeds, text_embed_dim, num_aux_classes)
-        initialise(self.levels, self.head, norm=norm)
+        self.minibatch_std = MinibatchStd(minibatch_std) if minibatch_std else nn.Identity()
+        self.head = DiscriminatorHead(features, num_class_embeds, text_embed_dim, num_aux_classes)
+        init_weights(self.down_blocks, self.head, norm=norm)
         if norm == "spectral":
-            normalise_spectra(self)
+            add_spectral_norm(self)
 
     def forward(
         self,
@@ -222,24 +242,24 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
         class_labels: Tensor | None = None,
         text_embeds: Tensor | None = None,
         return_dict: bool = True,
-    ) -> DCGANDiscriminatorOutput | tuple[Tensor, ...]:
-        """Judge pictures.
+    ) -> DiscriminatorOutput | tuple[Any, ...]:
+        """Logits of images.
 
         Args:
             sample: (B, in_channels, H, W) in [-1, 1].
-            class_labels: integers in [0, num_class_embeds), (B,): is it real *and* of this class?
-            text_embeds: the captions' vectors, (B, text_embed_dim).
+            class_labels: integers in [0, num_class_embeds), (B,): the logit is of being real *and* of this class.
+            text_embeds: vectors of the captions, (B, text_embed_dim).
             return_dict: `False` returns a tuple.
         """
-        if tuple(sample.shape[1:]) != self.image:
-            raise UsageError(f"sample must be of shape (B, {str(self.image)[1:-1]}); got {tuple(sample.shape)}.")
-        x = self.levels(packed(sample, self.config.pack))
-        out = self.head(self.spread(x).flatten(1), class_labels, text_embeds)
+        if tuple(sample.shape[1:]) != self.image_shape:
+            raise UsageError(f"sample must be of shape (B, {str(self.image_shape)[1:-1]}); got {tuple(sample.shape)}.")
+        x = self.down_blocks(pack_samples(sample, self.config.pack))
+        out = self.head(self.minibatch_std(x).flatten(1), class_labels, text_embeds)
         return out if return_dict else out.to_tuple()
 
 
 class MLPGenerator(ModelMixin, ConfigMixin):
-    """Noise to points: dense layers, the last linear. With `hidden_sizes=()` it is an affine map.
+    """A generator of points from noise: dense layers, the last linear. With `hidden_sizes=()` it is an affine map.
 
     Args:
         latent_dim: dimensions of the noise. Default 2.
@@ -265,9 +285,11 @@ class MLPGenerator(ModelMixin, ConfigMixin):
         activation: str = "relu",
     ):
         super().__init__()
-        check_numbers(latent_dim=latent_dim, out_dim=out_dim, each_of_hidden_sizes=min(hidden_sizes, default=1))
-        self.condition = Condition(None, None)
-        self.layers = nn.Sequential(*dense((latent_dim, *hidden_sizes), activation))
+        check_range("latent_dim", latent_dim, 1)
+        check_range("out_dim", out_dim, 1)
+        check_range("hidden_sizes", hidden_sizes, 1)
+        self.condition = ConditionEmbedding(None, None)
+        self.layers = nn.Sequential(*dense((latent_dim, *hidden_sizes), activation, LEAKY_SLOPE))
         self.out = nn.Linear((latent_dim, *hidden_sizes)[-1], out_dim)
 
     def forward(
@@ -276,11 +298,12 @@ class MLPGenerator(ModelMixin, ConfigMixin):
         class_labels: Tensor | None = None,
         text_embeds: Tensor | None = None,
         return_dict: bool = True,
-    ) -> DCGANGeneratorOutput | tuple[Tensor]:
+    ) -> GeneratorOutput | tuple[Tensor]:
         """Points (B, out_dim) of noise (B, latent_dim); it takes no labels and no captions."""
-        latents = with_condition(self, latents, class_labels, text_embeds)
+        _check_latents(latents, self.config.latent_dim)
+        self.condition(class_labels, text_embeds)  # refuses both
         sample = self.out(self.layers(latents))
-        return DCGANGeneratorOutput(sample) if return_dict else (sample,)
+        return GeneratorOutput(sample) if return_dict else (sample,)
 
     def decode(self, latents: Tensor, class_labels: Tensor | None = None, text_embeds: Tensor | None = None) -> Tensor:
         """The points alone."""
@@ -288,12 +311,12 @@ class MLPGenerator(ModelMixin, ConfigMixin):
 
 
 class MLPDiscriminator(ModelMixin, ConfigMixin):
-    """Points to one logit each: dense layers.
+    """A discriminator of points, one logit each: dense layers.
 
     Args:
         in_dim: dimensions D of a point. Default 2.
         hidden_sizes: width of each hidden layer. Default (8,).
-        activation: "leaky_relu" (default, slope 0.2) or another name in `models.layers.convolution.ACTIVATIONS`.
+        activation: "leaky_relu" (default, slope 0.2) or another name in `latentia.models.layers.mlp.ACTIVATIONS`.
         norm: "none" (default) or "spectral".
         minibatch_std, pack: as for `DCGANDiscriminator`.
 
@@ -319,14 +342,15 @@ class MLPDiscriminator(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         check_choice("norm", norm, ("spectral", "none"))
-        check_numbers(in_dim=in_dim, each_of_hidden_sizes=min(hidden_sizes, default=1))
+        check_range("in_dim", in_dim, 1)
+        check_range("hidden_sizes", hidden_sizes, 1)
         check_groups(pack, minibatch_std)
         sizes = (in_dim * pack, *hidden_sizes)
-        self.layers = nn.Sequential(*dense(sizes, activation))
-        self.spread = MinibatchStd(minibatch_std) if minibatch_std else nn.Identity()
-        self.head = Head(sizes[-1] + bool(minibatch_std))
+        self.layers = nn.Sequential(*dense(sizes, activation, LEAKY_SLOPE))
+        self.minibatch_std = MinibatchStd(minibatch_std) if minibatch_std else nn.Identity()
+        self.head = DiscriminatorHead(sizes[-1] + bool(minibatch_std))
         if norm == "spectral":
-            normalise_spectra(self)
+            add_spectral_norm(self)
 
     def forward(
         self,
@@ -334,10 +358,35 @@ class MLPDiscriminator(ModelMixin, ConfigMixin):
         class_labels: Tensor | None = None,
         text_embeds: Tensor | None = None,
         return_dict: bool = True,
-    ) -> DCGANDiscriminatorOutput | tuple[Tensor, ...]:
-        """Judge points (B, in_dim); it takes no labels and no captions."""
+    ) -> DiscriminatorOutput | tuple[Any, ...]:
+        """Logits of points (B, in_dim); it takes no labels and no captions."""
         if sample.ndim != 2 or sample.shape[1] != self.config.in_dim:
             raise UsageError(f"sample must be points (B, {self.config.in_dim}); got {tuple(sample.shape)}.")
-        x = self.layers(packed(sample, self.config.pack))
-        out = self.head(self.spread(x), class_labels, text_embeds)
+        x = self.layers(pack_samples(sample, self.config.pack))
+        out = self.head(self.minibatch_std(x), class_labels, text_embeds)
         return out if return_dict else out.to_tuple()
+
+
+def _check_latents(latents: Tensor, latent_dim: int) -> None:
+    if latents.ndim != 2 or latents.shape[1] != latent_dim:
+        raise UsageError(f"latents must be of shape (B, latent_dim={latent_dim}); got {tuple(latents.shape)}.")
+
+
+def _check_kernel(kernel_size: int, warn: bool) -> None:
+    """Refuses a kernel that leaves pixels out, and warns of one that draws checkerboards."""
+    check_range("kernel_size", kernel_size, STRIDE)
+    if warn and kernel_size % STRIDE:
+        warnings.warn(
+            f"kernel_size={kernel_size} is not divisible by the stride, {STRIDE}: pixels get unequally many "
+            f"contributions, which shows as a checkerboard. Use {kernel_size + 1}.",
+            stacklevel=4,
+        )
+
+
+def _check_instance(norm: str, top: tuple[int, int]) -> None:
+    """Refuses an instance norm of a single pixel."""
+    if norm == "instance" and math.prod(top) == 1:
+        raise UsageError(
+            'norm="instance" needs more than one pixel after the last stage, or all values become 0; got 1 x 1. Use '
+            "fewer block_out_channels."
+        )

@@ -8,8 +8,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
 from latentia.errors import UsageError
-from latentia.models.classifier import ClassifierOutput
 from latentia.models.modeling import ModelMixin
+from latentia.models.outputs import ClassifierOutput
 
 
 class _Conv(NamedTuple):

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
-import diffusers
 import torch
+from diffusers.models.modeling_utils import ModelMixin as DiffusersModelMixin
 
 from latentia.errors import CheckpointError, UsageError, did_you_mean
 from latentia.safety import (
@@ -23,12 +23,9 @@ from latentia.safety import (
 )
 
 STEM = "diffusion_pytorch_model"
-
-
-# The default of every field of an output dataclass but its first. accelerate converts an output (to float32 after mixed
-# precision, to a device) into `type(output)({name: value})`, one dictionary, which diffusers' `BaseOutput` reads only
-# if all other fields may be left out. Networks set them all, so the annotation beside it is the type without None.
-UNSET: Any = None
+# The names of the parts of networks and of their settings, as a number in each saved configuration: raised when names
+# change, so that an earlier file is refused as such. 2: encoder, decoder, quantize, ... as in diffusers.
+FORMAT_KEY, FORMAT = "_latentia_format", 2
 
 
 def _first(keys: Iterable[object], shown: int = 3) -> str:
@@ -36,7 +33,7 @@ def _first(keys: Iterable[object], shown: int = 3) -> str:
     return ", ".join(keys[:shown]) + (f" and {len(keys) - shown} more" if len(keys) > shown else "")
 
 
-class ModelMixin(diffusers.ModelMixin):
+class ModelMixin(DiffusersModelMixin):
     """diffusers' `ModelMixin` that loads safetensors only, and refuses weights that do not fit exactly.
 
     diffusers leaves a weight that is missing from the file at random and only warns. Here it is an error, whichever
@@ -47,6 +44,21 @@ class ModelMixin(diffusers.ModelMixin):
         >>> class Thing(ModelMixin, ConfigMixin):
         ...     config_name = "config.json"
     """
+
+    config: Any  # the arguments of the constructor, by name
+    config_name: Any
+    # A part may bear the name of a setting, as `decoder` or `minibatch_std`: settings are read from `config` alone.
+    __getattr__ = torch.nn.Module.__getattr__
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Saves configuration and weights as diffusers does, with the number of the format in the configuration.
+
+        Args:
+            save_directory: a folder, which is made if it is missing.
+            *args, **kwargs: as in diffusers: `variant`, `max_shard_size`, ...
+        """
+        self.register_to_config(**{FORMAT_KEY: FORMAT})
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
     def from_pretrained(
@@ -86,8 +98,10 @@ class ModelMixin(diffusers.ModelMixin):
             root = fetch(name, [os.path.join(subfolder, file) for file in files], **place)
         folder = root / subfolder
         check_link(folder, root)
-        held, network = cls._judged(folder, kwargs, strict)
+        held, network, current = cls._weights_and_network(folder, kwargs, strict)
         unfit = differences(network, held)
+        if unfit and not current:
+            raise CheckpointError(cls._earlier(folder))
         if unfit and strict:
             raise CheckpointError(
                 f"The weights in {folder} do not fit {cls.__name__}: "
@@ -115,16 +129,28 @@ class ModelMixin(diffusers.ModelMixin):
         return (network, info) if wants_info else network  # type: ignore[return-value]
 
     @classmethod
-    def _judged(cls, folder: Path, changes: dict[str, Any], strict: bool) -> tuple[dict[str, Weight], torch.nn.Module]:
-        """What the file of weights in `folder` holds, and the network of its configuration, built without memory."""
+    def _earlier(cls, folder: Path) -> str:
+        return (
+            f"{folder} holds a {cls.__name__} of an earlier version of latentia, whose parts have other names today. "
+            "Train it again, or load it with the version that saved it."
+        )
+
+    @classmethod
+    def _weights_and_network(
+        cls, folder: Path, changes: dict[str, Any], strict: bool
+    ) -> tuple[dict[str, Weight], torch.nn.Module, bool]:
+        """The weights in `folder`, the network of its configuration, without memory, and whether names are today's."""
         where = folder / cls.config_name
         if not folder.is_dir():
             raise CheckpointError(f"{folder} is no folder, so {cls.__name__} cannot be loaded from it.")
         check_files(folder)
         config = read_json(where)
+        current = config.get(FORMAT_KEY) == FORMAT
         known = [key for key in inspect.signature(cls.__init__).parameters if key != "self"]
         for key in config:
             if key not in known and not key.startswith("_"):
+                if not current and config.get("_class_name") == cls.__name__:
+                    raise CheckpointError(cls._earlier(folder))
                 raise CheckpointError(
                     f"{where} has {key!r}, which is no setting of {cls.__name__}.{did_you_mean(key, known)} Was it "
                     "saved with a newer version, or does it belong to another network?"
@@ -134,4 +160,5 @@ class ModelMixin(diffusers.ModelMixin):
         held = weights_in(folder, STEM, changes.get("variant"))
         changes = {key: value for key, value in changes.items() if key in known}
         factor = 1 if strict else 8
-        return held, build_without_memory(lambda: cls.from_config(config, **changes), held, str(folder), factor=factor)
+        network = build_without_memory(lambda: cls.from_config(config, **changes), held, str(folder), factor=factor)
+        return held, network, current

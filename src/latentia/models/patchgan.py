@@ -1,45 +1,34 @@
-"""PatchDiscriminator: judges every patch of a picture by itself, so that it sees texture and not composition."""
-
-from dataclasses import dataclass
+"""PatchGAN: a discriminator of patches, which sees texture and not composition."""
 
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from latentia.errors import UsageError
-from latentia.models.layers.convolution import check_choice
-from latentia.models.layers.discriminator import normalise_spectra
+from latentia.errors import UsageError, check_choice, check_range
+from latentia.models.layers.discriminator import LEAKY_SLOPE
+from latentia.models.layers.norm import add_spectral_norm, make_norm
 from latentia.models.modeling import ModelMixin
-from latentia.models.unet import Norm, _groups
+from latentia.models.outputs import DiscriminatorOutput
 
 NORMS = ("group", "spectral", "none")
 _KERNEL = 4
-_SLOPE = 0.2
-
-
-@dataclass
-class PatchDiscriminatorOutput(BaseOutput):
-    """`logits`: one for each patch, (B, 1, h, w); above 0 it is taken for real."""
-
-    logits: Tensor
 
 
 class PatchDiscriminator(ModelMixin, ConfigMixin):
-    """Convolutions of kernel 4 and padding 1: L of stride 2, then two of stride 1, the last to one channel.
+    """The PatchGAN discriminator: convolutions of kernel 4, L of stride 2 and two of stride 1, the last to one channel.
 
-    Each logit sees a square of `receptive_field` pixels, 16, 34, 70 and 142 for 1 to 4 levels, and of a picture of
-    H x W pixels there are (H // 2^L - 2) x (W // 2^L - 2). Pictures of a batch never see each other.
+    Each logit depends on a square of `receptive_field` pixels, 16, 34, 70 and 142 for L = 1 to 4, and of an image of
+    H x W pixels there are (H // 2^L - 2) x (W // 2^L - 2). Images of a batch do not depend on each other.
 
     Args:
-        in_channels: channels of the picture. Default 3.
+        in_channels: channels of the image. Default 3.
         block_out_channels: channels after each convolution of stride 2, and, as a last entry, after the first of
-            stride 1: at least two numbers. Default (32, 64, 128), that is patches of 34 pixels, for pictures of 32 to
+            stride 1: at least two numbers. Default (32, 64, 128), that is patches of 34 pixels, for images of 32 to
             64; (64, 128, 256, 512) is the paper's, of 70.
         norm: "group" (default; none after the first and the last convolution), "spectral" (of all weights, not of
             activations) or "none".
 
     Raises:
-        UsageError: fewer than two numbers or one below 1, an unknown norm; a picture of other channels, or of less
+        UsageError: fewer than two numbers or one below 1, an unknown norm; an image of other channels, or of less
             than 3 * 2^L pixels each way, which give one logit.
 
     Image-to-Image Translation with Conditional Adversarial Networks (Isola et al., 2016, 1611.07004), section 3.2.2.
@@ -56,28 +45,25 @@ class PatchDiscriminator(ModelMixin, ConfigMixin):
         super().__init__()
         check_choice("norm", norm, NORMS)
         widths = tuple(block_out_channels)
-        if len(widths) < 2 or min(in_channels, *widths) < 1:
-            raise UsageError(
-                "in_channels and block_out_channels must be at least 1, and the latter at least two numbers; got "
-                f"{in_channels} and {widths}."
-            )
+        check_range("in_channels", in_channels, 1)
+        check_range("block_out_channels", widths, 1)
+        if len(widths) < 2:
+            raise UsageError(f"block_out_channels must be at least two numbers; got {widths}.")
         layers: list[nn.Module] = []
         channels = in_channels
         for i, out in enumerate(widths):
             stride = 2 if i < len(widths) - 1 else 1
             layers.append(nn.Conv2d(channels, out, _KERNEL, stride, padding=1))
-            if norm == "group" and i:
-                layers.append(Norm(_groups(out), out))
-            layers.append(nn.LeakyReLU(_SLOPE))
+            layers += [make_norm(norm if i else "none", out), nn.LeakyReLU(LEAKY_SLOPE)]
             channels = out
         layers.append(nn.Conv2d(channels, 1, _KERNEL, 1, padding=1))
         self.layers = nn.Sequential(*layers)
         if norm == "spectral":
-            normalise_spectra(self)
+            add_spectral_norm(self)
 
     @property
     def receptive_field(self) -> int:
-        """Height and width in pixels of what a logit depends on."""
+        """Height and width in pixels of the square that a logit depends on."""
         field, jump = 1, 1
         for layer in self.layers:
             if isinstance(layer, nn.Conv2d):
@@ -87,21 +73,21 @@ class PatchDiscriminator(ModelMixin, ConfigMixin):
 
     @property
     def least_size(self) -> int:
-        """Height and width in pixels of the smallest picture that can be judged, with one logit."""
+        """Height and width in pixels of the smallest image, which has one logit."""
         return 3 * 2 ** (len(self.config.block_out_channels) - 1)
 
-    def forward(self, sample: Tensor, return_dict: bool = True) -> PatchDiscriminatorOutput | tuple[Tensor]:
-        """Judge pictures (B, in_channels, H, W) in [-1, 1].
+    def forward(self, sample: Tensor, return_dict: bool = True) -> DiscriminatorOutput | tuple[Tensor]:
+        """Logits (B, 1, h, w) of the patches of images.
 
         Args:
-            sample: the pictures.
+            sample: (B, in_channels, H, W) in [-1, 1].
             return_dict: `False` returns the tuple `(logits,)`.
         """
         least = self.least_size
         if sample.ndim != 4 or sample.shape[1] != self.config.in_channels or min(sample.shape[2:]) < least:
             raise UsageError(
                 f"sample must be of shape (B, {self.config.in_channels}, H, W) with at least {least} pixels each way; "
-                f"got {tuple(sample.shape)}. Smaller pictures need fewer block_out_channels."
+                f"got {tuple(sample.shape)}. Smaller images need fewer block_out_channels."
             )
         logits = self.layers(sample)
-        return PatchDiscriminatorOutput(logits) if return_dict else (logits,)
+        return DiscriminatorOutput(logits) if return_dict else (logits,)

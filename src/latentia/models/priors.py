@@ -1,4 +1,4 @@
-"""A Gaussian mixture over the latents of any encoder: the density that an autoencoder lacks in order to sample."""
+"""Priors over the latents or codes of an encoder, fitted after it: a Gaussian mixture, and codes by position."""
 
 import math
 from collections.abc import Sequence
@@ -10,8 +10,10 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from latentia.errors import NumericsError, UsageError
-from latentia.models.modeling import UNSET, ModelMixin
+from latentia.errors import NumericsError, UsageError, check_range
+from latentia.functional.checks import check_indices
+from latentia.models.modeling import ModelMixin
+from latentia.models.outputs import UNSET
 
 
 @dataclass
@@ -22,8 +24,15 @@ class LatentMixtureOutput(BaseOutput):
     responsibilities: Tensor = UNSET
 
 
+@dataclass
+class PositionPriorOutput(BaseOutput):
+    """`log_prob`: log p(codes) in nats, (B,)."""
+
+    log_prob: Tensor
+
+
 class LatentMixture(ModelMixin, ConfigMixin):
-    r"""\(p(z) = \sum_k \pi_k\, \mathcal{N}(z; \mu_k, L_k L_k^\top)\), fitted in one call to an encoder's latents.
+    r"""A Gaussian mixture fitted to latents: \(p(z) = \sum_k \pi_k\, \mathcal{N}(z; \mu_k, L_k L_k^\top)\).
 
     Its parameters are buffers of float64: there is nothing to train by gradients, and it is saved and loaded as any
     network is. As the `prior` of a pipeline it is where the pipeline's latents are drawn from.
@@ -44,18 +53,20 @@ class LatentMixture(ModelMixin, ConfigMixin):
         torch.Size([3, 2])
     """
 
+    weights: Tensor
+    means: Tensor
+    scale_tril: Tensor
+
     @register_to_config
     def __init__(self, latent_dim: int, num_components: int = 10):
         super().__init__()
-        for name, value in (("latent_dim", latent_dim), ("num_components", num_components)):
-            if value < 1:
-                raise UsageError(f"{name} must be at least 1; got {value}.")
-        real = {"dtype": torch.float64}
-        self.register_buffer("weights", torch.full((num_components,), 1 / num_components, **real))  # pi
-        self.register_buffer("means", torch.zeros(num_components, latent_dim, **real))  # mu
-        self.register_buffer(
-            "scales", torch.eye(latent_dim, **real).repeat(num_components, 1, 1)
-        )  # L, lower triangular
+        check_range("latent_dim", latent_dim, 1)
+        check_range("num_components", num_components, 1)
+        weights = torch.full((num_components,), 1 / num_components, dtype=torch.float64)
+        scale_tril = torch.eye(latent_dim, dtype=torch.float64).repeat(num_components, 1, 1)
+        self.register_buffer("weights", weights)  # pi
+        self.register_buffer("means", torch.zeros(num_components, latent_dim, dtype=torch.float64))  # mu
+        self.register_buffer("scale_tril", scale_tril)  # L, lower triangular
 
     @classmethod
     def fit(cls, latents: Tensor, num_components: int = 10, seed: int = 0) -> Self:
@@ -92,7 +103,7 @@ class LatentMixture(ModelMixin, ConfigMixin):
         mixture = cls(z.shape[1], num_components)
         mixture.weights.copy_(torch.from_numpy(found.weights_))
         mixture.means.copy_(torch.from_numpy(found.means_) * spread)
-        mixture.scales.copy_(torch.linalg.cholesky(torch.from_numpy(found.covariances_)) * spread)
+        mixture.scale_tril.copy_(torch.linalg.cholesky(torch.from_numpy(found.covariances_)) * spread)
         return mixture.eval()
 
     def forward(self, latents: Tensor, return_dict: bool = True) -> LatentMixtureOutput | tuple[Tensor, Tensor]:
@@ -101,10 +112,10 @@ class LatentMixture(ModelMixin, ConfigMixin):
             raise UsageError(
                 f"latents must have shape (B, latent_dim) = (B, {self.config.latent_dim}); got {tuple(latents.shape)}."
             )
-        scales = self.scales.double()
+        scale_tril = self.scale_tril.double()
         difference = latents.double()[None] - self.means.double()[:, None]  # (K, B, D)
-        white = torch.linalg.solve_triangular(scales, difference.mT, upper=False)  # L^-1 (z - mu), (K, D, B)
-        log_det = scales.diagonal(dim1=1, dim2=2).log().sum(1)  # of L, (K,)
+        white = torch.linalg.solve_triangular(scale_tril, difference.mT, upper=False)  # L^-1 (z - mu), (K, D, B)
+        log_det = scale_tril.diagonal(dim1=1, dim2=2).log().sum(1)  # of L, (K,)
         log_normal = -0.5 * (white.square().sum(1) + self.config.latent_dim * math.log(2 * math.pi)) - log_det[:, None]
         joint = (self.weights.double().log()[:, None] + log_normal).mT  # log p(z, k), (B, K)
         log_prob = joint.logsumexp(1)
@@ -127,14 +138,92 @@ class LatentMixture(ModelMixin, ConfigMixin):
         Raises:
             UsageError: another number of generators.
         """
-        if len(generators) != n:
-            raise UsageError(f"generators must be one for each of n={n} samples; got {len(generators)}.")
+        check_generators(n, generators)
         edges, dim = self.weights.double().cumsum(0).cpu(), self.config.latent_dim
         samples = []
         for generator in generators:
-            draw = {"generator": generator, "device": generator.device, "dtype": torch.float64}
-            u = torch.rand((), **draw).cpu() * edges[-1]
+            device, dtype = generator.device, torch.float64
+            u = torch.rand((), generator=generator, device=device, dtype=dtype).cpu() * edges[-1]
             k = min(int(torch.searchsorted(edges, u, right=True)), len(edges) - 1)
-            eps = torch.randn(dim, **draw).to(self.means.device)
-            samples.append(self.means[k].double() + self.scales[k].double() @ eps)
+            eps = torch.randn(dim, generator=generator, device=device, dtype=dtype).to(self.means.device)
+            samples.append(self.means[k].double() + self.scale_tril[k].double() @ eps)
         return torch.stack(samples).float() if samples else self.means.new_zeros(0, dim, dtype=torch.float32)
+
+
+class PositionPrior(ModelMixin, ConfigMixin):
+    r"""A distribution over the codebook for each position: \(p(c) = \prod_{ij} p_{ij}(c_{ij})\).
+
+    The simplest prior of a `VQVAE` and the baseline of an autoregressive one: it knows what is usual where, but not
+    what goes together. The better prior is `latentia.models.vq_prior.code_transformer`.
+
+    Args:
+        codebook_size: K. Default 512.
+        code_shape: height and width of the grid of codes, (h, w). Default (7, 7).
+
+    Example:
+        >>> prior = PositionPrior.fit(torch.tensor([[[0, 3]], [[0, 2]]]), codebook_size=4)
+        >>> prior.sample(2, [torch.Generator().manual_seed(i) for i in range(2)]).shape
+        torch.Size([2, 1, 2])
+        >>> prior.log_prob(torch.tensor([[[0, 3]]])).exp()  # (2 + 1/4) / 3 times (1 + 1/4) / 3
+        tensor([0.3125], grad_fn=<ExpBackward0>)
+    """
+
+    @register_to_config
+    def __init__(self, codebook_size: int = 512, code_shape: tuple[int, int] = (7, 7)):
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.zeros(*code_shape, codebook_size))
+
+    @classmethod
+    def fit(cls, codes: Tensor, codebook_size: int) -> Self:
+        """The most likely one, after one more image whose codes are spread evenly, so that nothing is impossible.
+
+        Args:
+            codes: int64 (N, h, w) in [0, K), such as `pipe.encode(images)`.
+            codebook_size: K.
+
+        Raises:
+            UsageError: codes of another shape or range, or none.
+        """
+        if codes.ndim != 3 or not codes.numel() or codes.is_floating_point():
+            raise UsageError(f"codes must be integers (N, h, w), N >= 1; got {codes.dtype} {tuple(codes.shape)}.")
+        check_indices("codes", codes, codebook_size)
+        prior = cls(codebook_size, (codes.shape[1], codes.shape[2]))
+        positions = codes.cpu().flatten(1).T  # (h * w, N)
+        counts = torch.zeros(len(positions), codebook_size).scatter_add_(1, positions, torch.ones(positions.shape))
+        with torch.no_grad():
+            prior.logits.copy_((counts + 1 / codebook_size).log().view_as(prior.logits))
+        return prior.eval()
+
+    def forward(self, codes: Tensor, return_dict: bool = True) -> PositionPriorOutput | tuple[Tensor]:
+        """log p(codes) in nats, (B,), of codes, int64 (B, h, w); `return_dict=False`: a tuple."""
+        log_p = self.logits.log_softmax(-1).expand(len(codes), -1, -1, -1).gather(-1, codes[..., None])
+        log_prob = log_p.flatten(1).sum(1)
+        return PositionPriorOutput(log_prob=log_prob) if return_dict else (log_prob,)
+
+    def log_prob(self, codes: Tensor) -> Tensor:
+        r"""log p(codes) in nats, (B,), of codes (B, h, w); divided by \(-\ln 2\), the bits of an image."""
+        return self(codes).log_prob
+
+    @torch.no_grad()
+    def sample(self, n: int, generators: Sequence[torch.Generator]) -> Tensor:
+        """Codes (n, h, w), each image drawn with a generator of its own, so that it does not depend on the others.
+
+        Raises:
+            UsageError: another number of generators.
+        """
+        check_generators(n, generators)
+        p = self.logits.float().softmax(-1).flatten(0, 1)  # (h * w, K)
+        drawn = [torch.multinomial(p.to(g.device), 1, generator=g).to(p.device) for g in generators]
+        return (
+            torch.stack(drawn).view(n, *self.logits.shape[:2]) if n else p.new_zeros(0, *self.logits.shape[:2]).long()
+        )
+
+
+def check_generators(n: int, generators: Sequence[torch.Generator]) -> None:
+    """Raises a `UsageError` unless there is one generator for each of n samples.
+
+    Example:
+        >>> check_generators(1, [torch.Generator()])
+    """
+    if len(generators) != n:
+        raise UsageError(f"generators must be one for each of n={n} samples; got {len(generators)}.")

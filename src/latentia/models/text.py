@@ -1,4 +1,4 @@
-"""A caption as a vector, without a vocabulary, without training and without a download."""
+"""HashedWords: captions as vectors, without a vocabulary, training or a download."""
 
 import hashlib
 import re
@@ -16,7 +16,7 @@ from latentia.models.modeling import ModelMixin
 
 
 class HashedWords(ModelMixin, ConfigMixin):
-    r"""Counts of words and of pairs of neighbours, each hashed to a few signed places, as a unit vector.
+    r"""Feature hashing of captions: counts of words and of pairs of neighbours, hashed to signed places, normalised.
 
     \(v = \sum_w \sum_{k<K} s_k(w)\, e_{h_k(w)}\), \(v / \lVert v \rVert\): the K places h and signs s = +-1 of a word w
     come from a hash of its letters. So words that two captions share make them alike, all others hardly do, and the
@@ -40,12 +40,14 @@ class HashedWords(ModelMixin, ConfigMixin):
         (True, True, 1.0)
     """
 
+    length: Tensor
+
     @register_to_config
     def __init__(self, dim: int = 512, places: int = 4):
         super().__init__()
         if places < 1 or dim < places or dim % places:
             raise UsageError(f"dim must be a multiple of places, both at least 1; got dim={dim}, places={places}.")
-        self.register_buffer("length", torch.ones(()))  # of the vectors; says their type and device too
+        self.register_buffer("length", torch.ones(()))  # of the vectors; its dtype and device are theirs too
 
     @torch.no_grad()
     def forward(self, captions: Sequence[str]) -> Tensor:
@@ -60,7 +62,7 @@ class HashedWords(ModelMixin, ConfigMixin):
                 rows.append(row)
         counts = torch.zeros(len(captions), self.config.dim, dtype=torch.float64)
         counts.index_put_((torch.tensor(rows).long(), torch.tensor(indices).long()), torch.tensor(signs).double(), True)
-        return (F.normalize(counts, dim=1) * self.length.double().cpu()).to(self.length)
+        return F.normalize(counts, dim=1).to(self.length) * self.length
 
     def _places(self, caption: str) -> Iterator[tuple[int, int]]:
         if not isinstance(caption, str):
@@ -68,7 +70,7 @@ class HashedWords(ModelMixin, ConfigMixin):
         words = re.findall(r"\w+|[^\w\s]", unicodedata.normalize("NFKC", caption).casefold())
         said = [word for word in words if not unicodedata.category(word[0]).startswith("P")]  # no punctuation
         if not said:
-            raise UsageError(f"captions must each hold at least one word; got {caption!r}. Leave such pictures out.")
+            raise UsageError(f"captions must each hold at least one word; got {caption!r}. Leave such images out.")
         block = self.config.dim // self.config.places  # places of one word never meet, so it cannot cancel itself
         for feature in [*said, *(" ".join(pair) for pair in pairwise(said))]:
             for k in range(self.config.places):

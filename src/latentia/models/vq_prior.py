@@ -1,9 +1,11 @@
-"""The transformer over what is asked for and the codes of a picture: one vocabulary, one sequence."""
+"""An autoregressive prior of codes: a transformer over a condition and the codes of an image, one vocabulary."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from latentia.errors import UsageError
+from latentia.errors import UsageError, check_range
 
 
 def code_transformer(
@@ -11,23 +13,23 @@ def code_transformer(
     code_shape: tuple[int, int],
     *,
     num_classes: int | None = None,
-    tokenizer=None,
+    tokenizer: Any = None,
     width: int = 128,
     layers: int = 4,
     dropout: float = 0.0,
-):
+) -> Any:
     r"""A new causal transformer for \(p(c \mid y) = \prod_i p(c_i \mid c_{<i}, y)\), codes c in raster order.
 
-    It reads the class or the words of y, then a token that begins the picture, then the codes. Of its one vocabulary
-    the first K tokens are the codes, token K begins the picture, and what follows are the classes or the words. Each
-    place has an embedding of its own, as all pictures have one size.
+    Its input is the class or the words of y, then a token that begins the image, then the codes. Of its one vocabulary
+    the first K tokens are the codes, token K begins the image, and the others are the classes or the words. Each
+    position has an embedding of its own, as all images have one size.
 
     Args:
-        codebook_size: K of the `VQVAE`, `vqvae.bottleneck.size`.
-        code_shape: height and width of its picture of codes, `vqvae.code_shape`.
-        num_classes: how many classes can be asked for; `None` (default): none.
-        tokenizer: of the texts that can be asked for, from `train_tokenizer`; `None` (default): no texts. Each text
-            takes `tokenizer.model_max_length` places, padding included.
+        codebook_size: K of the `VQVAE`, `vqvae.quantize.codebook_size`.
+        code_shape: height and width of its grid of codes, `vqvae.code_shape`.
+        num_classes: number of classes of the condition; `None` (default): none.
+        tokenizer: of the texts of the condition, from `train_tokenizer`; `None` (default): no texts. Each text takes
+            `tokenizer.model_max_length` positions, padding included.
         width: of the embeddings, a multiple of 32, which is the width of a head. Default 128.
         layers: transformer blocks. Default 4.
         dropout: rate, of embeddings, attention and residuals. Default 0.
@@ -49,17 +51,19 @@ def code_transformer(
 
     if num_classes is not None and tokenizer is not None:
         raise UsageError(
-            f"num_classes must be None beside a tokenizer, as a picture has one condition; got {num_classes}."
+            f"num_classes must be None beside a tokenizer, as an image has one condition; got {num_classes}."
         )
-    given = (("codebook_size", codebook_size, 2), ("layers", layers, 1), ("num_classes", num_classes, 1))
-    for name, value, least in given:
-        if value is not None and value < least:
-            raise UsageError(f"{name} must be at least {least}; got {value}.")
+    check_range("codebook_size", codebook_size, 2)
+    check_range("layers", layers, 1)
+    check_range("num_classes", num_classes, 1)
+    check_range("dropout", dropout, 0, 1, closed="left")
     if width < 32 or width % 32:
         raise UsageError(f"width must be a multiple of 32, the width of a head; got {width}.")
-    if not 0 <= dropout < 1:
-        raise UsageError(f"dropout must be in [0, 1); got {dropout}.")
     words = len(tokenizer) if tokenizer is not None else num_classes or 0
+    # What a sampler needs beside GPT-2's own settings; the configuration keeps it.
+    own: dict[str, Any] = {
+        "codebook_size": codebook_size, "code_shape": list(code_shape), "num_class_embeds": num_classes,
+    }  # fmt: skip
     config = GPT2Config(
         vocab_size=codebook_size + 1 + words,
         n_positions=condition_length(num_classes, tokenizer) + 1 + code_shape[0] * code_shape[1],
@@ -73,20 +77,23 @@ def code_transformer(
         bos_token_id=codebook_size,
         eos_token_id=None,
         tie_word_embeddings=False,
-        codebook_size=codebook_size,
-        code_shape=list(code_shape),
-        num_class_embeds=num_classes,
+        **own,
     )
     return GPT2LMHeadModel(config)
 
 
-def condition_length(num_classes: int | None, tokenizer) -> int:
-    """Places that the condition takes in the sequence: those of a text, one for a class, or none."""
+def condition_length(num_classes: int | None, tokenizer: Any) -> int:
+    """Positions of the condition in the sequence: those of a text, one for a class, or none.
+
+    Example:
+        >>> condition_length(10, None)
+        1
+    """
     return tokenizer.model_max_length if tokenizer is not None else int(num_classes is not None)
 
 
 def code_prefix(codebook_size: int, condition: Tensor | None, count: int) -> Tensor:
-    """What stands before the codes of `count` pictures: the condition and the token that begins a picture.
+    """The tokens before the codes of `count` images: the condition and the token that begins an image.
 
     Args:
         codebook_size: K.

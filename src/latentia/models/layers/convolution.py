@@ -1,38 +1,17 @@
-"""The convolutional pyramid that autoencoders share: each level halves the picture on the way in, doubles it back."""
+"""Convolutional encoders and decoders: each stage halves the image on the way in and doubles it back."""
 
 from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentia.errors import UsageError, did_you_mean
-from latentia.models.unet import Norm, _groups
+from latentia.errors import UsageError, check_choice, check_range
+from latentia.models.layers.mlp import ACTIVATIONS, make_activation
+from latentia.models.layers.norm import make_norm
 
-ACTIVATIONS = {
-    "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid, "none": nn.Identity,
-}  # fmt: skip
 NORMS = ("none", "group", "batch")
 UPSAMPLES = ("transposed", "resize")
-
-
-def check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    """Raises a UsageError unless `value` is one of `known`, and says which is nearest."""
-    if value not in known:
-        raise UsageError(
-            f"{name} must be one of {', '.join(known)}; got {value!r}.{did_you_mean(str(value), list(known))}"
-        )
-
-
-def activation_of(name: str, argument: str = "activation") -> nn.Module:
-    """A new activation module by its name in `ACTIVATIONS`; `argument` is what an error calls it.
-
-    Example:
-        >>> activation_of("relu")
-        ReLU()
-    """
-    check_choice(argument, name, [*ACTIVATIONS])
-    return ACTIVATIONS[name]()
+STRIDE = 2
 
 
 def image_size(sample_size: int | Sequence[int]) -> tuple[int, int]:
@@ -40,61 +19,120 @@ def image_size(sample_size: int | Sequence[int]) -> tuple[int, int]:
 
     Raises:
         UsageError: it is neither one nor two numbers, or one is below 1.
+
+    Example:
+        >>> image_size(28), image_size((28, 32))
+        ((28, 28), (28, 32))
     """
     sides = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
     if len(sides) != 2 or min(sides) < 1:
         raise UsageError(f"sample_size must be one side or (height, width), each at least 1; got {sample_size}.")
-    return sides
+    return sides[0], sides[1]
 
 
-def pyramid_size(sample_size: int | Sequence[int], block_out_channels: Sequence[int]) -> tuple[int, int]:
-    """Height and width at the top of the pyramid, which halves once for each entry of `block_out_channels`.
+def check_stages(block_out_channels: Sequence[int]) -> None:
+    """Raises a `UsageError` unless there is a stage, and none has less than 1 or less than the channels before it.
+
+    Example:
+        >>> check_stages((16, 32))
+    """
+    channels = tuple(block_out_channels)
+    if not channels or min(channels) < 1 or list(channels) != sorted(channels):
+        raise UsageError(
+            "block_out_channels must be at least one number, each at least 1 and none smaller than the one before, as "
+            f"each stage halves the image; got {channels}. Sort them from fine to coarse."
+        )
+
+
+def feature_size(sample_size: int | Sequence[int], block_out_channels: Sequence[int]) -> tuple[int, int]:
+    """Height and width after the last stage, of an image that each stage halves exactly.
 
     Args:
-        sample_size: of the picture in pixels, an integer or (H, W).
-        block_out_channels: channels of each level, which must not decrease: space is halved, channels are raised.
+        sample_size: of the image in pixels, an integer or (H, W).
+        block_out_channels: channels of each stage, which must not decrease: space is halved, channels are raised.
 
     Raises:
         UsageError: a side cannot be halved that often, so the way back could not mirror the way in; or channels that
             decrease or are below 1.
 
     Example:
-        >>> pyramid_size((28, 32), (16, 32))
+        >>> feature_size((28, 32), (16, 32))
         (7, 8)
     """
-    channels, factor = tuple(block_out_channels), 2 ** len(block_out_channels)
-    if not channels or min(channels) < 1 or list(channels) != sorted(channels):
-        raise UsageError(
-            "block_out_channels must be at least one number, each at least 1 and none smaller than the one before, as "
-            f"each level halves the picture; got {channels}. Sort them from fine to coarse."
-        )
+    check_stages(block_out_channels)
+    stages, factor = len(block_out_channels), 2 ** len(block_out_channels)
     sides = image_size(sample_size)
     for side in sides:
         if side % factor:
             below, above = side // factor * factor, (side // factor + 1) * factor
             sizes = f"{below} or {above}" if below else f"{above}"
             raise UsageError(
-                f"sample_size must be divisible by 2 ** {len(channels)} = {factor}, so that each of the "
-                f"{len(channels)} levels of block_out_channels can halve it and be mirrored; got {side}. Use {sizes}, "
-                "or fewer levels."
+                f"sample_size must be divisible by 2 ** {stages} = {factor}, so that each of the {stages} stages of "
+                f"block_out_channels can halve it and be mirrored; got {side}. Use {sizes}, or fewer stages."
             )
     return sides[0] // factor, sides[1] // factor
 
 
-class _Residual(nn.Module):
-    """x + conv(act(norm(x))): further layers of a level, which keep its size."""
+def stage_sizes(sample_size: int | Sequence[int], block_out_channels: Sequence[int]) -> list[tuple[int, int]]:
+    """Height and width of the image and after each stage, each half the one before, rounded down.
+
+    Raises:
+        UsageError: a side that is halved to nothing, channels below 1 or decreasing.
+
+    Example:
+        >>> stage_sizes(28, (32, 64, 128))
+        [(28, 28), (14, 14), (7, 7), (3, 3)]
+    """
+    check_stages(block_out_channels)
+    stages, sides = len(block_out_channels), image_size(sample_size)
+    if min(sides) >> stages < 1:
+        raise UsageError(
+            f"sample_size must be at least 2 ** {stages} = {2**stages}, so that each of the {stages} stages of "
+            f"block_out_channels can halve it; got {min(sides)}. Use fewer stages."
+        )
+    return [(sides[0] >> i, sides[1] >> i) for i in range(stages + 1)]
+
+
+def paddings(kernel_size: int, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """For each axis, the padding of a convolution of stride 2 that halves `size`, rounded down, and what a transposed
+    one, which doubles the half to `size` again, adds at one end.
+
+    Example:
+        >>> paddings(4, (14, 7))
+        ((1, 1), (0, 1))
+    """
+    odd = [side % STRIDE for side in size]
+    rows, columns = ((kernel_size - 1 - e) // 2 for e in odd)
+    extra = [e + STRIDE + 2 * p - kernel_size for e, p in zip(odd, (rows, columns))]
+    return (rows, columns), (extra[0], extra[1])
+
+
+class Residual(nn.Module):
+    """x + conv(act(norm(x))): the further layers of a stage, which keep its size.
+
+    Example:
+        >>> import torch
+        >>> Residual(8, "group", "silu")(torch.randn(2, 8, 4, 4)).shape
+        torch.Size([2, 8, 4, 4])
+    """
 
     def __init__(self, channels: int, norm: str, activation: str):
         super().__init__()
-        self.norm, self.activation = _norm(norm, channels), activation_of(activation)
+        self.norm, self.activation = make_norm(norm, channels), make_activation(activation)
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv(self.activation(self.norm(x)))
 
 
-class _Resize(nn.Module):
-    """Nearest-neighbour doubling and a convolution (Odena et al., 2016, doi:10.23915/distill.00003)."""
+class ResizeConv(nn.Module):
+    """Nearest-neighbour doubling and a convolution (Odena et al., 2016, doi:10.23915/distill.00003).
+
+    Example:
+        >>> import torch
+        >>> ResizeConv(8, 3)(torch.randn(2, 8, 4, 4)).shape
+        torch.Size([2, 3, 8, 8])
+    """
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -104,34 +142,20 @@ class _Resize(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-def _norm(name: str, channels: int) -> nn.Module:
-    if name == "none":
-        return nn.Identity()
-    return Norm(_groups(channels), channels) if name == "group" else nn.BatchNorm2d(channels)
-
-
-def _check(sample_size, block_out_channels, layers_per_block, norm, activation) -> None:
-    pyramid_size(sample_size, block_out_channels)
-    check_choice("norm", norm, NORMS)
-    check_choice("activation", activation, [*ACTIVATIONS])
-    if layers_per_block < 1:
-        raise UsageError(f"layers_per_block must be at least 1; got {layers_per_block}.")
-
-
 class Encoder(nn.Module):
-    """Pictures (B, in_channels, H, W) to features (B, C_last, H / 2^L, W / 2^L), C_last = block_out_channels[-1].
+    """Images (B, in_channels, H, W) to features (B, C_last, H / 2^L, W / 2^L), C_last = block_out_channels[-1].
 
-    Each of the L levels is a convolution of stride 2 (kernel 4), a norm and an activation, then residual layers.
+    Each of the L stages is a convolution of stride 2 (kernel 4), a norm and an activation, then residual layers.
 
     Args:
-        in_channels: channels of the picture.
-        block_out_channels: channels of each level from fine to coarse; its length L is the number of halvings.
-        sample_size: of the picture in pixels, an integer or (H, W), each side divisible by 2^L. The network runs on
+        in_channels: channels of the image.
+        block_out_channels: channels of each stage from fine to coarse; its length L is the number of halvings.
+        sample_size: of the image in pixels, an integer or (H, W), each side divisible by 2^L. The network runs on
             other divisible sizes too.
-        layers_per_block: convolutions of each level; the first is the strided one, the others keep the size and are
+        layers_per_block: convolutions of each stage; the first is the strided one, the others keep the size and are
             residual. Default 1.
-        norm: "none", "group" (default) or "batch".
-        activation: a name in `ACTIVATIONS`. Default "silu".
+        norm: "none", "group" (default) or "batch" (over all processes).
+        activation: a name in `latentia.models.layers.mlp.ACTIVATIONS`. Default "silu".
 
     Raises:
         UsageError: a size that cannot be halved so often, decreasing channels, unknown names.
@@ -153,27 +177,27 @@ class Encoder(nn.Module):
     ):
         super().__init__()
         _check(sample_size, block_out_channels, layers_per_block, norm, activation)
-        self.levels, channels = nn.ModuleList(), in_channels
+        self.down_blocks, channels = nn.ModuleList(), in_channels
         for out in block_out_channels:
-            down = [nn.Conv2d(channels, out, 4, stride=2, padding=1), _norm(norm, out), activation_of(activation)]
-            further = [_Residual(out, norm, activation) for _ in range(layers_per_block - 1)]
-            self.levels.append(nn.Sequential(*down, *further))
+            down = [nn.Conv2d(channels, out, 4, STRIDE, padding=1), make_norm(norm, out), make_activation(activation)]
+            further = [Residual(out, norm, activation) for _ in range(layers_per_block - 1)]
+            self.down_blocks.append(nn.Sequential(*down, *further))
             channels = out
 
     def forward(self, x: Tensor) -> Tensor:
-        for level in self.levels:
-            x = level(x)
+        for block in self.down_blocks:
+            x = block(x)
         return x
 
 
 class Decoder(nn.Module):
     """The mirror of `Encoder`: features (B, C_last, h, w) to (B, out_channels, h 2^L, w 2^L), the last layer linear.
 
-    Each level is residual layers, then a norm, an activation and a step that doubles the picture. So what comes in may
-    be the output of a linear layer.
+    Each stage is residual layers, then a norm, an activation and a step that doubles the image. So its input may be the
+    output of a linear layer.
 
     Args:
-        out_channels: channels of what comes out: those of the picture, or more if it is a distribution's parameters.
+        out_channels: channels of the output: those of the image, or more if it is a distribution's parameters.
         block_out_channels, sample_size, layers_per_block, norm, activation: as for `Encoder`, in the same order from
             fine to coarse.
         upsample: "transposed" (default; convolution of stride 2 whose kernel, 4, is a multiple of it, so that all
@@ -201,16 +225,29 @@ class Decoder(nn.Module):
         super().__init__()
         _check(sample_size, block_out_channels, layers_per_block, norm, activation)
         check_choice("upsample", upsample, UPSAMPLES)
-        self.levels = nn.ModuleList()
+        self.up_blocks = nn.ModuleList()
         for channels, out in zip(reversed(block_out_channels), [*reversed(block_out_channels[:-1]), out_channels]):
-            further = [_Residual(channels, norm, activation) for _ in range(layers_per_block - 1)]
+            further = [Residual(channels, norm, activation) for _ in range(layers_per_block - 1)]
             if upsample == "transposed":
-                up: nn.Module = nn.ConvTranspose2d(channels, out, 4, stride=2, padding=1)
+                up: nn.Module = nn.ConvTranspose2d(channels, out, 4, STRIDE, padding=1)
             else:
-                up = _Resize(channels, out)
-            self.levels.append(nn.Sequential(*further, _norm(norm, channels), activation_of(activation), up))
+                up = ResizeConv(channels, out)
+            self.up_blocks.append(nn.Sequential(*further, make_norm(norm, channels), make_activation(activation), up))
 
     def forward(self, x: Tensor) -> Tensor:
-        for level in self.levels:
-            x = level(x)
+        for block in self.up_blocks:
+            x = block(x)
         return x
+
+
+def _check(
+    sample_size: int | Sequence[int],
+    block_out_channels: Sequence[int],
+    layers_per_block: int,
+    norm: str,
+    activation: str,
+) -> None:
+    feature_size(sample_size, block_out_channels)
+    check_choice("norm", norm, NORMS)
+    check_choice("activation", activation, ACTIVATIONS)
+    check_range("layers_per_block", layers_per_block, 1)
