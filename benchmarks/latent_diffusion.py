@@ -30,7 +30,7 @@ from latentia import DDIMScheduler, DDPMScheduler, DiffusionPipeline, UNet2D
 from latentia.data import cached_latents, load_images
 from latentia.evaluation import extractor_for, frechet_distance, image_grid, inception_score, psnr
 from latentia.losses.diffusion import diffusion_loss
-from latentia.pipelines.latents import fingerprint, load_autoencoder, pictures, posterior
+from latentia.pipelines.latents import decode_latents, fingerprint, load_autoencoder, posterior
 from latentia.training.loop import Phase, train
 
 HERE = Path(__file__).resolve().parent
@@ -101,7 +101,7 @@ def compare(rows: Rows, args) -> None:
     with torch.no_grad():
         some = judge.real[: judge.n]
         mean, std = (torch.cat(part) for part in zip(*(posterior(vae, x) for x in some.split(500))))
-        again = torch.cat([pictures(vae, z) for z in mean.split(500)]).clamp(-1, 1)
+        again = torch.cat([decode_latents(vae, z) for z in mean.split(500)]).clamp(-1, 1)
         spread = float((mean + std * torch.randn(std.shape, generator=seeded(0))).std())
     rebuilt = judge(again)[0]
     found = {name: judge(sampled(loaded(args, name), judge.n, 25)) for name in ("pixel", "latent", "flow")}

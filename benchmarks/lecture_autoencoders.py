@@ -29,10 +29,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from latentia import Autoencoder, AutoencoderPipeline, LatentMixture, RecurrentAutoencoder
 from latentia.data import load_images
 from latentia.evaluation import extractor_for, frechet_distance, image_grid, knn_probe, psnr
+from latentia.functional.interpolation import interpolate
 from latentia.functional.masks import length_mask
 from latentia.losses.reconstruction import autoencoder_loss, corrupt
 from latentia.models.autoencoder import outer_layers
-from latentia.pipelines.autoencoder import between
 from latentia.rng import Rng
 
 HERE = Path(__file__).resolve().parent
@@ -458,7 +458,7 @@ def codes(rows: Rows, data: Data, steps: int) -> None:
     za, zb = pipe.encode(a), pipe.encode(b)
     middles = {"pixels": (a + b) / 2}
     for mode in ("lerp", "slerp"):
-        mixed = torch.cat([between(p[None], q[None], 3, mode)[1:2] for p, q in zip(za, zb)])
+        mixed = torch.cat([interpolate(p[None], q[None], 3, mode)[1:2] for p, q in zip(za, zb)])
         middles[mode] = pipe.decode(mixed, output_type="latent").clamp(-1, 1)
     sure = {k: float(features(m).logits.softmax(1).amax(1).mean()) for k, m in middles.items()}
     far = {k: fd(m) for k, m in middles.items()}

@@ -33,8 +33,8 @@ from latentia.evaluation import (
     off_diagonal_correlation,
 )
 from latentia.functional.distributions import gaussian_kl
+from latentia.functional.interpolation import interpolate
 from latentia.losses.variational import ACTIVE, elbo_loss, iwae_loss
-from latentia.pipelines.autoencoder import between
 from latentia.rng import Rng
 from latentia.training.ema import EMA
 from latentia.training.loop import Phase, learning_rate_schedule, train
@@ -386,7 +386,7 @@ def large(rows: Rows, folder: str, steps: int, samples: int, pictures: Path) -> 
         pairs = torch.randperm(len(test), generator=seeded(0))[:1000].view(2, 500)
         ends, kinds = [pipe.encode(test[index]) for index in pairs], {}
         kinds["lerp"] = pipe.decode(torch.lerp(*ends, 0.5), output_type="latent")
-        halves = [between(a[None], b[None], 3, "slerp")[1] for a, b in zip(*ends)]
+        halves = [interpolate(a[None], b[None], 3, "slerp")[1] for a, b in zip(*ends)]
         kinds["slerp"] = pipe.decode(torch.stack(halves), output_type="latent")
         middle(rows, "MNIST", extractor, test, {**kinds, "pixel mix": (test[pairs[0]] + test[pairs[1]]) / 2})
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 
 from latentia import Autoencoder, AutoencoderPipeline, LatentMixture
+from latentia.functional.chunks import in_chunks
 from latentia.losses.reconstruction import autoencoder_loss
 from latentia.models.autoencoder import outer_layers
-from latentia.pipelines.autoencoder import in_chunks
 from latentia.runs.arguments import NetworkArguments, RunArguments, network_arguments
 from latentia.runs.command_line import run_script
 from latentia.runs.run import Prepared, Run

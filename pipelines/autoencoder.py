@@ -1,18 +1,16 @@
-"""Codes from images and images from codes: what an autoencoder is used for once it is trained."""
+"""Encoding, decoding, denoising, interpolation and anomaly scores with an autoencoder; sampling with a fitted prior."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
-from latentia.errors import UsageError, did_you_mean
-from latentia.pipelines.base import DiffusionPipeline, check_output_type, from_input, to_output
-from latentia.pipelines.unconditional import Generators, image_generators, slerp
-
-MODES = ("lerp", "slerp")
-CHUNK = 64
+from latentia.errors import UsageError
+from latentia.functional.chunks import in_chunks
+from latentia.functional.interpolation import interpolate
+from latentia.pipelines.arguments import Generators, count_images, image_generators
+from latentia.pipelines.base import DiffusionPipeline, Images, check_output_type, from_input, to_output
 
 
 class Memorisation(NamedTuple):
@@ -24,55 +22,12 @@ class Memorisation(NamedTuple):
     memorises: bool
 
 
-def in_chunks(function: Callable[[Tensor], Tensor], x: Tensor, size: int = CHUNK) -> Tensor:
-    """`function` on rows of `x` in chunks of one size, the last one padded with zeros.
-
-    Libraries choose their kernels by the shape of a batch and round differently with each, so only calls of one shape
-    give an image the same bytes whatever stands beside it.
-
-    Example:
-        >>> in_chunks(lambda x: 2 * x, torch.arange(5.0), 2)
-        tensor([0., 2., 4., 6., 8.])
-    """
-    padded = torch.cat([x, x.new_zeros(-len(x) % size, *x.shape[1:])])
-    return torch.cat([function(chunk) for chunk in padded.split(size)])[: len(x)]
-
-
-def between(a: Tensor, b: Tensor, steps: int, mode: str = "lerp") -> Tensor:
-    """Codes on the way from one to another, both ends included.
-
-    Args:
-        a, b: of one shape (1, ...).
-        steps: how many; at least 2.
-        mode: "lerp", the straight line; or "slerp", the great circle, which suits codes that are spread like Gaussian
-            noise. The codes of a plain autoencoder have no such shape, so a line is the better guess for them.
-
-    Returns:
-        (steps, ...).
-
-    Raises:
-        UsageError: fewer steps, or an unknown mode.
-
-    Example:
-        >>> between(torch.zeros(1, 2), torch.ones(1, 2), 3).tolist()
-        [[0.0, 0.0], [0.5, 0.5], [1.0, 1.0]]
-    """
-    if mode not in MODES:
-        raise UsageError(f'mode must be one of {MODES}; got "{mode}".{did_you_mean(str(mode), MODES)}')
-    if steps < 2:
-        raise UsageError(f"steps must be at least 2, for the two ends; got {steps}.")
-    if mode == "slerp":
-        return slerp(a, b, steps)
-    share = torch.linspace(0, 1, steps, device=a.device, dtype=a.dtype).view(-1, *[1] * (a.ndim - 1))
-    return (1 - share) * a + share * b
-
-
 class AutoencoderPipeline(DiffusionPipeline):
-    """Encode, decode, reconstruct, denoise, interpolate, tell anomalies; and sample, once a density is fitted.
+    """Encode, decode, reconstruct, denoise, interpolate, score anomalies; and sample, once a density is fitted.
 
     Args:
         autoencoder: an `Autoencoder`.
-        prior: a density of its codes, such as `LatentMixture.fit(pipe.encode(images))`; `None` (default): none, and
+        prior: a density of its latents, such as `LatentMixture.fit(pipe.encode(images))`; `None` (default): none, and
             then there is nothing to sample from.
 
     Example:
@@ -82,6 +37,9 @@ class AutoencoderPipeline(DiffusionPipeline):
         >>> latents.shape, len(pipe.decode(latents))
         (torch.Size([3, 4]), 3)
     """
+
+    autoencoder: Any
+    prior: Any
 
     model_cpu_offload_seq = "autoencoder"
     _optional_components = ["prior"]  # noqa: RUF012 (diffusers reads a list)
@@ -102,12 +60,12 @@ class AutoencoderPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple:
-        """Sample images: codes from the prior, decoded.
+        """Sample images: latents from the prior, decoded.
 
         Args:
             batch_size: number of images; `None` (default): as many as `latents`, else 1.
             generator: one `torch.Generator` or one per image. The same seed gives the same images whatever the batch.
-            latents: decode these codes, (B, latent_dim), instead of drawing some.
+            latents: decode these, (B, latent_dim), instead of drawing some.
             output_type: "pil", "np" ((B, H, W, C) in [0, 1]), "pt" ((B, C, H, W) in [0, 1]) or "latent" (raw).
             return_dict: `False` returns the tuple `(images,)`.
 
@@ -118,16 +76,12 @@ class AutoencoderPipeline(DiffusionPipeline):
             UsageError: there is no prior, or the number of images is below 1 or not that of `latents`.
         """
         check_output_type(output_type)
-        if latents is not None and batch_size not in (None, len(latents)):
-            raise UsageError(f"batch_size is {batch_size}, but latents are given for {len(latents)} images.")
+        batch_size = count_images(batch_size, {"latents": latents})
         if latents is None:
-            batch_size = 1 if batch_size is None else batch_size
-            if batch_size < 1:
-                raise UsageError(f"batch_size must be at least 1; got {batch_size}.")
             if self.prior is None:
                 raise UsageError(
-                    "An autoencoder alone is no generative model: nothing says which codes belong to images, so "
-                    "`prior` must not be None. Fit one to the codes of the training images:\n"
+                    "An autoencoder alone is no generative model: nothing says which latents belong to images, "
+                    "so `prior` must not be None. Fit one to the latents of the training images:\n"
                     "    prior = latentia.LatentMixture.fit(pipe.encode(images), num_components=10)\n"
                     "    pipe = latentia.AutoencoderPipeline(pipe.autoencoder, prior=prior)"
                 )
@@ -137,24 +91,24 @@ class AutoencoderPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     @torch.no_grad()
-    def encode(self, images: Any) -> Tensor:
-        """Codes (B, latent_dim) of images, which may be pictures, an array or a tensor; see `from_input`."""
+    def encode(self, images: Images) -> Tensor:
+        """Latents (B, latent_dim) of images; see `from_input`."""
         return in_chunks(self.autoencoder.encode, self._tensor(images))
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, *, output_type: str = "pil"):
-        """Images of codes (B, latent_dim)."""
+    def decode(self, latents: Tensor, *, output_type: str = "pil") -> Any:
+        """Images of latents (B, latent_dim)."""
         check_output_type(output_type)
         latents = latents.to(self._execution_device, self.autoencoder.dtype)
         return to_output(in_chunks(self.autoencoder.decode, latents), output_type)
 
-    def reconstruct(self, images: Any, *, output_type: str = "pil"):
-        """Images through the code and back."""
+    def reconstruct(self, images: Images, *, output_type: str = "pil") -> Any:
+        """Reconstruct images: encode and decode."""
         return self.decode(self.encode(images), output_type=output_type)
 
     @torch.no_grad()
-    def denoise(self, images: Any, *, output_type: str = "pil"):
-        """What the network takes corrupted images for. Train it with `corruption`.
+    def denoise(self, images: Images, *, output_type: str = "pil") -> Any:
+        """Denoise corrupted images with an autoencoder that was trained with `corruption`.
 
         Args:
             images: as for `encode`; but a tensor of floats may leave [-1, 1], as noise does.
@@ -171,18 +125,26 @@ class AutoencoderPipeline(DiffusionPipeline):
             return self.decode(in_chunks(self.autoencoder.encode, images), output_type=output_type)
         return self.reconstruct(images, output_type=output_type)
 
-    def interpolate(self, a: Any, b: Any, steps: int = 8, *, mode: str = "lerp", output_type: str = "pil"):
-        """`steps` images on the way from one image to another through the codes, both ends included; see `between`."""
+    def interpolate(self, a: Images, b: Images, steps: int = 8, *, mode: str = "lerp", output_type: str = "pil") -> Any:
+        """Interpolate two images in the latent space: `steps` images, both ends included.
+
+        Args:
+            a, b: an image each.
+            steps: at least 2. Default 8.
+            mode: "lerp" (default), the straight line; or "slerp", the great circle. The latents of a plain autoencoder
+                are not spread like Gaussian noise, so a line is the better guess for them.
+            output_type: as for sampling.
+        """
         check_output_type(output_type)
         ends = [self.encode(image) for image in (a, b)]
-        for name, codes in zip("ab", ends):
-            if len(codes) != 1:
-                raise UsageError(f"{name} must be one image; got {len(codes)}. Interpolate pair by pair.")
-        return self.decode(between(*ends, steps, mode), output_type=output_type)
+        for name, latents in zip("ab", ends):
+            if len(latents) != 1:
+                raise UsageError(f"{name} must be one image; got {len(latents)}. Interpolate pair by pair.")
+        return self.decode(interpolate(ends[0], ends[1], steps, mode), output_type=output_type)
 
     @torch.no_grad()
-    def anomaly_score(self, images: Any) -> Tensor:
-        r"""How badly each image is reconstructed: \(\lVert \hat x - x \rVert^2\), float32, (B,).
+    def anomaly_score(self, images: Images) -> Tensor:
+        r"""Anomaly score of each image, its reconstruction error: \(\lVert \hat x - x \rVert^2\), float32, (B,).
 
         The network learned to describe images like those it was trained on, and what they share does not help with
         others. A unit is half of the range [-1, 1], squared, summed over the values of an image.
@@ -190,11 +152,11 @@ class AutoencoderPipeline(DiffusionPipeline):
         x = self._tensor(images)
         return in_chunks(lambda x: (self.autoencoder(x).reconstruction - x).float().square().flatten(1).sum(1), x)
 
-    def memorisation(self, train: Any, held_out: Any, *, threshold: float = 10.0) -> Memorisation:
-        """Whether the code numbers the training images instead of describing images.
+    def memorisation(self, train: Images, held_out: Images, *, threshold: float = 10.0) -> Memorisation:
+        """Detect memorisation: whether latents number the training images instead of describing images.
 
         A network that is large enough can map each image to a number and each number back to that image; its training
-        error is then no sign of a good code.
+        error is then no sign of good latents.
 
         Args:
             train, held_out: images that it was and was not trained on, of the same kind.
@@ -211,7 +173,7 @@ class AutoencoderPipeline(DiffusionPipeline):
         ratio = new / max(seen, 1e-12)
         return Memorisation(seen, new, ratio, ratio >= threshold)
 
-    def _tensor(self, images: Any) -> Tensor:
+    def _tensor(self, images: Images) -> Tensor:
         config = self.autoencoder.config
         return from_input(
             images,

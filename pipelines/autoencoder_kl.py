@@ -1,4 +1,4 @@
-"""Pictures as small pictures of real numbers and back: the autoencoder that latent diffusion works in."""
+"""Encoding and decoding with AutoencoderKL, whose latents latent diffusion works on; calibration of their scale."""
 
 import math
 from collections.abc import Callable
@@ -9,13 +9,14 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
 from latentia.errors import NumericsError, UsageError
+from latentia.functional.chunks import in_chunks
 from latentia.functional.distributions import reparameterize
+from latentia.functional.interpolation import interpolate
 from latentia.models.autoencoder_kl import latent_statistics
-from latentia.pipelines.autoencoder import between, in_chunks
-from latentia.pipelines.base import DiffusionPipeline, check_output_type, from_input, to_output
-from latentia.pipelines.unconditional import Generators, image_generators
+from latentia.pipelines.arguments import Generators, count_images, draw_noise, image_generators
+from latentia.pipelines.base import DiffusionPipeline, Images, check_output_type, from_input, to_output
 
-_PIXELS = 16 * 64**2  # at once: 16 pictures of 64 x 64, or one of 256 x 256 or more
+_PIXELS = 16 * 64**2  # at once: 16 images of 64 x 64, or one of 256 x 256 or more
 
 
 class AutoencoderKLPipeline(DiffusionPipeline):
@@ -29,7 +30,7 @@ class AutoencoderKLPipeline(DiffusionPipeline):
     Args:
         vae: an `AutoencoderKL`, trained here or any other.
         prior: a density of its scaled latents, flattened, such as `LatentMixture.fit(pipe.encode(images))`; `None`
-            (default): none, and then there is nothing to sample from. What it draws is the latents of a square.
+            (default): none, and then there is nothing to sample from. What it draws are the latents of square images.
 
     High-Resolution Image Synthesis with Latent Diffusion Models (Rombach et al., 2021, 2112.10752), section 3.1.
 
@@ -41,6 +42,9 @@ class AutoencoderKLPipeline(DiffusionPipeline):
         >>> pipe.encode(images).shape, len(pipe.reconstruct(images))
         (torch.Size([3, 4, 8, 8]), 3)
     """
+
+    vae: Any
+    prior: Any
 
     model_cpu_offload_seq = "vae"
     _optional_components = ["prior"]  # noqa: RUF012 (diffusers reads a list)
@@ -78,16 +82,12 @@ class AutoencoderKLPipeline(DiffusionPipeline):
                 `latents`.
         """
         check_output_type(output_type)
-        if latents is not None and batch_size not in (None, len(latents)):
-            raise UsageError(f"batch_size is {batch_size}, but latents are given for {len(latents)} images.")
+        batch_size = count_images(batch_size, {"latents": latents})
         if latents is None:
-            batch_size = 1 if batch_size is None else batch_size
-            if batch_size < 1:
-                raise UsageError(f"batch_size must be at least 1; got {batch_size}.")
             if self.prior is None:
                 raise UsageError(
                     "An AutoencoderKL alone is no generative model: its KL is too weak for latents from N(0, I) to be "
-                    "pictures, so `prior` must not be None. Train a diffusion model on pipe.encode(images), or fit the "
+                    "images, so `prior` must not be None. Train a diffusion model on pipe.encode(images), or fit the "
                     "simplest density, latentia.LatentMixture.fit(pipe.encode(images))."
                 )
             flat = self.prior.sample(batch_size, image_generators(generator, batch_size))
@@ -97,13 +97,13 @@ class AutoencoderKLPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     @torch.no_grad()
-    def encode(self, images: Any, *, sample_posterior: bool = False, generator: Generators = None) -> Tensor:
-        """The scaled latents of pictures, (B, D, h, w): means of q(z|x), or samples of it.
+    def encode(self, images: Images, *, sample_posterior: bool = False, generator: Generators = None) -> Tensor:
+        """Scaled latents of images, (B, D, h, w): means of q(z|x), or samples of it.
 
         Args:
-            images: pictures, or what `from_input` takes, of any size that the levels can halve.
+            images: images, or what `from_input` takes, of any size that the network can halve.
             sample_posterior: `False` (default): the means; `True`: a sample each.
-            generator: of the samples, one or one per picture.
+            generator: of the samples, one or one per image.
 
         Raises:
             UsageError: other channels, or sides that cannot be halved so often.
@@ -112,16 +112,14 @@ class AutoencoderKLPipeline(DiffusionPipeline):
         moments = _in_parts(lambda part: self.vae.encode(part).latent_dist.parameters, x)
         mean, log_variance = moments.chunk(2, 1)
         if sample_posterior:
-            shape, device = mean.shape[1:], self._execution_device
-            draws = [torch.randn(shape, generator=g, device=g.device) for g in image_generators(generator, len(x))]
-            noise = torch.stack(draws).to(device, mean.dtype)
+            noise = draw_noise(image_generators(generator, len(x)), mean.shape[1:], mean.device, mean.dtype)
             mean = reparameterize(mean, log_variance.clamp(-30.0, 20.0), noise)
         shift, scaling = self._scale
         return (mean - shift) * scaling
 
     @torch.no_grad()
     def decode(self, latents: Tensor, *, output_type: str = "pil") -> Any:
-        """The pictures of scaled latents (B, D, h, w)."""
+        """Images of scaled latents (B, D, h, w)."""
         check_output_type(output_type)
         channels = self.vae.config.latent_channels
         if latents.ndim != 4 or latents.shape[1] != channels or not len(latents):
@@ -130,12 +128,15 @@ class AutoencoderKLPipeline(DiffusionPipeline):
         z = latents.to(self._execution_device, self.vae.dtype) / scaling + shift
         return to_output(_in_parts(lambda part: self.vae.decode(part).sample, z, self._factor), output_type)
 
-    def reconstruct(self, images: Any, *, output_type: str = "pil") -> Any:
-        """The pictures of the pictures' latents."""
+    def reconstruct(self, images: Images, *, output_type: str = "pil") -> Any:
+        """Reconstruct images: encode and decode."""
         return self.decode(self.encode(images), output_type=output_type)
 
-    def interpolate(self, a: Any, b: Any, steps: int = 8, *, mode: str = "lerp", output_type: str = "pil") -> Any:
-        """`steps` pictures on the way from picture `a` to picture `b` through the latents; see `between`."""
+    def interpolate(self, a: Images, b: Images, steps: int = 8, *, mode: str = "lerp", output_type: str = "pil") -> Any:
+        """Interpolate two images in the latent space: `steps` images, both ends included.
+
+        `mode`: "lerp" (default), the straight line, or "slerp", the great circle.
+        """
         check_output_type(output_type)
         ends = [self.encode(image) for image in (a, b)]
         for name, latents in zip("ab", ends):
@@ -144,10 +145,10 @@ class AutoencoderKLPipeline(DiffusionPipeline):
         if ends[0].shape != ends[1].shape:
             sizes = " and ".join(f"{z.shape[2] * self._factor} by {z.shape[3] * self._factor}" for z in ends)
             raise UsageError(f"a and b must be of one size; got {sizes}. Resize one of them.")
-        return self.decode(between(*ends, steps, mode), output_type=output_type)
+        return self.decode(interpolate(ends[0], ends[1], steps, mode), output_type=output_type)
 
-    def calibrate(self, images: Any) -> None:
-        """Measure mean and standard deviation of the latents of pictures and keep them in the configuration of `vae`.
+    def calibrate(self, images: Images) -> None:
+        """Measure mean and standard deviation of the latents of images and keep them in the configuration of `vae`.
 
         They become `shift_factor` and 1 / `scaling_factor`. `latents_mean` and `latents_std`, by which some pipelines
         would scale each channel, become `None`.
@@ -176,7 +177,7 @@ class AutoencoderKLPipeline(DiffusionPipeline):
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def _square(self, flat: Tensor) -> Tensor:
-        """(B, D, s, s) of (B, D * s * s): the configuration's `sample_size` need not be that of the pictures."""
+        """(B, D, s, s) of (B, D * s * s): the configuration's `sample_size` need not be that of the images."""
         channels = self.vae.config.latent_channels
         side = math.isqrt(flat.shape[1] // channels)
         if channels * side**2 != flat.shape[1] or not side:
@@ -186,7 +187,7 @@ class AutoencoderKLPipeline(DiffusionPipeline):
             )
         return flat.unflatten(1, (channels, side, side))
 
-    def _input(self, images: Any, **where: Any) -> Tensor:
+    def _input(self, images: Images, **where: Any) -> Tensor:
         place = {"device": self._execution_device, "dtype": self.vae.dtype} | where
         x = from_input(images, channels=self.vae.config.in_channels, **place)
         if any(side % self._factor for side in x.shape[2:]):
@@ -203,4 +204,4 @@ def _part(x: Tensor, factor: int = 1) -> int:
 
 
 def _in_parts(function: Callable[[Tensor], Tensor], x: Tensor, factor: int = 1) -> Tensor:
-    return in_chunks(function, x, _part(x, factor))
+    return in_chunks(function, x, size=_part(x, factor))

@@ -1,4 +1,4 @@
-"""What all pipelines share: loading, the common words, and the way from and to [0, 255]."""
+"""Base class of all pipelines: loading, declared capabilities, shared methods, and conversion from and to [0, 255]."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -38,8 +38,9 @@ class DiffusionPipeline(diffusers.DiffusionPipeline):
     """The base of every pipeline here, and the loader of any saved one.
 
     `DiffusionPipeline.from_pretrained(folder_or_repo)` returns the class that was saved, whether it is latentia's or
-    diffusers' own around a network of latentia. Beside sampling, `pipe(...)`, all pipelines have the same four words
-    with the same meaning: `encode`, `decode`, `interpolate`, `log_likelihood`. A family that cannot do one says so.
+    diffusers' own around a network of latentia. Beside sampling, `pipe(...)`, all pipelines have the same four methods
+    with the same meaning: `encode`, `decode`, `interpolate`, `log_likelihood`. A family that has not got one raises an
+    error that says which it has.
 
     Example:
         >>> DiffusionPipeline.from_pretrained("/nowhere/at/all")  # doctest: +ELLIPSIS
@@ -61,7 +62,7 @@ class DiffusionPipeline(diffusers.DiffusionPipeline):
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Those of encode, decode, interpolate and log_likelihood that this pipeline has."""
+        """Those of encode, decode, interpolate and log_likelihood that this pipeline has; all of latents by default."""
         return _LATENT_WORDS[self.latents] + (WORDS[3:] if self.likelihood else ())
 
     @property
@@ -165,24 +166,26 @@ class DiffusionPipeline(diffusers.DiffusionPipeline):
         except (HfHubHTTPError, RevisionResolutionError, OSError, ValueError) as error:
             raise HubError(f"{pretrained_model_name} cannot be fetched from the Hub: {error}") from error
 
-    def encode(self, images: Any, **kwargs: Any) -> Tensor:
-        """The latents of `images`. Args and range: see `from_input`."""
+    # Families narrow these signatures: each has options of its own.
+
+    def encode(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Encode images into latents; images as for `from_input`."""
         self._cannot("encode")
 
-    def decode(self, latents: Tensor, **kwargs: Any) -> Any:
-        """The images of `latents`, the inverse of `encode` as far as the family has one."""
+    def decode(self, *args: Any, **kwargs: Any) -> Any:
+        """Decode latents into images, the inverse of `encode` as far as the family has one."""
         self._cannot("decode")
 
-    def interpolate(self, a: Any, b: Any, steps: int, **kwargs: Any) -> Any:
-        """`steps` images on the way from image `a` to image `b` through the latent space, both ends included."""
+    def interpolate(self, *args: Any, **kwargs: Any) -> Any:
+        """Interpolate two images in the latent space: a number of images on the way, both ends included."""
         self._cannot("interpolate")
 
-    def log_likelihood(self, images: Any, **kwargs: Any) -> Tensor:
-        """log p(image) in nats, one number per image, summed over its pixels."""
+    def log_likelihood(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Log-likelihood of images in nats, one number per image, summed over its pixels."""
         self._cannot("log_likelihood")
 
     def _register_label_names(self, label_names: Sequence[str] | Mapping[str, str] | None) -> None:
-        """Keep the names of the classes, in the order of their indices, in what is saved; None: they have none.
+        """Save the names of the classes, in the order of their indices, with the pipeline; None: they have none.
 
         model_index.json holds components as lists, so the names are saved as {"0": name, ...}.
         """
@@ -192,11 +195,11 @@ class DiffusionPipeline(diffusers.DiffusionPipeline):
     def _class_indices(
         self, class_labels: Labels, count: int | None = None, *, required: bool = False
     ) -> Tensor | None:
-        """The classes that a user asks for, as the network wants them.
+        """The class indices of labels that are indices or names.
 
         Args:
             class_labels: an index in [0, num_classes) or a name of `label_names`, or several; `None`: no class.
-            count: of pictures: there must be one label for all of them or one for each; `None` (default): any number.
+            count: of images: there must be one label for all of them or one for each; `None` (default): any number.
             required: whether a pipeline that was trained with classes refuses `None`. Default False.
 
         Returns:
@@ -226,7 +229,7 @@ class DiffusionPipeline(diffusers.DiffusionPipeline):
                 raise UsageError(f"class_labels must be from 0 to {classes - 1}; got {label}.")
             indices.append(int(label))
         if count is not None and len(indices) not in (1, count):
-            raise UsageError(f"class_labels must be one, or one for each of {count} pictures; got {len(indices)}.")
+            raise UsageError(f"class_labels must be one, or one for each of {count} images; got {len(indices)}.")
         labels = torch.tensor(indices, device=self._execution_device)
         return labels if count is None else labels.expand(count)
 
@@ -262,19 +265,19 @@ def check_output_type(output_type: str) -> None:
 
 
 def to_output(x: Tensor, output_type: str = "pil") -> list[Image.Image] | np.ndarray | Tensor:
-    """Turns the images of a network into what the user asked for.
+    """Converts a network's images in [-1, 1] to PIL images, arrays or tensors.
 
     A pixel is `round(255 * clamp((x + 1) / 2, 0, 1))`, halves to even, on the CPU in float32, so that equal samples
-    give equal pictures on every device.
+    give equal images on every device.
 
     Args:
         x: (B, C, H, W), float, in [-1, 1]; what lies outside is clamped. "pil" needs 1, 3 or 4 channels.
-        output_type: "pil" (list of pictures), "np" ((B, H, W, C), float32 in [0, 1]), "pt" ((B, C, H, W) in [0, 1],
+        output_type: "pil" (list of PIL images), "np" ((B, H, W, C), float32 in [0, 1]), "pt" ((B, C, H, W) in [0, 1],
             on the device of `x`), or "latent" (`x` itself).
 
     Raises:
         NumericsError: a value is not finite.
-        UsageError: another `output_type`, or a number of channels that pictures do not have.
+        UsageError: another `output_type`, or a number of channels that PIL images do not have.
 
     Example:
         >>> to_output(torch.zeros(2, 1, 8, 8))[0].getpixel((0, 0))
@@ -285,7 +288,7 @@ def to_output(x: Tensor, output_type: str = "pil") -> list[Image.Image] | np.nda
         return x
     if not torch.isfinite(x).all():
         raise NumericsError(
-            "The samples are not finite, so they are no pictures. Sample in float32 or bfloat16, or look for the step "
+            "The samples are not finite, so they are no images. Sample in float32 or bfloat16, or look for the step "
             "of training at which the weights went wrong."
         )
     unit = (x.float() + 1).div(2).clamp(0, 1)
@@ -308,10 +311,10 @@ def from_input(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Turns what a user gives as images into (B, C, H, W) in [-1, 1]. Nothing is resized or converted silently.
+    """Converts PIL images, arrays or tensors to (B, C, H, W) in [-1, 1]. Nothing is resized or converted silently.
 
     Args:
-        images: one picture or a list of them (modes L, RGB, RGBA); an array (H, W, C) or (B, H, W, C), uint8 or float
+        images: one PIL image or a list of them (modes L, RGB, RGBA); an array (H, W, C) or (B, H, W, C), uint8 or float
             in [0, 1]; or a tensor (C, H, W) or (B, C, H, W), uint8 or, as data sets here deliver it, float in [-1, 1].
         channels: how many the network takes; None for any.
         size: height and width, or one number for both, that the network takes; None for any.
@@ -336,7 +339,7 @@ def from_input(
     elif isinstance(images, Tensor):
         x, low = images, -1.0
     else:
-        raise UsageError(f"images must be pictures, an array or a tensor, got {type(images).__name__}.")
+        raise UsageError(f"images must be PIL images, an array or a tensor, got {type(images).__name__}.")
     if x.ndim == 3:
         x = x[None]
     if x.ndim != 4 or 0 in x.shape:
@@ -353,13 +356,13 @@ def from_input(
     else:
         raise UsageError(f"images must be uint8 or floating point, got {x.dtype}.")
     if channels is not None and x.shape[1] != channels:
-        hint = f' Convert pictures first: image.convert("{_MODES[channels]}").' if channels in _MODES else ""
+        hint = f' Convert them first: image.convert("{_MODES[channels]}").' if channels in _MODES else ""
         raise UsageError(f"images must have {channels} channels, got {x.shape[1]}.{hint}")
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
         if tuple(x.shape[-2:]) != (height, width):
             raise UsageError(
-                f"images must be {height} high and {width} wide, got {x.shape[-2]} by {x.shape[-1]}. Resize pictures "
+                f"images must be {height} high and {width} wide, got {x.shape[-2]} by {x.shape[-1]}. Resize them "
                 f"first: image.resize(({width}, {height}))."
             )
     x = x.to(device=device, dtype=dtype)
@@ -369,12 +372,12 @@ def from_input(
 def _stack(images: Sequence[Any]) -> np.ndarray:
     for image in images:
         if not isinstance(image, Image.Image):
-            raise UsageError(f"A list of images must hold pictures only, got {type(image).__name__}.")
+            raise UsageError(f"A list of images must hold PIL images only, got {type(image).__name__}.")
         if image.mode not in _MODES.values():
-            raise UsageError(f'A picture must have mode L, RGB or RGBA, got {image.mode}. Use image.convert("RGB").')
+            raise UsageError(f'An image must have mode L, RGB or RGBA, got {image.mode}. Use image.convert("RGB").')
         if (image.size, image.mode) != (images[0].size, images[0].mode):
             raise UsageError(
-                "Pictures of one call must be alike, got "
+                "Images of one call must be alike, got "
                 f"{images[0].mode} {images[0].size} and {image.mode} {image.size}."
             )
     arrays = [np.asarray(image) for image in images]

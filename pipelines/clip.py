@@ -1,4 +1,4 @@
-"""Texts and images as vectors of one space: similarity, search and classes that nobody trained."""
+"""CLIP: texts and images as vectors of one space; similarity, retrieval and zero-shot classification."""
 
 import math
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentia.errors import UsageError
-from latentia.pipelines.autoencoder import in_chunks
-from latentia.pipelines.base import DiffusionPipeline, from_input
+from latentia.functional.chunks import in_chunks
+from latentia.pipelines.base import DiffusionPipeline, Images, from_input
 from latentia.pipelines.texts import check_text_encoder, pool_texts
 
 
 class CLIPPipeline(DiffusionPipeline):
-    r"""A text encoder and an image encoder that meet in one space.
+    r"""CLIP: a text encoder and an image encoder with embeddings in one space.
 
     Args:
         tokenizer, text_encoder: of transformers, with a projection: `CLIPTextModelWithProjection`.
@@ -35,6 +35,10 @@ class CLIPPipeline(DiffusionPipeline):
         >>> pipe(torch.zeros(2, 3, 32, 32), ["heart", "bus", "tree"]).shape
         torch.Size([2, 3])
     """
+
+    tokenizer: Any
+    text_encoder: Any
+    image_encoder: Any
 
     model_cpu_offload_seq = "text_encoder->image_encoder"
 
@@ -63,11 +67,11 @@ class CLIPPipeline(DiffusionPipeline):
         self.register_to_config(scale=scale)
 
     @torch.no_grad()
-    def __call__(self, images: Any, texts: Sequence[str]) -> Tensor:
-        r"""Which of the texts fits each image: \(\mathrm{softmax}_j(e^\tau \cos(x_i, t_j))\).
+    def __call__(self, images: Images, texts: Sequence[str]) -> Tensor:
+        r"""Zero-shot classification: which of the texts fits each image, \(\mathrm{softmax}_j(e^\tau \cos(x_i, t_j))\).
 
         Args:
-            images: B pictures, or what `from_input` takes.
+            images: B images, or what `from_input` takes.
             texts: K of them, such as names of classes.
 
         Returns:
@@ -76,7 +80,7 @@ class CLIPPipeline(DiffusionPipeline):
         return (self.config.scale * self.similarity(images, texts)).softmax(1)
 
     @torch.no_grad()
-    def encode(self, images: Any) -> Tensor:
+    def encode(self, images: Images) -> Tensor:
         """Unit vectors (B, D), float32, of images."""
         config = self.image_encoder.config
         place = {"device": self._execution_device, "dtype": self.image_encoder.dtype}
@@ -88,11 +92,11 @@ class CLIPPipeline(DiffusionPipeline):
         """Unit vectors (B, D), float32, of one text or of B."""
         return F.normalize(pool_texts(self.tokenizer, self.text_encoder, texts), dim=1)
 
-    def similarity(self, images: Any, texts: str | Sequence[str]) -> Tensor:
+    def similarity(self, images: Images, texts: str | Sequence[str]) -> Tensor:
         """Cosines (B, K) of each image with each text, in [-1, 1]."""
         return self.encode(images) @ self.encode_text(texts).T
 
 
 def scale_of(logit_scale: Tensor) -> float:
-    """What a trained pair's `logit_scale` stands for, held at 100 as in its loss."""
+    """The factor of the cosines that a trained `logit_scale` stands for, at most 100 as in its loss."""
     return min(100.0, math.exp(float(logit_scale)))

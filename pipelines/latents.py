@@ -1,4 +1,9 @@
-"""The autoencoders that diffusion can work behind, all called alike: pictures to scaled latents and back."""
+"""Autoencoders that diffusion can work behind, called alike: images to scaled latents (B, D, h, w) and back.
+
+The contract is that of diffusers: `encode(images)` gives latents, in an output with `latent_dist` or `latents` or as a
+tensor; `decode(latents)` gives images, in an output with `sample` or as a tensor; `config.latent_channels` is D, unless
+`config` has `vq_embed_dim` or `levels`. A network that has `quantize` quantizes latents before they are decoded.
+"""
 
 import hashlib
 import json
@@ -6,32 +11,43 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
 from torch import Tensor, nn
 
 from latentia.errors import CheckpointError, LatentiaError, UsageError
+from latentia.functional.chunks import in_chunks
+from latentia.hub.check import saved_class
 from latentia.hub.load import check_component
-from latentia.models.vqvae import VQVAE
-from latentia.pipelines.autoencoder import in_chunks
-from latentia.pipelines.base import DiffusionPipeline
-from latentia.pipelines.conditioning import Given, given_picture
-from latentia.safety import read_json
+from latentia.models.layers.convolution import image_size
+from latentia.pipelines.base import DiffusionPipeline, Images
+from latentia.pipelines.image_conditioning import SourceImage, check_without_image, source_image
 
-AUTOENCODERS = (AutoencoderKL, AutoencoderTiny, VQModel, VQVAE)
-_CHUNK = 16  # pictures at once: large ones fill the memory
+KNOWN = "AutoencoderKL, AutoencoderTiny, VQModel, VQVAE"
+_CHUNK = 16  # images at once: large ones fill the memory
 
 
-def check_autoencoder(vae) -> None:
-    """UsageError unless `vae` is one whose latents are small pictures."""
-    if not isinstance(vae, AUTOENCODERS):
-        known = ", ".join(kind.__name__ for kind in AUTOENCODERS)
+def is_autoencoder(network: Any) -> bool:
+    """Whether a network has latents that are maps (B, D, h, w), by the contract above."""
+    config = getattr(network, "config", None)
+    return hasattr(network, "encode") and hasattr(network, "decode") and hasattr(config, "latent_channels")
+
+
+def check_autoencoder(vae: Any) -> None:
+    """UsageError unless `vae` is one whose latents are maps (B, D, h, w)."""
+    if not is_autoencoder(vae):
         raise UsageError(
-            f"vae must be one of {known}, whose latents are small pictures; got {type(vae).__name__}. "
-            "examples/train_autoencoder_kl.py trains one."
+            f"vae must be an autoencoder whose latents are maps (B, D, h, w), such as {KNOWN}; got "
+            f"{type(vae).__name__}. examples/train_autoencoder_kl.py trains one."
         )
 
 
-def check_parts(vae, unet, scheduler) -> None:
+def check_unet(unet: Any, known: str) -> None:
+    """UsageError unless `unet` says what it denoises, as networks called with (sample, timestep) do."""
+    wanted = ("in_channels", "out_channels", "sample_size")
+    if not all(hasattr(getattr(unet, "config", None), key) for key in wanted) or hasattr(unet, "decode"):
+        raise UsageError(f"unet must be {known}; got {type(unet).__name__}.")
+
+
+def check_parts(vae: Any, unet: Any, scheduler: Any) -> None:
     """UsageError unless autoencoder, network and scheduler fit each other."""
     check_autoencoder(vae)
     if not hasattr(scheduler, "set_timesteps"):
@@ -44,7 +60,7 @@ def check_parts(vae, unet, scheduler) -> None:
     check_no_clipping(scheduler)
 
 
-def check_no_clipping(scheduler) -> None:
+def check_no_clipping(scheduler: Any) -> None:
     """UsageError for a scheduler that clips: one that was swapped in may bring a default that only pixels want."""
     for rule in ("clip_sample", "thresholding"):
         if scheduler.config.get(rule):
@@ -54,39 +70,42 @@ def check_no_clipping(scheduler) -> None:
             )
 
 
-def sample_shape(unet) -> tuple[int, int, int]:
+def sample_shape(unet: Any) -> tuple[int, int, int]:
     """Channels, height and width of what a network makes."""
-    size = unet.config.sample_size
-    return (unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
+    return (unet.config.in_channels, *image_size(unet.config.sample_size))
 
 
-def check_latents(latents: Tensor, unet) -> None:
+def check_latents(latents: Tensor, unet: Any) -> None:
     """UsageError unless noise is (B, D, h, w) with the network's channels."""
     channels = unet.config.in_channels
     if latents.ndim != 4 or latents.shape[1] != channels or not len(latents):
         raise UsageError(f"latents must have shape (B, {channels}, h, w), B >= 1; got {tuple(latents.shape)}.")
 
 
-def given_in_latents(pipe, image: Any, mask: Any, strength: float | None) -> Given | None:
-    """`given_picture` for a pipeline with `unet` and `vae`, or with None for a `vae`."""
+@torch.no_grad()
+def latent_source_image(
+    vae: Any, unet: Any, image: Images | None, mask: Images | None, strength: float | None, device: torch.device
+) -> SourceImage | None:
+    """The `source_image` of a pipeline that works on the latents of `vae`, or on pixels with None for a `vae`."""
     if image is None:
-        return given_picture(image, mask, strength, channels=1, size=(1, 1), to_sample=lambda x: x, device="cpu")
-    channels, *small = sample_shape(pipe.unet)
-    if pipe.vae is None:
-        return given_picture(
-            image, mask, strength, channels=channels, size=tuple(small), to_sample=lambda x: x,
-            device=pipe._execution_device,
-        )  # fmt: skip
-    with torch.no_grad():
-        place = {"device": pipe._execution_device, "dtype": pipe.unet.dtype}
-        pixels = pictures(pipe.vae, torch.zeros(1, channels, *small, **place)).shape  # what the decoder makes
-    return given_picture(
-        image, mask, strength, channels=pixels[1], size=tuple(pixels[2:]), device=pipe._execution_device,
-        to_sample=lambda x: posterior(pipe.vae, x.to(pipe.vae.dtype))[0].to(pipe.unet.dtype),
-    )  # fmt: skip
+        check_without_image(mask, strength)
+        return None
+    channels, height, width = sample_shape(unet)
+    if vae is None:
+        return source_image(image, mask, strength, channels=channels, size=(height, width), device=device)
+    made = decode_latents(vae, torch.zeros(1, channels, height, width, device=device, dtype=unet.dtype))
+    return source_image(
+        image,
+        mask,
+        strength,
+        channels=made.shape[1],
+        size=(made.shape[2], made.shape[3]),
+        device=device,
+        encode=lambda x: posterior(vae, x)[0].to(unet.dtype),
+    )
 
 
-def load_autoencoder(name: str):
+def load_autoencoder(name: str) -> Any:
     """The autoencoder of a saved pipeline, folder or Hub id, or of a folder that holds nothing but an autoencoder.
 
     Args:
@@ -94,7 +113,7 @@ def load_autoencoder(name: str):
             autoencoder wrote.
 
     Returns:
-        One of `AUTOENCODERS`, in evaluation mode.
+        One that fulfils the contract of this module, in evaluation mode.
 
     Raises:
         CheckpointError: the folder is damaged, or weights are missing.
@@ -105,19 +124,17 @@ def load_autoencoder(name: str):
         parts = [_load_alone(folder)]
     else:
         parts = list(DiffusionPipeline.from_pretrained(name).components.values())
-    found = next((part for part in parts if isinstance(part, AUTOENCODERS)), None)
+    found = next((part for part in parts if is_autoencoder(part)), None)
     if found is None:
-        known = ", ".join(kind.__name__ for kind in AUTOENCODERS)
-        raise UsageError(f"{name} must hold an autoencoder, one of {known}; it holds none of them.")
+        raise UsageError(f"{name} must hold an autoencoder, such as {KNOWN}; it holds none.")
     return found.eval()
 
 
-def _load_alone(folder: Path):
+def _load_alone(folder: Path) -> Any:
+    kind: Any = saved_class(folder / "config.json")
+    if not issubclass(kind, nn.Module) or not hasattr(kind, "decode"):
+        return None
     try:
-        saved = read_json(folder / "config.json").get("_class_name")
-        kind = next((kind for kind in AUTOENCODERS if kind.__name__ == saved), None)
-        if kind is None:
-            return None
         check_component(kind, folder, "")
         found, info = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
     except LatentiaError:
@@ -127,28 +144,29 @@ def _load_alone(folder: Path):
     missing = [key for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]]
     if missing:
         raise CheckpointError(
-            f"The weights in {folder} do not fit {saved}: {missing[0]}, {sorted(info[missing[0]])[:3]}."
+            f"The weights in {folder} do not fit {kind.__name__}: {missing[0]}, {sorted(info[missing[0]])[:3]}."
         )
     found.register_to_config(_name_or_path=None)  # else a folder of this machine ends up in saved files
     return found
 
 
-def latent_channels(vae) -> int:
+def latent_channels(vae: Any) -> int:
     """D of its latents (B, D, h, w)."""
-    if isinstance(vae, VQVAE):
-        return vae.quantize.latent_channels
-    return getattr(vae.config, "vq_embed_dim", None) or vae.config.latent_channels
+    config = vae.config
+    if config.get("levels"):  # of finite scalar quantisation
+        return len(config["levels"])
+    return config.get("vq_embed_dim") or config["latent_channels"]
 
 
 @torch.no_grad()
-def posterior(vae, images: Tensor) -> tuple[Tensor, Tensor | None]:
+def posterior(vae: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
     r"""Mean and standard deviation of the scaled latents \(\tilde z = (z - \text{shift}) \cdot \text{scaling}\).
 
     Shift and scaling are those of the configuration, `shift_factor` and `scaling_factor`; one that is not there is 0
     or 1. The latents of a quantised autoencoder are those before quantisation, which belongs to its decoder.
 
     Args:
-        vae: one of `AUTOENCODERS`, in evaluation mode.
+        vae: an autoencoder, in evaluation mode.
         images: (B, C, H, W) in [-1, 1].
 
     Returns:
@@ -170,33 +188,41 @@ def posterior(vae, images: Tensor) -> tuple[Tensor, Tensor | None]:
             f"images must have {vae.config.in_channels} channels, as the autoencoder takes them; got {images.shape[1]}."
         )
     shift, scaling = _scale(vae)
-    x = images.to(vae.device, vae.dtype)
-    if isinstance(vae, AutoencoderKL):
-        moments = in_chunks(lambda part: vae.encode(part).latent_dist.parameters, x, _CHUNK)
-        mean, log_variance = moments.chunk(2, 1)
-        return (mean - shift) * scaling, (0.5 * log_variance.clamp(-30.0, 20.0)).exp() * scaling
-    ours = isinstance(vae, VQVAE)
-    latents = in_chunks(lambda part: vae.encode(part) if ours else vae.encode(part).latents, x, _CHUNK)
-    return (latents - shift) * scaling, None
+
+    def parameters(part: Tensor) -> Tensor:
+        out = vae.encode(part)
+        if isinstance(out, Tensor):
+            return out
+        return out.latent_dist.parameters if hasattr(out, "latent_dist") else out.latents
+
+    found = in_chunks(parameters, images.to(vae.device, vae.dtype), size=_CHUNK)
+    if found.shape[1] == latent_channels(vae):
+        return (found - shift) * scaling, None
+    mean, log_variance = found.chunk(2, 1)
+    return (mean - shift) * scaling, (0.5 * log_variance.clamp(-30.0, 20.0)).exp() * scaling
 
 
 @torch.no_grad()
-def pictures(vae, latents: Tensor) -> Tensor:
-    """What the decoder makes of scaled latents (B, D, h, w): (B, C, H, W), about in [-1, 1].
+def decode_latents(vae: Any, latents: Tensor) -> Tensor:
+    """The images of scaled latents (B, D, h, w): (B, C, H, W), about in [-1, 1].
 
     Example:
         >>> from latentia.models.autoencoder_kl import autoencoder_kl
-        >>> pictures(autoencoder_kl(16, 1, block_out_channels=(8, 8)).eval(), torch.zeros(3, 4, 8, 8)).shape
+        >>> decode_latents(autoencoder_kl(16, 1, block_out_channels=(8, 8)).eval(), torch.zeros(3, 4, 8, 8)).shape
         torch.Size([3, 1, 16, 16])
     """
     shift, scaling = _scale(vae)
-    z = latents.to(vae.device, vae.dtype) / scaling + shift
-    if isinstance(vae, VQVAE):
-        return in_chunks(lambda part: vae.decode(vae.quantize(part)[0].to(part.dtype)), z, _CHUNK)
-    return in_chunks(lambda part: vae.decode(part).sample, z, _CHUNK)
+
+    def images(part: Tensor) -> Tensor:
+        if hasattr(vae, "quantize"):
+            part = vae.quantize(part)[0].to(part.dtype)
+        out = vae.decode(part)
+        return out if isinstance(out, Tensor) else out.sample
+
+    return in_chunks(images, latents.to(vae.device, vae.dtype) / scaling + shift, size=_CHUNK)
 
 
-def fingerprint(vae) -> str:
+def fingerprint(vae: Any) -> str:
     """32 hexadecimal digits of an autoencoder: class, configuration with its scaling, and every weight.
 
     Example:
@@ -220,6 +246,6 @@ def digest_of(network: nn.Module, config: Any) -> str:
     return digest.hexdigest()
 
 
-def _scale(vae) -> tuple[float, float]:
+def _scale(vae: Any) -> tuple[float, float]:
     shift, scaling = (getattr(vae.config, key, None) for key in ("shift_factor", "scaling_factor"))
     return shift or 0.0, 1.0 if scaling is None else scaling

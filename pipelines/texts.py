@@ -1,4 +1,4 @@
-"""The text encoders that a generator can be told texts by, all called alike: texts to hidden states and to vectors."""
+"""Text encoders that condition a generator, called alike: texts to hidden states and to vectors."""
 
 import json
 import logging
@@ -195,7 +195,7 @@ def _encoded(tokenizer, text_encoder, texts, max_length) -> tuple[Tensor, Tensor
     most = max_tokens(tokenizer, text_encoder)
     length = most if max_length is None else max_length
     if text_encoder.training:
-        raise UsageError("text_encoder must be in evaluation mode, as dropout changes what it says; call .eval().")
+        raise UsageError("text_encoder must be in evaluation mode, as dropout changes its output; call .eval().")
     positions = getattr(text_encoder.config, "max_position_embeddings", None)
     least = tokenizer.num_special_tokens_to_add() + 1
     if length < least or (positions is not None and length > positions):

@@ -1,49 +1,50 @@
-"""Pictures from a variational autoencoder, and its codes: walks, directions, maps, likelihoods."""
+"""Sampling, reconstruction, interpolation, latent traversals and likelihood bounds with a variational autoencoder."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from latentia.errors import UsageError
-from latentia.evaluation.likelihood.bounds import importance_weights, log_mean_exp
+from latentia.errors import UsageError, check_range
+from latentia.functional.bounds import importance_weighted_bound
+from latentia.functional.chunks import in_chunks
 from latentia.functional.distributions import log_likelihood, log_normal
+from latentia.functional.interpolation import interpolate
 from latentia.models.layers.convolution import image_size
-from latentia.pipelines.autoencoder import between
-from latentia.pipelines.base import DiffusionPipeline, Labels, check_output_type, from_input, to_output
+from latentia.pipelines.arguments import Generators, count_images, draw_noise, draw_uniform, image_generators
+from latentia.pipelines.base import DiffusionPipeline, Images, Labels, check_output_type, from_input, to_output
 from latentia.pipelines.capabilities import Likelihood
-from latentia.pipelines.unconditional import Generators, image_generators
-
-_CHUNK = 64  # codes decoded at once: one shape of a batch, so that a picture does not depend on its neighbours
 
 
 class VAEPipeline(DiffusionPipeline):
-    """Sampling and everything that a code is good for.
+    """Variational autoencoder: sampling, encoding, interpolation, traversals, attribute vectors, likelihood bounds.
 
-    Pictures are the mean of p(x|z), as is usual: its pixels are independent given z, so that their noise would only be
+    Images are the mean of p(x|z), as is usual: its pixels are independent given z, so that their noise would only be
     grain.
 
-    A code has D values, all levels of the network side by side from the picture upwards, in units in which the prior
-    is N(0, I); see `latentia.models.layers.stochastic.StochasticHierarchy`. So every word means for several layers what
-    it means for one: the last values are the topmost layer, and a walk along one of them moves all that depends on it.
+    A latent has D values, all stochastic layers of the network side by side from the image upwards, in units in which
+    the prior is N(0, I). So every method means the same for several layers as for one: the last values are the topmost
+    layer, and a traversal of one of them moves all that depends on it.
 
     Args:
         vae: `VAE`.
-        prior: what codes are drawn from instead of N(0, I), such as a `LatentMixture` fitted to the codes of the
-            training images: has `sample(n, generators) -> (n, D)` and, for likelihoods, `log_prob(z)`.
+        prior: the density that latents are drawn from instead of N(0, I), such as a `LatentMixture` fitted to those of
+            the training images: has `sample(n, generators) -> (n, D)` and, for likelihoods, `log_prob(z)`.
         label_names: names of the classes, in the order of their indices; `None` (default): none.
 
     Example:
         >>> from latentia import VAE
         >>> pipe = VAEPipeline(VAE(sample_size=8, latent_dim=4))
-        >>> picture = pipe(batch_size=2, generator=torch.Generator().manual_seed(0)).images[0]
-        >>> pipe.encode(picture).shape, pipe.reconstruct(picture)[0].size
+        >>> image = pipe(batch_size=2, generator=torch.Generator().manual_seed(0)).images[0]
+        >>> pipe.encode(image).shape, pipe.reconstruct(image)[0].size
         (torch.Size([1, 4]), (8, 8))
     """
+
+    vae: Any
+    prior: Any
 
     model_cpu_offload_seq = "vae"
     _optional_components = ["prior"]  # noqa: RUF012 (diffusers reads a list)
@@ -76,15 +77,14 @@ class VAEPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple:
-        r"""Sample pictures: z from the prior, then the decoder.
+        r"""Sample images: z from the prior, then the decoder.
 
         Args:
-            batch_size: number of pictures; `None` (default): as many as `class_labels` or `latents`, else 1.
-            class_labels: an index or a name, or one for each picture. A network that was told labels needs them.
-            temperature: factor of z ~ N(0, I). 1 (default) is the model; less makes pictures more typical and alike.
-            generator: one `torch.Generator` or one per picture. The same seed gives the same pictures whatever the
-                batch.
-            latents: codes to decode, (B, D), instead of drawn ones.
+            batch_size: number of images; `None` (default): as many as `class_labels` or `latents`, else 1.
+            class_labels: an index or a name, or one for each image. A network that is conditioned on classes needs it.
+            temperature: factor of z ~ N(0, I). 1 (default) is the model; less makes images more typical and alike.
+            generator: one `torch.Generator` or one per image. The same seed gives the same images whatever the batch.
+            latents: decode these, (B, D), instead of drawing some.
             output_type: "pil", "np" ((B, H, W, C) in [0, 1]), "pt" ((B, C, H, W) in [0, 1]) or "latent" (raw).
             return_dict: `False` returns the tuple `(images,)`.
 
@@ -99,19 +99,10 @@ class VAEPipeline(DiffusionPipeline):
             raise UsageError(
                 f"temperature must be at least 0 and finite, and 1 beside a fitted prior; got {temperature}."
             )
-        count = len(class_labels) if isinstance(class_labels, Sequence | Tensor) and _several(class_labels) else None
-        count = len(latents) if latents is not None else count
-        batch_size = (count or 1) if batch_size is None else batch_size
-        if batch_size < 1 or (latents is not None and batch_size != len(latents)):
-            raise UsageError(
-                f"batch_size must be at least 1, and the number of latents if they are given; got {batch_size}."
-            )
+        batch_size = count_images(batch_size, {"latents": latents}, class_labels=class_labels)
         if latents is None:
             generators = image_generators(generator, batch_size)
-            if self.prior is None:
-                latents = self._noise(generators)
-            else:
-                latents = self.prior.sample(batch_size, generators)
+            latents = self._noise(generators) if self.prior is None else self.prior.sample(batch_size, generators)
         images = self.decode(temperature * latents, class_labels=class_labels, output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
@@ -119,109 +110,117 @@ class VAEPipeline(DiffusionPipeline):
     @torch.no_grad()
     def encode(
         self,
-        images: Any,
+        images: Images,
         *,
         class_labels: Labels = None,
         sample_posterior: bool = False,
         generator: Generators = None,
     ) -> Tensor:
-        """The codes of pictures: means of q(z|x), each level's at the mean of the one below, or samples of it.
+        """Latents of images: means of q(z|x), each layer's at the mean of the one below, or samples of it.
 
         Args:
-            images: pictures, or what `from_input` takes.
+            images: images, or what `from_input` takes.
             class_labels: as for sampling.
             sample_posterior: `False` (default): the means; `True`: a sample each.
-            generator: of the samples, one or one per picture.
+            generator: of the samples, one or one per image.
 
         Returns:
             (B, D).
         """
-        x = self._input(images)
+        x = self._input(images).to(self.vae.dtype)
         first = self._first(x, class_labels)
         noise = self._noise(image_generators(generator, len(x))) if sample_posterior else None
-        return self._codes(first, noise)[-1]
+        return self._posterior(first, noise)[-1]
 
     @torch.no_grad()
     def decode(self, latents: Tensor, *, class_labels: Labels = None, output_type: str = "pil") -> Any:
-        """The pictures of codes (B, D)."""
+        """Images of latents (B, D)."""
         check_output_type(output_type)
         return to_output(self.vae.mean_of(self._locations(latents, class_labels)), output_type)
 
     @torch.no_grad()
     def reconstruct(
         self,
-        images: Any,
+        images: Images,
         *,
         class_labels: Labels = None,
         sample_posterior: bool = False,
         generator: Generators = None,
         output_type: str = "pil",
     ) -> Any:
-        """The pictures of the pictures' codes; arguments as for `encode` and `decode`."""
+        """Reconstruct images: encode and decode, with the arguments of both."""
         z = self.encode(images, class_labels=class_labels, sample_posterior=sample_posterior, generator=generator)
         return self.decode(z, class_labels=class_labels, output_type=output_type)
 
     @torch.no_grad()
     def interpolate(
-        self, a: Any, b: Any, steps: int, *, mode: str = "lerp", class_labels: Labels = None, output_type: str = "pil"
+        self,
+        a: Images,
+        b: Images,
+        steps: int = 8,
+        *,
+        mode: str = "lerp",
+        class_labels: Labels = None,
+        output_type: str = "pil",
     ) -> Any:
-        """`steps` pictures on the way from picture `a` to picture `b`: mixed codes, decoded.
+        """Interpolate two images in the latent space: `steps` images, both ends included.
 
         Args:
-            a, b: a picture each.
-            steps: at least 2, both ends included.
-            mode: "lerp" (default): the straight line; "slerp": the great circle, which keeps the codes' length.
-            class_labels: one for all, for a network that was told labels.
+            a, b: an image each.
+            steps: at least 2. Default 8.
+            mode: "lerp" (default): the straight line; "slerp": the great circle, which keeps the length of latents.
+            class_labels: one for all, for a network that is conditioned on classes.
             output_type: as for sampling.
         """
         start, end = (self.encode(image, class_labels=class_labels) for image in (a, b))
         if len(start) != 1 or len(end) != 1:
-            raise UsageError(f"a and b must be one picture each; got {len(start)} and {len(end)}.")
-        return self.decode(between(start, end, steps, mode), class_labels=class_labels, output_type=output_type)
+            raise UsageError(f"a and b must be one image each; got {len(start)} and {len(end)}.")
+        return self.decode(interpolate(start, end, steps, mode), class_labels=class_labels, output_type=output_type)
 
     @torch.no_grad()
     def log_likelihood(
-        self, images: Any, *, class_labels: Labels = None, samples: int = 1, generator: Generators = None
+        self, images: Images, *, class_labels: Labels = None, samples: int = 1, generator: Generators = None
     ) -> Tensor:
-        r"""A lower bound on log p(x), in nats per picture, summed over pixels: \(\log \frac1k \sum_i w_i\).
+        r"""A lower bound on log p(x), in nats per image, summed over pixels: \(\log \frac1k \sum_i w_i\).
 
         With one sample it is an unbiased estimate of the ELBO, with more a tighter bound, and with thousands nearly
         log p(x). A Bernoulli decoder's pixels are binarised first, each white with probability (v + 1) / 2. Without
-        labels, a network that was told them gives the mean over its classes, \(p(x) = \frac1K \sum_c p(x|c)\).
+        labels, a network that is conditioned on them gives the mean over its classes, \(p(x) = \frac1K \sum_c p(x|c)\).
 
         Args:
-            images: pictures, or what `from_input` takes.
+            images: images, or what `from_input` takes.
             class_labels: as for sampling, or `None`.
             samples: k, at least 1. Default 1; papers take 5000.
-            generator: one, or one per picture.
+            generator: one, or one per image.
 
         Returns:
-            float64, (B,). Divide by \(-\ln 2\) and the number of values of a picture for bits per dimension; of the
+            float64, (B,). Divide by \(-\ln 2\) and the number of values of an image for bits per dimension; of the
             density of a Gaussian decoder see `latentia.evaluation.bits_per_dimension`.
 
         Importance Weighted Autoencoders (Burda et al., 2015, 1509.00519), eq. 8.
         """
+        check_range("samples", samples, 1)
         x = self._input(images)
         generators = image_generators(generator, len(x))
         if self._binary:
-            uniform = torch.stack([torch.rand(x.shape[1:], generator=g, device=g.device) for g in generators])
-            x = torch.where(uniform.to(x.device) < (x + 1) / 2, 1.0, -1.0).to(x.dtype)
+            uniform = draw_uniform(generators, x.shape[1:], x.device)
+            x = torch.where(uniform < (x + 1) / 2, 1.0, -1.0).to(x.dtype)
         if class_labels is None and self.num_classes is not None:
             every = [self._bound(x, c, samples, generators) for c in range(self.num_classes)]
-            return log_mean_exp(torch.stack(every, 1), 1)
+            return importance_weighted_bound(torch.stack(every, 1))
         return self._bound(x, class_labels, samples, generators)
 
-    def anomaly_score(self, images: Any, **options: Any) -> Tensor:
-        """How unlikely pictures are: the negative `log_likelihood`, in nats, with its arguments. Larger is stranger.
+    def anomaly_score(self, images: Images, **options: Any) -> Tensor:
+        """Anomaly score: the negative `log_likelihood`, in nats, with its arguments. Larger is less likely.
 
-        Simple pictures may score as typical although none like them was seen (Nalisnick et al., 2018, 1810.09136).
+        Simple images may score as typical although none like them was seen (Nalisnick et al., 2018, 1810.09136).
         """
         return -self.log_likelihood(images, **options)
 
     @torch.no_grad()
     def traversals(
         self,
-        image: Any,
+        image: Images,
         *,
         dimensions: Sequence[int] | None = None,
         steps: int = 9,
@@ -229,35 +228,35 @@ class VAEPipeline(DiffusionPipeline):
         class_labels: Labels = None,
         output_type: str = "pil",
     ) -> Any:
-        """One row for each dimension of the code of a picture, moved from -span to span while the others stay.
+        """Latent traversals: rows in which one dimension of an image's latent moves from -span to span.
 
         Args:
-            image: one picture.
+            image: one image.
             dimensions: which; `None` (default): all.
-            steps: pictures in a row, at least 2. Default 9.
+            steps: images in a row, at least 2. Default 9.
             span: default 3, in standard deviations of N(0, 1).
-            class_labels: one, for a network that was told labels.
-            output_type: "latent": (rows, steps, C, H, W); else one picture of them all, "pil", "np" or "pt".
+            class_labels: one, for a network that is conditioned on classes.
+            output_type: "latent": (rows, steps, C, H, W); else one image of them all, "pil", "np" or "pt".
         """
         z, size = self.encode(image, class_labels=class_labels), self._size
         dimensions = list(range(size)) if dimensions is None else list(dimensions)
         if len(z) != 1 or steps < 2 or not dimensions or not all(0 <= j < size for j in dimensions):
             raise UsageError(
-                f"traversals take one picture, at least 2 steps and dimensions from 0 to {size - 1}; got {len(z)}, "
+                f"traversals take one image, at least 2 steps and dimensions from 0 to {size - 1}; got {len(z)}, "
                 f"{steps} and {dimensions}."
             )
-        codes = z.repeat(len(dimensions), steps, 1)
+        latents = z.repeat(len(dimensions), steps, 1)
         for row, j in enumerate(dimensions):
-            codes[row, :, j] = torch.linspace(-span, span, steps)
-        return self._sheet(codes, class_labels, output_type)
+            latents[row, :, j] = torch.linspace(-span, span, steps, device=z.device)
+        return self._sheet(latents, class_labels, output_type)
 
     @torch.no_grad()
     def manifold(self, size: int = 20, *, class_labels: Labels = None, output_type: str = "pil") -> Any:
-        """The picture of a latent plane: size x size codes at the quantiles (i + 1/2) / size of N(0, 1), decoded.
+        """The manifold of a latent plane: size x size latents at the quantiles (i + 1/2) / size of N(0, 1), decoded.
 
         Args:
             size: rows and columns, at least 2. Default 20.
-            class_labels: one, for a network that was told labels.
+            class_labels: one, for a network that is conditioned on classes.
             output_type: as for `traversals`.
 
         Raises:
@@ -269,11 +268,11 @@ class VAEPipeline(DiffusionPipeline):
                 f"{size}. For more dimensions see traversals."
             )
         at = torch.special.ndtri((torch.arange(size, dtype=torch.float64) + 0.5) / size)
-        codes = torch.stack(torch.meshgrid(at.flip(0), at, indexing="ij")[::-1], 2)  # x to the right, y upwards
-        return self._sheet(codes.to(self.vae.dtype), class_labels, output_type)
+        latents = torch.stack(torch.meshgrid(at.flip(0), at, indexing="ij")[::-1], 2)  # x to the right, y upwards
+        return self._sheet(latents.to(self.vae.dtype), class_labels, output_type)
 
-    def attribute_vector(self, images_with: Any, images_without: Any, *, class_labels: Labels = None) -> Tensor:
-        """The direction of an attribute, (D,): mean code of pictures that have it minus that of those without.
+    def attribute_vector(self, images_with: Images, images_without: Images, *, class_labels: Labels = None) -> Tensor:
+        """Attribute vector, (D,): the mean latent of images that have an attribute minus that of those without.
 
         Sampling Generative Networks (White, 2016, 1609.04468), section 3.
         """
@@ -281,9 +280,15 @@ class VAEPipeline(DiffusionPipeline):
         return having.mean(0) - lacking.mean(0)
 
     def add_attribute(
-        self, images: Any, vector: Tensor, *, strength: float = 1.0, class_labels: Labels = None, output_type="pil"
+        self,
+        images: Images,
+        vector: Tensor,
+        *,
+        strength: float = 1.0,
+        class_labels: Labels = None,
+        output_type: str = "pil",
     ) -> Any:
-        """The pictures with `strength` times an attribute's vector added to their codes; negative takes it away."""
+        """Add `strength` times an attribute vector to the latents of images; a negative strength takes it away."""
         z = self.encode(images, class_labels=class_labels) + strength * vector.to(self._execution_device)
         return self.decode(z, class_labels=class_labels, output_type=output_type)
 
@@ -293,85 +298,57 @@ class VAEPipeline(DiffusionPipeline):
     def _binary(self) -> bool:
         return self.vae.config.likelihood == "bernoulli"
 
-    def _input(self, images: Any) -> Tensor:
+    def _input(self, images: Images) -> Tensor:
+        """(B, C, H, W) in at least float32, as densities need it."""
         config = self.vae.config
-        place = {"device": self._execution_device, "dtype": self.vae.dtype}
+        place = {"device": self._execution_device, "dtype": self._wide}
         return from_input(images, channels=config.in_channels, size=image_size(config.sample_size), **place)
 
     @property
+    def _wide(self) -> torch.dtype:
+        """The type of sums over pixels: float32 where the network computes in half precision."""
+        return torch.promote_types(self.vae.dtype, torch.float32)
+
+    @property
     def _size(self) -> int:
-        """Values of a code."""
+        """Values of a latent."""
         return sum(self.vae.hierarchy.sizes)
 
     def _noise(self, generators: list[torch.Generator]) -> Tensor:
-        shape = (len(generators), self._size)
-        return randn_tensor(shape, generator=generators, device=self._execution_device, dtype=self.vae.dtype)
+        return draw_noise(generators, (self._size,), self._execution_device, self.vae.dtype)
 
-    def _first(self, x: Tensor, class_labels: Labels) -> tuple[Tensor, ...]:
+    def _first(self, x: Tensor, class_labels: Labels) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z_1|x)."""
-        return _in_chunks(self.vae.encode_first, x, self._class_indices(class_labels, len(x), required=True))
+        return in_chunks(self.vae.encode_first, x, self._class_indices(class_labels, len(x), required=True))
 
-    def _codes(self, first: tuple[Tensor, ...], noise: Tensor | None) -> tuple[Tensor, ...]:
-        """Mean, log-variance and sample of q(z|x), all levels side by side."""
+    def _posterior(self, first: tuple[Tensor, Tensor], noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, log-variance and sample of q(z|x), all stochastic layers side by side."""
         hierarchy = self.vae.hierarchy
-        return _in_chunks(lambda *parts: hierarchy.standardize(hierarchy.infer(*parts)), *first, noise)
+        return in_chunks(lambda *parts: hierarchy.standardize(hierarchy.infer(*parts)), *first, noise)
 
     def _locations(self, latents: Tensor, class_labels: Labels) -> Tensor:
         z = latents.to(self._execution_device, self.vae.dtype)
         if z.ndim != 2 or z.shape[1] != self._size or not len(z):
             raise UsageError(f"latents must have shape (B, {self._size}); got {tuple(z.shape)}.")
-        labels = self._class_indices(class_labels, len(z), required=True)
-        return _in_chunks(lambda part, label: (self.vae.decode(part, label),), z, labels)[0]
+        return in_chunks(self.vae.decode, z, self._class_indices(class_labels, len(z), required=True))
 
     def _bound(self, x: Tensor, class_labels: Labels, samples: int, generators: list[torch.Generator]) -> Tensor:
-        first = self._first(x, class_labels)
-        scale = self.vae.observation_log_scale(first[0])
+        first = self._first(x.to(self.vae.dtype), class_labels)
+        scale, log_weights = self.vae.observation_log_scale(x), []
+        for _ in range(samples):
+            mean, log_variance, z = (part.to(x.dtype) for part in self._posterior(first, self._noise(generators)))
+            location = self._locations(z, class_labels).to(x.dtype)
+            log_p = log_likelihood(self.vae.config.likelihood, x, location, scale)
+            log_p = log_p + (log_normal(z) if self.prior is None else self.prior.log_prob(z))
+            log_weights.append(log_p.double() - log_normal(z, mean, log_variance).double())
+        return importance_weighted_bound(torch.stack(log_weights, 1))
 
-        def log_joint(x: Tensor, z: Tensor) -> Tensor:
-            given = log_likelihood(self.vae.config.likelihood, x, self._locations(z, class_labels), scale)
-            return given + (log_normal(z) if self.prior is None else self.prior.log_prob(z))
-
-        posterior = _Posterior(lambda: self._codes(first, self._noise(generators)))
-        return log_mean_exp(importance_weights(lambda _: posterior, log_joint, x, samples), 1)
-
-    def _sheet(self, codes: Tensor, class_labels: Labels, output_type: str) -> Any:
-        rows, columns = codes.shape[:2]
-        images = self.decode(codes.flatten(0, 1), class_labels=class_labels, output_type="latent")
+    def _sheet(self, latents: Tensor, class_labels: Labels, output_type: str) -> Any:
+        rows, columns = latents.shape[:2]
+        images = self.decode(latents.flatten(0, 1), class_labels=class_labels, output_type="latent")
         images = images.unflatten(0, (rows, columns))
         if output_type == "latent":
             return images
         height, width = images.shape[-2:]
         tiled = images.permute(2, 0, 3, 1, 4).reshape(1, -1, rows * height, columns * width)
         return to_output(tiled, output_type)[0]
-
-
-class _Posterior:
-    """q(z|x) as `importance_weights` wants it, with each picture's own generator: the density of the last sample."""
-
-    def __init__(self, draw: Callable[[], tuple[Tensor, ...]]):
-        self.draw = draw
-
-    def sample(self) -> Tensor:
-        self.mean, self.log_variance, z = self.draw()
-        return z
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        return log_normal(z, self.mean, self.log_variance)
-
-
-def _several(labels: Any) -> bool:
-    return not isinstance(labels, str) and (not isinstance(labels, Tensor) or labels.ndim > 0)
-
-
-def _in_chunks(function: Callable, *columns: Tensor | None) -> tuple[Tensor, ...]:
-    """`function(*columns)` in chunks of one size, the last one padded, so that rounding is the same in every batch."""
-    size = len(columns[0])
-    padding = -size % _CHUNK
-
-    def chunks(column: Tensor | None) -> Sequence[Tensor | None]:
-        if column is None:
-            return [None] * ((size + padding) // _CHUNK)
-        return torch.cat([column, column.new_zeros(padding, *column.shape[1:])]).split(_CHUNK)
-
-    parts = [function(*part) for part in zip(*map(chunks, columns))]
-    return tuple(torch.cat(column)[:size] for column in zip(*parts))

@@ -1,4 +1,4 @@
-"""Pictures code by code: a transformer draws the codes of a VQ-VAE in raster order, and its decoder does the rest."""
+"""Autoregressive sampling of the codes of a VQ-VAE by a transformer, in raster order; its decoder makes the images."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,15 +9,14 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
 from latentia.errors import UsageError
+from latentia.functional.chunks import in_chunks
 from latentia.losses.autoregressive import code_log_probs
 from latentia.models.vq_prior import code_prefix, condition_length
-from latentia.models.vqvae import VQVAE
-from latentia.pipelines.autoencoder import in_chunks
-from latentia.pipelines.base import DiffusionPipeline, Labels, check_output_type
+from latentia.pipelines.arguments import Generators, count_images, draw_uniform, image_generators
+from latentia.pipelines.base import DiffusionPipeline, Images, Labels, check_output_type, to_output
 from latentia.pipelines.capabilities import Likelihood
-from latentia.pipelines.sampling import Generators, count_images, image_generators
+from latentia.pipelines.codebook import codebook_size, decode_codes, encode_images, interpolate_images, is_quantised
 from latentia.pipelines.texts import warn_of_cuts
-from latentia.pipelines.vqvae import VQVAEPipeline
 
 Texts = str | Sequence[str] | None
 
@@ -32,7 +31,7 @@ class VQPriorPipeline(DiffusionPipeline):
         label_names: names of the classes, in the order of their indices; `None` (default): none.
 
     Raises:
-        UsageError: a component of another class, or a transformer of another codebook, picture of codes or tokenizer.
+        UsageError: a component of another class, or a transformer of another codebook, code shape or tokenizer.
 
     Zero-Shot Text-to-Image Generation (Ramesh et al., 2021, 2102.12092), whose ranking of samples is left out.
 
@@ -44,6 +43,10 @@ class VQPriorPipeline(DiffusionPipeline):
         >>> [image.size for image in pipe(class_labels=[3, 8], top_k=4).images]
         [(8, 8), (8, 8)]
     """
+
+    vqvae: Any
+    transformer: Any
+    tokenizer: Any
 
     model_cpu_offload_seq = "transformer->vqvae"
     _optional_components = ["tokenizer"]  # noqa: RUF012 (diffusers reads a list)
@@ -100,14 +103,11 @@ class VQPriorPipeline(DiffusionPipeline):
         check_output_type(output_type)
         processors = _processors(temperature, top_k, top_p)
         labels = self._class_indices(class_labels, required=True)
-        if isinstance(prompt, Sequence) and not isinstance(prompt, str) and batch_size is None:
-            batch_size = max(1, len(prompt))
-        count = count_images(batch_size, None, labels, 1.0)
+        count = count_images(batch_size, class_labels=labels, prompt=prompt or None)
         prefix = self._prefix(prompt, class_labels, count)
         length = math.prod(self.vqvae.code_shape)
         # Of 24 bits, so that in 64 a product with a sum stays below that sum.
-        uniform = [torch.rand(length, generator=g, device=g.device) for g in image_generators(generator, count)]
-        uniform = torch.stack(uniform).to(prefix.device)
+        uniform = draw_uniform(image_generators(generator, count), (length,), prefix.device)
         codes = in_chunks(
             lambda rows: self._draw(prefix[rows], uniform[rows], processors), torch.arange(count, device=prefix.device)
         )
@@ -115,27 +115,33 @@ class VQPriorPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def encode(self, images: Any, *, continuous: bool = False) -> Tensor:
-        """The codes of images, int64 (B, h, w); or latents before they are quantised; as of `VQVAEPipeline`."""
-        return VQVAEPipeline(self.vqvae).encode(images, continuous=continuous)
+    def encode(self, images: Images, *, continuous: bool = False) -> Tensor:
+        """Codes of images, int64 (B, h, w); or latents before they are quantised, (B, D, h, w)."""
+        return encode_images(self.vqvae, images, self._execution_device, continuous)
 
-    def decode(self, codes: Tensor, *, output_type: str = "pil"):
+    def decode(self, codes: Tensor, *, output_type: str = "pil") -> Any:
         """Images of codes (B, h, w), integers; or of latents (B, D, h, w), which are quantised first."""
-        return VQVAEPipeline(self.vqvae).decode(codes, output_type=output_type)
+        check_output_type(output_type)
+        return to_output(decode_codes(self.vqvae, codes, self._execution_device), output_type)
 
-    def interpolate(self, a: Any, b: Any, steps: int = 8, *, mode: str = "lerp", output_type: str = "pil"):
-        """`steps` images on the way from image `a` to image `b`, as of `VQVAEPipeline`; the transformer has no part."""
-        return VQVAEPipeline(self.vqvae).interpolate(a, b, steps, mode=mode, output_type=output_type)
+    def interpolate(self, a: Images, b: Images, steps: int = 8, *, mode: str = "lerp", output_type: str = "pil") -> Any:
+        """Interpolate two images through the latents before quantisation, both ends included; no transformer is used.
+
+        `mode`: "lerp" (default), the straight line, or "slerp", the great circle.
+        """
+        check_output_type(output_type)
+        images = interpolate_images(self.vqvae, a, b, steps, mode, self._execution_device)
+        return to_output(images, output_type)
 
     @torch.no_grad()
-    def log_likelihood(self, images: Any, *, prompt: Texts = None, class_labels: Labels = None) -> Tensor:
+    def log_likelihood(self, images: Images, *, prompt: Texts = None, class_labels: Labels = None) -> Tensor:
         r"""\(\log p(c \mid y)\), in nats per image, summed over the codes c that the encoder gives it.
 
         It is exact for the codes and says nothing of the pixels: many images share their codes, and no image has a
         density. So it compares images or priors under one `VQVAE`, and never with the likelihood of another family.
 
         Args:
-            images: pictures, or what `from_input` takes.
+            images: images, or what `from_input` takes.
             prompt, class_labels: as for sampling.
 
         Returns:
@@ -149,7 +155,7 @@ class VQPriorPipeline(DiffusionPipeline):
             torch.cat([prefix, codes], 1),
         )
 
-    def _draw(self, prefix: Tensor, uniform: Tensor, processors) -> Tensor:
+    def _draw(self, prefix: Tensor, uniform: Tensor, processors: Any) -> Tensor:
         """Codes (B, n) after `prefix`, each from its number of `uniform` (B, n)."""
         cache, tokens, codes = None, prefix, []
         for numbers in uniform.T:
@@ -179,7 +185,7 @@ class VQPriorPipeline(DiffusionPipeline):
         return code_prefix(self.transformer.config.codebook_size, condition, count).to(self._execution_device)
 
 
-def text_tokens(tokenizer, texts: list[str]) -> Tensor:
+def text_tokens(tokenizer: Any, texts: list[str]) -> Tensor:
     """Tokens of texts, int64 (B, L), each padded or cut to L = `tokenizer.model_max_length`.
 
     Example:
@@ -208,7 +214,7 @@ def inverse_cdf(scores: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(mass, uniform[:, None] * mass[:, -1:], right=True)
 
 
-def _processors(temperature: float, top_k: int | None, top_p: float):
+def _processors(temperature: float, top_k: int | None, top_p: float) -> Any:
     from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     if not 0 < temperature < math.inf:
@@ -229,16 +235,16 @@ def _processors(temperature: float, top_k: int | None, top_p: float):
     return chosen
 
 
-def _check(vqvae, transformer, tokenizer) -> None:
+def _check(vqvae: Any, transformer: Any, tokenizer: Any) -> None:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    if not isinstance(vqvae, VQVAE):
+    if not is_quantised(vqvae):
         raise UsageError(f"vqvae must be a VQVAE; got {type(vqvae).__name__}.")
     if not isinstance(transformer, PreTrainedModel) or not hasattr(transformer.config, "codebook_size"):
         raise UsageError(f"transformer must come from code_transformer; got {type(transformer).__name__}.")
     if tokenizer is not None and not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise UsageError(f"tokenizer must be one of transformers; got {type(tokenizer).__name__}.")
-    config, size, shape = transformer.config, vqvae.quantize.codebook_size, vqvae.code_shape
+    config, size, shape = transformer.config, codebook_size(vqvae), vqvae.code_shape
     for name, trained, now in (
         ("codes", config.codebook_size, size),
         ("height and width", tuple(config.code_shape), tuple(shape)),

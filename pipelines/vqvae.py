@@ -1,4 +1,4 @@
-"""Pictures as small pictures of integers and back, and sampling through a prior over those."""
+"""Encoding to codebook indices, decoding, reconstruction and interpolation with a VQ-VAE; sampling through a prior."""
 
 from typing import Any
 
@@ -8,18 +8,18 @@ from torch import Tensor
 
 from latentia.errors import UsageError
 from latentia.models.priors import PositionPrior
-from latentia.pipelines.autoencoder import between, in_chunks
-from latentia.pipelines.base import DiffusionPipeline, check_output_type, from_input, to_output
-from latentia.pipelines.unconditional import Generators, image_generators
+from latentia.pipelines.arguments import Generators, count_images, image_generators
+from latentia.pipelines.base import DiffusionPipeline, Images, check_output_type, to_output
+from latentia.pipelines.codebook import codebook_size, decode_codes, encode_images, interpolate_images
 
 
 class VQVAEPipeline(DiffusionPipeline):
-    """Encode to integers, decode, reconstruct, interpolate; and sample, once there is a prior.
+    """Encode to codebook indices, decode, reconstruct, interpolate; and sample, once there is a prior.
 
     Args:
         vqvae: a `VQVAE`.
-        prior: a `PositionPrior`, see `fit_prior`; `None` (default): none, and then there is nothing to sample from. A
-            transformer over the codes is the business of `VQPriorPipeline`.
+        prior: a `PositionPrior`, see `fit_prior`; `None` (default): none, and then there is nothing to sample from. For
+            a transformer over the codes see `VQPriorPipeline`.
 
     Example:
         >>> from latentia import VQVAE
@@ -28,6 +28,9 @@ class VQVAEPipeline(DiffusionPipeline):
         >>> codes.shape, len(pipe.decode(codes))
         (torch.Size([3, 4, 4]), 3)
     """
+
+    vqvae: Any
+    prior: Any
 
     model_cpu_offload_seq = "prior->vqvae"
     _optional_components = ["prior"]  # noqa: RUF012 (diffusers reads a list)
@@ -64,12 +67,8 @@ class VQVAEPipeline(DiffusionPipeline):
             UsageError: there is no prior, or the number of images is below 1 or not that of `codes`.
         """
         check_output_type(output_type)
-        if codes is not None and batch_size not in (None, len(codes)):
-            raise UsageError(f"batch_size is {batch_size}, but codes are given for {len(codes)} images.")
+        batch_size = count_images(batch_size, {"codes": codes})
         if codes is None:
-            batch_size = 1 if batch_size is None else batch_size
-            if batch_size < 1:
-                raise UsageError(f"batch_size must be at least 1; got {batch_size}.")
             if self.prior is None:
                 raise UsageError(
                     "A VQ-VAE alone is no generative model: nothing says which codes belong together, so `prior` must "
@@ -82,65 +81,42 @@ class VQVAEPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    @torch.no_grad()
-    def encode(self, images: Any, *, continuous: bool = False) -> Tensor:
-        """The codes of images, which may be pictures, an array or a tensor; see `from_input`.
+    def encode(self, images: Images, *, continuous: bool = False) -> Tensor:
+        """Codes of images, indices of the codebook.
 
         Args:
-            images: B of them.
-            continuous: give the latents before they are quantised instead, (B, D, h, w).
+            images: B of them; see `from_input`.
+            continuous: give the latents before they are quantised instead, (B, D, h, w). Default False.
 
         Returns:
             int64 (B, h, w), in [0, K).
         """
-        config = self.vqvae.config
-        place = {"device": self._execution_device, "dtype": self.vqvae.dtype}
-        x = from_input(images, channels=config.in_channels, size=config.sample_size, **place)
-        return in_chunks(self.vqvae.encode if continuous else self._codes, x)
+        return encode_images(self.vqvae, images, self._execution_device, continuous)
 
-    @torch.no_grad()
-    def decode(self, codes: Tensor, *, output_type: str = "pil"):
+    def decode(self, codes: Tensor, *, output_type: str = "pil") -> Any:
         """Images of codes (B, h, w), integers; or of latents (B, D, h, w), which are quantised first.
 
         Raises:
             UsageError: codes of another shape, or that the codebook does not have.
         """
         check_output_type(output_type)
-        codes = codes.to(self._execution_device)
-        if codes.is_floating_point():
-            channels = self.vqvae.quantize.latent_channels
-            if codes.ndim != 4 or codes.shape[1] != channels or not len(codes):
-                raise UsageError(f"latents must have shape (B, {channels}, h, w), B >= 1; got {tuple(codes.shape)}.")
-            codes = in_chunks(lambda z: self.vqvae.quantize(z)[1], codes.to(self.vqvae.dtype))
-        size, shape = self.vqvae.quantize.codebook_size, self.vqvae.code_shape
-        if tuple(codes.shape[1:]) != shape or not len(codes):
-            raise UsageError(f"codes must have shape (B, {shape[0]}, {shape[1]}), B >= 1; got {tuple(codes.shape)}.")
-        if codes.min() < 0 or codes.max() >= size:
-            raise UsageError(
-                f"codes must lie in [0, {size}), the codebook; got {int(codes.min())} to {int(codes.max())}."
-            )
-        images = in_chunks(lambda part: self.vqvae.decode(self.vqvae.lookup(part)), codes.long())
-        return to_output(images, output_type)
+        return to_output(decode_codes(self.vqvae, codes, self._execution_device), output_type)
 
-    def reconstruct(self, images: Any, *, output_type: str = "pil"):
-        """Images through their codes and back."""
+    def reconstruct(self, images: Images, *, output_type: str = "pil") -> Any:
+        """Reconstruct images: encode and decode."""
         return self.decode(self.encode(images), output_type=output_type)
 
-    def interpolate(self, a: Any, b: Any, steps: int = 8, *, mode: str = "lerp", output_type: str = "pil"):
-        """`steps` images on the way from image `a` to image `b`, both ends included.
+    def interpolate(self, a: Images, b: Images, steps: int = 8, *, mode: str = "lerp", output_type: str = "pil") -> Any:
+        """Interpolate two images: `steps` images on the way through the latents before quantisation, ends included.
 
-        The way goes through the latents before quantisation, as between integers there is none; each point on it is
-        then quantised. `mode`: "lerp" (default) or "slerp".
+        `mode`: "lerp" (default), the straight line, or "slerp", the great circle.
         """
         check_output_type(output_type)
-        ends = [self.encode(image, continuous=True) for image in (a, b)]
-        for name, latents in zip("ab", ends):
-            if len(latents) != 1:
-                raise UsageError(f"{name} must be one image; got {len(latents)}. Interpolate pair by pair.")
-        return self.decode(between(*ends, steps, mode), output_type=output_type)
+        images = interpolate_images(self.vqvae, a, b, steps, mode, self._execution_device)
+        return to_output(images, output_type)
 
-    def fit_prior(self, images: Any) -> PositionPrior:
-        """The prior that takes the positions as independent, fitted to the codes of `images`; it is not put in place.
+    def fit_prior(self, images: Images) -> PositionPrior:
+        """Fit the prior that takes positions as independent to the codes of `images`; the pipeline stays as it is.
 
         Example:
             >>> from latentia import VQVAE
@@ -149,8 +125,5 @@ class VQVAEPipeline(DiffusionPipeline):
             >>> pipe(batch_size=2).images[0].size
             (8, 8)
         """
-        prior = PositionPrior.fit(self.encode(images), self.vqvae.quantize.codebook_size)
+        prior = PositionPrior.fit(self.encode(images), codebook_size(self.vqvae))
         return prior.to(self._execution_device)
-
-    def _codes(self, x: Tensor) -> Tensor:
-        return self.vqvae.quantize(self.vqvae.encode(x))[1]

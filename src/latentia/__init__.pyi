@@ -32,10 +32,10 @@ from .pipelines.autoencoder import AutoencoderPipeline as AutoencoderPipeline
 from .pipelines.autoencoder_kl import AutoencoderKLPipeline as AutoencoderKLPipeline
 from .pipelines.base import DiffusionPipeline as DiffusionPipeline
 from .pipelines.clip import CLIPPipeline as CLIPPipeline
+from .pipelines.diffusion import UnconditionalDiffusionPipeline as UnconditionalDiffusionPipeline
 from .pipelines.gan import GANPipeline as GANPipeline
 from .pipelines.latent_diffusion import LatentDiffusionPipeline as LatentDiffusionPipeline
 from .pipelines.text_to_image import TextToImagePipeline as TextToImagePipeline
-from .pipelines.unconditional import UnconditionalDiffusionPipeline as UnconditionalDiffusionPipeline
 from .pipelines.vae import VAEPipeline as VAEPipeline
 from .pipelines.vq_prior import VQPriorPipeline as VQPriorPipeline
 from .pipelines.vqvae import VQVAEPipeline as VQVAEPipeline

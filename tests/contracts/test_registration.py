@@ -325,6 +325,8 @@ def test_a_name_that_is_no_repository_is_a_usage_error():
 
 def test_a_word_that_a_family_has_not_says_so():
     class OnlyDecodes(latentia.DiffusionPipeline):
+        words = ("decode",)
+
         def decode(self, latents):
             return latents
 
@@ -385,7 +387,7 @@ WRONG = {
     "nothing": ([], "got list"),
     "a palette": (Image.new("P", (4, 4)), "mode L, RGB or RGBA, got P"),
     "unlike pictures": ([Image.new("L", (4, 4)), Image.new("L", (4, 5))], "alike"),
-    "arrays in a list": ([np.zeros((4, 4, 1))], "pictures only, got ndarray"),
+    "arrays in a list": ([np.zeros((4, 4, 1))], "PIL images only, got ndarray"),
     "flat": (np.zeros((4, 4)), r"shape \(H, W, C\)"),
     "empty": (torch.zeros(0, 1, 4, 4), "not be empty"),
     "integers": (torch.zeros(1, 1, 4, 4, dtype=torch.int64), "got torch.int64"),

@@ -19,7 +19,6 @@ from latentia.functional.masks import length_mask
 from latentia.losses.reconstruction import autoencoder_loss, corrupt
 from latentia.models.autoencoder import outer_layers
 from latentia.models.layers.convolution import Decoder, Encoder
-from latentia.pipelines.autoencoder import between
 from latentia.rng import Rng
 
 
@@ -313,12 +312,6 @@ def test_words(pipe, digits):
         pipe.log_likelihood(x)
 
 
-def test_a_line_is_straight_and_a_circle_keeps_the_norm():
-    a, b = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 3.0]])
-    torch.testing.assert_close(between(a, b, 3)[1], torch.tensor([1.5, 1.5]))
-    torch.testing.assert_close(between(a, b, 7, "slerp").norm(dim=1), torch.full((7,), 3.0))
-
-
 def test_memorising_is_detected_and_generalising_is_not(digits, pipe):
     """Codes of one number, a large network, 6 images: an index of them, and nothing about others."""
     torch.manual_seed(0)
@@ -390,8 +383,6 @@ def test_codes_longer_than_the_image_are_possible_on_purpose():
         (lambda: loss(sparsity="l1", sparsity_weight=-0.1), "sparsity_weight must be at least 0; got -0.1"),
         (lambda: loss(sparsity="kl", sparsity_weight=1), 'latent_activation="none".*"sigmoid"'),
         (lambda: loss(reconstruction="mes"), 'Did you mean "mse"'),
-        (lambda: between(torch.zeros(1, 2), torch.ones(1, 2), 1), "steps must be at least 2"),
-        (lambda: between(torch.zeros(1, 2), torch.ones(1, 2), 3, "slrp"), 'Did you mean "slerp"'),
     ],
 )
 def test_wrong_arguments_are_refused_with_a_way_out(call, words):

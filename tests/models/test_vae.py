@@ -509,10 +509,10 @@ def test_names_of_classes_work_and_are_saved(tmp_path):
         (lambda p, x: p(class_labels=0, latents=torch.zeros(2, 5)), ["latents", "(B, 3)", "(2, 5)"]),
         (lambda p, x: p.interpolate(x[0], x[1], 1, class_labels=0), ["steps", "1"]),
         (lambda p, x: p.interpolate(x[0], x[1], 3, class_labels=0, mode="slurp"), ["mode", "slurp", "slerp"]),
-        (lambda p, x: p.interpolate(x, x, 3, class_labels=0), ["one picture", "2"]),
+        (lambda p, x: p.interpolate(x, x, 3, class_labels=0), ["one image", "2"]),
         (lambda p, x: p.traversals(x[0], dimensions=[3], class_labels=0), ["dimensions", "[3]"]),
         (lambda p, x: p.manifold(class_labels=0), ["latent_dim=2", "latent_dim=3"]),
-        (lambda p, x: p.log_likelihood(x, class_labels=0, samples=0), ["k", "0"]),
+        (lambda p, x: p.log_likelihood(x, class_labels=0, samples=0), ["samples", "0"]),
         (lambda p, x: p.encode(x[..., :2], class_labels=0), ["4 high", "2"]),
     ],
 )

@@ -307,7 +307,7 @@ def test_words():
         (lambda: classes()(prompt="heart", class_labels=0), "trained without texts"),
         (lambda: classes()(3, class_labels=[0, 1]), "class_labels are given for 2 images"),
         (lambda: texts()(2), "prompt must be a text, or one for each of 2 images.*got None"),
-        (lambda: texts()(3, prompt=["a", "b"]), "one for each of 3 images"),
+        (lambda: texts()(3, prompt=["a", "b"]), "batch_size is 3, but prompt are given for 2 images"),
         (lambda: texts()(prompt=[]), r"got \[\]"),
         (lambda: texts()(prompt=[3]), "prompt must be a text"),
         (lambda: texts().log_likelihood(torch.zeros(1, 1, 8, 8)), "prompt must be a text"),

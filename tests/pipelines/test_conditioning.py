@@ -13,7 +13,7 @@ from torch import nn
 from latentia import DDIMScheduler, DDPMScheduler, LatentDiffusionPipeline, UnconditionalDiffusionPipeline, UNet2D
 from latentia.errors import UsageError
 from latentia.models.unet import UNet2DOutput
-from latentia.pipelines.conditioning import Sharpen
+from latentia.pipelines.image_conditioning import SuperResolution
 
 PIXELS = {**COSINE, "clip_sample": True}
 
@@ -196,7 +196,7 @@ def test_blocks_of_a_sharpened_picture_have_the_means_that_were_given(scheduler,
 
 def test_the_projection_is_the_nearest_and_leaves_what_fits():
     x, small = torch.randn(2, 3, 8, 8, generator=seeded(0)), torch.randn(2, 3, 4, 4, generator=seeded(1))
-    sharpen = Sharpen(small, 2)
+    sharpen = SuperResolution(small, 2)
     near = sharpen.project(x)
     torch.testing.assert_close(sharpen.project(near), near)
     other = sharpen.project(torch.randn(2, 3, 8, 8, generator=seeded(2)))
@@ -206,12 +206,12 @@ def test_the_projection_is_the_nearest_and_leaves_what_fits():
 
 def test_the_corrected_prediction_has_the_projected_picture():
     x, output = torch.randn(2, 1, 8, 8, generator=seeded(0)), torch.randn(2, 1, 8, 8, generator=seeded(1))
-    sharpen, t = Sharpen(torch.randn(2, 1, 4, 4, generator=seeded(2)), 2), torch.tensor(300)
+    sharpen, t = SuperResolution(torch.randn(2, 1, 4, 4, generator=seeded(2)), 2), torch.tensor(300)
     for kind in ("epsilon", "v_prediction", "sample"):
         scheduler = DDIMScheduler(prediction_type=kind, clip_sample=False)
         scheduler.set_timesteps(10)
         clean = scheduler.step(output, t, x).pred_original_sample
-        again = scheduler.step(sharpen.corrected(scheduler, output, x, t, False), t, x).pred_original_sample
+        again = scheduler.step(sharpen.correct(scheduler, output, x, t), t, x).pred_original_sample
         torch.testing.assert_close(again, sharpen.project(clean), atol=1e-4, rtol=1e-4)
 
 
@@ -248,13 +248,13 @@ MASK = np.zeros((16, 16))
         ({"mask": MASK}, "mask needs an image that it is of"),
         ({"image": True, "strength": 1.1}, r"strength must be in \[0, 1\], .* got 1.1"),
         ({"image": True, "strength": -0.1}, "got -0.1"),
-        ({"image": True, "mask": np.zeros((8, 16))}, r"size of the picture, 16 by 16, and one channel; got \(8, 16\)"),
+        ({"image": True, "mask": np.zeros((8, 16))}, r"size of the image, 16 by 16, and one channel; got \(8, 16\)"),
         ({"image": True, "mask": MASK + 255}, "got values from 255 to 255. Divide bytes by 255"),
         ({"image": True, "mask": MASK * np.nan}, "mask must be from 0"),
         ({"image": True, "mask": np.zeros((2, 16, 16))}, "mask must be one, or one for each of 1 images; got 2"),
         ({"image": Image.new("L", (8, 8))}, "16 high and 16 wide"),
         ({"image": "three", "batch_size": 2}, "batch_size is 2, but image are given for 3 images"),
-        ({"image": True, "low_resolution": Image.new("L", (8, 8))}, "ask for two different pictures"),
+        ({"image": True, "low_resolution": Image.new("L", (8, 8))}, "ask for two different images"),
         ({"low_resolution": Image.new("L", (5, 5))}, "low_resolution must be 16 by 16 over 2, 3, .* got 5 by 5"),
         ({"low_resolution": Image.new("L", (16, 16))}, "got 16 by 16"),
         ({"low_resolution": Image.new("L", (8, 4))}, "got 4 by 8"),

@@ -84,7 +84,7 @@ def test_any_autoencoder_and_the_shift_and_scaling_of_its_configuration(vae):
             torch.testing.assert_close(std, raw.std * 2)
         else:
             again = pipe.vae.decode(pipe.vae.encode(images).latents).sample
-    torch.testing.assert_close(autoencoders.pictures(pipe.vae, mean), again, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(autoencoders.decode_latents(pipe.vae, mean), again, atol=1e-4, rtol=1e-4)
     assert pipe(2, num_inference_steps=2, generator=seeded(0)).images[0].size == (16, 16)
 
 
@@ -184,7 +184,7 @@ def test_an_exact_network_makes_the_gaussian_and_its_inversion_finds_the_noise(s
     images = pipe.decode(noise, num_inference_steps=200, output_type="latent").clamp(-1, 1)
     found = pipe.encode(images, num_inference_steps=50, refinements=4)
     again = pipe.decode(found, num_inference_steps=50, output_type="latent")
-    direct = autoencoders.pictures(pipe.vae, autoencoders.posterior(pipe.vae, images)[0])
+    direct = autoencoders.decode_latents(pipe.vae, autoencoders.posterior(pipe.vae, images)[0])
     torch.testing.assert_close(again, direct, atol=1e-3, rtol=0)
 
 
@@ -229,7 +229,7 @@ def test_interpolation_begins_and_ends_at_the_reconstructions():
     pipe.unet = GaussianVelocity(pipe.scheduler)
     a, b = torch.rand(2, 1, 1, 16, 16, generator=seeded(0), dtype=torch.float64) * 2 - 1
     path = pipe.interpolate(a, b, 4, num_inference_steps=50, output_type="latent")
-    ends = autoencoders.pictures(pipe.vae, autoencoders.posterior(pipe.vae, torch.cat([a, b]))[0])
+    ends = autoencoders.decode_latents(pipe.vae, autoencoders.posterior(pipe.vae, torch.cat([a, b]))[0])
     torch.testing.assert_close(path[[0, -1]], ends, atol=0.01, rtol=0)
     assert path.shape == (4, 1, 16, 16)
 

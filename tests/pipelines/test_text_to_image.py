@@ -21,7 +21,7 @@ from latentia.evaluation import color_word, color_word_accuracy, palette
 from latentia.losses.diffusion import diffusion_loss
 from latentia.losses.flow_matching import flow_matching_loss
 from latentia.models.autoencoder_kl import autoencoder_kl
-from latentia.pipelines.sampling import Condition, predict
+from latentia.pipelines.sampling import Conditioning, predict
 from latentia.rng import Rng
 from latentia.runs.command_line import parse_arguments
 
@@ -70,9 +70,9 @@ def test_guidance_is_the_formula_and_rescaling_gives_the_spread_back():
     t = torch.tensor(400)
     with torch.no_grad():
         having, without = (network(x, t, **c).sample for c in (told, nothing))
-        guided = predict(network, x, t, Condition(told, nothing, 4.0))
-        rescaled = predict(network, x, t, Condition(told, nothing, 4.0, 1.0))
-        half = predict(network, x, t, Condition(told, nothing, 4.0, 0.5))
+        guided = predict(network, x, t, Conditioning(told, nothing, 4.0))
+        rescaled = predict(network, x, t, Conditioning(told, nothing, 4.0, 1.0))
+        half = predict(network, x, t, Conditioning(told, nothing, 4.0, 0.5))
     torch.testing.assert_close(guided, without + 4 * (having - without), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(rescaled.flatten(1).std(1), having.flatten(1).std(1))
     torch.testing.assert_close(half, (guided + rescaled) / 2, atol=1e-6, rtol=1e-5)

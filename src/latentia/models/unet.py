@@ -95,6 +95,7 @@ class UNet2D(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _repeated_blocks: list[str] = ["UNetBlock"]  # noqa: RUF012 (diffusers reads a list)
+    masks_padding = True  # trained and sampled with `encoder_attention_mask`; networks of diffusers see the padding
 
     @register_to_config
     def __init__(

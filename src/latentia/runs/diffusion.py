@@ -14,7 +14,7 @@ from latentia.errors import UsageError, did_you_mean
 from latentia.losses.diffusion import diffusion_loss
 from latentia.losses.flow_matching import flow_matching_loss
 from latentia.models.unet import UNet2D
-from latentia.pipelines.latents import fingerprint, load_autoencoder, pictures, posterior
+from latentia.pipelines.latents import decode_latents, fingerprint, load_autoencoder, posterior
 from latentia.runs.run import Run
 from latentia.schedulers.ddim import DDIMScheduler
 from latentia.schedulers.ddpm import DDPMScheduler
@@ -83,7 +83,7 @@ def latents_of(run: Run, chosen: LatentArguments) -> tuple[Any, LatentData]:
         file=chosen.latents_file,
         cache_dir=run.args.data.cache_dir,
     )
-    again = tuple(pictures(vae, latents.mean[:1]).shape[1:])
+    again = tuple(decode_latents(vae, latents.mean[:1]).shape[1:])
     if again != tuple(run.data.shape):
         raise UsageError(
             f"--resolution must make images that the autoencoder gives back in their size; got "

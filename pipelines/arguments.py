@@ -1,0 +1,100 @@
+"""Arguments that most pipelines take: the number of images, their random generators, and noise drawn from these."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from latentia.errors import UsageError
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def count_images(batch_size: int | None, exact: Mapping[str, Any] | None = None, **conditions: Any) -> int:
+    """The number of images that a call asks for.
+
+    Args:
+        batch_size: as it was given; `None`: as many as something else is given for, else 1.
+        exact: what is given for each image, such as {"latents": latents}; one is for one image. Values may be `None`.
+        **conditions: what is given for each image or for all of them; one, or a text or a number, is for all.
+
+    Raises:
+        UsageError: numbers that do not agree, or less than 1.
+
+    Example:
+        >>> count_images(None, class_labels=[0, 2, 1], prompt="a cat")
+        3
+    """
+    several = {name: values for name, values in conditions.items() if _length(values) not in (None, 1)}
+    for name, values in {**(exact or {}), **several}.items():
+        count = _length(values)
+        if count is not None:
+            batch_size = count if batch_size is None else batch_size
+            if batch_size != count:
+                raise UsageError(f"batch_size is {batch_size}, but {name} are given for {count} images.")
+    batch_size = 1 if batch_size is None else batch_size
+    if batch_size < 1:
+        raise UsageError(f"batch_size must be at least 1; got {batch_size}.")
+    return batch_size
+
+
+def _length(values: Any) -> int | None:
+    """How many values there are; None for no value, and for one that is not in a sequence."""
+    if isinstance(values, Tensor):
+        return len(values) if values.ndim else None
+    return len(values) if isinstance(values, Sequence) and not isinstance(values, str) else None
+
+
+def image_generators(generator: Generators, batch_size: int) -> list[torch.Generator]:
+    """One generator for each image, so that an image does not depend on how many are made beside it.
+
+    Args:
+        generator: a list of `batch_size`, which is returned; or one (`None`: torch's own), from which the seed of each
+            image is drawn in turn, so that the first images of a large batch are those of a small one.
+        batch_size: number of images.
+
+    Raises:
+        UsageError: a list of another length.
+
+    Example:
+        >>> few, many = (image_generators(torch.Generator().manual_seed(0), n) for n in (1, 3))
+        >>> few[0].initial_seed() == many[0].initial_seed() != many[1].initial_seed()
+        True
+    """
+    if isinstance(generator, Sequence):
+        if len(generator) != batch_size:
+            raise UsageError(f"generator must be one or a list of batch_size={batch_size}; got {len(generator)}.")
+        return list(generator)
+    device = generator.device if generator is not None else torch.device("cpu")
+    seeds = torch.empty(batch_size, dtype=torch.int64, device=device)
+    for i in range(batch_size):
+        seeds[i : i + 1].random_(generator=generator)
+    return [torch.Generator(device).manual_seed(seed) for seed in seeds.tolist()]
+
+
+def draw_noise(
+    generators: Sequence[torch.Generator], shape: Sequence[int], device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """N(0, I) of `shape` for each generator, (B, *shape).
+
+    It is drawn in float32 for a network in half precision too, as torch gives other numbers for another type: so one
+    seed means one image in every precision.
+
+    Example:
+        >>> draw_noise([torch.Generator().manual_seed(0)] * 2, (3,), torch.device("cpu"), torch.bfloat16).shape
+        torch.Size([2, 3])
+    """
+    wide = torch.promote_types(dtype, torch.float32)
+    return randn_tensor((len(generators), *shape), generator=list(generators), device=device, dtype=wide).to(dtype)
+
+
+def draw_uniform(generators: Sequence[torch.Generator], shape: Sequence[int], device: torch.device) -> Tensor:
+    """Uniform numbers in [0, 1) of `shape` for each generator, (B, *shape), float32.
+
+    Example:
+        >>> draw_uniform([torch.Generator().manual_seed(0)] * 2, (3,), torch.device("cpu")).shape
+        torch.Size([2, 3])
+    """
+    return torch.stack([torch.rand(*shape, generator=g, device=g.device) for g in generators]).to(device)

@@ -1,0 +1,263 @@
+"""Pixel-space diffusion: unconditional, class-conditional, img2img, inpainting and super-resolution, any scheduler."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from torch import Tensor
+
+from latentia.errors import UsageError, check_range
+from latentia.functional.bounds import diffusion_bound_term
+from latentia.functional.interpolation import interpolate
+from latentia.models.layers.convolution import image_size
+from latentia.pipelines.arguments import Generators, count_images, draw_noise, image_generators
+from latentia.pipelines.base import DiffusionPipeline, Images, Labels, check_output_type, from_input, to_output
+from latentia.pipelines.capabilities import Likelihood
+from latentia.pipelines.image_conditioning import source_image, super_resolution
+from latentia.pipelines.sampling import (
+    check_steps,
+    class_conditioning,
+    initial_sample,
+    invert_ode,
+    is_flow,
+    predict,
+    sample_ode,
+    scale_input,
+    step_options,
+    takes_variance,
+)
+from latentia.schedulers.ddpm import DDPMScheduler
+
+
+class UnconditionalDiffusionPipeline(DiffusionPipeline):
+    """Diffusion in pixel space: sampling, img2img, inpainting, super-resolution, DDIM inversion and a likelihood bound.
+
+    Args:
+        unet: `UNet2D` or diffusers' `UNet2DModel`.
+        scheduler: any scheduler of latentia or diffusers; it says what the network predicts.
+        label_names: names of the classes, in the order of their indices; `None` (default): none.
+
+    Example:
+        >>> from latentia import DDIMScheduler, UNet2D
+        >>> unet = UNet2D(sample_size=8, in_channels=1, block_out_channels=(32,))
+        >>> pipe = UnconditionalDiffusionPipeline(unet, DDIMScheduler())
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> pipe(batch_size=2, num_inference_steps=2).images[0].size
+        (8, 8)
+    """
+
+    unet: Any
+    scheduler: Any
+
+    model_cpu_offload_seq = "unet"
+    _callback_tensor_inputs = ("latents",)
+
+    conditions = ("class_labels", "image", "mask", "low_resolution")
+    latents = "continuous"
+    latent_conditions = ("class_labels",)
+    latent_path = "slerp"
+    likelihood = Likelihood("lower bound", "256 levels")
+
+    def __init__(self, unet, scheduler, label_names: Sequence[str] | Mapping[str, str] | None = None):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self._register_label_names(label_names)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int | None = None,
+        *,
+        class_labels: Labels = None,
+        guidance_scale: float = 1.0,
+        num_inference_steps: int = 50,
+        eta: float = 0.0,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        image: Images | None = None,
+        mask: Images | None = None,
+        strength: float | None = None,
+        low_resolution: Images | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict], dict | None] | None = None,
+    ) -> ImagePipelineOutput | tuple:
+        r"""Sample images; with `image` img2img, with `mask` inpainting, with `low_resolution` super-resolution.
+
+        Args:
+            batch_size: number of images; `None` (default): as many as `class_labels` or `latents`, else 1.
+            class_labels: an index or a name, or one for each image; `None` (default): no class.
+            guidance_scale: classifier-free guidance: 0 ignores the class, 1 (default) follows it, more exaggerates it.
+                \(w\) of \(f_\varnothing + w (f_c - f_\varnothing)\) (Ho and Salimans, 2022, 2207.12598, eq. 6 with
+                w + 1).
+            num_inference_steps: from 1 to the number trained with. Default 50.
+            eta: 0 (default): deterministic DDIM; 1: as noisy as DDPM. For schedulers that know it.
+            generator: one `torch.Generator` or one per image. The same seed gives the same images whatever the batch.
+            latents: start from this noise, (B, C, H, W), instead of drawing it.
+            image: an image to start from, or one for each; `None` (default): none.
+            mask: inpainting: 1 where new pixels are made, 0 where those of `image` are kept, exactly: (H, W) or
+                (B, 1, H, W), or a grey image. `None` (default): everywhere.
+            strength: share of the steps that is run: 0 returns `image`, 1 starts from noise alone. `None` (default):
+                0.8, or 1 with a mask.
+            low_resolution: small images that the blocks of pixels of the large ones shall have as their means, one or
+                one for each (Wang et al., 2022, 2212.00490); before clipping and rounding they do. `None` (default):
+                none.
+            output_type: "pil", "np" ((B, H, W, C) in [0, 1]), "pt" ((B, C, H, W) in [0, 1]) or "latent" (raw).
+            return_dict: `False` returns the tuple `(images,)`.
+            callback_on_step_end: called with (pipeline, step index, time step, {"latents": x}) after each step; may
+                return a dict with other latents.
+
+        Returns:
+            `.images`.
+
+        Raises:
+            UsageError: an argument out of its range, or a class for a network that has none.
+        """
+        check_output_type(output_type)
+        check_steps(self.scheduler, num_inference_steps)
+        if low_resolution is not None and image is not None:
+            raise UsageError("low_resolution and image ask for two different images; give one of them.")
+        labels, device, shape = self._class_indices(class_labels), self._execution_device, self._shape
+        source = source_image(image, mask, strength, channels=shape[0], size=shape[1:], device=device)
+        low = super_resolution(low_resolution, channels=shape[0], size=shape[1:], device=device)
+        given = {"image": source and source.image, "low_resolution": low and low.low}
+        batch_size = count_images(batch_size, {"latents": latents}, class_labels=labels, **given)
+        conditioning = class_conditioning(self.unet, labels, batch_size, guidance_scale)
+        generators = image_generators(generator, batch_size)
+        noise = draw_noise(generators, shape, device, self.unet.dtype) if latents is None else latents
+        noise = noise.to(device, self.unet.dtype)
+
+        scheduler = self.scheduler
+        scheduler.set_timesteps(num_inference_steps, device=device)
+        options, with_variance = step_options(scheduler, generators, eta), takes_variance(scheduler)
+        x, timesteps = initial_sample(scheduler, noise), scheduler.timesteps
+        if source is not None:  # img2img
+            source = source.expand(batch_size)
+            x, timesteps = source.start(scheduler, noise, num_inference_steps)
+        for i, t in enumerate(self.progress_bar(timesteps)):
+            model_input = scale_input(scheduler, x, t)
+            output = predict(self.unet, model_input, t, conditioning, with_variance)
+            if low is not None:  # super-resolution
+                output = low.correct(scheduler, output, model_input, t)
+            x = scheduler.step(output, t, x, **options).prev_sample
+            if source is not None:  # inpainting
+                x = source.keep_known(x, scheduler, noise, timesteps[i + 1 :])
+            if callback_on_step_end is not None:
+                x = (callback_on_step_end(self, i, t, {"latents": x}) or {}).get("latents", x)
+        x = x if low is None else low.project(x)
+        x = x if source is None else source.composite(x)
+
+        self.maybe_free_model_hooks()
+        images = to_output(x, output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    @torch.no_grad()
+    def encode(
+        self, images: Images, *, class_labels: Labels = None, num_inference_steps: int = 50, refinements: int = 2
+    ) -> Tensor:
+        """DDIM inversion: the noise from which deterministic DDIM makes these images.
+
+        Args:
+            images: images, or what `from_input` takes.
+            class_labels: as for sampling.
+            num_inference_steps: of the run that is inverted. Default 50.
+            refinements: evaluations per step; each beyond the first solves the implicit step better (Pan et al., 2023,
+                2309.04907). Default 2.
+
+        Returns:
+            (B, C, H, W), close to N(0, 1).
+
+        DDIM (Song et al., 2020, 2010.02502), section 4.3.
+        """
+        x = self._input(images)
+        conditioning = class_conditioning(self.unet, self._class_indices(class_labels, len(x)), len(x))
+        return invert_ode(self.unet, self.scheduler, x, conditioning, num_inference_steps, refinements)
+
+    @torch.no_grad()
+    def decode(
+        self, latents: Tensor, *, class_labels: Labels = None, num_inference_steps: int = 50, output_type: str = "pil"
+    ) -> Any:
+        """The images that deterministic DDIM makes of noise, (B, C, H, W); the inverse of `encode`."""
+        check_output_type(output_type)
+        labels = self._class_indices(class_labels, len(latents))
+        conditioning = class_conditioning(self.unet, labels, len(latents))
+        x = latents.to(self._execution_device, self.unet.dtype)
+        return to_output(sample_ode(self.unet, self.scheduler, x, conditioning, num_inference_steps), output_type)
+
+    def interpolate(
+        self,
+        a: Images,
+        b: Images,
+        steps: int = 8,
+        *,
+        class_labels: Labels = None,
+        num_inference_steps: int = 50,
+        output_type: str = "pil",
+    ) -> Any:
+        """Interpolate two images: `steps` of them on the great circle between their noises, both ends included."""
+        check_output_type(output_type)
+        check_range("steps", steps, 2)
+        options: dict[str, Any] = {"class_labels": class_labels, "num_inference_steps": num_inference_steps}
+        path = interpolate(self.encode(a, **options), self.encode(b, **options), steps, "slerp")
+        return self.decode(path, output_type=output_type, **options)
+
+    @torch.no_grad()
+    def log_likelihood(
+        self,
+        images: Images,
+        *,
+        class_labels: Labels = None,
+        num_inference_steps: int | None = None,
+        generator: Generators = None,
+    ) -> Tensor:
+        r"""A lower bound on log p(image), in nats per image: \(-L_T - \sum_t L_{t-1} - L_0\), summed over pixels.
+
+        Each term is estimated with one draw of noise. The pixels are taken to have 256 levels.
+
+        Args:
+            images: images, or what `from_input` takes.
+            class_labels: as for sampling.
+            num_inference_steps: length of the chain whose bound it is; `None` (default): all that were trained.
+            generator: one, or one per image.
+
+        Returns:
+            float32, (B,). Divide by \(-\ln 2\) and the number of values of an image for bits per dimension.
+
+        DDPM (Ho et al., 2020, 2006.11239), eq. 5.
+        """
+        if is_flow(self.scheduler):
+            raise UsageError(
+                "log_likelihood is a bound of a chain of noise, and the scheduler is one of flow matching, which has "
+                "none. Train with prediction_type epsilon or v_prediction for it."
+            )
+        x0 = self._input(images)
+        learned = self.unet.config.out_channels == 2 * self.unet.config.in_channels
+        kind = "learned_range" if learned else "fixed_large"
+        scheduler = DDPMScheduler.from_config(self.scheduler.config, variance_type=kind)
+        steps = scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
+        check_steps(self.scheduler, steps)
+        scheduler.set_timesteps(steps, device=x0.device)
+        generators = image_generators(generator, len(x0))
+        conditioning = class_conditioning(self.unet, self._class_indices(class_labels, len(x0)), len(x0))
+        first, last = scheduler.timesteps[0], scheduler.timesteps[-1]
+        alpha_bar = scheduler.alphas_cumprod[first].float()
+        # L_T = KL(q(x_T | x_0) || N(0, 1))
+        total = 0.5 * (alpha_bar * x0.float().square() - alpha_bar - torch.log1p(-alpha_bar)).flatten(1).sum(1)
+        for t in self.progress_bar(scheduler.timesteps):
+            x_t = scheduler.add_noise(x0, draw_noise(generators, x0.shape[1:], x0.device, x0.dtype), t)
+            prediction = predict(self.unet, x_t, t, conditioning, with_variance=True)
+            mean, log_variance, _ = scheduler.reverse(prediction, t, x_t)
+            posterior = scheduler.posterior(x0, t, x_t)
+            total = total + diffusion_bound_term(x0, mean, log_variance, *posterior, t == last)
+        return -total
+
+    def _input(self, images: Images) -> Tensor:
+        channels, *size = self._shape
+        place = {"device": self._execution_device, "dtype": self.unet.dtype}
+        return from_input(images, channels=channels, size=(size[0], size[1]), **place)
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        return (self.unet.config.in_channels, *image_size(self.unet.config.sample_size))

@@ -1,0 +1,274 @@
+"""Every pipeline, tiny: what is promised of one is tested of all, in pipelines/test_every_pipeline.py.
+
+A new pipeline is an entry here; what it cannot do is data of its entry.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from helpers import quiet
+from tiny_pipelines import COSINE, FLOW, WORDS, kl, text_pipeline, texts, unet, vqvae
+
+from latentia import (
+    VAE,
+    VQVAE,
+    Autoencoder,
+    AutoencoderKLPipeline,
+    AutoencoderPipeline,
+    CLIPPipeline,
+    DCGANDiscriminator,
+    DCGANGenerator,
+    DDIMScheduler,
+    DDPMScheduler,
+    GANPipeline,
+    HashedWords,
+    LatentDiffusionPipeline,
+    LatentMixture,
+    UnconditionalDiffusionPipeline,
+    VAEPipeline,
+    VQPriorPipeline,
+    VQVAEPipeline,
+)
+from latentia.models.clip import clip_towers
+from latentia.models.vq_prior import code_transformer
+
+NAMES = ["cat", "dog", "owl"]
+STEPS = {"num_inference_steps": 2}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A pipeline, what it is asked for, and what it refuses.
+
+    Args:
+        build: () -> the pipeline, the same whenever it is called.
+        image: (C, H, W) of its images.
+        latent: shape of one latent of `encode`, of one map of indices if they are that; `None`: it has no `encode`.
+        ask: n -> arguments of the call for n samples that differ; `None`: its call does not sample.
+        given: n -> the conditions of `encode`, `decode`, `interpolate` and `log_likelihood` for n images.
+        short: arguments of each of these words that make them quick.
+        search: arguments of an `encode` that is a search, so that it is a quick one.
+        likelihood: n -> conditions of `log_likelihood`, if they are not those of `given`.
+        refusals: what is called with a pipeline, and what the error says, a regular expression.
+    """
+
+    name: str
+    build: Callable[[], Any]
+    image: tuple[int, int, int]
+    latent: tuple[int, ...] | None = None
+    ask: Callable[[int], dict[str, Any]] | None = lambda n: {"batch_size": n}
+    given: Callable[[int], dict[str, Any]] = lambda n: {}
+    short: dict[str, Any] = field(default_factory=dict)
+    search: dict[str, Any] = field(default_factory=dict)
+    likelihood: Callable[[int], dict[str, Any]] | None = None
+    refusals: tuple[tuple[Callable[[Any], Any], str], ...] = ()
+
+
+def labels(n: int) -> dict[str, Any]:
+    return {"class_labels": [i % 3 for i in range(n)]}
+
+
+def prompts(n: int) -> dict[str, Any]:
+    return {"prompt": [WORDS[i % len(WORDS)] for i in range(n)]}
+
+
+def spread(network: torch.nn.Module) -> torch.nn.Module:
+    """Weights large enough that images differ."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return network.eval()
+
+
+def seed(build: Callable[[], Any]) -> Callable[[], Any]:
+    """The same pipeline whenever it is built, and quiet."""
+
+    def seeded_build():
+        torch.manual_seed(0)
+        return quiet(build())
+
+    return seeded_build
+
+
+def random_images(n: int, *shape: int) -> torch.Tensor:
+    return torch.rand(n, *shape, generator=torch.Generator().manual_seed(5)) * 2 - 1
+
+
+# ------------------------------------------------------------ diffusion
+
+
+def pixel_diffusion(classes=None, scheduler=None):
+    names = NAMES if classes else None
+    scheduler = scheduler or DDIMScheduler(**COSINE | {"clip_sample": True})
+    return UnconditionalDiffusionPipeline(unet(1, 16, classes), scheduler, names)
+
+
+def latent_diffusion(vae, scheduler, classes=3):
+    return LatentDiffusionPipeline(vae(), unet(classes=classes), scheduler, NAMES if classes else None)
+
+
+def guided(n: int) -> dict[str, Any]:
+    return {"batch_size": n, **labels(n), **STEPS, "guidance_scale": 2.0}
+
+
+def guided_by_text(n: int) -> dict[str, Any]:
+    return {**prompts(n), **STEPS, "guidance_scale": 2.0, "guidance_rescale": 0.5, "negative_prompt": "a black cat"}
+
+
+# ------------------------------------------------------------ autoencoders, VAEs, GANs
+
+
+def autoencoder():
+    network = spread(Autoencoder(sample_size=8, latent_dim=5, hidden_sizes=(16,)))
+    codes = AutoencoderPipeline(network).encode(random_images(60, 1, 8, 8))
+    return AutoencoderPipeline(network, prior=LatentMixture.fit(codes, 3))
+
+
+def autoencoder_kl_pipeline():
+    pipe = AutoencoderKLPipeline(kl())
+    latents = pipe.encode(random_images(60, 1, 16, 16))
+    return AutoencoderKLPipeline(pipe.vae, prior=LatentMixture.fit(latents, 2))
+
+
+def vae(prior=False, classes=None, **config):
+    network = spread(
+        VAE(**{"sample_size": 8, "latent_dim": 4, "hidden_sizes": (8,)} | config, num_class_embeds=classes)
+    )
+    density = None
+    if prior:
+        density = LatentMixture.fit(VAEPipeline(network).encode(random_images(60, 1, 8, 8)), 2)
+    return VAEPipeline(network, density, NAMES if classes else None)
+
+
+def gan(**config):
+    base = {"sample_size": 8, "block_out_channels": (8, 8)}
+    generator = spread(DCGANGenerator(**base, out_channels=1, latent_dim=6, **config))
+    discriminator = spread(DCGANDiscriminator(**base, in_channels=1, norm="none", **config))
+    words = HashedWords(dim=16) if "text_embed_dim" in config else None
+    return GANPipeline(generator, discriminator, words, NAMES if "num_class_embeds" in config else None)
+
+
+# ------------------------------------------------------------ indices
+
+
+def small_vqvae(**config):
+    base = {"sample_size": 8, "in_channels": 1, "block_out_channels": (8,), "layers_per_block": 1}
+    network = VQVAE(**base | {"codebook_size": 12, "latent_channels": 4} | config).eval()
+    if "quantizer" not in config:
+        torch.nn.init.normal_(network.bottleneck.codebook, std=0.5)
+    return network
+
+
+def vqvae_pipeline(**config):
+    pipe = VQVAEPipeline(small_vqvae(**config))
+    pipe.register_modules(prior=pipe.fit_prior(random_images(30, 1, 8, 8)))
+    return pipe
+
+
+def vq_prior(classes=None, text=False):
+    tokenizer = texts(max_tokens=8)[0] if text else None
+    transformer = code_transformer(12, (4, 4), num_classes=classes, tokenizer=tokenizer, width=32, layers=2)
+    for weight in transformer.parameters():  # far from the start, where all codes are alike
+        torch.nn.init.normal_(weight, std=0.3)
+    return VQPriorPipeline(small_vqvae(), transformer.eval(), tokenizer, NAMES if classes else None)
+
+
+def clip():
+    tokenizer = texts(max_tokens=16)[0]
+    sizes = {"width": 32, "text_layers": 1, "image_layers": 1, "projection_dim": 16}
+    text, image = clip_towers(tokenizer, 16, **sizes)
+    return CLIPPipeline(tokenizer, text.eval(), image.eval(), scale=20.0)
+
+
+GREY, SMALL = (1, 16, 16), (1, 8, 8)
+PIPELINES = [
+    Entry(
+        "diffusion",
+        seed(pixel_diffusion),
+        GREY,
+        GREY,
+        lambda n: {"batch_size": n, **STEPS},
+        short=STEPS,
+    ),
+    Entry(
+        "diffusion-classes",
+        seed(lambda: pixel_diffusion(3, DDPMScheduler(**COSINE | {"clip_sample": True}))),
+        GREY,
+        GREY,
+        guided,
+        labels,
+        short=STEPS,
+    ),
+    Entry(
+        "latent-diffusion",
+        seed(lambda: latent_diffusion(kl, DDIMScheduler(**COSINE))),
+        GREY,
+        (4, 8, 8),
+        guided,
+        labels,
+        short=STEPS,
+    ),
+    Entry(
+        "latent-flow",
+        seed(lambda: latent_diffusion(vqvae, FLOW(shift=2.0), classes=None)),
+        GREY,
+        (4, 8, 8),
+        lambda n: {"batch_size": n, **STEPS},
+        short=STEPS,
+    ),
+    Entry(
+        "text-to-image",
+        seed(text_pipeline),
+        (3, 16, 16),
+        (4, 8, 8),
+        guided_by_text,
+        prompts,
+        short=STEPS,
+    ),
+    Entry(
+        "text-to-image-pixels",
+        seed(lambda: text_pipeline(False, unconditional=False)),
+        (3, 16, 16),
+        (3, 16, 16),
+        lambda n: {**prompts(n), **STEPS},
+        prompts,
+        short=STEPS,
+    ),
+    Entry("autoencoder", seed(autoencoder), SMALL, (5,)),
+    Entry("autoencoder-kl", seed(autoencoder_kl_pipeline), GREY, (4, 8, 8)),
+    Entry("vae", seed(vae), SMALL, (4,)),
+    Entry("vae-prior", seed(lambda: vae(prior=True, decoder="discretized_logistic")), SMALL, (4,)),
+    Entry(
+        "vae-hierarchy-classes",
+        seed(lambda: vae(classes=3, decoder="gaussian", latent_dim=(3, 2), hidden_sizes=((8,), ()))),
+        SMALL,
+        (5,),
+        lambda n: {"batch_size": n, **labels(n)},
+        labels,
+    ),
+    Entry("gan", seed(gan), SMALL, (6,), search={"steps": 4, "starts": 2}),
+    Entry(
+        "gan-classes",
+        seed(lambda: gan(num_class_embeds=3)),
+        SMALL,
+        (6,),
+        lambda n: {"batch_size": n, **labels(n), "rejection": True},
+        labels,
+        search={"steps": 4, "starts": 2},
+    ),
+    Entry("gan-text", seed(lambda: gan(text_embed_dim=16)), SMALL, (6,), prompts, prompts, search={"steps": 4}),
+    Entry("vqvae", seed(vqvae_pipeline), SMALL, (4, 4)),
+    Entry("vqvae-fsq", seed(lambda: vqvae_pipeline(quantizer="fsq", levels=(5, 4, 3))), SMALL, (4, 4)),
+    Entry(
+        "vq-prior-classes",
+        seed(lambda: vq_prior(classes=3)),
+        SMALL,
+        (4, 4),
+        lambda n: {"batch_size": n, **labels(n), "top_k": 8, "temperature": 0.9},
+        likelihood=labels,
+    ),
+    Entry("vq-prior-text", seed(lambda: vq_prior(text=True)), SMALL, (4, 4), prompts, likelihood=prompts),
+    Entry("clip", seed(clip), (3, 16, 16), (16,), ask=None),
+]

@@ -1,0 +1,384 @@
+"""Promises of every pipeline, over the list of `pipeline_list.py`: bytes, types, words, files, devices, errors."""
+
+import hashlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from devices import DEVICE, separate_device
+from helpers import pixels, seeded
+from PIL import Image
+from pipeline_list import PIPELINES, Entry, random_images
+
+import latentia
+from latentia.errors import UsageError
+from latentia.hub.load import read_index
+from latentia.hub.push import diffusers_pipeline
+from latentia.pipelines import sampling
+from latentia.pipelines.arguments import image_generators
+from latentia.pipelines.base import WORDS
+from latentia.pipelines.capabilities import CONDITIONS, capabilities
+
+BUILT = {entry.name: entry.build() for entry in PIPELINES}  # shared by tests that leave a pipeline as it is
+
+
+def over(able=lambda entry: True):
+    return pytest.mark.parametrize("entry", [e for e in PIPELINES if able(e)], ids=lambda entry: entry.name)
+
+
+every = over()
+samplers = over(lambda entry: entry.ask)
+
+
+# ------------------------------------------------------------ what is asked of each
+
+
+def sample(entry: Entry, pipe, n: int, seed=7, output_type: str = "latent", **options):
+    generator = seeded(seed) if isinstance(seed, int) else seed
+    return pipe(**entry.ask(n) | options, generator=generator, output_type=output_type).images
+
+
+def encode(entry: Entry, pipe, x: torch.Tensor, **options) -> torch.Tensor:
+    return pipe.encode(x, **entry.given(len(x)), **entry.short, **entry.search, **options)
+
+
+def decode(entry: Entry, pipe, z: torch.Tensor) -> torch.Tensor:
+    return pipe.decode(z, **entry.given(len(z)), **entry.short, output_type="latent")
+
+
+def interpolate(entry: Entry, pipe, a: torch.Tensor, b: torch.Tensor, steps: int = 4, **options) -> torch.Tensor:
+    given = {key: values[0] for key, values in entry.given(1).items()}
+    return pipe.interpolate(a, b, steps, **given, **entry.short, output_type="latent", **options)
+
+
+def log_likelihood(entry: Entry, pipe, x: torch.Tensor) -> torch.Tensor:
+    given = (entry.likelihood or entry.given)(len(x))
+    options = {"num_inference_steps": 4} if entry.short else {}
+    options |= {"generator": seeded(3)} if pipe.likelihood.kind == "lower bound" else {}
+    return pipe.log_likelihood(x, **given, **options)
+
+
+def random_latents(entry: Entry, pipe, n: int) -> torch.Tensor:
+    if pipe.latents == "indices":
+        return torch.randint(0, 12, (n, *entry.latent), generator=seeded(1))
+    return torch.randn(n, *entry.latent, generator=seeded(1))
+
+
+def ends(entry: Entry, pipe) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is interpolated between: images, or latents where encoding is a search."""
+    return (random_latents(entry, pipe, 2) if entry.search else random_images(2, *entry.image)).split(1)
+
+
+def results(entry: Entry, pipe, n: int = 3) -> dict[str, torch.Tensor]:
+    """What the call and each word give of the same seeds, images and latents."""
+    x, found = random_images(n, *entry.image), {}
+    if entry.ask:
+        found["sample"] = sample(entry, pipe, n)
+    if "encode" in pipe.words:
+        found["encode"] = encode(entry, pipe, x)
+    if "decode" in pipe.words:
+        found["decode"] = decode(entry, pipe, random_latents(entry, pipe, n))
+        found["interpolate"] = interpolate(entry, pipe, *ends(entry, pipe))
+    if "log_likelihood" in pipe.words:
+        found["log_likelihood"] = log_likelihood(entry, pipe, x)
+    return found
+
+
+# ------------------------------------------------------------ declarations
+
+
+def test_the_list_has_every_public_pipeline():
+    public = {name for name in latentia.__all__ if name.endswith("Pipeline")} - {"DiffusionPipeline"}
+    assert {type(pipe).__name__ for pipe in BUILT.values()} == public
+
+
+@every
+def test_declarations_are_what_the_methods_are(entry):
+    pipe = BUILT[entry.name]
+    kind, able = type(pipe), capabilities(pipe)
+    own = tuple(word for word in WORDS if getattr(kind, word) is not getattr(latentia.DiffusionPipeline, word))
+    assert able.words == pipe.words == own
+    call = inspect.signature(kind.__call__).parameters
+    assert {name for name in CONDITIONS if name in call} == set(kind.conditions) <= set(CONDITIONS)
+    assert set(able.conditions) <= set(able.options) and ("class_labels" in able.conditions) == bool(pipe.num_classes)
+    assert set(pipe.latent_conditions) <= set(pipe.conditions)
+    assert set(able.latent_conditions) == set(entry.given(1))
+    for word in set(own) - {"log_likelihood"}:
+        known = inspect.signature(getattr(kind, word)).parameters
+        assert set(kind.latent_conditions) <= set(known)
+        assert ("num_inference_steps" in call) == ("num_inference_steps" in known)
+    assert (pipe.likelihood is not None) == ("log_likelihood" in own)
+    assert all(option.help for option in able.options.values())
+
+
+@every
+def test_words_have_their_shapes_and_others_an_error(entry):
+    pipe = BUILT[entry.name]
+    found = results(entry, pipe, 2)
+    shapes = {"sample": (2, *entry.image), "encode": (2, *(entry.latent or ())), "decode": (2, *entry.image),
+              "interpolate": (4, *entry.image), "log_likelihood": (2,)}  # fmt: skip
+    assert {key: tuple(value.shape) for key, value in found.items()} == {key: shapes[key] for key in found}
+    assert all(value.isfinite().all() for value in found.values())
+    if pipe.latents == "indices":
+        x = random_images(2, *entry.image)
+        before = encode(entry, pipe, x, continuous=True)
+        assert found["encode"].dtype == torch.int64 and before.is_floating_point() and before.ndim == 4
+        torch.testing.assert_close(decode(entry, pipe, before), decode(entry, pipe, found["encode"]))
+    for word in set(WORDS) - set(pipe.words):
+        with pytest.raises(UsageError, match=f"{type(pipe).__name__} has no {word}: .* It can sample"):
+            getattr(pipe, word)(*[0] * (3 if word == "interpolate" else 1))
+
+
+# ------------------------------------------------------------ bytes
+
+
+@samplers
+def test_a_sample_has_the_same_bytes_in_every_batch(entry):
+    pipe = BUILT[entry.name]
+    many = sample(entry, pipe, 67)
+    assert len(many.flatten(1).unique(dim=0)) > 60
+    for n in (1, 2, 33):
+        assert torch.equal(sample(entry, pipe, n), many[:n]), n
+    assert not torch.equal(sample(entry, pipe, 2, seed=8), many[:2])
+
+
+@samplers
+def test_one_generator_or_one_for_each_image(entry):
+    pipe = BUILT[entry.name]
+    each = image_generators(seeded(7), 3)
+    assert torch.equal(sample(entry, pipe, 3, seed=each), sample(entry, pipe, 3))
+    with pytest.raises(UsageError, match="generator must be one or a list of batch_size=3; got 2"):
+        sample(entry, pipe, 3, seed=each[:2])
+
+
+@over(lambda entry: entry.latent)
+def test_words_give_the_same_bytes_in_every_batch(entry):
+    pipe, n = BUILT[entry.name], 34 if entry.short else 67
+    x, z = random_images(n, *entry.image), random_latents(entry, pipe, n)
+    for word, call, values in (("encode", encode, x), ("decode", decode, z), ("log_likelihood", log_likelihood, x)):
+        if word in pipe.words:
+            assert torch.equal(call(entry, pipe, values)[:2], call(entry, pipe, values[:2])), word
+
+
+@over(lambda entry: "decode" in BUILT[entry.name].words)
+def test_interpolation_begins_and_ends_at_the_reconstructions(entry):
+    pipe = BUILT[entry.name]
+    a, b = ends(entry, pipe)
+    z = torch.cat([a, b]) if entry.search else torch.cat([encode(entry, pipe, x) for x in (a, b)])
+    given = {key: values * 2 for key, values in entry.given(1).items()}
+    whole = pipe.decode(z, **given, **entry.short, output_type="latent")
+    for options in (
+        [{"mode": "lerp"}, {"mode": "slerp"}] if "mode" in inspect.signature(pipe.interpolate).parameters else [{}]
+    ):
+        path = interpolate(entry, pipe, a, b, 5, **options)
+        torch.testing.assert_close(path[[0, -1]], whole, atol=1e-4, rtol=1e-4)
+        assert len(path) == 5 and not torch.allclose(path[2], path[0], atol=1e-4)
+    with pytest.raises(UsageError, match="steps must be at least 2"):
+        interpolate(entry, pipe, a, b, 1)
+
+
+# ------------------------------------------------------------ what is given and returned
+
+
+@samplers
+def test_output_types_agree(entry):
+    pipe = BUILT[entry.name]
+    out = {kind: sample(entry, pipe, 2, output_type=kind) for kind in ("pil", "np", "pt", "latent")}
+    channels, height, width = entry.image
+    assert out["np"].shape == (2, height, width, channels) and out["np"].dtype == np.float32
+    np.testing.assert_array_equal(out["np"], out["pt"].permute(0, 2, 3, 1).numpy())
+    torch.testing.assert_close(out["pt"], (out["latent"].clamp(-1, 1) + 1) / 2)
+    for image, array in zip(out["pil"], out["np"]):
+        np.testing.assert_array_equal(np.asarray(image).reshape(array.shape), (array * 255).round())
+    single = pipe(**entry.ask(1), generator=seeded(7), return_dict=False)
+    assert isinstance(single, tuple) and pixels(single[0]) == pixels(out["pil"][:1])
+    with pytest.raises(UsageError, match=r'output_type must be one of .*Did you mean "pil"'):
+        sample(entry, pipe, 1, output_type="pill")
+
+
+@every
+def test_bytes_arrays_tensors_and_files_are_the_same_images(entry):
+    pipe, shape = BUILT[entry.name], (2, *entry.image[1:], entry.image[0])
+    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    images = [Image.fromarray(one.squeeze()) for one in array]
+    kinds = [array, array.astype(np.float32) / 255, torch.from_numpy(array).permute(0, 3, 1, 2), images]
+    found = [encode(entry, pipe, kind) for kind in kinds]
+    assert all(torch.equal(one, found[0]) for one in found[1:])
+
+
+@over(lambda entry: BUILT[entry.name].num_classes)
+def test_labels_by_index_and_by_name(entry):
+    pipe = BUILT[entry.name]
+    names = list(pipe.config.label_names.values())
+    by_name = sample(entry, pipe, 3, class_labels=names)
+    assert torch.equal(by_name, sample(entry, pipe, 3, class_labels=torch.arange(3)))
+    assert torch.equal(by_name[1:2], sample(entry, pipe, 3, class_labels=names[1])[1:2])  # one for all
+    assert not torch.equal(by_name[0], sample(entry, pipe, 3, class_labels=names[1])[0])
+    for wrong, text in ((3, "class_labels must be from 0 to 2; got 3"), ("dgo", 'Did you mean "dog"')):
+        with pytest.raises(UsageError, match=text):
+            sample(entry, pipe, 3, class_labels=wrong)
+    with pytest.raises(UsageError, match="batch_size is 3, but class_labels are given for 2"):
+        sample(entry, pipe, 3, class_labels=[0, 1])
+
+
+@over(lambda entry: "class_labels" in BUILT[entry.name].conditions and not BUILT[entry.name].num_classes)
+def test_labels_without_classes_are_refused(entry):
+    with pytest.raises(UsageError, match="trained without classes; leave them out"):
+        sample(entry, BUILT[entry.name], 1, class_labels=1)
+
+
+@over(lambda entry: "callback_on_step_end" in inspect.signature(type(BUILT[entry.name]).__call__).parameters)
+def test_a_callback_sees_every_step_and_may_change_it(entry):
+    pipe, seen = entry.build(), []
+    assert pipe._callback_tensor_inputs == ("latents",)
+
+    def look(pipeline, i, t, tensors):
+        assert pipeline is pipe and tensors["latents"].shape == (2, *entry.latent)
+        seen.append((i, float(t)))
+
+    same = sample(entry, pipe, 2, callback_on_step_end=look)
+    assert torch.equal(same, sample(entry, pipe, 2))
+    assert [i for i, _ in seen] == [0, 1] and [t for _, t in seen] == pipe.scheduler.timesteps.tolist()
+    zeros = sample(entry, pipe, 2, callback_on_step_end=lambda p, i, t, x: {"latents": 0 * x["latents"]})
+    assert torch.equal(zeros[0], zeros[1]) and not torch.equal(zeros, same)
+
+
+@over(lambda entry: entry.short)
+def test_the_progress_bar_can_be_switched_off(entry, capsys):
+    pipe = entry.build()
+    pipe.set_progress_bar_config(disable=False)
+    sample(entry, pipe, 1)
+    assert "2/2" in capsys.readouterr().err
+    pipe.set_progress_bar_config(disable=True)
+    sample(entry, pipe, 1)
+    assert capsys.readouterr().err == ""
+
+
+@every
+def test_what_makes_no_sense_is_refused(entry):
+    pipe = BUILT[entry.name]
+    channels, height, width = entry.image
+    wrong = torch.zeros(1, channels + 1, height, width)
+    calls = [(lambda p: encode(entry, p, wrong), "must have .* channels"), *entry.refusals]
+    if entry.ask and "batch_size" in inspect.signature(type(pipe).__call__).parameters:
+        calls.append((lambda p: p(**entry.ask(1) | {"batch_size": 0}), "batch_size must be at least 1; got 0"))
+    for call, text in calls:
+        with pytest.raises(UsageError, match=text):
+            call(pipe)
+
+
+# ------------------------------------------------------------ files
+
+
+FRESH = """
+import hashlib, json, sys
+import diffusers, torch
+torch.set_num_threads(1)
+def drawn(pipe, asked):
+    pipe.set_progress_bar_config(disable=True)
+    images = pipe(**asked, generator=torch.Generator().manual_seed(7), output_type="latent").images
+    return hashlib.sha256(images.numpy().tobytes()).hexdigest()
+jobs = json.load(open(sys.argv[1]))
+theirs = [drawn(diffusers.DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline", trust_remote_code=True),
+                asked) for folder, asked in jobs]
+import latentia
+ours = [drawn(latentia.DiffusionPipeline.from_pretrained(folder), asked) for folder, asked in jobs]
+print("\\n" + json.dumps([ours, theirs]))
+"""
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Every pipeline saved, and what a fresh process samples from each: through latentia, and through diffusers."""
+    root = tmp_path_factory.mktemp("pipelines")
+    for entry in PIPELINES:
+        folder = root / entry.name
+        BUILT[entry.name].save_pretrained(folder)
+        (folder / "pipeline.py").write_text(diffusers_pipeline(read_index(folder), str(folder)))
+    names = [entry.name for entry in PIPELINES if entry.ask]
+    jobs = [(str(root / entry.name), entry.ask(2)) for entry in PIPELINES if entry.ask]
+    (root / "jobs.json").write_text(json.dumps(jobs))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(root / "modules")}
+    command = [sys.executable, "-W", "ignore", "-c", FRESH, str(root / "jobs.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ours, theirs = json.loads(done.stdout.splitlines()[-1])
+    return root, {name: each for name, *each in zip(names, ours, theirs)}
+
+
+@every
+def test_saved_and_loaded_it_gives_the_same_bytes(entry, saved):
+    root, fresh = saved
+    pipe, loaded = BUILT[entry.name], latentia.DiffusionPipeline.from_pretrained(root / entry.name)
+    loaded.set_progress_bar_config(disable=True)
+    assert type(loaded) is type(pipe) is type(type(pipe).from_pretrained(root / entry.name))
+    assert capabilities(loaded) == capabilities(pipe)
+    here, there = results(entry, pipe, 2), results(entry, loaded, 2)
+    for word, value in here.items():  # not to the last bit: loaded weights are aligned otherwise in memory
+        torch.testing.assert_close(there[word], value)
+    if entry.ask:
+        digest = hashlib.sha256(there["sample"].numpy().tobytes()).hexdigest()
+        assert fresh[entry.name] == [digest, digest]
+    index = json.loads((root / entry.name / "model_index.json").read_text())
+    for name, part in pipe.components.items():
+        library = index[name][0]
+        assert library in ("latentia", "diffusers", "transformers") if part is not None else library is None
+
+
+@every
+def test_saved_again_it_names_no_folder_of_this_machine(entry, saved, tmp_path):
+    root, _ = saved
+    latentia.DiffusionPipeline.from_pretrained(root / entry.name).save_pretrained(tmp_path)
+    for path in tmp_path.rglob("*.json"):
+        assert str(root) not in path.read_text(), path
+
+
+# ------------------------------------------------------------ precision and devices
+
+
+# Mean distance from float32 on the CPU, over the spread of the values; of a bound in nats, which sums over pixels, over
+# its size. bfloat16 has 8 bits, of which two steps through ten layers cost about two. Latents near two rows of a
+# codebook may take the other one.
+TOLERANCES = {"continuous": 0.05, "indices": 0.1, "embeddings": 0.05}
+GPU = [("cuda", torch.float32), ("cuda", torch.bfloat16)] if torch.cuda.is_available() else []
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Few images at once: the fewer rows a padded chunk has, the faster."""
+    monkeypatch.setattr(sampling, "chunk_size", lambda pixels, device_type: 4)
+
+
+@pytest.mark.parametrize("device, dtype", [("cpu", torch.bfloat16), *GPU])
+@every
+def test_other_precisions_and_devices_are_near_float32(entry, device, dtype, small_chunks):
+    full, other = results(entry, BUILT[entry.name]), results(entry, entry.build().to(device, dtype))
+    limit = TOLERANCES[BUILT[entry.name].latents]
+    for word, value in other.items():
+        expected, found = full[word].double(), value.cpu().double()
+        assert value.device.type == device and found.isfinite().all()
+        if word == "log_likelihood":
+            assert value.dtype == full[word].dtype and ((found - expected) / expected).abs().mean() < limit, word
+        elif value.is_floating_point():
+            assert (found - expected).abs().mean() / expected.std() < limit, word
+        else:
+            assert value.dtype == torch.int64 and (found == expected).double().mean() > 0.9, word
+
+
+@every
+def test_nothing_mixes_devices(entry, small_chunks):
+    """On a second device every word gives the numbers of the CPU, and no operation takes tensors of both."""
+    expected = results(entry, BUILT[entry.name])
+    pipe = entry.build()
+    with separate_device():
+        pipe.to(DEVICE)
+        for word, value in results(entry, pipe).items():
+            assert value.device == DEVICE, word
+            torch.testing.assert_close(value.cpu(), expected[word])
+        if entry.ask:
+            assert len(sample(entry, pipe, 1, output_type="pil")) == len(sample(entry, pipe, 1, output_type="np")) == 1
