@@ -2,7 +2,7 @@
 
 The contract is that of diffusers: `encode(images)` gives latents, in an output with `latent_dist` or `latents` or as a
 tensor; `decode(latents)` gives images, in an output with `sample` or as a tensor; `config.latent_channels` is D, unless
-`config` has `vq_embed_dim` or `levels`. A network that has `quantize` quantizes latents before they are decoded.
+`config` has `vq_embed_dim` or `levels`. A network that has `lookup` and `quantize` quantizes latents before they are decoded.
 """
 
 import hashlib
@@ -214,7 +214,7 @@ def decode_latents(vae: Any, latents: Tensor) -> Tensor:
     shift, scaling = _scale(vae)
 
     def images(part: Tensor) -> Tensor:
-        if hasattr(vae, "quantize"):
+        if hasattr(vae, "lookup"):
             part = vae.quantize(part)[0].to(part.dtype)
         out = vae.decode(part)
         return out if isinstance(out, Tensor) else out.sample
