@@ -1,4 +1,4 @@
-"""What a classifier says about samples: Inception score, entropies, histograms. In float64."""
+"""Class-based metrics from the logits of a classifier: Inception score, entropies, histograms. In float64."""
 
 import torch
 
@@ -12,7 +12,7 @@ def inception_score(logits: torch.Tensor, splits: int = 10, *, seed: int = 0) ->
 
     Args:
         logits: (n, K).
-        splits: equal parts, drawn at random, whose scores are averaged. The score of a part is biased by its size.
+        splits: random equal parts, whose scores are averaged. The score of a part is biased by its size.
         seed: of the random parts.
 
     Returns:
@@ -40,7 +40,7 @@ def inception_score(logits: torch.Tensor, splits: int = 10, *, seed: int = 0) ->
 
 
 def class_entropies(logits: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Quality and diversity as the classifier sees them.
+    """Confidence and entropies of a classifier: quality and diversity of images.
 
     Args:
         logits: (n, K).

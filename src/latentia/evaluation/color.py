@@ -1,4 +1,4 @@
-"""Colour difference as people see it: sRGB to CIELAB, and CIEDE2000; and colours that a text asks for. In float64."""
+"""Perceptual colour difference: sRGB to CIELAB, and CIEDE2000; and the colours that texts name. In float64."""
 
 import re
 from collections.abc import Sequence
@@ -156,7 +156,7 @@ def mean_color(images: torch.Tensor) -> torch.Tensor:
 
 
 def palette(images: torch.Tensor, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """What each colour word looks like: the mean of `mean_color` over the images whose texts name it.
+    """Mean colour of each colour word: the mean of `mean_color` over the images whose texts name it.
 
     Args:
         images: real ones, (N, 3, H, W) in [-1, 1].
@@ -180,7 +180,7 @@ def color_word_accuracy(images: torch.Tensor, texts: Sequence[str], colors: dict
 
     Args:
         images: (N, 3, H, W) in [-1, 1].
-        texts: what they were asked to show; each names one of `colors`.
+        texts: the prompts of the images; each names one of `colors`.
         colors: of `palette`. Nearest is by Euclidean distance in CIELAB.
 
     Raises:

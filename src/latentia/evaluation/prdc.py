@@ -144,9 +144,10 @@ def precision_recall(*, real: torch.Tensor, fake: torch.Tensor, k: int = 3, dens
         covered[within] = True
         inside += len(within)
     return PrecisionRecall(
-        *(float(share.double().mean()) for share in (precise, recalled)),
-        inside / (density_k * len(fake)),
-        float(covered.double().mean()),
+        precision=float(precise.double().mean()),
+        recall=float(recalled.double().mean()),
+        density=inside / (density_k * len(fake)),
+        coverage=float(covered.double().mean()),
     )
 
 

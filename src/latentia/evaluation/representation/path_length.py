@@ -1,4 +1,4 @@
-"""Perceptual path length: how fast an image changes for the eye of a classifier while its latent moves."""
+"""Perceptual path length: how fast the features of an image change while its latent moves."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -76,7 +76,7 @@ def perceptual_path_length(
     generator = torch.Generator().manual_seed(seed_from(seed, "path length"))
     t = torch.rand(len(latents_a), generator=generator, dtype=torch.float64) * (1 - epsilon)
     between = _lerp if mode == "lerp" else _slerp
-    lengths = []
+    parts = []
     for a, b, part in zip(latents_a.split(_CHUNK), latents_b.split(_CHUNK), t.split(_CHUNK)):
         ends = []
         for at in (part, part + epsilon):
@@ -85,8 +85,8 @@ def perceptual_path_length(
                 features = extractor(decode(z.view_as(a).to(a.dtype)))[0]
             check_features(features)
             ends.append(features.double())
-        lengths.append((ends[1] - ends[0]).square().sum(1) / epsilon**2)
-    lengths = torch.cat(lengths)
+        parts.append((ends[1] - ends[0]).square().sum(1) / epsilon**2)
+    lengths = torch.cat(parts)
     return PathLength(float(lengths.mean()), float(lengths.std() / len(lengths) ** 0.5), len(lengths))
 
 
