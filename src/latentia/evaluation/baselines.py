@@ -262,7 +262,7 @@ def _squared_distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def _bytes(images: torch.Tensor) -> torch.Tensor:
     """(N, D), float64, in [0, 255]."""
-    y = images.flatten(1).double()
+    y = images.flatten(1).cpu().double()
     return y if images.dtype == torch.uint8 else (y + 1) * 127.5
 
 

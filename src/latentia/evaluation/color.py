@@ -172,7 +172,7 @@ def palette(images: torch.Tensor, texts: Sequence[str]) -> dict[str, torch.Tenso
     _check_texts(images, texts)
     named = [color_word(text) for text in texts]
     colors = {word: [i for i, other in enumerate(named) if other == word] for word in COLOR_WORDS}
-    return {word: mean_color(images[rows]).mean(0) for word, rows in colors.items() if rows}
+    return {word: mean_color(images[torch.tensor(rows)]).mean(0) for word, rows in colors.items() if rows}
 
 
 def color_word_accuracy(images: torch.Tensor, texts: Sequence[str], colors: dict[str, torch.Tensor]) -> float:
@@ -196,7 +196,8 @@ def color_word_accuracy(images: torch.Tensor, texts: Sequence[str], colors: dict
     if unknown := [text for text, word in zip(texts, asked) if word not in colors]:
         raise UsageError(f"texts must each name one of {', '.join(colors)}; got {unknown[0]!r}.")
     words = [*colors]
-    near = torch.cdist(mean_color(images), torch.stack([colors[word].double() for word in words])).argmin(1)
+    places = torch.stack([colors[word].cpu().double() for word in words])
+    near = torch.cdist(mean_color(images).cpu(), places).argmin(1)
     return sum(words[i] == word for i, word in zip(near.tolist(), asked)) / len(texts)
 
 

@@ -1,4 +1,4 @@
-"""Frechet distance: two sets of features seen as Gaussians. Streaming, in float64."""
+"""Frechet distance of the Gaussians fitted to two sets of features. Streaming, on the CPU in float64."""
 
 import math
 
@@ -44,11 +44,11 @@ class Moments:
         self._factor: torch.Tensor | None = None
 
     def update(self, features: torch.Tensor) -> None:
-        """Take in features (n, D), any float type. At most 4096 of them are held in float64 beside a D x D matrix."""
+        """Take in features (n, D), of any float type and device; at most 4096 are held in float64 at once."""
         check_features(features)
         self._expect(features.shape[1])
         if self._upper is None and self.n + len(features) <= features.shape[1]:
-            self._rows.append(features.detach().to(torch.float64, copy=True))
+            self._rows.append(features.detach().to("cpu", torch.float64, copy=True))
             self.n += len(features)
             self._factor = None
             return
@@ -62,8 +62,8 @@ class Moments:
             return
         self._expect(len(mean))
         self._gather()
-        self._shift(n, mean.double())
-        self._gathered[1].add_(scatter.double())
+        self._shift(n, mean.cpu().double())
+        self._gathered[1].add_(scatter.cpu().double())
 
     @property
     def mean(self) -> torch.Tensor:
@@ -110,7 +110,7 @@ class Moments:
             self._absorb(torch.cat(rows))
 
     def _absorb(self, features: torch.Tensor) -> None:
-        x = features.double()
+        x = features.cpu().double()
         mean = x.mean(0)
         x = x - mean
         self._shift(len(x), mean)
@@ -209,18 +209,17 @@ def frechet_distance_of_gaussians(
     """
     factors = []
     for side, mean, covariance in (("a", mean_a, covariance_a), ("b", mean_b, covariance_b)):
-        covariance = covariance.double()
+        covariance = covariance.cpu().double()
         low, high = torch.aminmax(covariance)
         scale = torch.maximum(-low, high)
         # Against a random vector, two products with which show any asymmetry without a walk across the columns.
         probe = torch.randn(len(covariance), 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        probe = probe.to(covariance.device)
         if not (scale.isfinite() and (covariance @ probe - covariance.T @ probe).abs().max() <= 1e-8 * scale):
             raise NumericsError(f"`covariance_{side}` must be finite and symmetric.")
         if not mean.isfinite().all():
             raise NumericsError(f"`mean_{side}` must be finite.")
         factors.append(_root(f"covariance_{side}", covariance))
-    return _distance(mean_a.double() - mean_b.double(), *factors)
+    return _distance(mean_a.cpu().double() - mean_b.cpu().double(), *factors)
 
 
 def _root(name: str, covariance: torch.Tensor) -> torch.Tensor:

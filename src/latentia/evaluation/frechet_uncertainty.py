@@ -140,7 +140,7 @@ def _weighted_distance(features: torch.Tensor, reference: torch.Tensor | Moments
         raise UsageError(f"A covariance needs n >= 2 images. Got {len(features)}.")
     factor = reference.factor  # B, (D, r)
     spread_b = factor.square().sum()
-    shifted = [chunk.double() - reference.mean for chunk in features.split(_CHUNK)]
+    shifted = [chunk.cpu().double() - reference.mean for chunk in features.split(_CHUNK)]
     lengths = torch.cat([x.square().sum(1) for x in shifted])  # (n,)
     y = torch.cat([x @ factor for x in shifted])  # (n, r)
     x = torch.cat(shifted)  # (n, D)

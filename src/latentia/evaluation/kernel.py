@@ -100,7 +100,7 @@ def _check(a: torch.Tensor, b: torch.Tensor, least: int) -> tuple[torch.Tensor, 
             raise UsageError(f"A kernel distance needs n >= {least} images in each set. Got {len(features)}.")
     if a.shape[1] != b.shape[1]:
         raise UsageError(f"`a` and `b` must have the same feature dimension. Got {a.shape[1]} and {b.shape[1]}.")
-    return a.double(), b.double()
+    return a.cpu().double(), b.cpu().double()
 
 
 def _row_sums(x: torch.Tensor, y: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:

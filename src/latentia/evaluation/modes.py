@@ -261,7 +261,7 @@ def birthday_test(features: torch.Tensor, threshold: float) -> Birthday:
     n = len(features)
     if n < 2 or not threshold > 0:
         raise UsageError(f"A birthday test needs n >= 2 and `threshold` > 0. Got n = {n} and threshold = {threshold}.")
-    x = features.double()
+    x = features.cpu().double()
     close = 0
     for start in range(0, n, _CHUNK):
         rows = x[start : start + _CHUNK]

@@ -104,10 +104,10 @@ def retrieval_scores(
     if not ks or min(ks) < 1:
         raise UsageError(f"`ks` must be whole numbers of at least 1. Got {ks}.")
     n = len(image_embeds)
-    x, t = (F.normalize(part.double(), dim=1) for part in (image_embeds, text_embeds))
+    x, t = (F.normalize(part.cpu().double(), dim=1) for part in (image_embeds, text_embeds))
     similarity = x @ t.T
     alike = torch.eye(n, dtype=torch.bool) if groups is None else groups[:, None].cpu() == groups.cpu()
-    to_text, to_image = (_ranks(scores, alike.to(scores.device)) for scores in (similarity, similarity.T))
+    to_text, to_image = (_ranks(scores, alike) for scores in (similarity, similarity.T))
 
     def recall(ranks: Tensor) -> dict[int, float]:
         return {k: float((ranks <= k).double().mean()) for k in ks}

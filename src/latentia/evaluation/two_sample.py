@@ -216,7 +216,7 @@ def _rows(**sets: torch.Tensor) -> dict[str, torch.Tensor]:
         check_features(part)
     if len(shapes := {tuple(part.shape[1:]) for part in sets.values()}) > 1:
         raise UsageError(f"{', '.join(f'`{name}`' for name in sets)} must be of equal shape. Got {sorted(shapes)}.")
-    return {name: part.double() for name, part in rows.items()}
+    return {name: part.cpu().double() for name, part in rows.items()}
 
 
 def _labels(rows: dict[str, torch.Tensor], **labels: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -226,7 +226,7 @@ def _labels(rows: dict[str, torch.Tensor], **labels: torch.Tensor) -> dict[str, 
                 f"`{name}_labels` must be one integer per image, ({len(rows[name])},). Got {part.dtype} of shape "
                 f"{tuple(part.shape)}."
             )
-    return labels
+    return {name: part.cpu() for name, part in labels.items()}
 
 
 def _order(n: int, seed: int, name: str) -> torch.Tensor:

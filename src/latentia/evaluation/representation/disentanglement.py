@@ -250,7 +250,7 @@ def factor_vae_score(
     parts = []
     for images in indices.split(_CHUNK // GROUP):
         z = _represent(represent, factors, images.flatten(0, 1)).view(len(images), GROUP, -1)
-        parts.append((z.var(1) / deviation.double().square()).argmin(1))
+        parts.append((z.var(1) / deviation.cpu().double().square()).argmin(1))
     votes = torch.cat(parts)
     table = torch.zeros(len(deviation), len(sizes), dtype=torch.int64)
     table.index_put_((votes[:groups], held[:groups]), torch.tensor(1), accumulate=True)

@@ -226,7 +226,7 @@ def off_diagonal_correlation(codes: torch.Tensor) -> tuple[float, float]:
         (0.333333, 1.0)
     """
     check_features(codes)
-    correlation = _correlation(codes.double()).abs()
+    correlation = _correlation(codes.cpu().double()).abs()
     pairs = correlation[torch.ones_like(correlation).triu(1).bool()]
     return (float(pairs.mean()), float(pairs.max())) if len(pairs) else (0.0, 0.0)
 
