@@ -80,7 +80,7 @@ MUTANTS = [
         "global_draws",
         "dropout draws from a generator whose state no checkpoint holds",
         LOOP,
-        (("        seed_global(turn, accelerator.device)\n", ""),),
+        (("        seed_global(phase_seed, accelerator.device)\n", ""),),
         "tests/training/test_training.py",
     ),
     Mutant(
@@ -248,6 +248,53 @@ MUTANTS = [
             ),
         ),
         "tests/hub/test_hub.py",
+    ),
+    Mutant(
+        "output_not_rebuilt",
+        "an output has a second field without a default, so accelerate cannot convert it in mixed precision",
+        "src/latentia/models/vae.py",
+        (("    location: Tensor = UNSET\n", "    location: Tensor\n"),),
+        "tests/contracts/test_precision.py -k vae-bf16",
+    ),
+    Mutant(
+        "left_on_the_cpu",
+        "random numbers are made on the CPU, wherever the network is",
+        "src/latentia/rng.py",
+        (("self.device = start, count, torch.device(device)", 'self.device = start, count, torch.device("cpu")'),),
+        "tests/contracts/test_devices.py -k no_devices",
+    ),
+    Mutant(
+        "numbers_of_the_first_process",
+        "every process makes the random numbers of the first elements of the batch",
+        "src/latentia/rng.py",
+        (("        first = self.position + self.start\n", "        first = self.position\n"),),
+        "tests/contracts/test_families.py -k two_processes_equal_one",
+    ),
+    Mutant(
+        "forbidden_import",
+        "a network imports an objective",
+        "src/latentia/models/vae.py",
+        (
+            (
+                "from latentia.errors import UsageError\n",
+                "import latentia.losses.variational\nfrom latentia.errors import UsageError\n",
+            ),
+        ),
+        "tests/contracts/test_architecture.py",
+    ),
+    Mutant(
+        "unscaled_twice",
+        "fp16: the gradient is divided by the scale once for each optimizer over the same parameters",
+        LOOP,
+        (("accelerator.unscale_gradients(phase.optimizer)", "accelerator.unscale_gradients()"),),
+        "tests/training/test_training.py -k fp16",
+    ),
+    Mutant(
+        "fp16_without_a_word",
+        "fp16 on a CPU trains in float32",
+        "src/latentia/runs/start.py",
+        (('accelerator.mixed_precision == "fp16" and accelerator.scaler is None', "False"),),
+        "tests/contracts/test_precision.py -k refused",
     ),
 ]
 

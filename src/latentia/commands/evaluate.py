@@ -303,14 +303,14 @@ def _measured(
         images = draw(0, min(batch_size, count))[:1]
         parts = [measure(from_uint8(images), extractor, None if labels is None else labels[:1])[:0]]
         kept, owned = [images[:0]], [torch.zeros(0, dtype=torch.int64)]
-    columns = [None if column[0] is None else torch.cat(column) for column in zip(*map(tuple, parts))]
+    sample = Sample.cat(parts)
     first, place = torch.cat(kept), torch.cat(owned)
     if state.num_processes > 1:
         first = _gathered(first, state)[_gathered(place[place < KEPT], state).argsort()]
         order = _gathered(place, state).argsort()
-        columns = [None if column is None else _gathered(column, state)[order] for column in columns]
+        sample = sample.map(lambda column: _gathered(column, state)[order])
         seconds = float(_gathered(torch.tensor([seconds]), state).max())
-    return Sample(*columns), first, seconds
+    return sample, first, seconds
 
 
 def _gathered(x: Tensor, state: PartialState) -> Tensor:

@@ -74,12 +74,12 @@ class Dataset(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What a model card says about the data, ready for JSON: see `description`, and the source."""
+        """Facts about the data for a model card, ready for JSON: see `description`, and the source."""
         ...
 
 
 def description(data: Dataset) -> dict[str, Any]:
-    """What every data set says about itself in `describe`.
+    """The part of `Dataset.describe` that all data sets share.
 
     Example:
         >>> from latentia.data import PlaneData

@@ -22,7 +22,7 @@ _CHUNK = 128
 
 @dataclass(frozen=True)
 class Plan:
-    """What `load_images` was asked to make of the rows; part of the cache key."""
+    """Options of `load_images` that change the pixels; part of the cache key."""
 
     size: tuple[int, int] | None
     channels: int | None

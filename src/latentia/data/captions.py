@@ -57,7 +57,7 @@ class CaptionData:
         return self._hidden[row], self._mask[row]
 
     def describe(self) -> dict[str, Any]:
-        """What the data say of themselves, with the fingerprint of data and texts and the shape of the texts."""
+        """Description of the data, with the fingerprint of data and texts and the shape of the texts."""
         return {
             **self.data.describe(),
             **description(self),
@@ -73,7 +73,7 @@ class CaptionData:
         """Positions [start, stop) of the stream of `seed`, as the data's own `batch` gives them.
 
         Returns:
-            What that gives, with "text", hidden states (B, L, D), and "text_mask" (B, L), True for tokens.
+            Its batch, with "text", hidden states (B, L, D), and "text_mask" (B, L), True for tokens.
         """
         out = self.data.batch(start, stop, seed=seed, device=device)
         rows = torch.tensor([self._rows[caption] for caption in out["captions"]], dtype=torch.int64)

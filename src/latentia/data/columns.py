@@ -14,7 +14,7 @@ MAX_CLASSES = 65_536  # of a plain integer column, so that one damaged value doe
 
 @dataclass(frozen=True)
 class Column:
-    """What a column holds; `names` are the classes, where the data set declares them."""
+    """Content of a column; `names` are the classes, where the data set declares them."""
 
     kind: Literal["image", "integer", "text", "other"]
     names: list[str] | None = None

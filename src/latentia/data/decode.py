@@ -1,7 +1,7 @@
 """One image file to uint8 pixels, without torchvision and without trust in the file.
 
-What a file is, is read from its content, never from its name. Only the formats of `FORMATS` are opened, an image over
-`MAX_PIXELS` is refused before its pixels are decoded, and a file that ends early is an error.
+The format is read from the content of a file, never from its name. Only the formats of `FORMATS` are opened, an image
+of over `MAX_PIXELS` is refused before its pixels are decoded, and a file that ends early is an error.
 """
 
 import io

@@ -106,7 +106,7 @@ class ImageData:
 
     @property
     def random_crop(self) -> bool:
-        """Whether each position of the stream shows another part of its image."""
+        """True if each position of the stream has another crop of its image."""
         return self._uneven is not None
 
     @property

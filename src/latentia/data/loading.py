@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from latentia.cache import cache_folder, cached_bytes, key_of
 from latentia.data.build import Plan, build, choose_rows
@@ -14,7 +14,7 @@ from latentia.data.decode import check_pillow
 from latentia.data.images import ImageData
 from latentia.data.sources import find_source
 from latentia.data.streaming import StreamedImages
-from latentia.errors import DataError, UsageError
+from latentia.errors import DataError, UsageError, check_choice, check_range
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,52 @@ def parse_split(split: str) -> tuple[str, Callable[[int], range]]:
         return range(count)[slice(*ends)]
 
     return name, part
+
+
+@overload
+def load_images(
+    source: str | Path | Iterable[dict[str, Any]],
+    *,
+    split: str = "train",
+    config_name: str | None = None,
+    revision: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    caption_column: str | None = None,
+    label_names: Sequence[str] | None = None,
+    resolution: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    center_crop: bool = True,
+    random_flip: bool = False,
+    max_samples: int | None = None,
+    on_bad_image: Literal["raise", "skip"] = "raise",
+    cache_dir: str | Path | None = None,
+    num_workers: int = 0,
+    streaming: Literal[False] = False,
+) -> ImageData: ...
+
+
+@overload
+def load_images(
+    source: str | Path | Iterable[dict[str, Any]],
+    *,
+    split: str = "train",
+    config_name: str | None = None,
+    revision: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    caption_column: str | None = None,
+    label_names: Sequence[str] | None = None,
+    resolution: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    center_crop: bool = True,
+    random_flip: bool = False,
+    max_samples: int | None = None,
+    on_bad_image: Literal["raise", "skip"] = "raise",
+    cache_dir: str | Path | None = None,
+    num_workers: int = 0,
+    streaming: bool,
+) -> ImageData | StreamedImages: ...
 
 
 def load_images(
@@ -114,16 +160,18 @@ def load_images(
         (torch.Size([64, 1, 8, 8]), torch.int64)
     """
     check_pillow()
+    if channels not in (None, 1, 3, 4):
+        raise UsageError(f"channels must be one of None, 1, 3, 4; got {channels!r}.")
+    check_choice("on_bad_image", on_bad_image, ("raise", "skip"))
+    check_range("max_samples", max_samples, 1)
+    check_range("num_workers", num_workers, 0)
     plan = Plan(
         size=_size(resolution),
-        channels=_one_of("channels", channels, (None, 1, 3, 4)),
+        channels=channels,
         crop=center_crop or resolution is None,
-        on_bad_image=_one_of("on_bad_image", on_bad_image, ("raise", "skip")),
+        on_bad_image=on_bad_image,
         label_names=None if label_names is None else [str(name) for name in label_names],
     )
-    for name, value, least in (("max_samples", max_samples, 1), ("num_workers", num_workers, 0)):
-        if value is not None and value < least:
-            raise UsageError(f"{name} must be at least {least}, got {value}.")
     split_name, part = parse_split(split)
     found = find_source(source, split_name, config_name, revision, cache_dir, streaming)
     found.about.update({"split": split, "resolution": resolution, "center_crop": center_crop})
@@ -137,7 +185,17 @@ def load_images(
     return _load(found, plan, asked, split, part, max_samples, random_flip, cache_folder(cache_dir), num_workers)
 
 
-def _load(found: Source, plan, asked, split, part, max_samples, random_flip, folder, num_workers) -> ImageData:
+def _load(
+    found: Source,
+    plan: Plan,
+    asked: tuple[str | None, str | None, str | None],
+    split: str,
+    part: Callable[[int], range],
+    max_samples: int | None,
+    random_flip: bool,
+    folder: Path,
+    num_workers: int,
+) -> ImageData:
     def make(write) -> dict[str, Any]:
         try:
             table = found.open()
@@ -165,9 +223,3 @@ def _size(resolution: int | tuple[int, int] | None) -> tuple[int, int] | None:
     if len(size) != 2 or not all(isinstance(side, int) and 1 <= side <= 8192 for side in size):
         raise UsageError(f"resolution must be one or two (H, W) whole numbers from 1 to 8192, got {resolution!r}.")
     return size[0], size[1]
-
-
-def _one_of(name: str, value: Any, known: tuple) -> Any:
-    if value not in known:
-        raise UsageError(f"{name} must be one of {', '.join(map(repr, known))}; got {value!r}.")
-    return value

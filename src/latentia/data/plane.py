@@ -112,7 +112,9 @@ class PlaneData:
     modality = "point"
     endless = True
     shape = (2,)
-    labels = label_names = captions = None
+    labels: None = None
+    label_names: list[str] | None = None
+    captions: None = None
 
     def __init__(self, plane: str | Plane):
         self.plane = find_plane(plane) if isinstance(plane, str) else plane

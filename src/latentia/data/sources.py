@@ -1,4 +1,4 @@
-"""Where images come from: a folder, parquet files, the Hub, a data set object or any rows; all opened as a `Table`."""
+"""Sources of images: a folder, parquet files, the Hub, a data set object or any rows; all opened as a `Table`."""
 
 import glob
 import logging
@@ -206,7 +206,7 @@ def _hub_source(text, split, config_name, revision, cache_dir, streaming) -> Sou
 
 
 def _retry(ask: Callable[[], Any]) -> Any:
-    """What `ask` returns; asked again a few times while the Hub answers that it cannot just now."""
+    """Call `ask`, and again a few times while the Hub answers that it is busy."""
     for pause in (*_PAUSES, None):
         try:
             return ask()

@@ -159,8 +159,8 @@ def load_table(source: str | Path, *, label_column: str | None = None, max_sampl
         raise DataError(f"{path} must have a column of numbers beside the label; its columns are {table.column_names}.")
     if not len(table):
         raise DataError(f"{path} holds no rows.")
-    for name, values in columns.items():
-        gaps = np.flatnonzero(~np.isfinite(values))
+    for name, column in columns.items():
+        gaps = np.flatnonzero(~np.isfinite(column))
         if len(gaps):
             raise DataError(
                 f'{path}: column "{name}" has {len(gaps)} values that are missing or not finite, the first in row '
@@ -172,7 +172,7 @@ def load_table(source: str | Path, *, label_column: str | None = None, max_sampl
 
 
 def is_table(source: str | Path) -> bool:
-    """Whether a file holds rows of numbers: CSV, TSV, or parquet without a column that could hold images.
+    """True for a file of rows of numbers: CSV, TSV, or parquet without a column that could hold images.
 
     Raises:
         DataError: a .csv or .tsv file that is not there, or a .parquet file that cannot be read.

@@ -1,4 +1,4 @@
-"""What statistics without a network reach: a Gaussian over principal components, and a kernel density.
+"""Baselines without a network: a Gaussian over principal components, and a kernel density estimate.
 
 Both are fitted in closed form or by a search along one number, sample in [-1, 1] and have a likelihood, so every model
 can be held against them. Images count as bytes y in [0, 255]^D. A density p(y) bounds the probability of bytes by
@@ -17,7 +17,7 @@ from latentia.evaluation.features.base import check_images
 from latentia.evaluation.frechet import Moments
 from latentia.rng import seed_from
 
-_BLOCK = 64  # samples are drawn in blocks keyed by (seed, block), so that image i depends on (seed, i) alone
+_BLOCK = 64  # samples are made in blocks keyed by (seed, block), so that image i depends on (seed, i) alone
 _ROWS = 2048  # images that are held in float64 at once
 _HELD_OUT = 256  # images whose likelihood chooses the bandwidth
 _VARIANCE_U = 1 / 12  # of each entry of u, in squared bytes
@@ -89,9 +89,9 @@ class KernelDensitySampler:
     isotropic Gaussian for all other directions.
 
     Args:
-        images: (N, C, H, W), N >= 2, uint8 in [0, 255] or floats in [-1, 1]. They are kept.
+        images: (N, C, H, W), N >= 2, uint8 in [0, 255] or floats in [-1, 1].
         bandwidth: h, the standard deviation of the kernels, in units of [-1, 1]. None: the one under which up to 256 of
-            the images, drawn with seed 0, are most likely when each does without its own kernel. "silverman":
+            the images, chosen with seed 0, are most likely when each is left out of its own density. "silverman":
             `s (4 / ((k + 2) N))^(1 / (k + 4))`, s^2 the mean variance over the k dimensions, without a search; made for
             a single cloud in few dimensions, and much too wide for pixels.
         components: None for pixels, else as for `PCASampler`.
@@ -123,12 +123,10 @@ class KernelDensitySampler:
         self.images = images
         self.image_shape = tuple(images.shape[1:])
         self.basis = _Basis(images[0].numel()) if components is None else _principal_components(images, components)
-        if bandwidth is None:
-            self._h = self._most_likely()
-        elif bandwidth == "silverman":
-            self._h = self._silverman()
-        else:
+        if isinstance(bandwidth, int | float):
             self._h = 127.5 * bandwidth
+        else:
+            self._h = self._most_likely() if bandwidth is None else self._silverman()
         self.bandwidth = self._h / 127.5
 
     def sample(self, n: int, seed: int = 0, *, start: int = 0) -> torch.Tensor:
@@ -207,7 +205,7 @@ class _Basis:
         return y, 0.0
 
     def synthesis(self, z: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Bytes (N, D) of coordinates z (N, k), with a draw of what they leave out."""
+        """Bytes (N, D) of coordinates z (N, k), with a sample of what they leave out."""
         return z
 
 
@@ -244,17 +242,17 @@ def _principal_components(images: torch.Tensor, components: int | float) -> _Pri
     variances, directions = variances.clamp(min=0).flip(0), directions.flip(1)
     if isinstance(components, float) and 0 < components <= 1:
         below = variances.cumsum(0) < components * (1 - 1e-12) * variances.sum()
-        kept = int(below.sum()) + 1
+        count = int(below.sum()) + 1
     elif isinstance(components, int) and not isinstance(components, bool) and 1 <= components <= size:
-        kept = components
+        count = components
     else:
         raise UsageError(
             f"`components` must be an int from 1 to {size}, the pixel values of an image, or a float in (0, 1], the "
             f"share of the variance to keep. Got {components!r}."
         )
     # Dequantised bytes y + u have the covariance of y plus 1/12.
-    rest = float(variances[kept:].mean()) + _VARIANCE_U if kept < size else 0.0
-    return _PrincipalComponents(moments.mean, variances[:kept] + _VARIANCE_U, directions[:, :kept], rest)
+    rest = float(variances[count:].mean()) + _VARIANCE_U if count < size else 0.0
+    return _PrincipalComponents(moments.mean, variances[:count] + _VARIANCE_U, directions[:, :count], rest)
 
 
 def _squared_distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -264,7 +262,7 @@ def _squared_distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def _bytes(images: torch.Tensor) -> torch.Tensor:
     """(N, D), float64, in [0, 255]."""
-    y = images.flatten(1).double()
+    y = images.flatten(1).cpu().double()
     return y if images.dtype == torch.uint8 else (y + 1) * 127.5
 
 

@@ -1,4 +1,4 @@
-"""What a classifier says about samples: Inception score, entropies, histograms. In float64."""
+"""Class-based metrics from the logits of a classifier: Inception score, entropies, histograms. In float64."""
 
 import torch
 
@@ -12,7 +12,7 @@ def inception_score(logits: torch.Tensor, splits: int = 10, *, seed: int = 0) ->
 
     Args:
         logits: (n, K).
-        splits: equal parts, drawn at random, whose scores are averaged. The score of a part is biased by its size.
+        splits: random equal parts, whose scores are averaged. The score of a part is biased by its size.
         seed: of the random parts.
 
     Returns:
@@ -40,7 +40,7 @@ def inception_score(logits: torch.Tensor, splits: int = 10, *, seed: int = 0) ->
 
 
 def class_entropies(logits: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Quality and diversity as the classifier sees them.
+    """Confidence and entropies of a classifier: quality and diversity of images.
 
     Args:
         logits: (n, K).
@@ -53,7 +53,7 @@ def class_entropies(logits: torch.Tensor) -> dict[str, torch.Tensor]:
         >>> {key: round(value.item(), 4) for key, value in class_entropies(1e4 * torch.eye(10)).items()}
         {'confidence': 1.0, 'entropy': 0.0, 'marginal_entropy': 2.3026}
     """
-    log_p = logits.double().log_softmax(1)
+    log_p = logits.cpu().double().log_softmax(1)
     p = log_p.exp()
     return {
         "confidence": p.amax(1).mean(),
@@ -64,7 +64,7 @@ def class_entropies(logits: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def class_counts(logits: torch.Tensor) -> list[int]:
     """How many of the images (n, K) are most likely of each of the K classes."""
-    return torch.bincount(logits.argmax(1), minlength=logits.shape[1]).tolist()
+    return torch.bincount(logits.cpu().argmax(1), minlength=logits.shape[1]).tolist()
 
 
 def missing_classes(logits: torch.Tensor, real_logits: torch.Tensor) -> list[int]:

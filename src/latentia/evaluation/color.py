@@ -1,4 +1,4 @@
-"""Colour difference as people see it: sRGB to CIELAB, and CIEDE2000; and colours that a text asks for. In float64."""
+"""Perceptual colour difference: sRGB to CIELAB, and CIEDE2000; and the colours that texts name. In float64."""
 
 import re
 from collections.abc import Sequence
@@ -156,7 +156,7 @@ def mean_color(images: torch.Tensor) -> torch.Tensor:
 
 
 def palette(images: torch.Tensor, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """What each colour word looks like: the mean of `mean_color` over the images whose texts name it.
+    """Mean colour of each colour word: the mean of `mean_color` over the images whose texts name it.
 
     Args:
         images: real ones, (N, 3, H, W) in [-1, 1].
@@ -172,7 +172,7 @@ def palette(images: torch.Tensor, texts: Sequence[str]) -> dict[str, torch.Tenso
     _check_texts(images, texts)
     named = [color_word(text) for text in texts]
     colors = {word: [i for i, other in enumerate(named) if other == word] for word in COLOR_WORDS}
-    return {word: mean_color(images[rows]).mean(0) for word, rows in colors.items() if rows}
+    return {word: mean_color(images[torch.tensor(rows)]).mean(0) for word, rows in colors.items() if rows}
 
 
 def color_word_accuracy(images: torch.Tensor, texts: Sequence[str], colors: dict[str, torch.Tensor]) -> float:
@@ -180,7 +180,7 @@ def color_word_accuracy(images: torch.Tensor, texts: Sequence[str], colors: dict
 
     Args:
         images: (N, 3, H, W) in [-1, 1].
-        texts: what they were asked to show; each names one of `colors`.
+        texts: the prompts of the images; each names one of `colors`.
         colors: of `palette`. Nearest is by Euclidean distance in CIELAB.
 
     Raises:
@@ -196,7 +196,8 @@ def color_word_accuracy(images: torch.Tensor, texts: Sequence[str], colors: dict
     if unknown := [text for text, word in zip(texts, asked) if word not in colors]:
         raise UsageError(f"texts must each name one of {', '.join(colors)}; got {unknown[0]!r}.")
     words = [*colors]
-    near = torch.cdist(mean_color(images), torch.stack([colors[word].double() for word in words])).argmin(1)
+    places = torch.stack([colors[word].cpu().double() for word in words])
+    near = torch.cdist(mean_color(images).cpu(), places).argmin(1)
     return sum(words[i] == word for i, word in zip(near.tolist(), asked)) / len(texts)
 
 

@@ -42,7 +42,7 @@ def vendi_score(features: torch.Tensor) -> float:
     n, dimension = features.shape
 
     def unit(chunk: torch.Tensor) -> torch.Tensor:
-        chunk = chunk.double()
+        chunk = chunk.cpu().double()
         return torch.nn.functional.normalize(chunk / chunk.abs().amax(1, keepdim=True), dim=1)
 
     if n <= dimension:

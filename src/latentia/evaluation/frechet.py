@@ -1,4 +1,4 @@
-"""Frechet distance: two sets of features seen as Gaussians. Streaming, in float64."""
+"""Frechet distance of the Gaussians fitted to two sets of features. Streaming, on the CPU in float64."""
 
 import math
 
@@ -19,14 +19,14 @@ class Moments:
     """Count, mean and covariance of features, gathered chunk by chunk.
 
     Chunks are merged by their own means (Chan, Golub and LeVeque 1983), so a large common offset costs no digits. Up to
-    n = D the rows themselves are kept, which is less than a covariance and lets a distance work with n x n matrices.
+    n = D the rows themselves are stored, which is less than a covariance and lets a distance work with n x n matrices.
 
     Args (of the instance, all float64):
         n: images seen.
         mean: (D,).
         scatter: (D, D), sum of (x - mean)(x - mean)^T.
         covariance: (D, D), unbiased, scatter / (n - 1).
-        factor: (D, r) with `factor @ factor.T = covariance`, r at most D and at most n - 1 where rows were kept.
+        factor: (D, r) with `factor @ factor.T = covariance`, r at most D and at most n - 1 where rows are stored.
 
     Example:
         >>> moments = Moments()
@@ -44,11 +44,11 @@ class Moments:
         self._factor: torch.Tensor | None = None
 
     def update(self, features: torch.Tensor) -> None:
-        """Take in features (n, D), any float type. At most 4096 of them are held in float64 beside a D x D matrix."""
+        """Take in features (n, D), of any float type and device; at most 4096 are held in float64 at once."""
         check_features(features)
         self._expect(features.shape[1])
         if self._upper is None and self.n + len(features) <= features.shape[1]:
-            self._rows.append(features.detach().to(torch.float64, copy=True))
+            self._rows.append(features.detach().to("cpu", torch.float64, copy=True))
             self.n += len(features)
             self._factor = None
             return
@@ -62,14 +62,14 @@ class Moments:
             return
         self._expect(len(mean))
         self._gather()
-        self._shift(n, mean.double())
-        self._upper += scatter.double()
+        self._shift(n, mean.cpu().double())
+        self._gathered[1].add_(scatter.cpu().double())
 
     @property
     def mean(self) -> torch.Tensor:
         if self.n == 0:
             raise UsageError("A mean needs n >= 1 images. Got 0.")
-        return torch.cat(self._rows).mean(0) if self._rows else self._mean
+        return torch.cat(self._rows).mean(0) if self._rows else self._gathered[0]
 
     @property
     def scatter(self) -> torch.Tensor:
@@ -79,6 +79,12 @@ class Moments:
         if self._upper is None:
             raise UsageError("A scatter matrix needs n >= 1 images. Got 0.")
         return self._upper.triu() + self._upper.triu(1).T
+
+    @property
+    def _gathered(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and upper scatter matrix, of which there is something once there are no rows."""
+        assert self._mean is not None and self._upper is not None
+        return self._mean, self._upper
 
     @property
     def covariance(self) -> torch.Tensor:
@@ -104,21 +110,22 @@ class Moments:
             self._absorb(torch.cat(rows))
 
     def _absorb(self, features: torch.Tensor) -> None:
-        x = features.double()
+        x = features.cpu().double()
         mean = x.mean(0)
         x = x - mean
         self._shift(len(x), mean)
         for start in range(0, x.shape[1], _BLOCK):  # half of a symmetric product is enough
             left = x[:, start : start + _BLOCK]
-            self._upper[start : start + _BLOCK, start:].addmm_(left.T, x[:, start:])
+            self._gathered[1][start : start + _BLOCK, start:].addmm_(left.T, x[:, start:])
 
     def _shift(self, n: int, mean: torch.Tensor) -> None:
         """Count, mean and the scatter that comes from the difference of the means."""
         if self._upper is None:
             self._mean, self._upper = mean.clone(), mean.new_zeros(len(mean), len(mean))
-        total, delta = self.n + n, mean - self._mean
-        self._upper.addr_(delta, delta, alpha=self.n * n / total)
-        self._mean = self._mean + delta * (n / total)
+        before, upper = self._gathered
+        total, delta = self.n + n, mean - before
+        upper.addr_(delta, delta, alpha=self.n * n / total)
+        self._mean = before + delta * (n / total)
         self.n, self._factor = total, None
 
     def _expect(self, dimension: int) -> None:
@@ -202,18 +209,17 @@ def frechet_distance_of_gaussians(
     """
     factors = []
     for side, mean, covariance in (("a", mean_a, covariance_a), ("b", mean_b, covariance_b)):
-        covariance = covariance.double()
+        covariance = covariance.cpu().double()
         low, high = torch.aminmax(covariance)
         scale = torch.maximum(-low, high)
         # Against a random vector, two products with which show any asymmetry without a walk across the columns.
         probe = torch.randn(len(covariance), 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        probe = probe.to(covariance.device)
         if not (scale.isfinite() and (covariance @ probe - covariance.T @ probe).abs().max() <= 1e-8 * scale):
             raise NumericsError(f"`covariance_{side}` must be finite and symmetric.")
         if not mean.isfinite().all():
             raise NumericsError(f"`mean_{side}` must be finite.")
         factors.append(_root(f"covariance_{side}", covariance))
-    return _distance(mean_a.double() - mean_b.double(), *factors)
+    return _distance(mean_a.cpu().double() - mean_b.cpu().double(), *factors)
 
 
 def _root(name: str, covariance: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What a Frechet distance would be of endlessly many images, and how sure the one at hand is. In float64."""
+"""Frechet distance extrapolated to infinitely many images, and its confidence interval. In float64."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ _CHUNK = 4096  # rows that are converted to float64 at once
 def frechet_distance_infinity(
     features: torch.Tensor, reference: torch.Tensor | Moments, *, points: int = 3, seed: int = 0
 ) -> float:
-    """Frechet distance extrapolated to endlessly many generated images.
+    """Frechet distance extrapolated to infinitely many generated images.
 
     `FD(n) = FD(infinity) + c / n` for n well above D. For k = 1, ..., `points` the images are cut at random into k
     equal parts, whose distances are averaged, and a straight line through these means is read off at 1/n = 0. The
@@ -38,7 +38,7 @@ def frechet_distance_infinity(
 
     References:
         "Effectively Unbiased FID and Inception Score and where to find them", Chong and Forsyth 2020,
-        arXiv:1911.07023; there the sizes are evenly spaced in n and each is drawn once.
+        arXiv:1911.07023; there the sizes are evenly spaced in n and each is sampled once.
 
     Example:
         >>> a, b = (torch.randn(2000, 8, generator=torch.Generator().manual_seed(i)) for i in (1, 2))
@@ -140,7 +140,7 @@ def _weighted_distance(features: torch.Tensor, reference: torch.Tensor | Moments
         raise UsageError(f"A covariance needs n >= 2 images. Got {len(features)}.")
     factor = reference.factor  # B, (D, r)
     spread_b = factor.square().sum()
-    shifted = [chunk.double() - reference.mean for chunk in features.split(_CHUNK)]
+    shifted = [chunk.cpu().double() - reference.mean for chunk in features.split(_CHUNK)]
     lengths = torch.cat([x.square().sum(1) for x in shifted])  # (n,)
     y = torch.cat([x @ factor for x in shifted])  # (n, r)
     x = torch.cat(shifted)  # (n, D)

@@ -40,7 +40,7 @@ def kernel_distance(a: torch.Tensor, b: torch.Tensor) -> float:
         >>> round(kernel_distance(torch.zeros(4, 2), torch.ones(3, 2)), 9)  # 1 + (1 + 1)^3 - 2
         7.0
     """
-    a, b = _checked(a, b, least=2)
+    a, b = _check(a, b, least=2)
     n, m = len(a), len(b)
     within_a = float(_row_sums(a)[0].sum()) / (n * (n - 1))
     within_b = float(_row_sums(b)[0].sum()) / (m * (m - 1))
@@ -76,7 +76,7 @@ def kernel_distance_with_error(a: torch.Tensor, b: torch.Tensor) -> KernelDistan
         >>> abs(value) < 3 * error
         True
     """
-    a, b = _checked(a, b, least=4)
+    a, b = _check(a, b, least=4)
     n, m = len(a), len(b)
     rows_a, squares_a = _row_sums(a)
     rows_b, squares_b = _row_sums(b)
@@ -93,14 +93,14 @@ def kernel_distance_with_error(a: torch.Tensor, b: torch.Tensor) -> KernelDistan
     return KernelDistance(float(within_a + within_b - 2 * cross), math.sqrt(variance))
 
 
-def _checked(a: torch.Tensor, b: torch.Tensor, least: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _check(a: torch.Tensor, b: torch.Tensor, least: int) -> tuple[torch.Tensor, torch.Tensor]:
     for features in (a, b):
         check_features(features)
         if len(features) < least:
             raise UsageError(f"A kernel distance needs n >= {least} images in each set. Got {len(features)}.")
     if a.shape[1] != b.shape[1]:
         raise UsageError(f"`a` and `b` must have the same feature dimension. Got {a.shape[1]} and {b.shape[1]}.")
-    return a.double(), b.double()
+    return a.cpu().double(), b.cpu().double()
 
 
 def _row_sums(x: torch.Tensor, y: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,9 +7,9 @@ metric that is added to `METRICS` has a real-data score, a row in every table an
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,13 +26,15 @@ from latentia.evaluation.pairs import sharpness
 from latentia.evaluation.prdc import authenticity, nearest, precision_recall
 from latentia.evaluation.two_sample import classifier_accuracy, two_sample_test
 
+T = TypeVar("T")
 Interval = tuple[float, float]
 _TRAINED_ON = 2000  # at most so many images train and test the plain classifier of "train_on_synthetic"
 _SIDE = 28  # pixels of the images that it is trained on
 
 
-class Sample(NamedTuple):
-    """Measurements of n images, a row for each.
+@dataclass(frozen=True)
+class Sample:
+    """Measurements of n images, a row for each, on the CPU.
 
     Args:
         features: (n, D).
@@ -43,13 +45,28 @@ class Sample(NamedTuple):
     """
 
     features: Tensor
-    logits: Tensor | None
+    logits: Tensor | None = None
     sharpness: Tensor | None = None
     labels: Tensor | None = None
     pixels: Tensor | None = None
 
-    def __getitem__(self, index: Any) -> "Sample":  # type: ignore[override]
-        return Sample(*(None if column is None else column[index] for column in tuple(self)))
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, rows: Any) -> "Sample":
+        return self.map(lambda column: column[rows])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Sample":
+        """A `Sample` of the results of `function` on each column that is there."""
+        rest = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
+        there = {name: function(column) for name, column in rest.items() if column is not None}
+        return Sample(function(self.features), **there)
+
+    @staticmethod
+    def cat(parts: Sequence["Sample"]) -> "Sample":
+        """The rows of all parts, one after the other; the parts have the same columns."""
+        names = [field.name for field in fields(Sample) if getattr(parts[0], field.name) is not None]
+        return Sample(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
 
 class Pair:
@@ -84,13 +101,28 @@ class Pair:
     @cached_property
     def usefulness(self) -> float:
         made, real = self.sample[:_TRAINED_ON], self.reference[-_TRAINED_ON:]
-        if len(made.labels.unique()) == 1:  # a classifier of one class predicts it always
-            return float((real.labels == made.labels[0]).double().mean())
-        return classifier_accuracy(made.pixels, made.labels, real.pixels, real.labels)
+        labels, real_labels = _known(made.labels), _known(real.labels)
+        if len(labels.unique()) == 1:  # a classifier of one class predicts it always
+            return float((real_labels == labels[0]).double().mean())
+        return classifier_accuracy(_known(made.pixels), labels, _known(real.pixels), real_labels)
 
     @cached_property
     def probabilities(self) -> Tensor:
-        return self.sample.logits.double().softmax(1)
+        return self.logits.double().softmax(1)
+
+    @property
+    def logits(self) -> Tensor:
+        return _known(self.sample.logits)
+
+    @property
+    def real_logits(self) -> Tensor:
+        return _known(self.reference.logits)
+
+
+def _known(column: T | None) -> T:
+    """A column that is in `Metric.needs`, so that the metric is not called without it."""
+    assert column is not None
+    return column
 
 
 @dataclass(frozen=True)
@@ -143,7 +175,7 @@ def _mean(of: Callable[[Pair], Tensor]) -> Callable[[Pair], float]:
 def _inception(pair: Pair) -> tuple[float, float]:
     n = len(pair.sample.features)
     # One part below 100 images: tenths would hold fewer images than there are classes.
-    return inception_score(pair.sample.logits, 10 if n >= 100 else 1, seed=pair.seed)
+    return inception_score(pair.logits, 10 if n >= 100 else 1, seed=pair.seed)
 
 
 def _inception_interval(pair: Pair) -> Interval:
@@ -165,11 +197,11 @@ def _entropy(pair: Pair) -> Tensor:
 
 
 def _sharpness(pair: Pair) -> Tensor:
-    return pair.sample.sharpness
+    return _known(pair.sample.sharpness)
 
 
 def _agreement(pair: Pair) -> float:
-    return float((pair.sample.logits.argmax(1) == pair.sample.labels).double().mean())
+    return float((pair.logits.argmax(1) == _known(pair.sample.labels)).double().mean())
 
 
 def _precision(pair: Pair) -> float:
@@ -234,19 +266,19 @@ METRICS: dict[str, Metric] = {
     "marginal_entropy": Metric(
         "Marginal entropy",
         "real",
-        lambda pair: float(class_entropies(pair.sample.logits)["marginal_entropy"]),
+        lambda pair: float(class_entropies(pair.logits)["marginal_entropy"]),
         needs=_CLASSES,
     ),
     "class_divergence": Metric(
         "Class divergence",
         "lower",
-        lambda pair: class_divergence(pair.sample.logits, pair.reference.logits),
+        lambda pair: class_divergence(pair.logits, pair.real_logits),
         needs=_CLASSES,
     ),
     "missing_classes": Metric(
         "Missing classes",
         "lower",
-        lambda pair: float(len(missing_classes(pair.sample.logits, pair.reference.logits))),
+        lambda pair: float(len(missing_classes(pair.logits, pair.real_logits))),
         needs=_CLASSES,
     ),
     "label_agreement": Metric("Class agreement", "higher", _agreement, _share(_agreement), ("logits", "labels")),
@@ -279,7 +311,8 @@ def measure(
     """Measure images once for all metrics; a `Sample` passes through.
 
     Args:
-        images: (n, C, H, W) in [-1, 1], an iterable of such batches, `predict(...)` of them, or a `Sample`.
+        images: (n, C, H, W) in [-1, 1] on any device, an iterable of such batches, `predict(...)` of them, or a
+            `Sample`.
         extractor: from `load_extractor` or your own.
         labels: the n classes given to the generator or, of real images, the true ones.
         predictions: of the extractor, if they are known already.
@@ -299,27 +332,28 @@ def measure(
     energy: list[Tensor] = []
     pixels: list[Tensor] = []
 
-    def batches() -> Iterable[Tensor]:
-        for batch in [images] if isinstance(images, Tensor) else images:
+    def batches(given: Tensor | Iterable[Tensor]) -> Iterable[Tensor]:
+        for batch in [given] if isinstance(given, Tensor) else given:
             yield batch
-            energy.append(sharpness(batch))  # after the extractor has checked the batch
+            energy.append(sharpness(batch).cpu())  # after the extractor has checked the batch
             if labels is not None:
-                size = [min(_SIDE, side) for side in batch.shape[2:]]
-                pixels.append(adaptive_avg_pool2d(batch.float(), size).flatten(1))
+                height, width = (min(_SIDE, side) for side in batch.shape[2:])
+                pixels.append(adaptive_avg_pool2d(batch.float(), (height, width)).flatten(1).cpu())
 
-    if predictions is None:
-        found = predict(images if isinstance(images, Predictions) else batches(), extractor)
+    if isinstance(images, Predictions):
+        found = predict(images, extractor)
+    elif predictions is None:
+        found = predict(batches(images), extractor)
     else:
         found = predictions
-        deque(batches(), maxlen=0)
+        deque(batches(images), maxlen=0)
     n = len(found.features)
     if labels is not None and len(labels) != n:
         raise UsageError(f"`labels` must hold one class per image, {n}. Got {len(labels)}.")
-    classes = None if labels is None else torch.as_tensor(labels)
     return Sample(
-        found.features,
-        found.logits,
+        found.features.cpu(),
+        None if found.logits is None else found.logits.cpu(),
         torch.cat(energy) if energy else None,
-        classes,
+        None if labels is None else torch.as_tensor(labels).cpu(),
         torch.cat(pixels) if pixels else None,
     )

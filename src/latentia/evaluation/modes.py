@@ -1,4 +1,4 @@
-"""Mode collapse in numbers: which of the known modes are reached, how evenly, and how much falls between them.
+"""Mode coverage and mode collapse: which of the known modes are reached, how evenly, and what falls between them.
 
 The protocols that numbers are published for: 2500 samples of the ring and the grid (VEEGAN and PacGAN), 10 000 in Dive
 into Deep Learning, 26 000 of Stacked MNIST. Coverage grows with the number of samples, so compare at equal n.
@@ -21,7 +21,7 @@ _CHUNK = 4096  # rows whose distances are held at once
 
 @dataclass(frozen=True)
 class Modes:
-    """What `mode_coverage` found of n points and K modes. Divergences in nats, 0 is best.
+    """Result of `mode_coverage` for n points and K modes. Divergences in nats, 0 is best.
 
     Args:
         covered: modes with at least one high-quality point, 0 ... K; K is best.
@@ -136,7 +136,7 @@ def mode_coverage(
 
 @dataclass(frozen=True)
 class StackedModes:
-    """What `stacked_modes` found of n images.
+    """Result of `stacked_modes` for n images.
 
     Args:
         covered: combinations of classes that occur, 0 ... `total`; more is better.
@@ -156,7 +156,7 @@ class StackedModes:
 
 
 def stacked_logits(images: torch.Tensor | Iterable[torch.Tensor], extractor: FeatureExtractor) -> torch.Tensor:
-    """What a classifier of grey images says about each channel: (n, C, K).
+    """Logits of a classifier of grey images for each channel: (n, C, K).
 
     Args:
         images: (n, C, H, W) in [-1, 1], or an iterable of such batches. Coverage is published for `STACKED_SAMPLES`
@@ -173,7 +173,10 @@ def stacked_logits(images: torch.Tensor | Iterable[torch.Tensor], extractor: Fea
     for batch in batches:
         if batch.ndim != 4:
             raise UsageError(f"`images` must have shape (n, C, H, W). Got {tuple(batch.shape)}.")
-        parts.append(predict(batch.flatten(0, 1)[:, None], extractor).logits.unflatten(0, batch.shape[:2]))
+        logits = predict(batch.flatten(0, 1)[:, None], extractor).logits
+        if logits is None:
+            raise UsageError(f"`extractor` must be a classifier. {extractor.name} knows no classes.")
+        parts.append(logits.unflatten(0, batch.shape[:2]))
     if not parts:
         raise UsageError("`images` must hold at least one batch. Got an empty iterable.")
     return torch.cat(parts)
@@ -220,11 +223,11 @@ def stacked_modes(logits: torch.Tensor, weights: torch.Tensor | None = None) -> 
 
 
 class Birthday(NamedTuple):
-    """What `birthday_test` found.
+    """Result of `birthday_test`.
 
     Args:
         duplicates: pairs of samples closer than the threshold.
-        support: about how many different samples there are to draw, 1 / P(two are duplicates); infinite without any
+        support: about how many different samples there are, 1 / P(two are duplicates); infinite without any
             duplicate, which says only that it is not much below n^2 / 2.
         batch: the number of samples among which duplicates appear with probability 1/2, 1.18 sqrt(support).
     """
@@ -258,7 +261,7 @@ def birthday_test(features: torch.Tensor, threshold: float) -> Birthday:
     n = len(features)
     if n < 2 or not threshold > 0:
         raise UsageError(f"A birthday test needs n >= 2 and `threshold` > 0. Got n = {n} and threshold = {threshold}.")
-    x = features.double()
+    x = features.cpu().double()
     close = 0
     for start in range(0, n, _CHUNK):
         rows = x[start : start + _CHUNK]

@@ -1,4 +1,4 @@
-"""Image pairs: how far each image is from its partner. Also how sharp images are. In float64, one number per image.
+"""Distances of image pairs (PSNR, SSIM, MS-SSIM, perceptual), and sharpness. In float64, one number per image.
 
 Every function takes `a` and `b` (N, C, H, W) in [-1, 1], compares a[i] with b[i] and returns (N,), float64, on their
 device. `psnr`, `ssim`, `ms_ssim` and `perceptual_loss` have gradients.

@@ -39,7 +39,7 @@ def wasserstein2(a: torch.Tensor, b: torch.Tensor) -> float:
     """
     _check_pair(a, b, equal=True)
     if a.shape[1] == 1:
-        return float(_sorted_cost(a.double(), b.double()).sqrt())
+        return float(_sorted_cost(a.cpu().double(), b.cpu().double()).sqrt())
     if len(a) > EXACT_LIMIT:
         raise UsageError(
             f"The assignment of n points takes n^3 steps, so n must be at most {EXACT_LIMIT}. Got {len(a)}; pass "
@@ -77,11 +77,9 @@ def sliced_wasserstein2(a: torch.Tensor, b: torch.Tensor, projections: int = 500
     if projections < 1:
         raise UsageError(f"`projections` must be at least 1. Got {projections}.")
     generator = torch.Generator().manual_seed(seed_from(seed, "sliced"))
-    directions = torch.randn(a.shape[1], projections, generator=generator, dtype=torch.float64).to(a.device)
-    costs = [
-        _sorted_cost(a.double() @ part, b.double() @ part)
-        for part in (directions / directions.norm(dim=0)).split(50, 1)
-    ]
+    directions = torch.randn(a.shape[1], projections, generator=generator, dtype=torch.float64)
+    x, y = a.cpu().double(), b.cpu().double()
+    costs = [_sorted_cost(x @ part, y @ part) for part in (directions / directions.norm(dim=0)).split(50, 1)]
     return float(torch.cat(costs).mean().sqrt())
 
 
@@ -112,7 +110,7 @@ def energy_distance(a: torch.Tensor, b: torch.Tensor) -> float:
     _check_pair(a, b)
     if min(len(a), len(b)) < 2:
         raise UsageError(f"An energy distance needs n >= 2 points in each set. Got {len(a)} and {len(b)}.")
-    x, y, n, m = a.double(), b.double(), len(a), len(b)
+    x, y, n, m = a.cpu().double(), b.cpu().double(), len(a), len(b)
 
     def total(left: torch.Tensor, right: torch.Tensor) -> float:
         return sum(float(_distances(rows, right).sum()) for rows in left.split(_CHUNK))
@@ -170,7 +168,7 @@ def grid_divergences(
 
 def _histogram(points: torch.Tensor, cells: int) -> torch.Tensor:
     """Shares of the points per cell of [0, 1)^2, and of those outside it: (cells^2 + 1,)."""
-    place = (points.double() * cells).floor()
+    place = (points.cpu().double() * cells).floor()
     inside = ((place >= 0) & (place < cells)).all(1)
     index = torch.where(inside, place[:, 0] + cells * place[:, 1], cells**2).long()
     return torch.bincount(index, minlength=cells**2 + 1).double() / len(points)

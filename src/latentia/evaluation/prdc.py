@@ -85,7 +85,7 @@ def nearest(
             f"`k` must be between 1 and the number of other images, {available}. Got {k}; lower it, or give more "
             "images."
         )
-    return _nearest(queries.double(), points.double(), k, exclude_self)
+    return _nearest(queries.cpu().double(), points.cpu().double(), k, exclude_self)
 
 
 def precision_recall(*, real: torch.Tensor, fake: torch.Tensor, k: int = 3, density_k: int = 5) -> PrecisionRecall:
@@ -129,7 +129,7 @@ def precision_recall(*, real: torch.Tensor, fake: torch.Tensor, k: int = 3, dens
                 f"`{name}` must be between 1 and the number of other images, {largest}. Got {value}; lower it, or give "
                 "more images."
             )
-    real, fake = real.double(), fake.double()
+    real, fake = real.cpu().double(), fake.cpu().double()
     own = _nearest(real, real, max(k, density_k), True)[0].square() * (1 + _SLACK)  # (n, K), squared radii
     radius, density_radius = own[:, k - 1], own[:, density_k - 1]
     fake_radius = _nearest(fake, fake, k, True)[0][:, k - 1].square() * (1 + _SLACK)
@@ -144,9 +144,10 @@ def precision_recall(*, real: torch.Tensor, fake: torch.Tensor, k: int = 3, dens
         covered[within] = True
         inside += len(within)
     return PrecisionRecall(
-        *(float(share.double().mean()) for share in (precise, recalled)),
-        inside / (density_k * len(fake)),
-        float(covered.double().mean()),
+        precision=float(precise.double().mean()),
+        recall=float(recalled.double().mean()),
+        density=inside / (density_k * len(fake)),
+        coverage=float(covered.double().mean()),
     )
 
 

@@ -1,4 +1,4 @@
-"""How well texts and images find each other."""
+"""Retrieval: recall at k and median rank of images by text and of texts by image."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from latentia.evaluation.features.base import check_features
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What `retrieval_scores` found, and what guessing gets.
+    """Result of `retrieval_scores`, and that of a random order.
 
     Args:
         image_to_text, text_to_image: recall at k, in [0, 1], by k.
@@ -70,8 +70,7 @@ def retrieval_scores(
 ) -> Retrieval:
     """Recall at k and median rank of each image's own text among all texts, and of each text's own image.
 
-    Similarity is the cosine, in float64. What is as similar as the right one stands before it, so embeddings that are
-    all alike score nothing.
+    Similarity is the cosine, in float64. Ties count against the right one, so embeddings that are all alike score 0.
 
     Args:
         image_embeds, text_embeds: (n, D), row i of both a pair.
@@ -105,16 +104,26 @@ def retrieval_scores(
     if not ks or min(ks) < 1:
         raise UsageError(f"`ks` must be whole numbers of at least 1. Got {ks}.")
     n = len(image_embeds)
-    x, t = (F.normalize(part.double(), dim=1) for part in (image_embeds, text_embeds))
+    x, t = (F.normalize(part.cpu().double(), dim=1) for part in (image_embeds, text_embeds))
     similarity = x @ t.T
     alike = torch.eye(n, dtype=torch.bool) if groups is None else groups[:, None].cpu() == groups.cpu()
-    ranks = [_ranks(scores, alike.to(scores.device)) for scores in (similarity, similarity.T)]
-    recalls = [{k: float((rank <= k).double().mean()) for k in ks} for rank in ranks]
-    medians = [float(rank.double().quantile(0.5)) for rank in ranks]
-    return Retrieval(*recalls, *medians, {k: min(1.0, k / n) for k in ks}, (n + 1) / 2, n)
+    to_text, to_image = (_ranks(scores, alike) for scores in (similarity, similarity.T))
+
+    def recall(ranks: Tensor) -> dict[int, float]:
+        return {k: float((ranks <= k).double().mean()) for k in ks}
+
+    return Retrieval(
+        image_to_text=recall(to_text),
+        text_to_image=recall(to_image),
+        image_to_text_rank=float(to_text.double().quantile(0.5)),
+        text_to_image_rank=float(to_image.double().quantile(0.5)),
+        chance={k: min(1.0, k / n) for k in ks},
+        chance_rank=(n + 1) / 2,
+        count=n,
+    )
 
 
 def _ranks(similarity: Tensor, alike: Tensor) -> Tensor:
-    """1 + how many strangers are at least as similar as the own one, up to rounding; (n,)."""
+    """1 + how many of other groups are at least as similar as the own one, up to rounding; (n,)."""
     own = similarity.diagonal()[:, None] - 1e-12
     return 1 + ((similarity >= own) & ~alike).sum(1)

@@ -1,4 +1,4 @@
-"""What a fresh classifier can tell: real images from generated ones, and classes it learned from generated ones."""
+"""Classifier two-sample test, train on synthetic test on real, and augmentation with synthetic images."""
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +18,7 @@ class TwoSampleTest(NamedTuple):
     """Outcome of a classifier two-sample test.
 
     Attributes:
-        accuracy: of telling real from generated on images not trained on; 0.5 is perfect for the generator, 1 worst.
+        accuracy: of real against generated on held-out images; 0.5 is perfect for the generator, 1 worst.
         low, high: confidence interval of the accuracy (Clopper and Pearson), for this classifier.
         n_test: images it was tested on, half of them real.
     """
@@ -59,11 +59,11 @@ class Augmentation(NamedTuple):
 
 
 def two_sample_test(*, real: torch.Tensor, fake: torch.Tensor, level: float = 0.95, seed: int = 0) -> TwoSampleTest:
-    """Classifier two-sample test: how well a fresh classifier tells generated images from real ones.
+    """Classifier two-sample test: held-out accuracy of a new classifier of real against generated images.
 
-    As many of either are drawn at random, half of them train a logistic regression on at most 50 principal components,
-    the other half tests it. It sees differences that are linear in what it is given: give it features for a stern test,
-    pixels for a plain one. Below 0.5 it is chance, or the same images are in both sets.
+    Equally many of either are chosen at random; half of them train a logistic regression on at most 50 principal
+    components, the other half tests it. It finds differences that are linear in its inputs: features make a sensitive
+    test, pixels a weak one. Below 0.5 it is chance, or the same images are in both sets.
 
     Args:
         real: features (n, D) or images (n, C, H, W), any range, n >= 20.
@@ -118,16 +118,16 @@ def train_on_synthetic(
     test_labels: torch.Tensor,
     seed: int = 0,
 ) -> TrainOnSynthetic:
-    """Train on synthetic, test on real: are generated images as good to learn from as real ones?
+    """Train on synthetic, test on real: accuracy of a classifier trained on generated images, and on real ones.
 
     Logistic regression on at most 50 principal components, once on generated and once on as many real images.
 
     Args:
         synthetic, synthetic_labels: features (n, D) or images (n, C, H, W) and the classes they are of, integers (n,).
-        real, real_labels: real training images and their classes; of the larger set as many are drawn as the smaller
-            has.
+        real, real_labels: real training images and their classes; of the larger set as many are
+            chosen as the smaller has.
         test, test_labels: real images that neither generator nor classifier was trained on.
-        seed: of what is drawn.
+        seed: of the choice.
 
     Returns:
         `(synthetic, real, n_train)`: the accuracy after training on either.
@@ -153,11 +153,12 @@ def train_on_synthetic(
     rows = _rows(synthetic=synthetic, real=real, test=test)
     classes = _labels(rows, synthetic=synthetic_labels, real=real_labels, test=test_labels)
     size = min(len(synthetic), len(real))
-    scores = []
-    for name in ("synthetic", "real"):
-        drawn = _order(len(rows[name]), seed, name)[:size]
-        scores.append(classifier_accuracy(rows[name][drawn], classes[name][drawn], rows["test"], classes["test"]))
-    return TrainOnSynthetic(*scores, size)
+
+    def accuracy(name: str) -> float:
+        chosen = _order(len(rows[name]), seed, name)[:size]
+        return classifier_accuracy(rows[name][chosen], classes[name][chosen], rows["test"], classes["test"])
+
+    return TrainOnSynthetic(accuracy("synthetic"), accuracy("real"), size)
 
 
 def augment_with_synthetic(
@@ -171,12 +172,12 @@ def augment_with_synthetic(
     n_real: int = 100,
     seed: int = 0,
 ) -> Augmentation:
-    """Few real images with all generated ones, beside the few real images alone.
+    """Augmentation: accuracy after training on few real images with all generated ones, and on the few alone.
 
     Args:
         synthetic, synthetic_labels, real, real_labels, test, test_labels: as of `train_on_synthetic`.
-        n_real: real images that are drawn at random, at most as many as there are.
-        seed: of what is drawn.
+        n_real: real images, chosen at random, at most as many as there are.
+        seed: of the choice.
 
     Returns:
         `(real, augmented, n_real, n_synthetic)`: the accuracy without and with the generated images.
@@ -196,8 +197,8 @@ def augment_with_synthetic(
     classes = _labels(rows, synthetic=synthetic_labels, real=real_labels, test=test_labels)
     if not 2 <= n_real <= len(real):
         raise UsageError(f"`n_real` must be between 2 and the number of real images, {len(real)}. Got {n_real}.")
-    drawn = _order(len(real), seed, "few")[:n_real]
-    few, few_labels = rows["real"][drawn], classes["real"][drawn]
+    chosen = _order(len(real), seed, "few")[:n_real]
+    few, few_labels = rows["real"][chosen], classes["real"][chosen]
     alone = classifier_accuracy(few, few_labels, rows["test"], classes["test"])
     both, both_labels = torch.cat([few, rows["synthetic"]]), torch.cat([few_labels, classes["synthetic"]])
     return Augmentation(
@@ -215,7 +216,7 @@ def _rows(**sets: torch.Tensor) -> dict[str, torch.Tensor]:
         check_features(part)
     if len(shapes := {tuple(part.shape[1:]) for part in sets.values()}) > 1:
         raise UsageError(f"{', '.join(f'`{name}`' for name in sets)} must be of equal shape. Got {sorted(shapes)}.")
-    return {name: part.double() for name, part in rows.items()}
+    return {name: part.cpu().double() for name, part in rows.items()}
 
 
 def _labels(rows: dict[str, torch.Tensor], **labels: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -225,7 +226,7 @@ def _labels(rows: dict[str, torch.Tensor], **labels: torch.Tensor) -> dict[str, 
                 f"`{name}_labels` must be one integer per image, ({len(rows[name])},). Got {part.dtype} of shape "
                 f"{tuple(part.shape)}."
             )
-    return labels
+    return {name: part.cpu() for name, part in labels.items()}
 
 
 def _order(n: int, seed: int, name: str) -> torch.Tensor:
@@ -235,7 +236,7 @@ def _order(n: int, seed: int, name: str) -> torch.Tensor:
 def classifier_accuracy(
     train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, test_labels: torch.Tensor
 ) -> float:
-    """Share of the test rows that a fresh classifier gets right: PCA, standardised, and logistic regression.
+    """Share of the test rows that a new classifier gets right: PCA, standardised, and logistic regression.
 
     Args:
         train, test: (n, D) and (m, D), float64 or float32.

@@ -10,7 +10,7 @@ from latentia.functional.pixels import from_uint8
 
 
 class Predictions(NamedTuple):
-    """What an extractor says about N images: `features` (N, D) and `logits` (N, K), both float32.
+    """Output of an extractor for N images: `features` (N, D) and `logits` (N, K), both float32.
 
     `logits` is None where the extractor knows no classes; metrics of classes are then not defined.
     """

@@ -1,4 +1,4 @@
-"""Extractors with weights from elsewhere: Inception-v3 as FID uses it, and any vision model of transformers."""
+"""Feature extractors around pretrained networks: Inception-v3 as for FID, and any vision model of transformers."""
 
 import hashlib
 import os
@@ -105,7 +105,7 @@ def inception_extractor(
         resize: "clean" is bicubic with antialias as in PIL (On Aliased Resizing and Surprising Subtleties in GAN
             Evaluation, Parmar et al., 2022, 2104.11222), then (x - 128) / 128 of x in [0, 255]; "legacy" is bilinear
             without antialias, then x / 127.5 - 1, as in pytorch-fid. Their distances do not compare. Images are not
-            rounded to bytes first: do so where you compare with a tool that reads picture files.
+            rounded to bytes first: do so where you compare with a tool that reads image files.
         device: where it runs.
         revision: branch, tag or commit on the Hub.
 

@@ -13,11 +13,11 @@ _RATE = 0.2  # of the adaptation: log step size per unit of acceptance rate
 
 
 class Annealed(NamedTuple):
-    """What `annealed_importance_sampling` gives.
+    """Result of `annealed_importance_sampling`.
 
     Args:
         log_weights: float64 (N, chains), for `importance_bound`: their mean is an unbiased estimate of p(x).
-        z: (chains, N, ...), the last states, about draws of p(z | x).
+        z: (chains, N, ...), the last states, about samples of p(z | x).
         acceptance: share of accepted proposals, in [0, 1]; far from the target the step size did not adapt.
         kind: for the `Likelihood`: how it was done.
     """
@@ -77,7 +77,7 @@ def annealed_importance_sampling(
         log_prior: z (B, ...) -> log p(z), (B,); differentiable.
         log_likelihood: x (B, ...), z (B, ...) -> log p(x | z), (B,); differentiable in z.
         x: N images (N, ...).
-        z: independent draws of the *prior*, (chains, N, ...). Their dtype is that of the computation.
+        z: independent samples of the *prior*, (chains, N, ...). Their dtype is that of the computation.
         temperatures: b, increasing from 0 to 1, such as `sigmoid_temperatures(1000)`.
         seed: of momenta and acceptance.
         leapfrog: steps of a proposal, default 10.
@@ -143,7 +143,7 @@ def annealed_importance_sampling(
     if not log_weights.isfinite().all():
         raise NumericsError(
             f"Importance weights must be finite. {int((~log_weights.isfinite()).sum())} of {len(log_weights)} are not: "
-            "the log-likelihood of some draws of the prior is not finite; compute it from logits, or in float64."
+            "the log-likelihood of some samples of the prior is not finite; compute it from logits, or in float64."
         )
     kind = f"annealed importance sampling, {chains} chains, {len(betas) - 1} temperatures"
     return Annealed(log_weights.view(chains, n).T.contiguous(), state.z.view_as(z), accepted, kind)
@@ -154,10 +154,13 @@ def _transition(
 ) -> tuple[_State, Tensor]:
     """One proposal of Hamiltonian Monte Carlo, accepted or not, and the probability with which it was (B,)."""
     each = [len(state.z)] + [1] * (state.z.ndim - 1)
-    random = {"generator": generator, "dtype": state.z.dtype, "device": state.z.device}
-    momentum = torch.randn(state.z.shape, **random)
+
+    def uniform() -> Tensor:
+        return torch.rand(len(state.z), generator=generator, dtype=state.z.dtype, device=state.z.device)
+
+    momentum = torch.randn(state.z.shape, generator=generator, dtype=state.z.dtype, device=state.z.device)
     # Steps that vary a little keep trajectories from closing upon themselves.
-    eps = (steps * (0.8 + 0.4 * torch.rand(len(state.z), **random))).view(each)
+    eps = (steps * (0.8 + 0.4 * uniform())).view(each)
 
     def energy(where: _State, p: Tensor) -> Tensor:
         kinetic = p.square().flatten(1).sum(1) / 2
@@ -174,6 +177,6 @@ def _transition(
         share = 1.0 if step < leapfrog - 1 else 0.5
         p = p + share * eps * (new.prior_gradient + beta * new.likelihood_gradient)
     probability = (start - energy(new, p)).clamp(max=0).exp().nan_to_num(nan=0.0).masked_fill(diverged, 0.0)
-    accept = torch.rand(len(probability), **random) < probability
+    accept = uniform() < probability
     chosen = (torch.where(accept.view(each) if old.ndim > 1 else accept, fresh, old) for fresh, old in zip(new, state))
     return _State(*chosen), probability

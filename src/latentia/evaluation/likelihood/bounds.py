@@ -61,7 +61,7 @@ class Likelihood:
 
 
 def exact_likelihood(log_likelihoods: Tensor, pixels: Pixels, kind: str = "exact") -> Likelihood:
-    """What a model with a tractable density says: a flow, an autoregressive model, a mixture.
+    """Likelihood under a model with a tractable density: a flow, an autoregressive model, a mixture.
 
     Args:
         log_likelihoods: (N,) in nats per image, of `pixels.values`.
@@ -108,14 +108,14 @@ def exact_likelihood(log_likelihoods: Tensor, pixels: Pixels, kind: str = "exact
 def importance_weights(
     encode: Callable[[Tensor], Any], log_joint: Callable[[Tensor, Tensor], Tensor], x: Tensor, k: int, seed: int = 0
 ) -> Tensor:
-    """`log p(x, z) - log q(z | x)` for k draws z ~ q(z | x) of each image.
+    """`log p(x, z) - log q(z | x)` for k samples z ~ q(z | x) of each image.
 
     Args:
         encode: x (B, ...) -> q(z | x): anything with `sample()` and `log_prob(z)`, (B,) or summed over the rest.
         log_joint: x (B, ...), z (B, ...) -> log p(x, z), (B,).
         x: N images, all at once; for many, call it in parts with a seed for each and concatenate.
-        k: draws per image. Papers take 5000.
-        seed: of the draws.
+        k: samples per image. Papers take 5000.
+        seed: of the samples.
 
     Returns:
         float64 (N, k).

@@ -13,7 +13,7 @@ BINARISATIONS = ("static", "dynamic", "threshold")
 
 
 class Pixels(NamedTuple):
-    """Pixels as a likelihood wants them, and what was done to them.
+    """Dequantised or binarised pixels, and how they were made.
 
     Args:
         values: (N, C, H, W), float32.
@@ -57,10 +57,10 @@ def binarise(images: Tensor, seed: int = 0, how: str = "dynamic") -> Pixels:
 
     Args:
         images: (N, C, H, W), uint8. The first rows are binarised alike whatever follows.
-        seed: of the draws.
-        how: "static": each pixel is 1 with probability v / 255, drawn once with a seed that training used too (the
-            protocol of Larochelle's MNIST, though not its file); "dynamic": drawn likewise, of a model that saw a new
-            draw in each epoch; "threshold": 1 where v >= 128.
+        seed: of the sampled pixels.
+        how: "static": each pixel is 1 with probability v / 255, sampled once with a seed that training used too (the
+            protocol of Larochelle's MNIST, though not its file); "dynamic": sampled likewise, for a model that was
+            trained on a new sample in each epoch; "threshold": 1 where v >= 128.
 
     Returns:
         values 0.0 and 1.0.

@@ -304,18 +304,19 @@ def _data_uri(image: torch.Tensor) -> str:
 
 def _read_key(key: str | Path | Mapping[str, Any]) -> tuple[str, tuple[str, str], dict[str, dict[str, str]]]:
     """Name of the sheet, the two kinds, and for each trial the kind on each side."""
-    where = "`key`"
+    where, content = "`key`", key
     if isinstance(key, str | Path):
         path = Path(key) / "key.json" if Path(key).is_dir() else Path(key)
         where = str(path)
         try:
-            key = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(f"{path} must be the key.json of a sheet. It cannot be read: {error}.") from error
     try:
-        first, second = key["names"]
-        kinds = {str(row["trial"]): {side: row[side] for side in _SIDES} for row in key["trials"]}
-        sheet = str(key["sheet"])
+        found: Any = content
+        first, second = found["names"]
+        kinds = {str(row["trial"]): {side: row[side] for side in _SIDES} for row in found["trials"]}
+        sheet = str(found["sheet"])
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{where} must hold sheet, names and trials, as write_sheet wrote it. Got {error!r}."

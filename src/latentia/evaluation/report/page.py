@@ -85,8 +85,10 @@ def table(results: Sequence[dict[str, Any]]) -> list[Row]:
         best = _best(means, one["better"], one["real"])
         real = Cell(number(one["real"]), _interval(one["real_low"], one["real_high"]))
         cells = [
-            Cell(number(mean), _interval(s[0]["low"], s[0]["high"]) if len(s) == 1 else "", i == best)._replace(
-                **_spread([x["value"] for x in s])
+            Cell(
+                number(mean),
+                _interval(s[0]["low"], s[0]["high"]) if len(s) == 1 else _spread([x["value"] for x in s]),
+                i == best,
             )
             for i, (s, mean) in enumerate(zip(scores, means))
         ]
@@ -125,12 +127,12 @@ def _mean(values: Sequence[float]) -> Cell:
     if not values:
         return Cell("–")
     mean = values[0] if len({*values}) == 1 else sum(values) / len(values)
-    return Cell(number(mean))._replace(**_spread(values))
+    return Cell(number(mean), _spread(values))
 
 
-def _spread(values: Sequence[float]) -> dict[str, str]:
-    """The standard deviation over runs, as the `interval` of a cell; nothing of fewer than two."""
-    return {"interval": f"± {number(stdev(values), 2)}"} if len(values) > 1 and len({*values}) > 1 else {}
+def _spread(values: Sequence[float]) -> str:
+    """The standard deviation over runs, as the `interval` of a cell; nothing if there is no spread."""
+    return f"± {number(stdev(values), 2)}" if len({*values}) > 1 else ""
 
 
 def _share(failed: Sequence[bool]) -> Cell:

@@ -97,7 +97,7 @@ def plot_features(
 
     generator = torch.Generator().manual_seed(seed_from(seed, "feature map"))
     real, generated = (
-        part[torch.randperm(len(part), generator=generator)[:points]].double().numpy()
+        part[torch.randperm(len(part), generator=generator)[:points]].double().cpu().numpy()
         for part in (real_features, features)
     )
     both = np.concatenate([real, generated])

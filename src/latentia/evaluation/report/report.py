@@ -45,7 +45,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Report:
-    """What `score` found.
+    """Result of `score`.
 
     Args:
         scores: by key of `METRICS`, only those that apply.

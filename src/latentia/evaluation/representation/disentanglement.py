@@ -1,6 +1,6 @@
-"""Disentanglement: how far single dimensions of a code stand for single known causes of the images.
+"""Disentanglement: how far single dimensions of a code stand for single known factors of the images.
 
-All scores need a set of images whose causes are known, such as `latentia.data.Factors`. Without such labels none of
+All scores need a set of images whose factors are known, such as `latentia.data.Factors`. Without such labels none of
 them can be computed, and no objective makes a code disentangled without them (Locatello et al. 2019,
 arXiv:1811.12359, theorem 1).
 """
@@ -31,7 +31,7 @@ Represent = Callable[[torch.Tensor], torch.Tensor]
 
 
 class FactorSet(Protocol):
-    """Images with K known causes.
+    """Images with K known factors of variation.
 
     Attributes:
         names: of the K factors.
@@ -50,7 +50,7 @@ class FactorSet(Protocol):
 
 @dataclass(frozen=True)
 class Disentanglement:
-    """What `disentanglement_scores` found. All scores lie in [0, 1] and higher is better, but for the correlations.
+    """Result of `disentanglement_scores`. All scores lie in [0, 1] and higher is better, but for the correlations.
 
     Args:
         mig: `mutual_information_gap`.
@@ -99,7 +99,7 @@ class Disentanglement:
 def disentanglement_scores(
     represent: Represent, factors: FactorSet, *, n: int = 10_000, groups: int = 800, seed: int = 0
 ) -> Disentanglement:
-    """Every score of a code, from images that `factors` draws.
+    """Every score of a code, from images of `factors`.
 
     A dimension whose standard deviation is below 1 % of the largest one is left out of every score: what a collapsed
     dimension of a VAE still varies is noise, and scores that normalise each dimension would take it for a signal.
@@ -128,7 +128,7 @@ def disentanglement_scores(
         raise UsageError(f"`n` must be at least 10 per value of the largest factor, {10 * max(sizes)}. Got {n}.")
     _check_groups(groups, len(sizes))
     indices = _uniform(sizes, (n,), seed, "factors")
-    codes = _represented(represent, factors, indices)
+    codes = _represent(represent, factors, indices)
     active = active_dimensions(codes)
     if not active.any():
         raise NumericsError(
@@ -138,18 +138,18 @@ def disentanglement_scores(
     def represent_active(images: torch.Tensor) -> torch.Tensor:
         return represent(images)[:, active]
 
-    kept = codes[:, active]
-    three = dci(kept, indices, factors.ordered, seed=seed)
-    correlation, correlation_max = off_diagonal_correlation(kept)
+    z = codes[:, active]
+    three = dci(z, indices, factors.ordered, seed=seed)
+    correlation, correlation_max = off_diagonal_correlation(z)
     return Disentanglement(
-        mig=mutual_information_gap(kept, indices),
-        sap=attribute_predictability_gap(kept, indices, factors.ordered, seed=seed),
+        mig=mutual_information_gap(z, indices),
+        sap=attribute_predictability_gap(z, indices, factors.ordered, seed=seed),
         dci_disentanglement=three.disentanglement,
         dci_completeness=three.completeness,
         dci_informativeness=three.informativeness,
         beta_vae=beta_vae_score(represent_active, factors, groups=groups, seed=seed),
-        factor_vae=factor_vae_score(represent_active, factors, kept.std(0), groups=groups, seed=seed),
-        irs=interventional_robustness(kept, indices),
+        factor_vae=factor_vae_score(represent_active, factors, z.std(0), groups=groups, seed=seed),
+        irs=interventional_robustness(z, indices),
         correlation=correlation,
         correlation_max=correlation_max,
         chance=1 / len(sizes),
@@ -178,7 +178,7 @@ def beta_vae_score(represent: Represent, factors: FactorSet, *, groups: int = 80
     Args:
         represent: images (B, C, H, W), float32 in [-1, 1], to codes (B, D).
         factors: such as `latentia.data.Factors()`.
-        groups: points to learn from, at least 10 per factor; half as many more are judged.
+        groups: points to learn from, at least 10 per factor; half as many more are for testing.
         seed: of the images.
 
     Returns:
@@ -206,7 +206,7 @@ def beta_vae_score(represent: Represent, factors: FactorSet, *, groups: int = 80
     parts = []
     # A few groups at a time: codes may be as wide as images.
     for pairs in torch.stack([first, second], 1).split(_CHUNK // (2 * GROUP)):
-        z = _represented(represent, factors, pairs.flatten(0, 2)).view(len(pairs), 2, GROUP, -1)
+        z = _represent(represent, factors, pairs.flatten(0, 2)).view(len(pairs), 2, GROUP, -1)
         parts.append((z[:, 0] - z[:, 1]).abs().mean(1))
     points, classes = torch.cat(parts).numpy(), held.numpy()
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
@@ -225,7 +225,7 @@ def factor_vae_score(
         represent: images (B, C, H, W), float32 in [-1, 1], to codes (B, D).
         factors: such as `latentia.data.Factors()`.
         deviation: standard deviation > 0 of each dimension over all images, (D,).
-        groups: votes to learn from, at least 10 per factor; half as many more are judged.
+        groups: votes to learn from, at least 10 per factor; half as many more are for testing.
         seed: of the images.
 
     Returns:
@@ -249,8 +249,8 @@ def factor_vae_score(
     indices = torch.where(same, indices[:, :1], indices)
     parts = []
     for images in indices.split(_CHUNK // GROUP):
-        z = _represented(represent, factors, images.flatten(0, 1)).view(len(images), GROUP, -1)
-        parts.append((z.var(1) / deviation.double().square()).argmin(1))
+        z = _represent(represent, factors, images.flatten(0, 1)).view(len(images), GROUP, -1)
+        parts.append((z.var(1) / deviation.cpu().double().square()).argmin(1))
     votes = torch.cat(parts)
     table = torch.zeros(len(deviation), len(sizes), dtype=torch.int64)
     table.index_put_((votes[:groups], held[:groups]), torch.tensor(1), accumulate=True)
@@ -273,7 +273,7 @@ def _check_groups(groups: int, count: int) -> None:
 
 
 def _held(groups: int, count: int, seed: int, stream: str) -> torch.Tensor:
-    """The factor that each point holds fixed, the points to judge being last."""
+    """The factor that each point holds fixed; the test points are last."""
     _check_groups(groups, count)
     generator = torch.Generator().manual_seed(seed_from(seed, stream))
     return torch.randint(count, (groups + groups // 2,), generator=generator)
@@ -286,7 +286,7 @@ def _uniform(sizes: Sequence[int], shape: tuple[int, ...], seed: int, stream: st
 
 
 @torch.no_grad()
-def _represented(represent: Represent, factors: FactorSet, indices: torch.Tensor) -> torch.Tensor:
+def _represent(represent: Represent, factors: FactorSet, indices: torch.Tensor) -> torch.Tensor:
     """Codes (n, D), float64, of the images with factor indices (n, K)."""
     parts = []
     for part in indices.split(_CHUNK):

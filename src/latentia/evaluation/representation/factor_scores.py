@@ -31,7 +31,7 @@ def mutual_information(codes: torch.Tensor, factors: torch.Tensor, bins: int = B
         >>> round(mutual_information(10.0 * v, v).item() / math.log(4), 9)
         1.0
     """
-    codes, factors = _checked(codes, factors)
+    codes, factors = _check(codes, factors)
     low, high = codes.amin(0), codes.amax(0)
     width = torch.where(high > low, high - low, 1)
     binned = ((codes - low) / width * bins).long().clamp(max=bins - 1)  # (n, D)
@@ -67,7 +67,7 @@ def mutual_information_gap(codes: torch.Tensor, factors: torch.Tensor) -> float:
         >>> round(mutual_information_gap(v.float(), v), 9), mutual_information_gap(v.float()[:, [0, 0, 1, 1]], v)
         (1.0, 0.0)
     """
-    codes, factors = _checked(codes, factors)
+    codes, factors = _check(codes, factors)
     information = mutual_information(codes, factors).sort(0, descending=True).values  # (D, K)
     second = information[1] if len(information) > 1 else torch.zeros_like(information[0])
     entropy = torch.stack([torch.special.entr(torch.bincount(v).double() / len(v)).sum() for v in factors.T])
@@ -80,7 +80,7 @@ def attribute_predictability_gap(
     """SAP: mean over factors of the gap between the two dimensions that predict it best, each on its own.
 
     An ordered factor is predicted by a line; the score is the squared correlation. Kinds are predicted by size - 1
-    thresholds, found by a tree on one random half and judged by balanced accuracy on the other. That accuracy is
+    thresholds, found by a tree on one random half; the score is the balanced accuracy on the other. That accuracy is
     rescaled so that chance is 0, as a squared correlation has it: the gap is size / (size - 1) times the published one.
 
     Args:
@@ -103,8 +103,8 @@ def attribute_predictability_gap(
     """
     from sklearn.tree import DecisionTreeClassifier
 
-    codes, factors = _checked(codes, factors, ordered)
-    fit, judge = _halves(len(codes), seed)
+    codes, factors = _check(codes, factors, ordered)
+    fit, test = _halves(len(codes), seed)
     scores = torch.empty(codes.shape[1], factors.shape[1], dtype=torch.float64)
     for k, v in enumerate(factors.T):
         if ordered[k]:
@@ -114,7 +114,7 @@ def attribute_predictability_gap(
             tree = DecisionTreeClassifier(
                 max_leaf_nodes=len(v.unique()), class_weight="balanced", random_state=seed % 2**32
             )
-            scores[j, k] = _above_chance(v[judge], tree.fit(z[fit], v[fit].numpy()).predict(z[judge]))
+            scores[j, k] = _above_chance(v[test], tree.fit(z[fit], v[fit].numpy()).predict(z[test]))
     best = scores.sort(0, descending=True).values
     return float((best[0] - (best[1] if len(best) > 1 else 0)).mean())
 
@@ -145,8 +145,8 @@ def dci(codes: torch.Tensor, factors: torch.Tensor, ordered: Sequence[bool], *, 
     """
     from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
-    codes, factors = _checked(codes, factors, ordered)
-    fit, judge = _halves(len(codes), seed)
+    codes, factors = _check(codes, factors, ordered)
+    fit, test = _halves(len(codes), seed)
     x = codes.float().numpy()
     importances, informed = [], []
     for k, v in enumerate(factors.T):
@@ -154,7 +154,7 @@ def dci(codes: torch.Tensor, factors: torch.Tensor, ordered: Sequence[bool], *, 
         forest = kind(n_estimators=TREES, max_features=None, min_samples_leaf=3, random_state=seed % 2**32)
         forest.fit(x[fit], v[fit].double().numpy() if ordered[k] else v[fit].numpy())
         importances.append(torch.from_numpy(forest.feature_importances_))
-        guess, truth = torch.from_numpy(forest.predict(x[judge])), v[judge]
+        guess, truth = torch.from_numpy(forest.predict(x[test])), v[test]
         if ordered[k]:
             value = 1 - float((guess - truth).square().sum() / (truth - truth.double().mean()).square().sum())
         else:
@@ -202,7 +202,7 @@ def interventional_robustness(codes: torch.Tensor, factors: torch.Tensor) -> flo
         >>> interventional_robustness(v.float(), v)
         1.0
     """
-    codes, factors = _checked(codes, factors)
+    codes, factors = _check(codes, factors)
 
     def largest(z: torch.Tensor) -> torch.Tensor:
         return (z - z.mean(0)).abs().sort(0).values[math.ceil(QUANTILE * (len(z) - 1))]
@@ -226,7 +226,7 @@ def off_diagonal_correlation(codes: torch.Tensor) -> tuple[float, float]:
         (0.333333, 1.0)
     """
     check_features(codes)
-    correlation = _correlation(codes.double()).abs()
+    correlation = _correlation(codes.cpu().double()).abs()
     pairs = correlation[torch.ones_like(correlation).triu(1).bool()]
     return (float(pairs.mean()), float(pairs.max())) if len(pairs) else (0.0, 0.0)
 
@@ -253,7 +253,7 @@ def _halves(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return first, second
 
 
-def _checked(
+def _check(
     codes: torch.Tensor, factors: torch.Tensor, ordered: Sequence[bool] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes in float64 and factors in int64, or an error."""

@@ -100,9 +100,17 @@ def latent_structure(
     def length(decode: Encode, ends: torch.Tensor, mode: Literal["lerp", "slerp"]) -> PathLength:
         return perceptual_path_length(decode, ends[first], ends[second], extractor, mode=mode, seed=seed)
 
-    enough = labels is not None and len(labels.unique()) > 1 and int(labels.unique(return_counts=True)[1].min()) >= 5
-    probes = [linear_probe(z.flatten(1), labels, seed=seed) if enough else None for z in (codes, images)]
-    fade = length(lambda x: x, images, "lerp")
+    def probe(x: torch.Tensor) -> Probe | None:
+        if labels is None or len(labels.unique()) < 2 or int(labels.unique(return_counts=True)[1].min()) < 5:
+            return None
+        return linear_probe(x.flatten(1), labels, seed=seed)
+
     return LatentStructure(
-        length(decode, codes, mode), fade, *probes, codes[0].numel(), len(images), about
-    )  # fmt: skip
+        path_length=length(decode, codes, mode),
+        fade_length=length(lambda x: x, images, "lerp"),
+        probe=probe(codes),
+        pixels_probe=probe(images),
+        dimensions=codes[0].numel(),
+        n=len(images),
+        images=about,
+    )

@@ -1,4 +1,4 @@
-"""Perceptual path length: how fast an image changes for the eye of a classifier while its latent moves."""
+"""Perceptual path length: how fast the features of an image change while its latent moves."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -37,7 +37,7 @@ def perceptual_path_length(
     With latents that are images and `decode` the identity, it is the length of a plain cross-fade.
 
     Args:
-        decode: latents (B, ...) to images (B, C, H, W) in [-1, 1].
+        decode: latents (B, ...), at least float32, to images (B, C, H, W) in [-1, 1].
         latents_a, latents_b: the ends of n >= 2 paths, (n, ...), finite floats.
         extractor: from `load_extractor` or your own.
         mode: "lerp" for straight paths; "slerp" along the great circle, for latents drawn from N(0, I), whose straight
@@ -75,18 +75,19 @@ def perceptual_path_length(
         raise NumericsError("Latents must be finite. Some are NaN or infinite.")
     generator = torch.Generator().manual_seed(seed_from(seed, "path length"))
     t = torch.rand(len(latents_a), generator=generator, dtype=torch.float64) * (1 - epsilon)
+    precision = torch.promote_types(latents_a.dtype, torch.float32)  # half precision has no room for epsilon
     between = _lerp if mode == "lerp" else _slerp
-    lengths = []
+    parts = []
     for a, b, part in zip(latents_a.split(_CHUNK), latents_b.split(_CHUNK), t.split(_CHUNK)):
         ends = []
         for at in (part, part + epsilon):
             z = between(a.flatten(1).double(), b.flatten(1).double(), at[:, None].to(a.device))
             with torch.no_grad():
-                features = extractor(decode(z.view_as(a).to(a.dtype)))[0]
+                features = extractor(decode(z.view_as(a).to(precision)))[0]
             check_features(features)
-            ends.append(features.double())
-        lengths.append((ends[1] - ends[0]).square().sum(1) / epsilon**2)
-    lengths = torch.cat(lengths)
+            ends.append(features.cpu().double())
+        parts.append((ends[1] - ends[0]).square().sum(1) / epsilon**2)
+    lengths = torch.cat(parts)
     return PathLength(float(lengths.mean()), float(lengths.std() / len(lengths) ** 0.5), len(lengths))
 
 

@@ -20,7 +20,7 @@ Encode = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """What `probe_report` found: for each code its three probes, all on the same splits and labelled images.
+    """Result of `probe_report`: three probes of each code, all on the same splits and labelled images.
 
     Args:
         codes: name of the code ("code", "untrained", "raw pixels", "pixel sums") to its probes by name ("linear",
@@ -70,7 +70,7 @@ def probe_report(
     seeds: int = 5,
     seed: int = 0,
 ) -> ProbeReport:
-    """The three probes of a learned code and of what it has to beat, on the same splits.
+    """Three probes of a learned code and of its baselines, on the same splits.
 
     Beside "code" stand "untrained", the same architecture with fresh weights; "raw pixels"; and "pixel sums", the sums
     of each row and each column, a hand-made feature. A code is worth its training only where it beats all three.
@@ -81,7 +81,7 @@ def probe_report(
         labels: integers (n,).
         untrained: the same as `encode` with fresh weights. Made by `untrained_like` if `encode` is itself a network
             with a config; else, without it, the row is left out.
-        test: images and labels to judge by, likewise.
+        test: images and labels of a test set, likewise.
         n_few: labels of the few-label probe.
         seeds: runs per probe.
         seed: of the splits, and of the fresh weights.
@@ -96,9 +96,7 @@ def probe_report(
         {'code': 16, 'raw pixels': 64, 'pixel sums': 16}
     """
     if isinstance(encode, nn.Module) and encode.training:
-        raise UsageError(
-            "`encode` must be in evaluation mode, where a code does not depend on chance. Call .eval() first."
-        )
+        raise UsageError("`encode` must be in evaluation mode, where its output is deterministic. Call .eval() first.")
     encoders: dict[str, Encode | nn.Module] = {"code": encode}
     if untrained is None and isinstance(encode, nn.Module) and hasattr(encode, "config"):
         untrained = untrained_like(encode, seed)
@@ -108,13 +106,13 @@ def probe_report(
     codes: dict[str, dict[str, Probe]] = {}
     dimensions = {}
     for name, encoder in encoders.items():
-        z = _encoded(encoder, images, name)
-        judged = None if test is None else (_encoded(encoder, test[0], name), test[1])
+        z = _encode(encoder, images, name)
+        held_out = None if test is None else (_encode(encoder, test[0], name), test[1])
         dimensions[name] = z.shape[1]
         codes[name] = {
-            "linear": linear_probe(z, labels, test=judged, seeds=seeds, seed=seed),
-            "knn": knn_probe(z, labels, test=judged, seeds=seeds, seed=seed),
-            "few labels": few_label_probe(z, labels, n_few=n_few, test=judged, seeds=seeds, seed=seed),
+            "linear": linear_probe(z, labels, test=held_out, seeds=seeds, seed=seed),
+            "knn": knn_probe(z, labels, test=held_out, seeds=seeds, seed=seed),
+            "few labels": few_label_probe(z, labels, n_few=n_few, test=held_out, seeds=seeds, seed=seed),
         }
     return ProbeReport(codes, dimensions, len(images), n_few, seeds, seed)
 
@@ -135,14 +133,15 @@ def untrained_like(model: nn.Module, seed: int = 0) -> nn.Module:
         >>> type(fresh).__name__, fresh.config.sample_size
         ('DigitClassifier', 8)
     """
-    if not (hasattr(model, "config") and hasattr(type(model), "from_config")):
+    from_config = getattr(type(model), "from_config", None)
+    if not hasattr(model, "config") or from_config is None:
         raise UsageError(
             f"`model` must be a ModelMixin with a config. Got {type(model).__name__}; build the fresh network yourself "
             "and pass it as `untrained`."
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_from(seed, "untrained"))
-        fresh = type(model).from_config(model.config)
+        fresh: nn.Module = from_config(model.config)
     return fresh.to(next(model.parameters()).device).eval()
 
 
@@ -157,7 +156,7 @@ def pixel_sums(images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _encoded(encode: Encode | nn.Module, images: torch.Tensor, name: str) -> torch.Tensor:
+def _encode(encode: Encode | nn.Module, images: torch.Tensor, name: str) -> torch.Tensor:
     """Codes (n, D) of images given as floats in [-1, 1] or as bytes."""
     parts = []
     for batch in images.split(_CHUNK):

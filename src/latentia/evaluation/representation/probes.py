@@ -1,7 +1,8 @@
-"""Probes: how much of a label a simple classifier reads from a code."""
+"""Probes: accuracy of simple classifiers on a code."""
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +27,7 @@ class Probe:
         low, high: its 95 % interval, the wider one of two: Student's t over the runs, for another split or choice of
             labels, and Wilson's, for another test set of `n_test` images.
         values: of the runs, each with a seed of its own.
-        n_train, n_test: labelled images that were learned from and judged in each run.
+        n_train, n_test: labelled images for training and for testing in each run.
         note: what to know before trusting the number; empty if nothing.
     """
 
@@ -53,7 +54,7 @@ def linear_probe(
     Args:
         codes: (n, D).
         labels: integers (n,), at least two classes and five images of each.
-        test: codes and labels to judge by. Without it, a fifth of the images is, another in each run, classes in
+        test: codes and labels of a test set. Without it, a fifth of the images is one, another in each run, classes in
             proportion; then the code should come from an encoder that saw none of them.
         seeds: runs; one is enough for a `test` of its own, so there it is one.
         seed: of the splits.
@@ -138,25 +139,34 @@ def few_label_probe(
     return _probe(_fit_linear, codes, labels, test, seeds, seed, n_few)
 
 
-def _probe(fit, codes, labels, test, seeds, seed, n_few=None) -> Probe:
-    x, y = _checked(codes, labels, "labels")
+def _probe(
+    fit: Callable[..., tuple[Callable[..., float], str]],
+    codes: torch.Tensor,
+    labels: torch.Tensor,
+    test: Labelled | None,
+    seeds: int,
+    seed: int,
+    n_few: int | None = None,
+) -> Probe:
+    """Mean over runs of a classifier: `fit(x, y, all_x)` gives its `score(x, y)` and a note."""
+    x, y = _check(codes, labels, "labels")
     if seeds < 1:
         raise UsageError(f"`seeds` must be at least 1. Got {seeds}.")
     if y.unique().numel() < 2:
         raise UsageError(f"`labels` must hold at least two classes. Got only {int(y[0])}.")
     if test is not None:
-        x_test, y_test = _checked(*test, "test")
+        x_test, y_test = _check(*test, "test")
         if x_test.shape[1] != x.shape[1]:
             raise UsageError(f"`test` must hold codes of dimension {x.shape[1]}. Got {x_test.shape[1]}.")
-        if strange := sorted({*y_test.tolist()} - {*y.tolist()}):
-            raise UsageError(f"`test` must hold only classes of `labels`. Got {strange[:5]} too.")
+        if unknown := sorted({*y_test.tolist()} - {*y.tolist()}):
+            raise UsageError(f"`test` must hold only classes of `labels`. Got {unknown[:5]} too.")
     values, notes, n_train, n_test = [], set(), 0, 0
     for run in range(seeds):
         generator = torch.Generator().manual_seed(seed_from(seed, "probe", run))
         learn = torch.arange(len(y))
         if test is None:
-            judged, learn = _stratified(y, generator, share=TEST_SHARE)
-            x_test, y_test = x[judged], y[judged]
+            held_out, learn = _stratified(y, generator, share=TEST_SHARE)
+            x_test, y_test = x[held_out], y[held_out]
         chosen = learn if n_few is None else learn[_stratified(y[learn], generator, count=n_few)[0]]
         score, note = fit(x[chosen].numpy(), y[chosen].numpy(), x[learn].numpy())
         values.append(float(score(x_test.numpy(), y_test.numpy())))
@@ -224,7 +234,7 @@ def _interval(values: list[float], n: int) -> tuple[float, float, float]:
     return mean, max(0.0, low), min(1.0, high)
 
 
-def _checked(codes: torch.Tensor, labels: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _check(codes: torch.Tensor, labels: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     check_features(codes)
     labels = torch.as_tensor(labels)
     if labels.ndim != 1 or labels.is_floating_point() or len(labels) != len(codes):
