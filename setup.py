@@ -16,7 +16,7 @@ EXTRAS = {
 
 setup(
     name="latentia",
-    version="0.1.0.dev0",
+    version="0.2.0.dev0",
     description="Every family of generative and representation learning behind the diffusers interface",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -2,7 +2,7 @@
 
 The contract is that of diffusers: `encode(images)` gives latents, in an output with `latent_dist` or `latents` or as a
 tensor; `decode(latents)` gives images, in an output with `sample` or as a tensor; `config.latent_channels` is D, unless
-`config` has `vq_embed_dim` or `levels`. Latents of a network with `lookup` and `quantize` are quantized before `decode`.
+`config` has `vq_embed_dim` or `levels`. Latents of a network with `lookup` are quantized before they are decoded.
 """
 
 import hashlib
