@@ -157,7 +157,7 @@ def small_vqvae(**config):
     base = {"sample_size": 8, "in_channels": 1, "block_out_channels": (8,), "layers_per_block": 1}
     network = VQVAE(**base | {"codebook_size": 12, "latent_channels": 4} | config).eval()
     if "quantizer" not in config:
-        torch.nn.init.normal_(network.bottleneck.codebook, std=0.5)
+        torch.nn.init.normal_(network.quantize.codebook, std=0.5)
     return network
 
 
@@ -239,10 +239,10 @@ PIPELINES = [
     Entry("autoencoder", seed(autoencoder), SMALL, (5,)),
     Entry("autoencoder-kl", seed(autoencoder_kl_pipeline), GREY, (4, 8, 8)),
     Entry("vae", seed(vae), SMALL, (4,)),
-    Entry("vae-prior", seed(lambda: vae(prior=True, decoder="discretized_logistic")), SMALL, (4,)),
+    Entry("vae-prior", seed(lambda: vae(prior=True, likelihood="discretized_logistic")), SMALL, (4,)),
     Entry(
         "vae-hierarchy-classes",
-        seed(lambda: vae(classes=3, decoder="gaussian", latent_dim=(3, 2), hidden_sizes=((8,), ()))),
+        seed(lambda: vae(classes=3, likelihood="gaussian", latent_dim=(3, 2), hidden_sizes=((8,), ()))),
         SMALL,
         (5,),
         lambda n: {"batch_size": n, **labels(n)},
