@@ -15,8 +15,8 @@ from PIL import Image
 import latentia
 from latentia import DDIMScheduler, UnconditionalDiffusionPipeline, UNet2D, compare, evaluate, model_card
 from latentia.commands.compare import failed
-from latentia.commands.evaluate import KEPT
 from latentia.commands.main import main
+from latentia.commands.measurement import KEPT
 from latentia.commands.sources import open_source
 from latentia.data import load_images
 from latentia.errors import DataError, UsageError

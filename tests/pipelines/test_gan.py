@@ -585,7 +585,7 @@ def test_training_in_the_plane_is_animated(tmp_path, capsys, flags):
         (["--regularise_every", 0], "--regularise_every must be at least 1"),
         (["--pack", 3], "--pack must divide --train_batch_size 8; got 3"),
         (["--minibatch_std", 3], "--minibatch_std must divide the 8 judgements of a batch"),
-        (["--minibatch_std", 1], "--minibatch_std must be 0, or at least 2 pictures; got 1"),
+        (["--minibatch_std", 1], "--minibatch_std must be 0, or at least 2 images; got 1"),
         (["--replay", 7], "--replay must be 0, or at least the global batch of 8; got 7"),
         (["--caption"], "--caption needs captions, and this data set has none"),
         (["--label_smoothing", 1.5], "--label_smoothing must be in"),
@@ -618,7 +618,7 @@ def test_a_plane_needs_a_length_and_a_name(tmp_path):
 @pytest.mark.parametrize(
     "call, text",
     [
-        (lambda pipe: pipe(0), "batch_size must be at least 1, and the number of latents given; got 0"),
+        (lambda pipe: pipe(0), "batch_size must be at least 1; got 0"),
         (lambda pipe: pipe(2, latents=torch.zeros(3, 6)), "batch_size is 2, but latents are given for 3"),
         (lambda pipe: pipe(latents=torch.zeros(3, 5)), r"latents must have shape \(B, 6\); got \(3, 5\)"),
         (lambda pipe: pipe(truncation=-0.1), "truncation must be at least 0 and finite; got -0.1"),
@@ -634,7 +634,7 @@ def test_a_plane_needs_a_length_and_a_name(tmp_path):
         (lambda pipe: GANPipeline(pipe.generator)(rejection=True), "this pipeline has none"),
         (
             lambda pipe: GANPipeline(pipe.generator, discriminator(pack=2))(rejection=True),
-            "one that judges packs",
+            "one that scores packs",
         ),
         (lambda pipe: GANPipeline(generator(num_class_embeds=3))(2), "class_labels are missing"),
         (lambda pipe: captioned()(2), "prompt is missing"),

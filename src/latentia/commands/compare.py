@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from latentia.commands.evaluate import Evaluation, evaluate, find_extractor, measure_data
-from latentia.commands.sources import open_source
-from latentia.data import ImageData, load_images
+from latentia.commands.sources import load_real, open_source
+from latentia.data import ImageData
 from latentia.errors import UsageError
 from latentia.evaluation import check_metrics, text_table
 from latentia.evaluation.features.base import FeatureExtractor
@@ -95,7 +95,7 @@ def compare(
     if len(runs) < 2:
         raise UsageError(f"sources must be at least two; got {len(runs)}. To measure one, use evaluate.")
     check_metrics(metrics)
-    real = load_images(data, split=split) if isinstance(data, str) else data
+    real = load_real(data, split)
     for _, source in runs:  # a slip in the last name must not cost the samples of the first
         open_source(source, real)
     features = find_extractor(extractor, real)

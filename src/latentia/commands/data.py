@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from latentia.data import ImageData, load_images
+from latentia.data import load_images
 
 
 @dataclass(frozen=True)
@@ -12,10 +12,10 @@ class Checked:
     """A data set whose images were all decoded.
 
     Args:
-        data: the data set.
+        data: the data set, an `ImageData`.
     """
 
-    data: ImageData
+    data: Any
 
     def text(self) -> str:
         """Its size, its columns, its classes and its fingerprint."""

@@ -12,7 +12,8 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from latentia.data import load_images, load_table
+from latentia.commands.sources import load_real
+from latentia.data import load_table
 from latentia.data.tables import is_table
 from latentia.errors import DataError, NumericsError, UsageError, check_range, did_you_mean
 from latentia.evaluation import nearest
@@ -95,7 +96,7 @@ class Embedding:
         figure = Figure(figsize=(7, 6), layout="constrained")
         panel = figure.subplots()
         if self.labels is None:
-            panel.scatter(*places.T.numpy(), s=9, color="#1f4e79", alpha=0.7, linewidths=0)
+            panel.scatter(places[:, 0].numpy(), places[:, 1].numpy(), s=9, color="#1f4e79", alpha=0.7, linewidths=0)
         else:
             labels, names = self.labels[self.points], self.label_names or []
             shown = labels.unique().tolist()
@@ -168,7 +169,7 @@ def embed(
         inputs, labels, names, left_out = rows.values, rows.labels, rows.label_names, rows.left_out
         flat = rows.standardized.float()  # (N, inputs)
     else:
-        found = load_images(data, split=split, label_column=label_column, max_samples=max_samples)
+        found = load_real(data, split, label_column=label_column, max_samples=max_samples)
         inputs, labels, names = found.images, found.labels, found.label_names
         flat = from_uint8(inputs.flatten(1))
     if len(inputs) < 5:
@@ -221,13 +222,13 @@ def _encode(source: Any, inputs: Tensor, labels: Tensor | None, is_table: bool, 
     pipe.set_progress_bar_config(disable=True)
     pipe.to(PartialState().device)
     options: dict[str, Any] = {"continuous": True} if able.latents == "indices" else {}
-    by_class = "class_labels" in able.latent_conditions and labels is not None
+    by_class = labels if "class_labels" in able.latent_conditions else None
     parts = []
     for i in range(0, len(inputs), size):
         rows = inputs[i : i + size]
         images = rows.float()[:, None, None] if is_table else from_uint8(rows)
-        if by_class:
-            options["class_labels"] = labels[i : i + size]
+        if by_class is not None:
+            options["class_labels"] = by_class[i : i + size]
         parts.append(pipe.encode(images, **options).flatten(1).float().cpu())
     return torch.cat(parts)
 

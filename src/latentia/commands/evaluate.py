@@ -9,25 +9,20 @@ What makes images is a `Source`; from the images on, everything is the same for 
 
 import json
 import logging
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather, pad_across_processes
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from latentia.commands.sources import Source, open_source
-from latentia.data import ImageData, load_images
-from latentia.errors import DataError, UsageError, check_range
+from latentia.commands.measurement import measure_latents, measure_likelihood, peak_memory, sample_and_measure
+from latentia.commands.sources import load_real, open_source
+from latentia.data import ImageData
+from latentia.errors import UsageError, check_range
 from latentia.evaluation import (
     LatentStructure,
     Likelihood,
@@ -35,22 +30,17 @@ from latentia.evaluation import (
     Sample,
     cached_predict,
     check_metrics,
-    dequantise,
-    exact_likelihood,
     extractor_for,
-    latent_structure,
     load_extractor,
     measure,
     score,
     uint8_batches,
 )
 from latentia.evaluation.features.base import FeatureExtractor
-from latentia.evaluation.likelihood.pixels import Pixels
 from latentia.functional.pixels import from_uint8
 from latentia.hub.card import add_results
 
 logger = logging.getLogger(__name__)
-KEPT = 100  # images that an evaluation keeps to show; the others are deleted once they are measured
 
 
 @dataclass
@@ -133,21 +123,23 @@ class Evaluation:
         )
         plots.plot_features(self.sample.features, self.real.features, folder / "features.png")
         counts, real_counts, names = self.report.class_counts, self.report.real_class_counts, self.data["label_names"]
-        if counts is not None:
+        if counts is not None and real_counts is not None:
             fitting = names if names and len(names) == len(counts) else None
             plots.plot_class_histogram(counts, real_counts, folder / "classes.png", fitting)
         plots.plot_precision_recall({self.source: self.report}, folder / "precision_recall.png")
-        return [folder, self._update_card()] if update_card and self.card else [folder]
+        if not update_card or self.card is None:
+            return [folder]
+        self._put_into(self.card)
+        return [folder, self.card]
 
-    def _update_card(self) -> Path:
+    def _put_into(self, card: Path) -> None:
         split = {"split": self.data["split"]} if "split" in self.data else {}
         metrics = [metric | split for metric in self.report.for_card()]
         name = self.data.get("name", self.data["kind"])
-        if not add_results(self.card, metrics, dataset=name, seed=self.report.seed):
+        if not add_results(card, metrics, dataset=name, seed=self.report.seed):
             logger.warning(
-                f"{self.card}: its section Evaluation was changed by hand, so only the metadata have the new numbers."
+                f"{card}: its section Evaluation was changed by hand, so only the metadata have the new numbers."
             )
-        return self.card
 
 
 def evaluate(
@@ -207,7 +199,7 @@ def evaluate(
         (100, 'baseline')
     """
     check_metrics(metrics)
-    real = load_images(data, split=split) if isinstance(data, str) else data
+    real = load_real(data, split)
     if not 2 <= n <= len(real) // 2:
         raise UsageError(
             f"n must be from 2 to {len(real) // 2}, half of the {len(real)} real images, so that as many can be held "
@@ -225,8 +217,10 @@ def evaluate(
         raise UsageError(f"{opened.name} holds {opened.count} images, fewer than n = {n}. Lower n to {opened.count}.")
     reference = measure_data(real, features) if reference is None else reference
     labels = None if opened.labels is None else torch.tensor(opened.labels(0, n))
-    with _memory() as memory:
-        sample, images, seconds = _measured(opened.draw, n, batch_size, features, labels, f"sampling {opened.name}")
+    with peak_memory() as memory:
+        sample, images, seconds = sample_and_measure(
+            opened.draw, n, batch_size, features, labels, f"sampling {opened.name}"
+        )
     report = score(sample, reference, features, metrics=metrics, seed=seed)
     return Evaluation(
         source=opened.name,
@@ -239,8 +233,8 @@ def evaluate(
         real_images=real.images,
         milliseconds=1e3 * seconds / n,
         memory_mb=memory[0],
-        likelihood=_likelihood(opened, data, real, likelihood_images, seed),
-        latents=_latents(opened, data, real, features, latent_images, seed),
+        likelihood=measure_likelihood(opened, data, real, likelihood_images, seed),
+        latents=measure_latents(opened, data, real, features, latent_images, seed),
         card=_card_of(source),
     )
 
@@ -271,121 +265,3 @@ def find_extractor(extractor: Any, real: ImageData) -> FeatureExtractor:
             )
         return found
     return load_extractor(extractor) if isinstance(extractor, str | Path) else extractor
-
-
-def _measured(
-    draw: Callable[[int, int], Tensor],
-    count: int,
-    batch_size: int,
-    extractor: FeatureExtractor,
-    labels: Any,
-    title: str,
-) -> tuple[Sample, Tensor, float]:
-    """What is measured of images 0..count of `draw`, the first `KEPT` of them, and the seconds that drawing took.
-
-    Batch b belongs to process b modulo their number. What each has is padded to equal length, gathered, and put back
-    into order.
-    """
-    state = PartialState()
-    starts = list(range(0, count, batch_size))[state.process_index :: state.num_processes]
-    seconds, parts, kept, owned = 0.0, [], [], []
-    bar = tqdm(starts, desc=title, unit="batch", disable=not state.is_main_process or len(starts) < 2)
-    for start in bar:
-        began, stop = time.perf_counter(), min(start + batch_size, count)
-        images = draw(start, stop)
-        seconds += time.perf_counter() - began
-        if not parts and seconds * len(starts) > 20:
-            bar.write(f"{title}: {count} images take about {seconds * len(starts):.0f} s.")
-        parts.append(measure(from_uint8(images), extractor, None if labels is None else labels[start:stop]))
-        kept.append(images[: max(0, KEPT - start)])
-        owned.append(torch.arange(start, stop))
-    if not parts:  # fewer batches than processes: take part in the gathering with nothing
-        images = draw(0, min(batch_size, count))[:1]
-        parts = [measure(from_uint8(images), extractor, None if labels is None else labels[:1])[:0]]
-        kept, owned = [images[:0]], [torch.zeros(0, dtype=torch.int64)]
-    sample = Sample.cat(parts)
-    first, place = torch.cat(kept), torch.cat(owned)
-    if state.num_processes > 1:
-        first = _gathered(first, state)[_gathered(place[place < KEPT], state).argsort()]
-        order = _gathered(place, state).argsort()
-        sample = sample.map(lambda column: _gathered(column, state)[order])
-        seconds = float(_gathered(torch.tensor([seconds]), state).max())
-    return sample, first, seconds
-
-
-def _gathered(x: Tensor, state: PartialState) -> Tensor:
-    """The rows of all processes, one after the other."""
-    lengths = gather(torch.tensor([len(x)], device=state.device))
-    padded = pad_across_processes(x.to(state.device), dim=0)
-    parts = gather(padded.contiguous()).cpu().split(int(lengths.max()))
-    return torch.cat([part[:length] for part, length in zip(parts, lengths.tolist())])
-
-
-@contextmanager
-def _memory() -> Iterator[list[float]]:
-    """Yields a list whose only entry is, at the end, by how many MB memory rose at most."""
-    found, cuda = [0.0], torch.cuda.is_available()
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-        yield found
-        found[0] = torch.cuda.max_memory_allocated() / 2**20
-        return
-    process, done = psutil.Process(), threading.Event()
-    before = process.memory_info().rss
-
-    def validation() -> None:
-        while not done.wait(0.02):
-            found[0] = max(found[0], (process.memory_info().rss - before) / 2**20)
-
-    thread = threading.Thread(target=validation, daemon=True)
-    thread.start()
-    try:
-        yield found
-    finally:
-        done.set()
-        thread.join()
-
-
-def _held_out(data: Any, real: ImageData, count: int) -> tuple[Tensor, Tensor | None, str]:
-    """`count` images as bytes and their labels, of the test split if there is one; and what they are."""
-    chosen, seen = real, "training images"
-    if isinstance(data, str):
-        try:
-            chosen, seen = load_images(data, split="test"), "test images"
-        except DataError:  # it has no such split
-            pass
-    rows = torch.linspace(0, len(chosen) - 1, min(count, len(chosen))).long()
-    return chosen.images[rows], None if chosen.labels is None else chosen.labels[rows], seen
-
-
-def _likelihood(opened: Source, data: Any, real: ImageData, count: int, seed: int) -> Likelihood | None:
-    if count < 1 or opened.log_likelihood is None:
-        return None
-    chosen, _, seen = _held_out(data, real, count)
-    if opened.has_density:
-        pixels = dequantise(chosen, seed)
-    else:
-        pixels = Pixels(from_uint8(chosen), "256 levels", 256, None)
-    nats = torch.cat([opened.log_likelihood(part).double().cpu() for part in pixels.values.split(100)])
-    return exact_likelihood(nats, pixels, kind=f"{opened.likelihood_kind}, {seen}")
-
-
-def _latents(
-    opened: Source, data: Any, real: ImageData, extractor: FeatureExtractor, count: int, seed: int
-) -> LatentStructure | None:
-    if count < 1 or opened.encode is None or opened.decode is None:
-        return None
-    chosen, labels, seen = _held_out(data, real, count)
-    images = from_uint8(chosen)
-    try:
-        began = time.perf_counter()
-        opened.encode(images[:8])
-        seconds = (time.perf_counter() - began) / 8 * len(images)
-    except UsageError as error:
-        tqdm.write(f"{opened.name}: no latents. {error}")
-        return None
-    if 1.5 * seconds > 20:  # the way back takes half as long
-        tqdm.write(f"{opened.name}: latents of {len(images)} images take about {1.5 * seconds:.0f} s.")
-
-    options = {"mode": opened.latent_path, "about": seen, "seed": seed}
-    return latent_structure(opened.encode, opened.decode, images, labels, extractor, **options)

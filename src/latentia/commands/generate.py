@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from types import GenericAlias
 from typing import Any, Literal
 
 import diffusers
@@ -200,9 +201,9 @@ def options(words: Sequence[str]) -> dict[str, Option]:
 
 
 def _typed(name: str, option: Option) -> Option:
+    kind: Any = _OF_EACH[name][1] if name in _OF_EACH else Path if option.type is Image.Image else option.type
     if name in _OF_EACH:
-        return replace(option, type=tuple[_OF_EACH[name][1], ...], default=())
-    kind = Path if option.type is Image.Image else option.type
+        return replace(option, type=GenericAlias(tuple, (kind, ...)), default=())
     if option.default is None or option.default is inspect.Parameter.empty:
         return replace(option, type=kind | None, default=None)
     return replace(option, type=kind)

@@ -138,13 +138,10 @@ def argument(name: str, kind: Any, default: Any, help: str, *, positional: bool 
         metavar=name.upper() if positional else None if kind is bool else _metavar(kind),
         help_behavior_hint="" if default in (None, ()) or positional else None,
     )
-    annotation = typing.Annotated[kind, about]
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=default,
-        annotation=Positional[annotation] if positional else annotation,  # type: ignore[valid-type] # made at run time
-    )
+    marker: Any = Positional
+    annotation: Any = typing.Annotated[kind, about]
+    annotation = marker[annotation] if positional else annotation
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _metavar(kind: Any) -> str:
@@ -190,12 +187,16 @@ def _typed(hint: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         kinds = [kind for kind in map(_typed, inner) if kind is not None]
         several = [kind for kind in kinds if typing.get_origin(kind) is tuple]
-        kinds = [kind for kind in kinds if (kind is not Path or str not in kinds) and tuple[kind, ...] not in several]
+        kinds = [kind for kind in kinds if (kind is not Path or str not in kinds) and _tuple_of(kind) not in several]
         return typing.Union[tuple(kinds)] if set(kinds) - {type(None)} else None  # noqa: UP007 # of a list of types
     if origin is not None and isinstance(origin, type) and issubclass(origin, Sequence) and inner:
         item = _typed(inner[0])
-        return None if item is None else tuple[item, ...]
+        return None if item is None else _tuple_of(item)
     return None
+
+
+def _tuple_of(kind: Any) -> Any:
+    return types.GenericAlias(tuple, (kind, ...))
 
 
 def _description(function: Callable) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentia.commands.sources import open_source
-from latentia.data import ImageData, load_images
+from latentia.commands.sources import load_real, open_source
+from latentia.data import ImageData
 from latentia.evaluation import Sheet, write_sheet
 from latentia.functional.pixels import from_uint8
 
@@ -69,7 +69,7 @@ def sheet(
         >>> sheet("pca", trials=4, output_dir=tempfile.mkdtemp()).files.page.name
         'sheet.html'
     """
-    real = load_images(data, split=split) if isinstance(data, str) else data
+    real = load_real(data, split)
 
     def sample(chosen: Any) -> tuple[str, Tensor]:
         opened = open_source(chosen, real, seed=seed, num_inference_steps=num_inference_steps)

@@ -57,6 +57,23 @@ class Source:
     latent_path: Literal["lerp", "slerp"] = "lerp"
 
 
+def load_real(data: str | Path | ImageData, split: str = "train", **options: Any) -> ImageData:
+    """The real images that a source is compared with, in memory.
+
+    Args:
+        data: their name or path, as for `load_images`, or the images themselves.
+        split: of the data that is named.
+        **options: of `load_images`.
+
+    Raises:
+        UsageError: `data` is neither.
+    """
+    found = load_images(data, split=split, **options) if isinstance(data, str | Path) else data
+    if not isinstance(found, ImageData):
+        raise UsageError(f"data must be the name of a data set, or ImageData; got {type(found).__name__}.")
+    return found
+
+
 def open_source(
     source: Any,
     real: ImageData,
@@ -97,7 +114,7 @@ def open_source(
     if path and path.suffix in (".npy", ".npz"):
         return _fixed(path.stem, _read_array(path), real, {"kind": "array file"})
     if path and path.is_dir() and not (path / "model_index.json").exists():
-        images = load_images(path, channels=real.shape[0]).images
+        images = load_real(path, channels=real.shape[0]).images
         return _fixed(path.name, images, real, {"kind": "image folder"})
     if text and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
         source = _import(text)
@@ -114,9 +131,9 @@ def _pipeline(pipe: Any, text: str, real: ImageData, seed: int, steps: int | Non
     pipe.to(PartialState().device if device is None else device)
     pipe.set_progress_bar_config(disable=True)
     able = capabilities(pipe)
-    classes, by_text = able.num_classes, "prompt" in able.conditions
+    classes, captions = able.num_classes or 0, real.captions if "prompt" in able.conditions else []
     options = {} if steps is None or "num_inference_steps" not in able.options else {"num_inference_steps": steps}
-    if by_text and real.captions is None:
+    if captions is None:
         raise UsageError(
             f"data must have captions, as {text or type(pipe).__name__} is conditioned on text, and this data set has "
             "none. Name data with captions, such as emoji."
@@ -127,9 +144,9 @@ def _pipeline(pipe: Any, text: str, real: ImageData, seed: int, steps: int | Non
 
     def draw(start: int, stop: int) -> Tensor:
         generators = [torch.Generator().manual_seed(seed_from(seed, "sample", i)) for i in range(start, stop)]
-        asked = {"class_labels": labels(start, stop)} if classes else {}
-        if by_text:  # the captions of the data in turn
-            asked["prompt"] = [real.captions[i % len(real)] for i in range(start, stop)]
+        asked: dict[str, Any] = {"class_labels": labels(start, stop)} if classes else {}
+        if captions:  # those of the data in turn
+            asked["prompt"] = [captions[i % len(captions)] for i in range(start, stop)]
         else:
             asked["batch_size"] = stop - start
         found = pipe(generator=generators, output_type="np", **asked, **options).images

@@ -5,10 +5,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 
 from latentia.errors import UsageError
 from latentia.hub.blocks import put_block, read_blocks
@@ -81,7 +81,7 @@ def folder_card(
     said = old.data.to_dict() if old else {}
     config, summary = (_json(folder / file) for file in ("training_config.json", "run_summary.json"))
     kind = index["_class_name"]
-    found = {
+    found: dict[str, Any] = {
         "dataset": dataset or next(iter(said.get("datasets") or ()), None) or _trained_on(config),
         "license": license or said.get("license") or config.get("hub_license"),
     }
@@ -130,12 +130,13 @@ def merged(old: ModelCard, new: ModelCard, *, keep_results: bool, leave: Sequenc
         leave: parts that stay as they are in `old`, if it has them.
         keep_results: whether the numbers in `old` stay where both have one; False for a network that was trained anew.
     """
-    text, kept, parts = old.text, [], read_blocks(new.text)
-    if keep_results and old.data.eval_results:
-        new.data.eval_results = join_results(new.data.eval_results or [], old.data.eval_results)
-        new.data.model_name = new.data.model_name or old.data.model_name
-        new.data.metrics = list(dict.fromkeys([*(new.data.metrics or []), *(old.data.metrics or [])]))
-        parts["evaluation"] = "\n".join(evaluation_lines(new.data.eval_results))
+    text, parts, data, before = old.text, read_blocks(new.text), _metadata(new), _metadata(old)
+    kept: list[str] = []
+    if keep_results and before.eval_results:
+        data.eval_results = join_results(data.eval_results or [], before.eval_results)
+        data.model_name = data.model_name or before.model_name
+        data.metrics = list(dict.fromkeys([*(data.metrics or []), *(before.metrics or [])]))
+        parts["evaluation"] = "\n".join(evaluation_lines(data.eval_results))
     for at, part in enumerate(_PARTS):
         if body := parts.get(part):
             there = read_blocks(text)
@@ -144,10 +145,9 @@ def merged(old: ModelCard, new: ModelCard, *, keep_results: bool, leave: Sequenc
             later = next((name for name in _PARTS[at + 1 :] if name in there), None)
             text, written = put_block(text, part, body.split("\n"), before=later)
             kept += [] if written else [part]
-    data = new.data
-    data.tags = list(dict.fromkeys([*(data.tags or []), *(old.data.tags or [])]))
-    for key, value in old.data.to_dict().items():  # whatever else a person has put there
-        if key not in new.data.to_dict() and key != "model-index":
+    data.tags = list(dict.fromkeys([*(data.tags or []), *(before.tags or [])]))
+    for key, value in before.to_dict().items():  # whatever else a person has put there
+        if key not in data.to_dict() and key != "model-index":
             data[key] = value
     return f"---\n{data.to_yaml()}\n---\n{text if text.startswith(chr(10)) else chr(10) + text}", kept
 
@@ -174,7 +174,7 @@ def lacks(text: str, folder: Path) -> list[str]:
     """What a reader of the card would miss, each with the way to it."""
     card = ModelCard(text)
     data, body = card.data.to_dict(), card.text
-    results = [r.metric_args or {} for r in card.data.eval_results or []]
+    results = [r.metric_args or {} for r in _metadata(card).eval_results or []]
     measured = bool(results) and all(
         {"n_samples", "extractor", "extractor_sha256"} <= about.keys() for about in results
     )
@@ -219,6 +219,10 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read as JSON: {error}. Mend it or move it away.") from error
     return found if isinstance(found, dict) else {}
+
+
+def _metadata(card: ModelCard) -> ModelCardData:
+    return cast(ModelCardData, card.data)  # which the type of a card does not say
 
 
 def _load(path: Path) -> ModelCard:

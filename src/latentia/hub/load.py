@@ -141,7 +141,7 @@ def pipeline_class(index: dict[str, Any], where: str) -> type:
     return found
 
 
-def check_component(kind: type, root: Path, name: str, variant: str | None = None) -> None:
+def check_component(kind: Any, root: Path, name: str, variant: str | None = None) -> None:
     """Judges the files of a component of diffusers or transformers; networks of latentia judge their own.
 
     Args:

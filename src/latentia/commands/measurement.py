@@ -1,0 +1,157 @@
+"""Measurements of a source on one or several processes: its images, its likelihood, its latents, time and memory."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather, pad_across_processes
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from latentia.commands.sources import Source, load_real
+from latentia.data import ImageData
+from latentia.errors import DataError, UsageError
+from latentia.evaluation import (
+    LatentStructure,
+    Likelihood,
+    Sample,
+    dequantise,
+    exact_likelihood,
+    latent_structure,
+    measure,
+)
+from latentia.evaluation.features.base import FeatureExtractor
+from latentia.evaluation.likelihood.pixels import Pixels
+from latentia.functional.pixels import from_uint8
+
+KEPT = 100  # images of a source that stay in memory to be shown; the others are deleted once they are measured
+
+
+def sample_and_measure(
+    draw: Callable[[int, int], Tensor],
+    count: int,
+    batch_size: int,
+    extractor: FeatureExtractor,
+    labels: Any,
+    title: str,
+) -> tuple[Sample, Tensor, float]:
+    """Sample images 0..count of `draw` and measure them, on all processes.
+
+    Returns measurements, the first `KEPT` images, and the seconds that sampling took.
+
+    Batch b belongs to process b modulo their number. What each has is padded to equal length, gathered, and put back
+    into order.
+    """
+    state = PartialState()
+    starts = list(range(0, count, batch_size))[state.process_index :: state.num_processes]
+    seconds = 0.0
+    parts: list[Sample] = []
+    kept: list[Tensor] = []
+    owned: list[Tensor] = []
+    bar = tqdm(starts, desc=title, unit="batch", disable=not state.is_main_process or len(starts) < 2)
+    for start in bar:
+        began, stop = time.perf_counter(), min(start + batch_size, count)
+        images = draw(start, stop)
+        seconds += time.perf_counter() - began
+        if not parts and seconds * len(starts) > 20:
+            bar.write(f"{title}: {count} images take about {seconds * len(starts):.0f} s.")
+        parts.append(measure(from_uint8(images), extractor, None if labels is None else labels[start:stop]))
+        kept.append(images[: max(0, KEPT - start)])
+        owned.append(torch.arange(start, stop))
+    if not parts:  # fewer batches than processes: take part in the gathering with nothing
+        images = draw(0, min(batch_size, count))[:1]
+        parts = [measure(from_uint8(images), extractor, None if labels is None else labels[:1])[:0]]
+        kept, owned = [images[:0]], [torch.zeros(0, dtype=torch.int64)]
+    sample = Sample.cat(parts)
+    first, place = torch.cat(kept), torch.cat(owned)
+    if state.num_processes > 1:
+        first = _gathered(first, state)[_gathered(place[place < KEPT], state).argsort()]
+        order = _gathered(place, state).argsort()
+        sample = sample.map(lambda column: _gathered(column, state)[order])
+        seconds = float(_gathered(torch.tensor([seconds]), state).max())
+    return sample, first, seconds
+
+
+def _gathered(x: Tensor, state: PartialState) -> Tensor:
+    """The rows of all processes, one after the other."""
+    lengths = gather(torch.tensor([len(x)], device=state.device))
+    padded = pad_across_processes(x.to(state.device), dim=0)
+    parts = gather(padded.contiguous()).cpu().split(int(lengths.max()))
+    return torch.cat([part[:length] for part, length in zip(parts, lengths.tolist())])
+
+
+@contextmanager
+def peak_memory() -> Iterator[list[float]]:
+    """Yield a list of one number: at the end, by how many MB the memory of the GPU, or else of the process, rose."""
+    found, cuda = [0.0], torch.cuda.is_available()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        yield found
+        found[0] = torch.cuda.max_memory_allocated() / 2**20
+        return
+    process, done = psutil.Process(), threading.Event()
+    before = process.memory_info().rss
+
+    def poll() -> None:
+        while not done.wait(0.02):
+            found[0] = max(found[0], (process.memory_info().rss - before) / 2**20)
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        thread.join()
+
+
+def _held_out(data: Any, real: ImageData, count: int) -> tuple[Tensor, Tensor | None, str]:
+    """`count` images as bytes and their labels, of the test split if there is one; and what they are."""
+    chosen, seen = real, "training images"
+    if isinstance(data, str):
+        try:
+            chosen, seen = load_real(data, "test"), "test images"
+        except DataError:  # it has no such split
+            pass
+    rows = torch.linspace(0, len(chosen) - 1, min(count, len(chosen))).long()
+    return chosen.images[rows], None if chosen.labels is None else chosen.labels[rows], seen
+
+
+def measure_likelihood(opened: Source, data: Any, real: ImageData, count: int, seed: int) -> Likelihood | None:
+    """The likelihood of `count` held-out images; None for none, or for a source that defines none."""
+    if count < 1 or opened.log_likelihood is None:
+        return None
+    chosen, _, seen = _held_out(data, real, count)
+    if opened.has_density:
+        pixels = dequantise(chosen, seed)
+    else:
+        pixels = Pixels(from_uint8(chosen), "256 levels", 256, None)
+    nats = torch.cat([opened.log_likelihood(part).double().cpu() for part in pixels.values.split(100)])
+    return exact_likelihood(nats, pixels, kind=f"{opened.likelihood_kind}, {seen}")
+
+
+def measure_latents(
+    opened: Source, data: Any, real: ImageData, extractor: FeatureExtractor, count: int, seed: int
+) -> LatentStructure | None:
+    """Path length and linear probe of the latents of `count` held-out images; None for none, or without latents."""
+    if count < 1 or opened.encode is None or opened.decode is None:
+        return None
+    chosen, labels, seen = _held_out(data, real, count)
+    images = from_uint8(chosen)
+    try:
+        began = time.perf_counter()
+        opened.encode(images[:8])
+        seconds = (time.perf_counter() - began) / 8 * len(images)
+    except UsageError as error:
+        tqdm.write(f"{opened.name}: no latents. {error}")
+        return None
+    if 1.5 * seconds > 20:  # the way back takes half as long
+        tqdm.write(f"{opened.name}: latents of {len(images)} images take about {1.5 * seconds:.0f} s.")
+    return latent_structure(
+        opened.encode, opened.decode, images, labels, extractor, mode=opened.latent_path, about=seen, seed=seed
+    )
