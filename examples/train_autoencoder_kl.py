@@ -137,7 +137,7 @@ def main(args: Arguments) -> int:
     def pipeline(weights) -> AutoencoderKLPipeline:
         """With the scale of the latents measured on training images."""
         pipe = AutoencoderKLPipeline(weights.vae.eval())
-        count = chosen.calibration_samples if args.data.streaming else min(chosen.calibration_samples, len(run.data))
+        count = chosen.calibration_samples if run.data.endless else min(chosen.calibration_samples, len(run.data))
         pipe.calibrate(run.data.batch(0, count, seed=0, device=torch.device("cpu"))["x"])
         return pipe
 

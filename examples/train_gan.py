@@ -110,7 +110,7 @@ def check(args: Arguments, run: Run) -> None:
             raise UsageError(f"--{name} must be at least 1; got {value}.")
     if condition.auxiliary_classifier and not condition.class_conditional:
         raise UsageError("--auxiliary_classifier learns the labels of --class_conditional; add that or leave it out.")
-    if condition.caption and "captions" not in run.data.batch(0, 1, seed=0):
+    if condition.caption and not run.data.has_captions:
         raise UsageError("--caption needs captions, and this data set has none. Name them with --caption_column.")
     batch = options.train_batch_size
     if batch % pack:

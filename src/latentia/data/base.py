@@ -27,6 +27,7 @@ class Dataset(Protocol):
         shape: of one element, without the batch dimension: (C, H, W) of images, (D,) of points and rows.
         fingerprint: changes with the content; a checkpoint is resumed only on data of the same fingerprint.
         endless: whether the data have no length: a stream, or samples from a distribution.
+        has_captions: whether batches hold captions.
         labels: int64 (n,), class of each element in the order of the source; None without labels, or if endless.
         label_names: name of each class; batches hold labels if and only if this is not None.
         captions: text of each element in the order of the source; None without captions, or if endless.
@@ -35,6 +36,9 @@ class Dataset(Protocol):
     modality: str
     endless: bool
     label_names: list[str] | None
+
+    @property
+    def has_captions(self) -> bool: ...
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -90,7 +94,7 @@ def description(data: Dataset) -> dict[str, Any]:
         "modality": data.modality,
         "shape": list(data.shape),
         "label_names": data.label_names,
-        "captions": data.captions is not None,
+        "captions": data.has_captions,
         "fingerprint": data.fingerprint,
     }
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from latentia.cache import cached_tensors, key_of
-from latentia.data.base import description
+from latentia.data.base import Dataset, description
 from latentia.data.images import ImageData
 from latentia.data.latents import LatentData
 from latentia.errors import DataError, UsageError
@@ -37,6 +37,11 @@ class CaptionData:
         self.shape: tuple[int, ...] = data.shape
         self.labels, self.label_names, self.captions = data.labels, data.label_names, data.captions
         self._hidden, self._mask, self._rows = hidden, mask, {text: row for row, text in enumerate(texts)}
+
+    @property
+    def has_captions(self) -> bool:
+        """True if batches hold captions."""
+        return self.captions is not None
 
     def __len__(self) -> int:
         return len(self.data)
@@ -83,7 +88,7 @@ class CaptionData:
 
 
 def cached_captions(
-    data: ImageData | LatentData,
+    data: Dataset,
     encode: Callable[[list[str]], tuple[Tensor, Tensor]],
     text_encoder: str,
     *,

@@ -88,6 +88,11 @@ class ImageData:
             data._uneven = _Uneven(flat, sizes, shape)
         return data
 
+    @property
+    def has_captions(self) -> bool:
+        """True if batches hold captions."""
+        return self.captions is not None
+
     def __len__(self) -> int:
         return self._count
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from latentia.cache import cached_tensors, key_of
-from latentia.data.base import annotate, description, require
+from latentia.data.base import Dataset, annotate, description, require
 from latentia.data.images import ImageData, normalize
 from latentia.data.order import check_positions, flip_mask, indices
 from latentia.errors import DataError, UsageError
@@ -43,6 +43,11 @@ class LatentData:
         self.mean, self.std, self.data, self.fingerprint = mean, std, data, fingerprint
         self.shape: tuple[int, ...] = tuple(mean.shape[1:])
         self.labels, self.label_names, self.captions = data.labels, data.label_names, data.captions
+
+    @property
+    def has_captions(self) -> bool:
+        """True if batches hold captions."""
+        return self.captions is not None
 
     def __len__(self) -> int:
         return len(self.data)
@@ -78,7 +83,7 @@ class LatentData:
 
 
 def cached_latents(
-    data: ImageData,
+    data: Dataset,
     encode: Callable[[Tensor], tuple[Tensor, Tensor | None]],
     autoencoder: str,
     *,

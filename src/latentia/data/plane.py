@@ -115,6 +115,7 @@ class PlaneData:
     labels: None = None
     label_names: list[str] | None = None
     captions: None = None
+    has_captions = False
 
     def __init__(self, plane: str | Plane):
         self.plane = find_plane(plane) if isinstance(plane, str) else plane

@@ -66,6 +66,7 @@ class StreamedImages:
         self.skipped: list[str] = []
         self._table = source.open()
         self._picked = pick(self._table, source.name, *asked)
+        self.has_captions = "caption" in self._picked
         self._names = [self._picked[role] for role in ("image", "label", "caption") if role in self._picked]
         self.label_names: list[str] | None = None
         if "label" in self._picked:
@@ -120,7 +121,6 @@ class StreamedImages:
         return {
             **self.source,
             **description(self),
-            "captions": "caption" in self._picked,
             "random_flip": self.random_flip,
             "skipped": len(self.skipped),
         }

@@ -46,6 +46,7 @@ class TableData:
     modality = "table row"
     endless = False
     captions = None
+    has_captions = False
 
     def __init__(
         self,

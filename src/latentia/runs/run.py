@@ -19,7 +19,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from torch import Tensor, nn
 
-from latentia.errors import DataError, HubError, LatentiaError, NumericsError, UsageError
+from latentia.data import Dataset, StreamedImages
+from latentia.errors import DataError, HubError, NumericsError, UsageError
 from latentia.rng import Rng
 from latentia.runs.command_line import flat_values, run_identity
 from latentia.runs.export import export_run, hub_name, write_summary
@@ -98,14 +99,15 @@ class Run:
         *,
         family: str,
         pipeline_tag: str = "unconditional-image-generation",
-        data: Any = None,
+        data: Dataset | None = None,
     ):
         self.args, self.family, self.pipeline_tag = args, family, pipeline_tag
         self.folder = Path(args.output.output_dir)
         self.accelerator = start(args)
         self.device = self.accelerator.device
-        self.data = load_data(args.data) if data is None else data
-        self.inputs = self.data  # what the networks see: set it to latents, codes or whatever is made of the data
+        self.data: Dataset = load_data(args.data) if data is None else data
+        # What the networks are trained on: set it to latents, codes or whatever is made of the data.
+        self.inputs: Dataset = self.data
         options = args.optimization
         self.global_batch = (
             options.train_batch_size * options.gradient_accumulation_steps * self.accelerator.num_processes
@@ -327,8 +329,8 @@ class Run:
         self.data.require(self.global_batch)
         if options.max_train_steps is not None:
             steps = options.max_train_steps
-        elif getattr(getattr(self.args, "data", None), "streaming", False):
-            raise UsageError("--streaming needs --max_train_steps: a stream has no length to count epochs by.")
+        elif self.data.endless:
+            raise UsageError("max_train_steps must be given: the data set has no length to count epochs by.")
         else:
             steps = max(1, options.num_train_epochs * len(self.data) // self.global_batch)
         if steps < 1:
@@ -362,12 +364,12 @@ class Run:
                 f"--output_dir {self.folder} has {free / 2**20:.0f} MB free, but its checkpoints need "
                 f"{need / 2**20:.0f} MB. Free space or lower --checkpoints_total_limit."
             )
-        if getattr(getattr(self.args, "data", None), "streaming", False):
+        if isinstance(self.data, StreamedImages):
             self.accelerator.print(
                 "A stream goes on at-least-once: it is read again up to where the run stands, so all is as without the "
                 "break while the source stays as it is; one that changed shows some images twice or not at all."
             )
-        epochs = f" ({self.steps * self.global_batch / len(self.data):.1f} epochs)" if _has_length(self.data) else ""
+        epochs = f" ({self.steps * self.global_batch / len(self.data):.1f} epochs)" if not self.data.endless else ""
         self.accelerator.print(
             f"{self.inputs}\n{' and '.join(type(network).__name__ for network in networks)}: "
             f"{sum(p.numel() for p in parameters) / 1e6:.2f} M parameters\n"
@@ -389,10 +391,3 @@ def _checkpoint_gradients(network: nn.Module) -> bool:
                 getattr(part, method)()
                 found = True
     return found
-
-
-def _has_length(data: Any) -> bool:
-    try:
-        return len(data) > 0
-    except (LatentiaError, TypeError):
-        return False

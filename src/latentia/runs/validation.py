@@ -103,7 +103,7 @@ class Validation:
 
     def score(self, progress: Progress) -> dict[str, float]:
         """The metrics of `--eval_metrics`, each with its real-data score, if a feature extractor fits the images."""
-        n = min(self.args.evaluation.eval_num_samples, len(self.data) // 2 if not self.args.data.streaming else 0)
+        n = min(self.args.evaluation.eval_num_samples, 0 if self.data.endless else len(self.data) // 2)
         extractor = extractor_for(self.data.shape)
         if extractor is None or n < 2:
             return {}
