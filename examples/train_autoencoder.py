@@ -23,25 +23,13 @@ from latentia.training.loop import Phase
 
 
 @dataclass(frozen=True)
-class ObjectiveArguments:
-    """What is minimised, and in which order."""
+class StageArguments:
+    """What comes before and after training as a whole."""
 
-    reconstruction: str = "mse"
-    """Squared (mse) or absolute (l1) differences, summed over pixels."""
-    corruption: str = "none"
-    """Of the input: none, gaussian or masking."""
-    corruption_level: float = 0.0
-    """Standard deviation (1 is half of the range), or share of masked pixels."""
-    sparsity: str = "none"
-    """Penalty on the latents: none, l1, l2 or kl."""
-    sparsity_weight: float = 0.0
-    """Its weight, in units of squared error per image."""
-    sparsity_target: float = 0.1
-    """Mean activation that kl wants."""
     layerwise_steps: int = 0
     """Steps in which each dense layer is first trained alone, from the outermost; 0: all together from the start."""
     prior_components: int = 10
-    """Gaussians of the mixture that is fitted to the latents."""
+    """Gaussians of the mixture that is fitted to the latents at the end."""
     prior_samples: int = 2000
     """Training images whose latents it is fitted to."""
 
@@ -53,31 +41,24 @@ class Arguments(RunArguments):
         "latent_dim hidden_sizes block_out_channels layers_per_block norm upsample activation latent_activation "
         "tie_weights overcomplete",
     )
-    objective: ObjectiveArguments = ObjectiveArguments()
+    objective: NetworkArguments = network_arguments(
+        autoencoder_loss,
+        "reconstruction corruption corruption_level sparsity sparsity_weight sparsity_target",
+    )
+    stages: StageArguments = StageArguments()
 
 
 def main(args: Arguments) -> int:
     run = Run(args, family="autoencoder")
-    objective = args.objective
+    stages = args.stages
     autoencoder = Autoencoder(**run.image, **args.model)
 
-    def phase(prepared: Prepared, sparsity: str) -> Phase:
-        return prepared.phase(
-            lambda batch, rng: autoencoder_loss(
-                prepared.network,
-                batch,
-                rng,
-                corruption=objective.corruption,
-                corruption_level=objective.corruption_level,
-                sparsity=sparsity,
-                sparsity_weight=objective.sparsity_weight,
-                sparsity_target=objective.sparsity_target,
-                reconstruction=objective.reconstruction,
-            )
-        )
+    def phase(prepared: Prepared, **changed: str) -> Phase:
+        options = {**args.objective, **changed}
+        return prepared.phase(lambda batch, rng: autoencoder_loss(prepared.network, batch, rng, **options))
 
     # Greedy layer-wise training, if asked for: each layer and its mirror alone, those outside it fixed.
-    steps = objective.layerwise_steps
+    steps = stages.layerwise_steps
     for depth in range(1, len(autoencoder.encoder_mlp) + 1) if steps else ():
         outer = outer_layers(autoencoder, depth).requires_grad_(False)
         inner = [*outer.encoder_mlp[-1].parameters(), *outer.decoder_mlp[0].parameters()]
@@ -85,7 +66,7 @@ def main(args: Arguments) -> int:
             parameter.requires_grad_(True)
         layer = run.prepare(f"layer-{depth}", outer, parameters=inner, steps=steps, ema=False, compiled=False)
         innermost = depth == len(autoencoder.encoder_mlp)
-        alone = phase(layer, objective.sparsity if innermost else "none")
+        alone = phase(layer) if innermost else phase(layer, sparsity="none")
         result = run.fit([alone], steps=steps, folder=run.folder / layer.name)
         autoencoder.requires_grad_(True)
         if result.status == "interrupted":
@@ -95,15 +76,15 @@ def main(args: Arguments) -> int:
 
     def pipeline(weights) -> AutoencoderPipeline:
         """With a density of the latents that the weights give to training images."""
-        images = run.data.batch(0, objective.prior_samples, seed=0, device=run.device)["x"]
+        images = run.data.batch(0, stages.prior_samples, seed=0, device=run.device)["x"]
         with torch.no_grad():
             latents = in_chunks(weights.encode, images)
-        prior = LatentMixture.fit(latents, objective.prior_components).to(weights.device)
+        prior = LatentMixture.fit(latents, stages.prior_components).to(weights.device)
         return AutoencoderPipeline(weights, prior=prior)
 
     pairs = reconstructor(AutoencoderPipeline, whole.final, run.data)
     return run.train(
-        [phase(whole, objective.sparsity)],
+        [phase(whole)],
         pipeline,
         weights=whole,
         samplers={"ema": sampler(pipeline, whole.final), "reconstruction": pairs},

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import numpy as np
 import pytest
@@ -231,7 +232,7 @@ def test_absolute_differences_and_masked_elements():
     x, mask = torch.randn(2, 3, 4), torch.tensor([[1, 1, 1], [1, 0, 0]])
     network = Copy(torch.zeros(2, 1))
     network.forward = lambda s, mask: latentia.models.autoencoder.AutoencoderOutput(s + 2, torch.zeros(2, 1))
-    for reconstruction, each in (("mse", 4.0), ("l1", 2.0)):
+    for reconstruction, each in (("mse", 4.0), ("l1", 2.0), ("log_cosh", math.log(math.cosh(2)))):
         values = autoencoder_loss(network, {"x": x, "mask": mask}, draws(2), reconstruction=reconstruction)
         assert values["reconstruction"].item() == pytest.approx(each * (12 + 4) / 2)
         assert values["per_value"].item() == pytest.approx(each)

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from latentia.errors import UsageError, check_choice, check_range
-from latentia.functional.distributions import bernoulli_kl
+from latentia.functional.distributions import bernoulli_kl, log_cosh
 from latentia.losses.networks import config_of
 from latentia.rng import Rng
 
 CORRUPTIONS = ("none", "gaussian", "masking")
 SPARSITIES = ("none", "l1", "l2", "kl")
-RECONSTRUCTIONS = ("mse", "l1")
+RECONSTRUCTIONS = {"mse": torch.square, "l1": torch.abs, "log_cosh": log_cosh}
 
 
 def corrupt(x: Tensor, rng: Rng, corruption: str = "none", level: float = 0.0, masked_value: float = -1.0) -> Tensor:
@@ -76,11 +76,15 @@ def autoencoder_loss(
         batch: "x", images (B, C, H, W) in [-1, 1]; or sequences (B, T, D) and, if they differ in length, "mask" (B, T),
             True where an element counts.
         rng: the randomness of this micro-batch.
-        corruption, corruption_level, masked_value: of the input, see `corrupt`. The target is clean.
-        sparsity: "none", "l1", "l2" or "kl"; "kl" needs codes in (0, 1): `latent_activation="sigmoid"`.
-        sparsity_weight: lambda, in units of squared error per image; at least 0.
-        sparsity_target: rho of "kl", in (0, 1). Default 0.1.
-        reconstruction: "mse", squares of the differences, or "l1", their absolute values.
+        corruption: of the input, while the target is clean: "none", "gaussian" or "masking", see `corrupt`.
+        corruption_level: standard deviation (1 is half of the range), or share of masked pixels.
+        masked_value: value of masked pixels; -1 (default) is black.
+        sparsity: penalty on the latents: "none", "l1", "l2" or "kl"; "kl" needs latents in (0, 1), by
+            `latent_activation="sigmoid"`.
+        sparsity_weight: weight of the penalty, in units of squared error per image; at least 0.
+        sparsity_target: mean activation that "kl" wants, rho in (0, 1). Default 0.1.
+        reconstruction: error of a value: "mse", the squared difference; "l1", the absolute one; or "log_cosh", in between
+            (Chen et al., 2019).
 
     Returns:
         "loss"; "reconstruction", the error of an image summed over its values (a unit is half of the range [-1, 1],
@@ -115,7 +119,7 @@ def autoencoder_loss(
     out = network(corrupt(x, rng, corruption, corruption_level, masked_value), **mask)
 
     gap = out.reconstruction.float() - x
-    error = gap.square() if reconstruction == "mse" else gap.abs()
+    error = RECONSTRUCTIONS[reconstruction](gap)
     count = torch.tensor(float(x[0].numel()), device=x.device)
     if mask:
         counts = batch["mask"].bool()[..., None]

@@ -260,7 +260,7 @@ def network_arguments(
         f"{network.__name__}Arguments",
         fields,
         bases=(NetworkArguments,),
-        namespace={"__doc__": f"The network, {network.__name__}.", "flags": names},
+        namespace={"__doc__": f"Options of {network.__name__}.", "flags": names},
         frozen=True,
     )
     return group()
