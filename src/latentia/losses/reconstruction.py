@@ -83,7 +83,7 @@ def autoencoder_loss(
             `latent_activation="sigmoid"`.
         sparsity_weight: weight of the penalty, in units of squared error per image; at least 0.
         sparsity_target: mean activation that "kl" wants, rho in (0, 1). Default 0.1.
-        reconstruction: error of a value: "mse", the squared difference; "l1", the absolute one; or "log_cosh", in between
+        reconstruction: error of a value: "mse", the squared difference; "l1", the absolute one; or "log_cosh", between
             (Chen et al., 2019).
 
     Returns:
