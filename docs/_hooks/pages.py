@@ -5,18 +5,23 @@ of the command line are what the real `--help` prints.
 """
 
 import ast
+import io
 import os
 import re
-import subprocess
+import runpy
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import chdir, redirect_stdout, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
+from latentia import commands as public_commands
+from latentia.commands.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"latentia": ROOT / "src" / "latentia", "latentia.pipelines": ROOT / "pipelines"}
@@ -108,29 +113,31 @@ def first_line(name: str) -> str:
     return docstring.split("\n\n")[0].replace("\n", " ").replace("|", "\\|")
 
 
-def help_of(*command: str) -> str:
-    """What `--help` prints, without colours and boxes."""
-    environment = os.environ | {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *command, "--help"], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} --help ended with {done.returncode}: {done.stderr[-2000:]}")
-    text = re.sub(r"^╭─ (.*?) ─*╮$", r"\n\1", done.stdout, flags=re.M)
+def help_of(*words: str) -> str:
+    """What `--help` prints, without colours and boxes. In this process, so that torch is imported once."""
+    program, *more = words
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    plain = {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
+    with patch.object(sys, "argv", [*words, "--help"]), patch.dict(os.environ, plain), chdir(ROOT):
+        with redirect_stdout(shown), suppress(SystemExit):
+            if program == "latentia":
+                main([*more, "--help"])
+            else:
+                runpy.run_path(program, run_name="__main__")
+    shown.seek(0)
+    text = re.sub(r"^╭─ (.*?) ─*╮$", r"\n\1", shown.read(), flags=re.M)
     text = re.sub(r"^(╰─*╯|│ ─+ │)$\n?", "", text, flags=re.M)
     text = re.sub(r"^│( .*)│$", r"\1", text, flags=re.M)
+    if "usage:" not in text:
+        raise RuntimeError(f"{' '.join(words)} --help prints no usage")
     return re.sub(r" +$", "", text, flags=re.M).strip()
 
 
-@cache
 def commands() -> dict[str, tuple[str, ...]]:
     """Title and command line of `latentia`, each of its commands and each training script."""
-    usage = re.search(r"\{([\w,]+)\}", help_of("-m", "latentia"))
-    if usage is None:
-        raise RuntimeError("latentia --help lists no commands")
-    found: dict[str, tuple[str, ...]] = {"latentia": ("-m", "latentia")}
-    found |= {f"latentia {name}": ("-m", "latentia", name) for name in usage.group(1).split(",")}
-    return found | {file.name: (f"examples/{file.name}",) for file in sorted((ROOT / "examples").glob("train_*.py"))}
+    named = {f"latentia {name}": ("latentia", name) for name in public_commands.__all__}
+    scripts = {file.name: (f"examples/{file.name}",) for file in sorted((ROOT / "examples").glob("train_*.py"))}
+    return {"latentia": ("latentia",), **named, **scripts}
 
 
 def command_page(title: str) -> str:
@@ -143,11 +150,9 @@ def command_nav() -> Nav:
 
 def command_pages() -> dict[str, str]:
     """The help of each command and script on a page of its own."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        texts = pool.map(lambda command: help_of(*command), commands().values())
     return {
-        command_page(title): f"{BELOW}hide: [toc]\n---\n\n# {title}\n\n```text\n{text}\n```\n"
-        for title, text in zip(commands(), texts)
+        command_page(title): f"{BELOW}hide: [toc]\n---\n\n# {title}\n\n```text\n{help_of(*words)}\n```\n"
+        for title, words in commands().items()
     }
 
 

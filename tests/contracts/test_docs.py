@@ -5,6 +5,7 @@ import importlib
 import pkgutil
 import re
 import runpy
+import typing
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,20 @@ import yaml
 from helpers import perturbed
 
 import latentia
+import latentia.commands as commands
 from latentia import DDIMScheduler, UnconditionalDiffusionPipeline, UNet2D
+from latentia.commands.main import arguments
+from latentia.pipelines.capabilities import call_options
+from latentia.runs.command_line import flat_values
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = [m.name for m in pkgutil.walk_packages(latentia.__path__, "latentia.")]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+
+
+COMMAND = re.compile(
+    r"(?:examples/(train_\w+)\.py|latentia train (\w+)|latentia ((?!train)[a-z]+)) ((?:(?!latentia )[^`|])*)"
+)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -55,6 +65,35 @@ def test_files_and_links_that_the_documents_name_exist():
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
         for target in re.findall(r"`((?:examples|benchmarks|docs)/[\w./-]+\.\w+)`", text):
             assert (ROOT / target).exists(), f"{page.name} names {target}"
+
+
+def flags(script, command):
+    """The flags of a training script or of a command of `latentia`."""
+    if script:
+        groups = runpy.run_path(str(ROOT / "examples" / f"{script}.py"))["Arguments"]
+        return {*flat_values(groups()), "config", "help"}
+    function = getattr(commands, command)
+    saver = getattr(typing.get_type_hints(function)["return"], "save", None)
+    known = {*arguments(function), *([] if saver is None else arguments(saver)), "help"}
+    if command == "generate":  # the other options are those of the saved pipeline
+        pipelines = [latentia.registration.public(name) for name in latentia.__all__ if name.endswith("Pipeline")]
+        known |= {option for pipeline in pipelines for option in call_options(pipeline.__call__)}
+    return known
+
+
+def test_every_flag_of_a_documented_command_exists():
+    found = 0
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", " ")
+        text = re.sub(r"(?<!`)`[^`]+`(?!`)", lambda code: code[0].replace("\n", " "), text)
+        for line in text.splitlines():
+            for script, family, command, rest in COMMAND.findall(line):
+                named = set(re.findall(r"--(\w+)", rest))
+                known = flags(script or (family and f"train_{family}"), command) if named else set()
+                unknown = {name for name in named if name not in known and name.removeprefix("no_") not in known}
+                assert not unknown, f"{page.name}: {line.strip()} has no --{', --'.join(unknown)}"
+                found += len(named)
+    assert found > 60
 
 
 SEARCHED = {  # a term of the field -> the page that must be found by it, in its title or first paragraph
