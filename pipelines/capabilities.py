@@ -54,7 +54,7 @@ class Option:
         help: what its docstring says, on one line.
     """
 
-    type: type
+    type: Any
     default: Any
     help: str
 

@@ -95,7 +95,8 @@ class Embedding:
         figure = Figure(figsize=(7, 6), layout="constrained")
         panel = figure.subplots()
         if self.labels is None:
-            panel.scatter(*places.T.numpy(), s=9, color="#1f4e79", alpha=0.7, linewidths=0)
+            x, y = places.T.numpy()
+            panel.scatter(x, y, s=9, color="#1f4e79", alpha=0.7, linewidths=0)
         else:
             labels, names = self.labels[self.points], self.label_names or []
             shown = labels.unique().tolist()
@@ -221,13 +222,13 @@ def _encode(source: Any, inputs: Tensor, labels: Tensor | None, is_table: bool, 
     pipe.set_progress_bar_config(disable=True)
     pipe.to(PartialState().device)
     options: dict[str, Any] = {"continuous": True} if able.latents == "indices" else {}
-    by_class = "class_labels" in able.latent_conditions and labels is not None
+    classes = labels if "class_labels" in able.latent_conditions else None
     parts = []
     for i in range(0, len(inputs), size):
         rows = inputs[i : i + size]
         images = rows.float()[:, None, None] if is_table else from_uint8(rows)
-        if by_class:
-            options["class_labels"] = labels[i : i + size]
+        if classes is not None:
+            options["class_labels"] = classes[i : i + size]
         parts.append(pipe.encode(images, **options).flatten(1).float().cpu())
     return torch.cat(parts)
 

@@ -133,21 +133,21 @@ class Evaluation:
         )
         plots.plot_features(self.sample.features, self.real.features, folder / "features.png")
         counts, real_counts, names = self.report.class_counts, self.report.real_class_counts, self.data["label_names"]
-        if counts is not None:
+        if counts is not None and real_counts is not None:
             fitting = names if names and len(names) == len(counts) else None
             plots.plot_class_histogram(counts, real_counts, folder / "classes.png", fitting)
         plots.plot_precision_recall({self.source: self.report}, folder / "precision_recall.png")
-        return [folder, self._update_card()] if update_card and self.card else [folder]
+        return [folder, self._update_card(self.card)] if update_card and self.card else [folder]
 
-    def _update_card(self) -> Path:
+    def _update_card(self, card: Path) -> Path:
         split = {"split": self.data["split"]} if "split" in self.data else {}
         metrics = [metric | split for metric in self.report.for_card()]
         name = self.data.get("name", self.data["kind"])
-        if not add_results(self.card, metrics, dataset=name, seed=self.report.seed):
+        if not add_results(card, metrics, dataset=name, seed=self.report.seed):
             logger.warning(
-                f"{self.card}: its section Evaluation was changed by hand, so only the metadata have the new numbers."
+                f"{card}: its section Evaluation was changed by hand, so only the metadata have the new numbers."
             )
-        return self.card
+        return card
 
 
 def evaluate(
@@ -288,7 +288,8 @@ def _measured(
     """
     state = PartialState()
     starts = list(range(0, count, batch_size))[state.process_index :: state.num_processes]
-    seconds, parts, kept, owned = 0.0, [], [], []
+    seconds, kept, owned = 0.0, [], []
+    parts: list[Sample] = []
     bar = tqdm(starts, desc=title, unit="batch", disable=not state.is_main_process or len(starts) < 2)
     for start in bar:
         began, stop = time.perf_counter(), min(start + batch_size, count)
@@ -387,5 +388,5 @@ def _latents(
     if 1.5 * seconds > 20:  # the way back takes half as long
         tqdm.write(f"{opened.name}: latents of {len(images)} images take about {1.5 * seconds:.0f} s.")
 
-    options = {"mode": opened.latent_path, "about": seen, "seed": seed}
+    options: dict[str, Any] = {"mode": opened.latent_path, "about": seen, "seed": seed}
     return latent_structure(opened.encode, opened.decode, images, labels, extractor, **options)

@@ -201,7 +201,7 @@ def options(words: Sequence[str]) -> dict[str, Option]:
 
 def _typed(name: str, option: Option) -> Option:
     if name in _OF_EACH:
-        return replace(option, type=tuple[_OF_EACH[name][1], ...], default=())
+        return replace(option, type=tuple[_OF_EACH[name][1], ...], default=())  # type: ignore[misc]  # made at run time
     kind = Path if option.type is Image.Image else option.type
     if option.default is None or option.default is inspect.Parameter.empty:
         return replace(option, type=kind | None, default=None)

@@ -143,7 +143,7 @@ def argument(name: str, kind: Any, default: Any, help: str, *, positional: bool 
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=default,
-        annotation=Positional[annotation] if positional else annotation,  # type: ignore[valid-type] # made at run time
+        annotation=Positional[annotation] if positional else annotation,  # type: ignore[valid-type, misc] # made at run time
     )
 
 
@@ -190,12 +190,16 @@ def _typed(hint: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         kinds = [kind for kind in map(_typed, inner) if kind is not None]
         several = [kind for kind in kinds if typing.get_origin(kind) is tuple]
-        kinds = [kind for kind in kinds if (kind is not Path or str not in kinds) and tuple[kind, ...] not in several]
+        kinds = [kind for kind in kinds if (kind is not Path or str not in kinds) and _tuple_of(kind) not in several]
         return typing.Union[tuple(kinds)] if set(kinds) - {type(None)} else None  # noqa: UP007 # of a list of types
     if origin is not None and isinstance(origin, type) and issubclass(origin, Sequence) and inner:
         item = _typed(inner[0])
-        return None if item is None else tuple[item, ...]
+        return None if item is None else _tuple_of(item)
     return None
+
+
+def _tuple_of(kind: Any) -> Any:
+    return tuple[kind, ...]  # type: ignore[valid-type]  # made at run time
 
 
 def _description(function: Callable) -> str:

@@ -114,9 +114,10 @@ def _pipeline(pipe: Any, text: str, real: ImageData, seed: int, steps: int | Non
     pipe.to(PartialState().device if device is None else device)
     pipe.set_progress_bar_config(disable=True)
     able = capabilities(pipe)
-    classes, by_text = able.num_classes, "prompt" in able.conditions
+    classes, by_text = able.num_classes or 0, "prompt" in able.conditions
     options = {} if steps is None or "num_inference_steps" not in able.options else {"num_inference_steps": steps}
-    if by_text and real.captions is None:
+    captions: Any = real.captions
+    if by_text and captions is None:
         raise UsageError(
             f"data must have captions, as {text or type(pipe).__name__} is conditioned on text, and this data set has "
             "none. Name data with captions, such as emoji."
@@ -127,9 +128,9 @@ def _pipeline(pipe: Any, text: str, real: ImageData, seed: int, steps: int | Non
 
     def draw(start: int, stop: int) -> Tensor:
         generators = [torch.Generator().manual_seed(seed_from(seed, "sample", i)) for i in range(start, stop)]
-        asked = {"class_labels": labels(start, stop)} if classes else {}
+        asked: dict[str, Any] = {"class_labels": labels(start, stop)} if classes else {}
         if by_text:  # the captions of the data in turn
-            asked["prompt"] = [real.captions[i % len(real)] for i in range(start, stop)]
+            asked["prompt"] = [captions[i % len(real)] for i in range(start, stop)]
         else:
             asked["batch_size"] = stop - start
         found = pipe(generator=generators, output_type="np", **asked, **options).images

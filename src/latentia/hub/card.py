@@ -258,7 +258,7 @@ def public_words(command: Iterable[str]) -> Iterator[str]:
             yield _plain(word)
 
 
-def _results(metrics, task: str, dataset: str, seed: int) -> list[EvalResult]:
+def _results(metrics, task: str, dataset: str, seed: int | None) -> list[EvalResult]:
     results = []
     for metric in metrics:
         if not _ranked(metric):

@@ -114,7 +114,7 @@ def _plan(source: Path, target: Path) -> dict[Path, Path]:
                 "format. Give the file itself."
             )
         return _plan_component(source, target, saved_class(source / "config.json").__module__.partition(".")[0])
-    files = {}
+    files: dict[Path, Path] = {}
     for component, value in read_index(source).items():
         if isinstance(value, list) and value[0] is not None:
             if not (source / component).is_dir():

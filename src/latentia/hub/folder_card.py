@@ -81,7 +81,7 @@ def folder_card(
     said = old.data.to_dict() if old else {}
     config, summary = (_json(folder / file) for file in ("training_config.json", "run_summary.json"))
     kind = index["_class_name"]
-    found = {
+    found: dict[str, Any] = {
         "dataset": dataset or next(iter(said.get("datasets") or ()), None) or _trained_on(config),
         "license": license or said.get("license") or config.get("hub_license"),
     }
@@ -130,12 +130,15 @@ def merged(old: ModelCard, new: ModelCard, *, keep_results: bool, leave: Sequenc
         leave: parts that stay as they are in `old`, if it has them.
         keep_results: whether the numbers in `old` stay where both have one; False for a network that was trained anew.
     """
-    text, kept, parts = old.text, [], read_blocks(new.text)
-    if keep_results and old.data.eval_results:
-        new.data.eval_results = join_results(new.data.eval_results or [], old.data.eval_results)
-        new.data.model_name = new.data.model_name or old.data.model_name
-        new.data.metrics = list(dict.fromkeys([*(new.data.metrics or []), *(old.data.metrics or [])]))
-        parts["evaluation"] = "\n".join(evaluation_lines(new.data.eval_results))
+    text, parts = old.text, read_blocks(new.text)
+    kept: list[str] = []
+    was: Any = old.data
+    data: Any = new.data
+    if keep_results and was.eval_results:
+        data.eval_results = join_results(data.eval_results or [], was.eval_results)
+        data.model_name = data.model_name or was.model_name
+        data.metrics = list(dict.fromkeys([*(data.metrics or []), *(was.metrics or [])]))
+        parts["evaluation"] = "\n".join(evaluation_lines(data.eval_results))
     for at, part in enumerate(_PARTS):
         if body := parts.get(part):
             there = read_blocks(text)
@@ -144,10 +147,9 @@ def merged(old: ModelCard, new: ModelCard, *, keep_results: bool, leave: Sequenc
             later = next((name for name in _PARTS[at + 1 :] if name in there), None)
             text, written = put_block(text, part, body.split("\n"), before=later)
             kept += [] if written else [part]
-    data = new.data
-    data.tags = list(dict.fromkeys([*(data.tags or []), *(old.data.tags or [])]))
-    for key, value in old.data.to_dict().items():  # whatever else a person has put there
-        if key not in new.data.to_dict() and key != "model-index":
+    data.tags = list(dict.fromkeys([*(data.tags or []), *(was.tags or [])]))
+    for key, value in was.to_dict().items():  # whatever else a person has put there
+        if key not in data.to_dict() and key != "model-index":
             data[key] = value
     return f"---\n{data.to_yaml()}\n---\n{text if text.startswith(chr(10)) else chr(10) + text}", kept
 
@@ -172,7 +174,7 @@ def renewed(path: Path, new: ModelCard) -> tuple[ModelCard, list[str]]:
 
 def lacks(text: str, folder: Path) -> list[str]:
     """What a reader of the card would miss, each with the way to it."""
-    card = ModelCard(text)
+    card: Any = ModelCard(text)
     data, body = card.data.to_dict(), card.text
     results = [r.metric_args or {} for r in card.data.eval_results or []]
     measured = bool(results) and all(
