@@ -48,7 +48,8 @@ class DiffusionPipeline(DiffusersPipeline):
         latentia.errors.UsageError: "/nowhere/at/all" is neither a folder nor the name of a Hub repository ...
     """
 
-    config: Any  # what was registered, by name; also as attributes
+    config: Any  # what was registered, by name
+    model_cpu_offload_seq: Any  # a text in every family
     # What a pipeline can do is declared by its class, and by the properties below where it depends on the components;
     # `latentia.pipelines.capabilities` explains each and reads them all.
     conditions: tuple[str, ...] = ()

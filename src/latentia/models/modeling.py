@@ -164,5 +164,7 @@ class ModelMixin(DiffusersModelMixin):
         held = weights_in(folder, STEM, changes.get("variant"))
         changes = {key: value for key, value in changes.items() if key in known}
         factor = 1 if strict else 8
-        network = build_without_memory(lambda: cls.from_config(config, **changes), held, str(folder), factor=factor)
+        network: Any = build_without_memory(
+            lambda: cls.from_config(config, **changes), held, str(folder), factor=factor
+        )
         return held, network, current
