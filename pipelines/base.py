@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import diffusers
 import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline as DiffusersPipeline
 from diffusers.utils import logging
 from huggingface_hub import hf_hub_download, resolve_revision
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionResolutionError
@@ -34,7 +34,7 @@ Labels = int | str | Sequence[int | str] | Tensor | None
 Images = Image.Image | np.ndarray | Tensor | Sequence[Image.Image]
 
 
-class DiffusionPipeline(diffusers.DiffusionPipeline):
+class DiffusionPipeline(DiffusersPipeline):
     """The base of every pipeline here, and the loader of any saved one.
 
     `DiffusionPipeline.from_pretrained(folder_or_repo)` returns the class that was saved, whether it is latentia's or
@@ -48,6 +48,8 @@ class DiffusionPipeline(diffusers.DiffusionPipeline):
         latentia.errors.UsageError: "/nowhere/at/all" is neither a folder nor the name of a Hub repository ...
     """
 
+    config: Any  # what was registered, by name
+    model_cpu_offload_seq: Any  # a text in every family
     # What a pipeline can do is declared by its class, and by the properties below where it depends on the components;
     # `latentia.pipelines.capabilities` explains each and reads them all.
     conditions: tuple[str, ...] = ()
@@ -109,7 +111,7 @@ class DiffusionPipeline(diffusers.DiffusionPipeline):
         kind = pipeline_class(index, where) if cls is DiffusionPipeline else cls
         kwargs["use_safetensors"] = True
         try:
-            load = diffusers.DiffusionPipeline.from_pretrained.__func__  # type: ignore[attr-defined]
+            load = DiffusersPipeline.from_pretrained.__func__  # type: ignore[attr-defined]
             pipe = load(kind, folder, **kwargs)  # `super()` would not do: `kind` may be diffusers' own
         except LatentiaError:
             raise
@@ -155,7 +157,7 @@ class DiffusionPipeline(diffusers.DiffusionPipeline):
             index = read_index(Path(index_file).parent)
             where = f"{pretrained_model_name}/{INDEX_NAME}"
             kind = pipeline_class(index, where) if cls is DiffusionPipeline else cls
-            fetch = diffusers.DiffusionPipeline.download.__func__  # type: ignore[attr-defined]
+            fetch = DiffusersPipeline.download.__func__  # type: ignore[attr-defined]
             return fetch(kind, pretrained_model_name, revision=commit, **kwargs)
         except LatentiaError:
             raise
@@ -264,7 +266,7 @@ def check_output_type(output_type: str) -> None:
         )
 
 
-def to_output(x: Tensor, output_type: str = "pil") -> list[Image.Image] | np.ndarray | Tensor:
+def to_output(x: Tensor, output_type: str = "pil") -> Any:
     """Converts a network's images in [-1, 1] to PIL images, arrays or tensors.
 
     A pixel is `round(255 * clamp((x + 1) / 2, 0, 1))`, halves to even, on the CPU in float32, so that equal samples

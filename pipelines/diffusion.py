@@ -248,8 +248,8 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
             x_t = scheduler.add_noise(x0, draw_noise(generators, x0.shape[1:], x0.device, x0.dtype), t)
             prediction = predict(self.unet, x_t, t, conditioning, with_variance=True)
             mean, log_variance, _ = scheduler.reverse(prediction, t, x_t)
-            posterior = scheduler.posterior(x0, t, x_t)
-            total = total + diffusion_bound_term(x0, mean, log_variance, *posterior, t == last)
+            q_mean, q_log_variance = scheduler.posterior(x0, t, x_t)
+            total = total + diffusion_bound_term(x0, mean, log_variance, q_mean, q_log_variance, t == last)
         return -total
 
     def _input(self, images: Images) -> Tensor:

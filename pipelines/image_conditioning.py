@@ -40,7 +40,8 @@ class SourceImage:
     def expand(self, count: int) -> "SourceImage":
         """One source image for each of `count` samples."""
         parts = {"image": self.image, "latents": self.latents, "mask": self.mask}
-        return replace(self, **{k: None if v is None else v.expand(count, *v.shape[1:]) for k, v in parts.items()})
+        expanded: dict[str, Any] = {k: None if v is None else v.expand(count, *v.shape[1:]) for k, v in parts.items()}
+        return replace(self, **expanded)
 
     def start(self, scheduler: Any, noise: Tensor, num_inference_steps: int) -> tuple[Tensor, Tensor]:
         """The noised image and the time steps that are left, once the scheduler's time steps are set.

@@ -64,12 +64,13 @@ def load_text_encoder(source: str | Path, *, revision: str | None = None, cache_
     check_files(words)
     saved = read_json(place / "config.json")
     try:
+        kind: Any
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         if config.model_type in ("clip", "clip_text_model"):
             kind = CLIPTextModel if config.architectures == ["CLIPTextModel"] else CLIPTextModelWithProjection
         else:
             kind = AutoModelForTextEncoding if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
-        options = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
+        options: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
         if kind in (AutoModel, AutoModelForTextEncoding):
             options["trust_remote_code"] = False
             build = partial(kind.from_config, config, trust_remote_code=False)
@@ -124,7 +125,7 @@ def check_text_encoder(tokenizer, text_encoder) -> None:
             f"text_encoder must turn texts into hidden states and nothing else; got {name}. Load its folder with "
             "load_text_encoder, which takes the text half."
         )
-    known = text_encoder.get_input_embeddings().num_embeddings
+    known: Any = text_encoder.get_input_embeddings().num_embeddings
     if len(tokenizer) > known:
         raise UsageError(
             f"tokenizer must fit text_encoder, which knows {known} tokens; it has {len(tokenizer)}. Take the two from "

@@ -1,5 +1,7 @@
 # The commands, each written once: `lazy_loader` reads this file, type checkers do, and `latentia --help` lists them.
 
+__all__: list[str]
+
 from .card import card as card
 from .compare import compare as compare
 from .convert import convert as convert

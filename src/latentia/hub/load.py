@@ -166,4 +166,5 @@ def check_component(kind: Any, root: Path, name: str, variant: str | None = None
         check_network(folder, config, "diffusion_pytorch_model", lambda: kind.from_config(config), variant)
     elif issubclass(kind, torch.nn.Module):  # of transformers
         config = read_json(folder / "config.json")
-        check_network(folder, config, "model", lambda: kind(kind.config_class.from_pretrained(folder)), variant)
+        model: Any = kind
+        check_network(folder, config, "model", lambda: model(model.config_class.from_pretrained(folder)), variant)

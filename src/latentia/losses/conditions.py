@@ -134,7 +134,7 @@ def dropped_conditions(
         {'class_labels': tensor([10])}
     """
     conditions: Conditions = {}
-    classes = getattr(config_of(network), "num_class_embeds", None)
+    classes: Any = getattr(config_of(network), "num_class_embeds", None)
     labels = batch.get("labels") if classes is not None else None
     if labels is None and "text" not in batch:
         return conditions

@@ -151,7 +151,8 @@ class Autoencoder(ModelMixin, ConfigMixin):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, latent_dim) to images (B, in_channels, H, W), not clamped."""
-        dim = len(self.encoder_mlp[-1].bias)
+        last: Any = self.encoder_mlp[-1]
+        dim = len(last.bias)
         if latents.ndim != 2 or latents.shape[1] != dim:
             raise UsageError(f"latents must have shape (B, latent_dim) = (B, {dim}); got {tuple(latents.shape)}.")
         h = self.decoder_mlp[0](latents)

@@ -47,6 +47,9 @@ class ModelMixin(DiffusersModelMixin):
 
     config: Any  # the arguments of the constructor, by name
     config_name: Any
+    from_config: Any  # of ConfigMixin, which every network has too
+    register_to_config: Any  # likewise
+    _gradient_checkpointing_func: Any  # None until `enable_gradient_checkpointing`
     # A part may bear the name of a setting, as `decoder` or `minibatch_std`: settings are read from `config` alone.
     __getattr__ = torch.nn.Module.__getattr__
 
@@ -61,7 +64,7 @@ class ModelMixin(DiffusersModelMixin):
         super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # there None stands for no folder at all
         cls, pretrained_model_name_or_path: str | os.PathLike, *, strict: bool = True, **kwargs: Any
     ) -> Self:
         """Loads a saved network from a folder or from the Hub, in evaluation mode.
@@ -112,7 +115,8 @@ class ModelMixin(DiffusersModelMixin):
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs["ignore_mismatched_sizes"] = True  # with strict=False
         try:
-            network, info = super().from_pretrained(folder, use_safetensors=True, output_loading_info=True, **kwargs)
+            loaded: Any = super().from_pretrained(folder, use_safetensors=True, output_loading_info=True, **kwargs)
+            network, info = loaded
         except CheckpointError:
             raise
         except (OSError, ValueError, RuntimeError, TypeError) as error:
@@ -138,7 +142,7 @@ class ModelMixin(DiffusersModelMixin):
     @classmethod
     def _weights_and_network(
         cls, folder: Path, changes: dict[str, Any], strict: bool
-    ) -> tuple[dict[str, Weight], torch.nn.Module, bool]:
+    ) -> tuple[dict[str, Weight], Self, bool]:
         """The weights in `folder`, the network of its configuration, without memory, and whether names are today's."""
         where = folder / cls.config_name
         if not folder.is_dir():
@@ -160,5 +164,7 @@ class ModelMixin(DiffusersModelMixin):
         held = weights_in(folder, STEM, changes.get("variant"))
         changes = {key: value for key, value in changes.items() if key in known}
         factor = 1 if strict else 8
-        network = build_without_memory(lambda: cls.from_config(config, **changes), held, str(folder), factor=factor)
+        network: Any = build_without_memory(
+            lambda: cls.from_config(config, **changes), held, str(folder), factor=factor
+        )
         return held, network, current

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -248,6 +249,7 @@ class UNet2D(ModelMixin, ConfigMixin):
 
         x = self.conv_in(F.pixel_unshuffle(sample, self.config.patch_size))
         skips = []
+        blocks: Any  # a ModuleList
         for stage, blocks in enumerate(self.down_blocks):
             for block in blocks:
                 x = run(block, x)

@@ -1,6 +1,7 @@
 """Denoising diffusion implicit models (Song et al. 2021, arXiv 2010.02502): few steps, and a way back to the noise."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -54,6 +55,8 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
         True
     """
 
+    config: Any  # the arguments of the constructor, by name
+    config_name: Any
     _compatibles = diffusion.COMPATIBLES
     order = 1
 
@@ -81,7 +84,7 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
         self.final_alpha_cumprod = torch.ones_like(first) if set_alpha_to_one else first
         self._set_chain(diffusion.every_timestep(self.config), None, None)
 
-    from_pretrained = classmethod(diffusion.from_pretrained)
+    from_pretrained = classmethod(diffusion.from_pretrained)  # type: ignore[assignment]  # its place is required
     to = diffusion.to
     __len__ = diffusion.num_timesteps
     scale_model_input = diffusion.scale_model_input

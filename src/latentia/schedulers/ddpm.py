@@ -1,6 +1,7 @@
 """Denoising diffusion probabilistic models (Ho et al. 2020, arXiv 2006.11239): ancestral sampling."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -51,6 +52,8 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
         torch.Size([4, 1, 8, 8])
     """
 
+    config: Any  # the arguments of the constructor, by name
+    config_name: Any
     _compatibles = diffusion.COMPATIBLES
     order = 1
 
@@ -76,7 +79,7 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
         diffusion.start(self)
         self._set_chain(diffusion.every_timestep(self.config), None)
 
-    from_pretrained = classmethod(diffusion.from_pretrained)
+    from_pretrained = classmethod(diffusion.from_pretrained)  # type: ignore[assignment]  # its place is required
     to = diffusion.to
     __len__ = diffusion.num_timesteps
     scale_model_input = diffusion.scale_model_input

@@ -55,9 +55,9 @@ def check_config(config) -> None:
                 f"{name} must be one of {', '.join(known)}. Got {given!r}.{did_you_mean(str(given), known)}"
             )
     T, offset = config.num_train_timesteps, config.steps_offset
-    if not isinstance(T, Integral) or T > MAX_NUMBER:
+    if not isinstance(T, Integral) or T > MAX_NUMBER:  # type: ignore[operator]  # typeshed's Integral has no order
         raise UsageError(f"num_train_timesteps must be an integer, at most {MAX_NUMBER}. Got {T!r}; 1000 is usual.")
-    if not isinstance(offset, Integral) or not 0 <= offset < MAX_NUMBER:
+    if not isinstance(offset, Integral) or not 0 <= offset < MAX_NUMBER:  # type: ignore[operator]  # likewise
         raise UsageError(f"steps_offset must be an integer, at least 0. Got {offset!r}; 0 and 1 are usual.")
     if T < 1:
         raise UsageError(f"num_train_timesteps must be at least 1. Got {config.num_train_timesteps}; 1000 is usual.")
