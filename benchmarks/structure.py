@@ -20,7 +20,19 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parents[1]
 SHARED = {
     *("__init__", "modeling", "priors", "layers", "convolution", "players", "levels", "mixture"),
-    *("base", "sampling", "conditioning", "latents", "texts", "rejection", "denoising", "inputs", "capabilities"),
+    *(
+        "base",
+        "sampling",
+        "conditioning",
+        "latents",
+        "texts",
+        "rejection",
+        "denoising",
+        "inputs",
+        "capabilities",
+        "arguments",
+    ),
+    *("outputs", "codebook", "image_conditioning"),
 }
 
 

@@ -1,6 +1,6 @@
 """The reconstruction loss of autoencoders: plain, denoising or sparse."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from latentia.rng import Rng
 
 CORRUPTIONS = ("none", "gaussian", "masking")
 SPARSITIES = ("none", "l1", "l2", "kl")
-RECONSTRUCTIONS = {"mse": torch.square, "l1": torch.abs, "log_cosh": log_cosh}
+RECONSTRUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"mse": torch.square, "l1": torch.abs, "log_cosh": log_cosh}
 
 
 def corrupt(x: Tensor, rng: Rng, corruption: str = "none", level: float = 0.0, masked_value: float = -1.0) -> Tensor:
