@@ -276,8 +276,8 @@ MUTANTS = [
         "src/latentia/models/vae.py",
         (
             (
-                "from latentia.errors import UsageError\n",
-                "import latentia.losses.variational\nfrom latentia.errors import UsageError\n",
+                "from latentia.functional.distributions import LIKELIHOODS\n",
+                "import latentia.losses.variational\nfrom latentia.functional.distributions import LIKELIHOODS\n",
             ),
         ),
         "tests/contracts/test_architecture.py",

@@ -377,7 +377,7 @@ def launch(start, tmp_path):
 def test_torchrun_starts_them_again(launch, pair, tmp_path):
     """One dies in a step, one while it waits for a save, one amid a save; the end is that of an undisturbed run."""
     code, text = ended(launch("kills", tmp_path / "run"))
-    assert code == 0 and text.count(f"{STEPS} steps of 8 images") == 4, text
+    assert code == 0 and text.count(f"{STEPS} steps of 8 (") == 4, text
     assert end_of(tmp_path / "run") == end_of(pair)
     tidy(tmp_path / "run")
 

@@ -514,7 +514,7 @@ def arguments(example, folder, *argv, source=("--dataset_name", "digits")):
 
 def test_the_example_leaves_a_pipeline_and_goes_on(example, tmp_path, capsys, monkeypatch):
     assert example.main(arguments(example, tmp_path, "--validation_steps", 3)) == 0
-    assert "AutoencoderKL and PatchDiscriminator: " in capsys.readouterr().out
+    assert "GaussianAutoencoder and PatchDiscriminator: " in capsys.readouterr().out
     pipe = DiffusionPipeline.from_pretrained(tmp_path)
     data = example.load_data(arguments(example, tmp_path).data).images.float() / 127.5 - 1
     z = pipe.encode(data, sample_posterior=True, generator=seeded(0))

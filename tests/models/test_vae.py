@@ -6,7 +6,6 @@ import pytest
 import torch
 from helpers import load_example, seeded
 from numpy.polynomial.hermite_e import hermegauss
-from PIL import Image
 from tiny_vae import DOUBLE, arguments, binary, draws, gradients, pictures, tiny
 from torch.distributions import Bernoulli, MultivariateNormal, Normal, kl_divergence
 
@@ -562,12 +561,3 @@ def test_flags_that_contradict_each_other_are_refused(example, tmp_path, flags, 
     with pytest.raises(UsageError) as error:
         example.main(arguments(example, "--output_dir", tmp_path, *flags))
     assert all(word in str(error.value) for word in words)
-
-
-def test_classes_need_labels(example, tmp_path):
-    (tmp_path / "images").mkdir()
-    for i in range(4):
-        Image.new("L", (8, 8), 10 * i).save(tmp_path / "images" / f"{i}.png")
-    source = ("--train_data_dir", tmp_path / "images", "--train_batch_size", 2, "--output_dir", tmp_path / "out")
-    with pytest.raises(UsageError, match="--label_column"):
-        example.main(arguments(example, *source, "--class_conditional"))

@@ -570,7 +570,7 @@ def test_training_in_the_plane_is_animated(tmp_path, capsys, flags):
     scaled.fold_scale(*after)
     z, at = torch.randn(6, 2), torch.randn(6, 2)
     torch.testing.assert_close(after[0](z).sample, scaled.unscale(before[0](z).sample))
-    torch.testing.assert_close(after[1](at).logits, before[1](scaled.scaled(at)).logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(after[1](at).logits, before[1](scaled.scale(at)).logits, rtol=1e-4, atol=1e-5)
     summary = json.loads((tmp_path / "run_summary.json").read_text())
     assert summary["js"] > summary["js_real"] > 0
 

@@ -351,7 +351,7 @@ def test_calls_that_make_no_sense(call, text):
     [
         ("text_encoder", lambda: texts(64)[1], "have 64. Was it trained with another text encoder"),
         ("unet", lambda: unet(6, width=32), "as many in_channels as the latents of vae, 4; got 6"),
-        ("vae", lambda: unet(width=32), "vae must be one of"),
+        ("vae", lambda: unet(width=32), "vae must be an autoencoder"),
         ("scheduler", lambda: unet(width=32), "scheduler must be one of"),
     ],
 )
