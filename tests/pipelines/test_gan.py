@@ -372,14 +372,14 @@ def test_a_discriminator_that_learns_nothing_lets_the_generator_win(tmp_path):
 @pytest.mark.filterwarnings("ignore:kernel_size")
 def test_a_kernel_that_draws_checkerboards_is_named(tmp_path):
     named = {}
-    for kernel in (3, 4):
+    for name, shape in {"odd kernel": {"kernel_size": 3}, "resized": {"upsample": "resize"}}.items():
         torch.manual_seed(0)
-        g = DCGANGenerator(16, latent_dim=8, block_out_channels=(8, 8), kernel_size=kernel)
+        g = DCGANGenerator(16, latent_dim=8, block_out_channels=(8, 8), **shape)
         d = DCGANDiscriminator(16, block_out_channels=(8, 8), norm="none")
         data = Blobs()
         real = data.batch(0, 128, seed=0, device="cpu")["x"]
-        named[kernel] = warnings_of(tmp_path / str(kernel), g, d, data, real, 60, r1=0.1, r2=0.1)
-    assert "checkerboard" in named[3] and "checkerboard" not in named[4]
+        named[name] = warnings_of(tmp_path / name, g, d, data, real, 60, r1=0.1, r2=0.1)
+    assert "checkerboard" in named["odd kernel"] and "checkerboard" not in named["resized"]
 
 
 # ------------------------------------------------------------ the turns
