@@ -146,6 +146,10 @@ def test_every_page_is_in_the_navigation_and_the_readme():
     assert {page for page in pages if f"(docs/{page})" not in readme} == set()
 
 
+def test_the_citation_has_the_version_of_the_package():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == latentia.__version__
+
+
 def test_every_test_that_the_guarantees_name_exists():
     pages = [(ROOT / "docs" / name).read_text() for name in ("guarantees.md", "faults.md")]
     named = [found for page in pages for found in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page)]

@@ -48,7 +48,7 @@ def encoded(image: Image.Image | np.ndarray, format: str = "PNG", **options) -> 
     return out.getvalue()
 
 
-def picture(i: int, side: int = 8, colour: bool = False) -> np.ndarray:
+def random_image(i: int, side: int = 8, colour: bool = False) -> np.ndarray:
     """An image no other i has."""
     return np.random.default_rng(i).integers(0, 256, (side, side, 3) if colour else (side, side), dtype=np.uint8)
 
@@ -59,8 +59,8 @@ def write_folder(root: Path, n: int, classes: int = 3, side: int = 8) -> list[np
     for i in range(n):
         path = root / f"class{i % classes}" / f"{i:04}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded(picture(i, side)))
-        pixels[path] = picture(i, side)
+        path.write_bytes(encoded(random_image(i, side)))
+        pixels[path] = random_image(i, side)
     return [pixels[path] for path in sorted(pixels)]
 
 
@@ -161,7 +161,7 @@ def test_animation_gives_its_first_frame():
         assert Fit(3)(open_image(data))[:, 0, 0].tolist() == [255, 0, 0]
 
 
-def test_resize_has_antialias_keeps_the_aspect_and_cuts_the_centre():
+def test_resize_has_antialias_and_crops_the_centre():
     checks = np.indices((64, 64)).sum(axis=0) % 2 * 255  # any resize without antialias makes this black or white
     assert np.abs(Fit(1, (8, 8))(open_image(checks.astype(np.uint8))).astype(int) - 127).max() <= 2
     wide = np.zeros((10, 30), np.uint8)
@@ -194,18 +194,18 @@ def flipped_bit(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
-JPEG = encoded(picture(0, 32, colour=True), "JPEG")
+JPEG = encoded(random_image(0, 32, colour=True), "JPEG")
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
 BAD = {
     "cut.jpg": (JPEG[: len(JPEG) // 2], "damaged"),
-    "cut.png": (encoded(picture(0, 32))[:-300], "damaged"),
-    "cut.gif": (encoded(picture(0, 32), "GIF")[:-300], "damaged"),
-    "cut.webp": (encoded(picture(0, 32), "WEBP", lossless=True)[:-300], "damaged"),
-    "bit.png": (flipped_bit(encoded(picture(0, 32)), 200), "damaged"),
+    "cut.png": (encoded(random_image(0, 32))[:-300], "damaged"),
+    "cut.gif": (encoded(random_image(0, 32), "GIF")[:-300], "damaged"),
+    "cut.webp": (encoded(random_image(0, 32), "WEBP", lossless=True)[:-300], "damaged"),
+    "bit.png": (flipped_bit(encoded(random_image(0, 32)), 200), "damaged"),
     "empty.png": (b"", "empty"),
     "page.jpg": (b"\n<!doctype html><title>404</title>", "HTML"),
     "vector.png": (EPS, "PostScript"),
-    "scan.png": (encoded(picture(0), "TIFF"), "TIFF"),
+    "scan.png": (encoded(random_image(0), "TIFF"), "TIFF"),
     "bomb.png": (png_header(30000, 30000), "pixels"),
     "small_bomb.png": (png_header(10000, 10000), "pixels"),  # Pillow itself only warns of this one
     "noise.bmp": (bytes(range(256)), "not one of"),
@@ -246,12 +246,12 @@ def test_odd_but_good_images_are_used(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
-    (tmp_path / "a.png").write_bytes(encoded(picture(0, 1, colour=True)))
+    (tmp_path / "a.png").write_bytes(encoded(random_image(0, 1, colour=True)))
     (tmp_path / "b.jpg").write_bytes(encoded(Image.new("CMYK", (16, 8)), "JPEG"))
     (tmp_path / "c.png").write_bytes(encoded(np.full((8, 8), 65535, np.uint16)))
-    (tmp_path / "d.jpg").write_bytes(encoded(picture(1, 16), "JPEG", exif=exif))
+    (tmp_path / "d.jpg").write_bytes(encoded(random_image(1, 16), "JPEG", exif=exif))
     (tmp_path / "e.gif").write_bytes(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
-    (tmp_path / "f.png").write_bytes(encoded(picture(2, 8, colour=True), "JPEG"))  # content counts, not the name
+    (tmp_path / "f.png").write_bytes(encoded(random_image(2, 8, colour=True), "JPEG"))  # content counts, not the name
     data = load_images(tmp_path, resolution=8)
     assert data.shape == (3, 8, 8) and len(data) == 6 and data.label_names is None
     assert (data.images[2] == 255).all() and data.images[4, :, 0, 0].tolist() == [255, 0, 0]
@@ -311,14 +311,14 @@ def columns(**extra) -> dict[str, list]:
     ],
 )
 def test_wrong_columns_values_and_arguments(tmp_path, change, options, error, message):
-    file = write_parquet(tmp_path / "a.parquet", columns(**change), [encoded(picture(i)) for i in range(4)])
+    file = write_parquet(tmp_path / "a.parquet", columns(**change), [encoded(random_image(i)) for i in range(4)])
     with pytest.raises(error, match=message):
         load_images(file, **options)
     assert not cache_files()
 
 
 def test_labels_and_captions(tmp_path):
-    images = [encoded(picture(i)) for i in range(4)]
+    images = [encoded(random_image(i)) for i in range(4)]
     file = write_parquet(tmp_path / "a.parquet", columns(kind=["dog", "cat", "dog", "eel"]), images)
     data = load_images(file)
     assert data.labels.tolist() == [0, 1, 2, 1] and data.label_names == ["0", "1", "2"]
@@ -333,10 +333,10 @@ def test_labels_and_captions(tmp_path):
 
 
 def test_sizes_and_colours_must_agree(tmp_path):
-    file = write_parquet(tmp_path / "a.parquet", {}, [encoded(picture(0, 8)), encoded(picture(1, 9))])
+    file = write_parquet(tmp_path / "a.parquet", {}, [encoded(random_image(0, 8)), encoded(random_image(1, 9))])
     with pytest.raises(DataError, match=r"row 1 is 9 x 9, but the first image is 8 x 8. Give a resolution"):
         load_images(file)
-    file = write_parquet(tmp_path / "b.parquet", {}, [encoded(picture(0)), encoded(picture(1, colour=True))])
+    file = write_parquet(tmp_path / "b.parquet", {}, [encoded(random_image(0)), encoded(random_image(1, colour=True))])
     with pytest.raises(DataError, match=r"row 1 is in colour.*channels=3.*channels=1"):
         load_images(file, on_bad_image="skip")
     assert load_images(file, channels=3).shape == (3, 8, 8)
@@ -430,7 +430,7 @@ def test_paths_in_parquet_are_not_followed(tmp_path):
 
 @given(n=st.integers(1, 40), seed=st.integers(0, 2**40), start=st.integers(0, 200), length=st.integers(0, 100))
 @settings(max_examples=60, deadline=None)
-def test_every_epoch_is_a_permutation_and_any_cut_gives_the_same_stream(n, seed, start, length):
+def test_epochs_are_permutations_and_do_not_depend_on_the_cut(n, seed, start, length):
     stream = indices(0, start + length + n, n, seed)
     for epoch in range((start + length + n) // n):
         assert sorted(stream[epoch * n : (epoch + 1) * n].tolist()) == list(range(n))
@@ -452,7 +452,7 @@ def uneven_folder(root: Path) -> Path:
     for i in range(7):
         (root / f"{i}.png").parent.mkdir(exist_ok=True, parents=True)
         image = np.full((6 + i, 20 - 2 * i), 10 * i, np.uint8)
-        image[:, ::2] += 5  # columns and rows can be told apart
+        image[:, ::2] += 5  # columns and rows differ
         (root / f"{i}.png").write_bytes(encoded(image))
     return root
 
@@ -556,7 +556,7 @@ def test_a_second_load_and_all_batches_never_open_an_image(tmp_path, monkeypatch
         load_images(tmp_path, resolution=4)
 
 
-def test_the_key_changes_with_files_and_transform_and_the_fingerprint_with_content(tmp_path):
+def test_key_and_fingerprint_of_a_data_set(tmp_path):
     write_folder(tmp_path / "a", 9)
     first = load_images(tmp_path / "a")
     variants = [{"resolution": 4}, {"channels": 3}, {"max_samples": 5}, {"split": "train[:4]"}, {"label_column": ""}]
@@ -566,7 +566,7 @@ def test_the_key_changes_with_files_and_transform_and_the_fingerprint_with_conte
     os.utime(changed, ns=(1, 1))
     touched = load_images(tmp_path / "a")
     assert len(cache_files()) == 7 and touched.fingerprint == first.fingerprint
-    changed.write_bytes(encoded(picture(99)))
+    changed.write_bytes(encoded(random_image(99)))
     assert load_images(tmp_path / "a").fingerprint != first.fingerprint
     write_folder(tmp_path / "elsewhere", 9)
     assert load_images(tmp_path / "elsewhere").fingerprint == first.fingerprint
@@ -639,7 +639,7 @@ def test_two_processes_build_at_once(tmp_path):
     assert prints == {load_images(tmp_path / "set", cache_dir=tmp_path / "cache2", resolution=6).fingerprint}
 
 
-def test_worker_processes_give_the_same_pixels_and_their_death_is_an_error(tmp_path):
+def test_worker_processes_give_equal_pixels_or_an_error(tmp_path):
     write_folder(tmp_path, 200)
     (tmp_path / "class1/0500.png").write_bytes(b"<html>")
     alone = load_images(tmp_path, on_bad_image="skip", resolution=5)
@@ -727,7 +727,7 @@ def test_folder_with_classes_splits_and_metadata(tmp_path):
     (tmp_path / "plain/metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     data = load_images(tmp_path / "plain")
     assert data.captions == ["no. 6", "no. 0", "no. 3"] and data.labels.tolist() == [0, 0, 1]
-    np.testing.assert_array_equal(pixels_of(data)[:, 0], [picture(i) for i in (6, 0, 3)])
+    np.testing.assert_array_equal(pixels_of(data)[:, 0], [random_image(i) for i in (6, 0, 3)])
     lines = ["file_name,text,label", *(f'{row["file_name"]},"{row["text"]}",{row["label"]}' for row in rows)]
     (tmp_path / "plain/metadata.csv").write_text("\n".join(lines))
     with pytest.raises(DataError, match="keep one"):
@@ -749,7 +749,7 @@ def test_folder_with_classes_splits_and_metadata(tmp_path):
 
 
 def test_parquet_files_folders_and_globs(tmp_path):
-    images = [encoded(picture(i)) for i in range(9)]
+    images = [encoded(random_image(i)) for i in range(9)]
     for name, part in (
         ("train-00000-of-00002", slice(0, 4)),
         ("train-00001-of-00002", slice(4, 6)),
@@ -757,7 +757,7 @@ def test_parquet_files_folders_and_globs(tmp_path):
     ):
         write_parquet(tmp_path / f"set/data/{name}.parquet", {"label": list(range(9))[part]}, images[part])
     train = load_images(tmp_path / "set")
-    np.testing.assert_array_equal(pixels_of(train)[:, 0], [picture(i) for i in range(6)])
+    np.testing.assert_array_equal(pixels_of(train)[:, 0], [random_image(i) for i in range(6)])
     assert train.labels.tolist() == [0, 1, 2, 3, 4, 5]
     assert load_images(tmp_path / "set", split="test").labels.tolist() == [6, 7, 8]
     assert len(load_images(f"{tmp_path}/set/data/*.parquet")) == 6
@@ -765,8 +765,8 @@ def test_parquet_files_folders_and_globs(tmp_path):
     assert len(load_images(tmp_path / "set/data/test.parquet")) == 3
     with pytest.raises(DataError, match=r'no split "validation".*test, train'):
         load_images(tmp_path / "set", split="validation")
-    plain = write_parquet(tmp_path / "bytes.parquet", {"picture": images})
-    assert load_images(plain).fingerprint == load_images(plain, image_column="picture").fingerprint
+    plain = write_parquet(tmp_path / "bytes.parquet", {"photo": images})
+    assert load_images(plain).fingerprint == load_images(plain, image_column="photo").fingerprint
 
 
 def test_parts_of_a_split_and_max_samples():
@@ -780,10 +780,10 @@ def test_parts_of_a_split_and_max_samples():
 
 
 def rows_of(n: int = 20) -> list[dict]:
-    return [{"image": picture(i), "label": i % 4, "text": f"no. {i}"} for i in range(n)]
+    return [{"image": random_image(i), "label": i % 4, "text": f"no. {i}"} for i in range(n)]
 
 
-def test_the_same_rows_from_every_kind_of_source_give_the_same_batches(tmp_path):
+def test_equal_rows_of_every_source_give_equal_batches(tmp_path):
     import datasets
 
     rows = rows_of()
@@ -840,7 +840,7 @@ def test_a_hub_data_set_is_pinned_to_its_commit(tmp_path, monkeypatch):
     import huggingface_hub
 
     commits, loads = {"main": "a" * 40, "v2": "b" * 40}, []
-    table = datasets.Dataset.from_list([{"image": {"bytes": encoded(picture(i)), "path": None}} for i in range(3)])
+    table = datasets.Dataset.from_list([{"image": {"bytes": encoded(random_image(i)), "path": None}} for i in range(3)])
 
     def info(self, name, revision=None, timeout=None):
         return huggingface_hub.hf_api.DatasetInfo(
@@ -853,15 +853,15 @@ def test_a_hub_data_set_is_pinned_to_its_commit(tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", info)
     monkeypatch.setattr(datasets, "load_dataset", load)
-    data = load_images("someone/pictures", config_name="small")
-    assert data.source["revision"] == "a" * 40 and loads == [("someone/pictures", "small", "train", "a" * 40)]
-    load_images("someone/pictures", config_name="small")
+    data = load_images("someone/images", config_name="small")
+    assert data.source["revision"] == "a" * 40 and loads == [("someone/images", "small", "train", "a" * 40)]
+    load_images("someone/images", config_name="small")
     assert len(loads) == 1  # the second comes from the cache
-    assert load_images("someone/pictures", revision="v2").source["revision"] == "b" * 40
-    load_images("someone/pictures", revision="c" * 40)
+    assert load_images("someone/images", revision="v2").source["revision"] == "b" * 40
+    load_images("someone/images", revision="c" * 40)
     assert [call[3][0] for call in loads] == ["a", "b", "c"]
     commits["main"] = "d" * 40  # a new commit is a new key
-    assert load_images("someone/pictures", config_name="small").source["revision"] == "d" * 40 and len(loads) == 4
+    assert load_images("someone/images", config_name="small").source["revision"] == "d" * 40 and len(loads) == 4
 
     def fail(self, name, **options):
         raise OSError("offline")
@@ -869,18 +869,18 @@ def test_a_hub_data_set_is_pinned_to_its_commit(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fail)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(DataError, match="offline"):
-        load_images("someone/pictures", config_name="small")
-    reference = tmp_path / "datasets--someone--pictures/refs/main"
+        load_images("someone/images", config_name="small")
+    reference = tmp_path / "datasets--someone--images/refs/main"
     reference.parent.mkdir(parents=True)
     reference.write_text("d" * 40)
-    assert load_images("someone/pictures", config_name="small").source["revision"] == "d" * 40 and len(loads) == 4
+    assert load_images("someone/images", config_name="small").source["revision"] == "d" * 40 and len(loads) == 4
 
-    secret = tmp_path / "secret.png"  # a path in the table of a stranger
+    secret = tmp_path / "secret.png"  # a path in a table from elsewhere
     secret.write_bytes(encoded(GREY))
     table = datasets.Dataset.from_dict({"image": [{"bytes": None, "path": str(secret)}]})
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "elsewhere"))
     with pytest.raises(DataError, match="not followed"):
-        load_images("someone/pictures", revision="e" * 40)
+        load_images("someone/images", revision="e" * 40)
 
 
 # --------------------------------------------------------------------------------------------------------- streaming
@@ -925,7 +925,7 @@ def test_a_stream_is_the_same_however_it_is_cut_and_goes_back(random_flip, monke
 
 
 def test_a_jump_forward_does_not_decode(monkeypatch):
-    rows = [{"image": encoded(picture(i))} for i in range(50)]
+    rows = [{"image": encoded(random_image(i))} for i in range(50)]
     stream = load_images(rows, streaming=True)
     expected = stream.batch(45, 48)["x"]
     opened = []
@@ -990,7 +990,7 @@ def test_bad_images_in_a_stream():
         ([{"image": GREY, "label": "cat"}], {}, UsageError, "Give label_names"),
         ([{"image": GREY, "label": 7}], {"label_names": ["a"]}, DataError, "holds 7, outside"),
         ([{"image": GREY}, {}], {}, DataError, 'row 1 has no "image"'),
-        ([{"image": GREY}, {"image": picture(0)}], {}, DataError, "Give a resolution"),
+        ([{"image": GREY}, {"image": random_image(0)}], {}, DataError, "Give a resolution"),
         ([{"image": GREY}, {"image": RGB}], {}, DataError, "in colour"),
         ([{"image": GREY, "text": ""}], {}, DataError, "not a text"),
     ],

@@ -77,7 +77,7 @@ def test_pixels_agree_with_an_independent_drawing_by_many_points(shape, resoluti
 
 
 @pytest.mark.parametrize("scale", range(6))
-def test_all_shapes_of_a_scale_cover_the_same_area_around_their_place(scale):
+def test_all_shapes_of_a_scale_cover_the_same_area(scale):
     indices = [[shape, 1, scale, rotation, 11, 3] for shape in range(4) for rotation in (0, 4, 7)]
     pixels = cover(indices)
     facts = Factors(64).describe(torch.tensor(indices[0]))
@@ -120,7 +120,7 @@ def test_nothing_is_cut_off_at_the_edge(resolution):
     torch.testing.assert_close(area, torch.full_like(area, math.pi * facts["scale"] ** 2), rtol=0.02, atol=0)
 
 
-def test_both_sizes_show_the_same_picture():
+def test_both_sizes_show_the_same_image():
     indices = Factors().sample(40, seed=5)
     small, large = (cover(indices.tolist(), side) for side in (32, 64))
     halved = large.view(40, 32, 2, 32, 2).mean((2, 4))
@@ -155,7 +155,7 @@ def test_a_square_looks_the_same_only_after_a_quarter_turn():
     assert apart.min() > 12
 
 
-def test_equal_indices_give_equal_bytes_however_they_are_asked_for():
+def test_equal_indices_give_equal_bytes():
     factors = Factors()
     indices = factors.sample(700, seed=2)
     images = factors.render(indices)
@@ -173,7 +173,7 @@ def test_equal_indices_give_equal_bytes_however_they_are_asked_for():
     assert factors.render(indices[:0]).shape == (0, 3, 32, 32)
 
 
-def test_the_pictures_never_change():
+def test_the_images_never_change():
     """Anybody's numbers on these images depend on it: raise the version in `builtin` if it must change."""
     positions = torch.arange(0, 368_640, 3_001)
     digests = [
@@ -183,7 +183,7 @@ def test_the_pictures_never_change():
     assert digests == ["d6971518b24d0eaa", "b34f811549c888b3"]
 
 
-def test_samples_are_uniform_and_independent_and_keep_what_is_fixed():
+def test_samples_are_uniform_and_independent():
     factors = Factors()
     indices = factors.sample(20_000, seed=1)
     assert (indices == factors.sample(20_000, seed=1)).all() and (indices != factors.sample(20_000, seed=2)).any()

@@ -33,7 +33,7 @@ def randn(*shape, seed=0):
 
 
 @pytest.mark.parametrize("name", PLANES)
-def test_every_plane_is_deterministic_and_independent_of_how_it_is_asked(name):
+def test_every_plane_is_a_function_of_seed_and_position(name):
     plane = PLANES[name]
     points = plane.sample(300, seed=3)
     assert plane.name == name and points.shape == (300, 2) and points.dtype == torch.float32
@@ -43,7 +43,7 @@ def test_every_plane_is_deterministic_and_independent_of_how_it_is_asked(name):
 
 
 @pytest.mark.parametrize("name", PLANES)
-def test_a_batch_does_not_depend_on_how_the_stream_is_cut_and_shows_no_sample(name):
+def test_batches_do_not_depend_on_the_cut_and_hold_no_sample(name):
     data = PlaneData(name)
     whole = data.batch(1000, 1100, seed=2)
     parts = [data.batch(a, b, seed=2)["x"] for a, b in ((1000, 1007), (1007, 1064), (1064, 1100))]
@@ -105,7 +105,7 @@ def test_gan_lab_shapes_lie_where_gan_lab_draws_them():
     )
 
 
-def test_rings_spirals_pinwheel_and_checkerboard_have_their_shape():
+def test_shapes_of_rings_spirals_pinwheel_and_checkerboard():
     n = 4000
     rings = PLANES["rings"].sample(n, 0).norm(dim=1)
     assert float((rings[:, None] - torch.tensor([0.75, 1.5, 2.25, 3.0])).abs().amin(1).max()) < 0.35
@@ -150,7 +150,7 @@ def test_bad_planes_are_refused():
         PLANES["moons"].sample(-1, 0)
 
 
-def test_stacked_images_are_made_of_the_source_and_labelled_by_it():
+def test_stacked_images_are_made_of_the_source():
     source = load_images("digits")
     data = stacked_images(source, n=200, seed=5)
     assert data.images.shape == (200, 3, 8, 8) and data.images.dtype == torch.uint8 and len(data.label_names) == 1000
@@ -208,7 +208,7 @@ def test_transport_of_gaussians_approaches_their_closed_form():
     assert wasserstein2(a, b) ** 2 == pytest.approx(expected, rel=0.06)
 
 
-def test_sliced_transport_against_its_closed_form_and_the_exact_one():
+def test_sliced_transport_against_its_closed_form():
     a, b = randn(500, 4), randn(500, 4, seed=1) * 2
     shift = torch.tensor([3.0, 0.0, 0.0, 0.0])
     assert sliced_wasserstein2(a, a + shift, projections=4000) == pytest.approx(3 / 4**0.5, rel=0.03)
@@ -232,7 +232,7 @@ def test_energy_distance_agrees_with_scipy_up_to_its_bias(n, m, seed):
     assert energy_distance(a, b) == pytest.approx(biased - bias, abs=1e-9)
 
 
-def test_energy_distance_in_blocks_is_that_of_the_definition_and_symmetric(monkeypatch):
+def test_energy_distance_in_blocks_is_that_of_the_definition(monkeypatch):
     a, b = randn(70, 3), randn(50, 3, seed=1) + 1
 
     def total(x, y):
@@ -271,7 +271,7 @@ def test_grid_divergences_against_a_plain_loop():
     assert found.kl == pytest.approx(kl, abs=1e-6) and found.js == pytest.approx(js / 2, abs=1e-6)
 
 
-def test_grid_divergences_tell_their_arguments_apart_and_see_who_leaves_the_square():
+def test_grid_divergences_count_points_outside_the_square():
     real, points = PLANES["lab_ring"].sample(3000, 0), PLANES["lab_gaussians"].sample(3000, 0)
     forth, back = grid_divergences(points, real), grid_divergences(real, points)
     assert forth.js == pytest.approx(back.js, rel=1e-12) and abs(forth.kl - back.kl) > 0.1

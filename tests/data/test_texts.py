@@ -88,7 +88,7 @@ def test_padding_changes_no_token(build, tokenizer):
         torch.testing.assert_close(long[0][mask[0]], encoder(input_ids=ids).last_hidden_state[0])
 
 
-def test_pooled_vectors_are_clips_own_and_else_the_mean_of_tokens(tokenizer):
+def test_pooled_vectors_of_clip_and_of_others(tokenizer):
     ids = tokenizer("a red bus", return_tensors="pt").input_ids
     clip, mean = clip_text(tokenizer), bert(tokenizer)
     with torch.no_grad():
@@ -151,7 +151,7 @@ def test_the_text_half_of_a_whole_model_is_taken(tokenizer, tmp_path):
     assert torch.equal(found[1].shared.weight, seq2seq.shared.weight)
 
 
-def test_an_encoder_without_a_pooler_loads_and_one_without_other_weights_does_not(tokenizer, tmp_path):
+def test_only_a_pooler_may_be_missing_from_an_encoder(tokenizer, tmp_path):
     encoder = bert(tokenizer)
     saved(tmp_path, tokenizer, encoder)
     kept = {key: value.clone() for key, value in encoder.state_dict().items() if not key.startswith("pooler.")}
@@ -200,7 +200,7 @@ def test_what_is_cut_off_is_said(tokenizer, caplog):
     assert torch.equal(short[0][0], short[0][1])  # what is left of both
 
 
-def test_the_fingerprint_sees_weights_configuration_and_tokenizer(tokenizer):
+def test_the_fingerprint_follows_weights_config_and_tokenizer(tokenizer):
     encoder = bert(tokenizer)
     first = text_fingerprint(tokenizer, encoder)
     embed_texts(tokenizer, encoder, "a red heart")  # sets the tokenizer's padding
@@ -232,7 +232,7 @@ def test_a_repository_on_the_hub(tokenizer, tmp_path, monkeypatch):
 # ------------------------------------------------------------ the texts of a data set
 
 
-def pictures(flip=False, **extra):
+def random_images(flip=False, **extra):
     pixels = torch.randint(0, 256, (7, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     captions = ["a red heart", "a bus", "a red heart", "two", "a bus", "", "dogs"]
     return ImageData(pixels, captions=captions, random_flip=flip, **extra)
@@ -241,7 +241,7 @@ def pictures(flip=False, **extra):
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("latents", [False, True])
 def test_batches_hold_the_texts_of_their_captions(flip, latents, tokenizer, tmp_path):
-    encoder, data, asked = clip_text(tokenizer), pictures(flip), []
+    encoder, data, asked = clip_text(tokenizer), random_images(flip), []
     if latents:
         data = LatentData(torch.randn(7 * (1 + flip), 2, 4, 4), None, data, "latents")
 
@@ -267,17 +267,17 @@ def test_texts_are_never_taken_for_those_of_another(tmp_path):
         return torch.ones(len(texts), 3, 2), torch.ones(len(texts), 3).bool()
 
     file = tmp_path / "texts.safetensors"
-    one = cached_captions(pictures(), encode, "one", file=file)
+    one = cached_captions(random_images(), encode, "one", file=file)
     with pytest.raises(DataError, match="text_encoder is one, not two"):
-        cached_captions(pictures(), encode, "two", file=file)
-    assert one.fingerprint != cached_captions(pictures(), encode, "two", cache_dir=tmp_path).fingerprint
+        cached_captions(random_images(), encode, "two", file=file)
+    assert one.fingerprint != cached_captions(random_images(), encode, "two", cache_dir=tmp_path).fingerprint
     with pytest.raises(UsageError, match="caption_column"):
         cached_captions(ImageData(torch.zeros(3, 1, 8, 8, dtype=torch.uint8)), encode, "one", cache_dir=tmp_path)
     with pytest.raises(UsageError, match="without streaming"):
         cached_captions([], encode, "one")
     for wrong in (lambda texts: (torch.ones(2, 3, 2), torch.ones(2, 3)), lambda texts: (encode(texts)[0] / 0, None)):
         with pytest.raises((DataError, AttributeError)):
-            cached_captions(pictures(), wrong, "wrong", cache_dir=tmp_path)
+            cached_captions(random_images(), wrong, "wrong", cache_dir=tmp_path)
     assert not [*tmp_path.rglob("*.tmp")]
 
 
@@ -289,7 +289,7 @@ def test_processes_that_start_together_encode_once(tmp_path):
         return torch.randn(len(texts), 3, 2), torch.ones(len(texts), 3).bool()
 
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: cached_captions(pictures(), encode, "e", cache_dir=tmp_path), range(4)))
+        found = list(pool.map(lambda _: cached_captions(random_images(), encode, "e", cache_dir=tmp_path), range(4)))
     assert counts == [5] and all(torch.equal(f.empty[0], found[0].empty[0]) for f in found)
 
 

@@ -39,7 +39,7 @@ def digits():
 
 
 @pytest.mark.parametrize("components", [1, 3, 11, 12, 0.8, 1.0])
-def test_the_gaussian_has_the_density_of_its_covariance_with_dequantisation(components):
+def test_the_gaussian_has_the_density_of_its_covariance(components):
     images, new = correlated(300), correlated(20, seed=1)
     sampler = PCASampler(images, components)
     values, vectors = np.linalg.eigh(np.cov(flat(images).T, bias=True) + np.eye(D) / 12)
@@ -55,7 +55,7 @@ def test_the_gaussian_has_the_density_of_its_covariance_with_dequantisation(comp
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.99, 1.0])
-def test_a_share_of_the_variance_keeps_as_many_components_as_it_needs(digits, share):
+def test_components_by_their_share_of_the_variance(digits, share):
     ratios = PCA(svd_solver="full").fit(digits.flatten(1).numpy()).explained_variance_ratio_.cumsum()
     assert PCASampler(digits, share).basis.dimension == int((ratios < share - 1e-12).sum()) + 1
     assert PCASampler(digits, 1).basis.dimension == 1
@@ -79,7 +79,7 @@ def test_the_kernel_density_is_its_definition(h, monkeypatch):
     assert everything.log_likelihood(new).tolist() == pytest.approx(expected.tolist(), rel=1e-8)
 
 
-def test_a_kernel_density_of_components_is_that_of_the_coordinates_times_a_gaussian():
+def test_kernel_density_of_principal_components():
     images, new, k, h = correlated(80), correlated(9, seed=1), 3, 5.0
     pca = PCASampler(images, k)
     z, log_rest = pca.basis.project(new.flatten(1).double())
@@ -91,7 +91,7 @@ def test_a_kernel_density_of_components_is_that_of_the_coordinates_times_a_gauss
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "one component", "kernels", "kernels of one component"])
-def test_the_probabilities_of_all_images_of_two_pixels_add_up_to_just_below_one(kind):
+def test_probabilities_of_all_two_pixel_images_sum_to_below_one(kind):
     generator = torch.Generator().manual_seed(0)
     data = 128 + torch.randn(60, 2, generator=generator) @ torch.tensor([[20.0, 12.0], [0.0, 6.0]])
     images = data.round().to(torch.uint8).view(60, 1, 1, 2)
@@ -134,7 +134,7 @@ def test_bytes_and_floats_are_the_same_images():
 
 
 @pytest.mark.parametrize("components", [None, 4])
-def test_the_bandwidth_makes_images_most_likely_without_their_own_kernel(components):
+def test_the_bandwidth_maximises_the_leave_one_out_likelihood(components):
     images = correlated(150)
     chosen = KernelDensitySampler(images, components=components).bandwidth
 
@@ -153,7 +153,7 @@ def test_the_bandwidth_makes_images_most_likely_without_their_own_kernel(compone
     assert best >= leave_one_out(0.995 * chosen) - 0.05 and best >= leave_one_out(1.005 * chosen) - 0.05
 
 
-def test_held_out_digits_are_more_likely_than_under_the_rule_of_thumb_and_neighbouring_bandwidths(digits):
+def test_the_bandwidth_beats_the_rule_of_thumb(digits):
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
     train, test = digits[order[:1400]], digits[order[1400:]]
     chosen = KernelDensitySampler(train)
@@ -222,7 +222,7 @@ def test_samples_have_the_mean_and_covariance_of_their_density(components):
     assert sampler.log_likelihood(bytes_).mean().item() == pytest.approx(-float(entropy) - noise, abs=0.08)
 
 
-def test_kernel_samples_are_training_images_with_noise_each_as_often():
+def test_kernel_samples_are_training_images_with_noise():
     images = torch.tensor([60, 120, 190], dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 1, 4, 4).contiguous()
     samples = (KernelDensitySampler(images, 2 / 127.5).sample(6000) + 1) * 127.5
     means = samples.flatten(1).mean(1)

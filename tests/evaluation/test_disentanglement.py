@@ -127,7 +127,7 @@ def test_mutual_information_agrees_with_scikit_learn(seed, n, bins, scale):
                 assert found[j, k] == pytest.approx(mutual_info_score(v[:, k], np.digitize(z[:, j], edges)), abs=1e-9)
 
 
-def test_bins_have_equal_width_and_the_largest_code_is_in_the_last():
+def test_bins_have_equal_width():
     z = torch.arange(20.0)[:, None]
     assert mutual_information(z, torch.arange(20)[:, None]).item() == pytest.approx(math.log(20))
     z[-1] = 1000  # all others now share the first of 20 bins
@@ -146,7 +146,7 @@ def test_predictability_of_a_scale_is_the_squared_correlation():
     assert attribute_predictability_gap(z[:, 1:], v, [True]) == pytest.approx(1 / 3)
 
 
-def test_predictability_of_kinds_is_balanced_accuracy_above_chance():
+def test_predictability_of_kinds_is_balanced_accuracy():
     """z_2 tells class 0 from the others, and must call all others by one name: recalls 1, 1, 0 of 3 classes."""
     v = torch.arange(3).repeat(400)[:, None]
     z = torch.cat([v.double() * 5, (v > 0).double()], 1)
@@ -181,7 +181,7 @@ def test_disentanglement_and_completeness_by_hand():
     assert _disentanglement_completeness(torch.ones(3, 2).double()) == pytest.approx((0.0, 0.0))
 
 
-def test_a_repeated_dimension_costs_completeness_and_a_shared_one_disentanglement(sample):
+def test_repeated_and_shared_dimensions_lower_their_score(sample):
     indices, codes = sample
     twice = dci(torch.cat([codes["perfect"], codes["perfect"]], 1), indices, ORDERED)
     assert twice.disentanglement > 0.95 and twice.completeness < 0.9 and twice.informativeness > 0.98
@@ -191,7 +191,7 @@ def test_a_repeated_dimension_costs_completeness_and_a_shared_one_disentanglemen
     assert shared.disentanglement < 0.8 and shared.completeness > 0.95 and shared.informativeness > 0.95
 
 
-def test_informativeness_is_judged_on_images_not_learned_from(sample):
+def test_informativeness_is_measured_on_held_out_images(sample):
     indices, codes = sample
     assert dci(codes["noise"], indices, ORDERED).informativeness < 0.03
     halved = indices.clone()
@@ -237,7 +237,7 @@ def test_correlation_of_dimensions_agrees_with_numpy(sample):
 
 
 @pytest.mark.parametrize("name", ["perfect", "mixed", "noise"])
-def test_scores_do_not_see_order_scale_sign_or_shift_of_dimensions(sample, name):
+def test_scores_are_invariant_to_order_scale_sign_and_shift(sample, name):
     indices, codes = sample
     z, order = codes[name].double(), [3, 1, 0, 2]
     other = z[:, order] * 4.0 * torch.tensor([1, -1, -1, 1]) + 3.0
@@ -261,7 +261,7 @@ def test_the_true_factors_permuted_and_scaled_are_perfect():
     assert (found.active, found.dimension) == (4, 4)
 
 
-def test_a_rotation_of_the_factors_is_informative_but_not_disentangled():
+def test_rotated_factors_are_informative_but_not_disentangled():
     found = scores(mixed)
     assert found.mig < 0.3 and found.sap < 0.35 and found.irs < 0.5
     assert found.dci_disentanglement < 0.5 and found.dci_completeness < 0.5 and found.dci_informativeness > 0.8
@@ -279,7 +279,7 @@ def test_noise_scores_nothing():
     found = scores(Noise())
     for name in ("mig", "sap", "dci_disentanglement", "dci_completeness", "dci_informativeness", "irs"):
         assert getattr(found, name) < 0.04, name
-    # 60 judged: three standard errors around the blind guess.
+    # 60 test points: three standard errors around the blind guess.
     for value in (found.beta_vae, found.factor_vae):
         assert abs(value - found.chance) < 3 * math.sqrt(0.25 * 0.75 / 60)
 
@@ -357,7 +357,7 @@ def test_batches_are_bounded():
     assert max(sizes) <= 2048 and sum(sizes) == 5000 + 180 * 64 * 3
 
 
-def test_pixels_of_the_drawn_factors_are_informative_of_colour_alone():
+def test_pixels_of_the_factors_are_informative_of_colour_alone():
     found = disentanglement_scores(lambda images: images.amax((2, 3)), Factors(), n=400, groups=60)
     assert found.active == 3 and found.mig < 0.4 and found.dci_informativeness < 0.4
     assert found.factor_vae < 0.7 and found.chance == pytest.approx(1 / 6)

@@ -93,7 +93,7 @@ def test_no_extractor_is_made_up_for_other_shapes():
     assert extractor_for((3, 64, 64)) is None
 
 
-def test_batches_autocast_and_training_mode_do_not_change_the_numbers(digits):
+def test_batches_and_autocast_do_not_change_the_numbers(digits):
     images = digits[0][:50]
     whole, parts = load_extractor("digits"), load_extractor("digits")
     parts.batch_size = 7
@@ -198,7 +198,7 @@ def test_constant_images_are_unusual_but_allowed(extractor):
         assert extractor(torch.full((8, 1, 8, 8), value)).features.isfinite().all()
 
 
-def test_a_last_batch_of_one_bright_image_is_not_taken_for_another_range(extractor):
+def test_a_last_batch_of_one_bright_image_is_accepted(extractor):
     assert len(predict([GOOD, GOOD[-1:]], extractor).features) == 9
 
 
@@ -213,16 +213,16 @@ def test_bytes_are_converted_in_batches_to_the_whole_range(extractor):
         uint8_batches(ramp.float())
 
 
-# --------------------------------------------------------------------------------------------------------- pictures
+# ----------------------------------------------------------------------------------------------------------- images
 
 
 def test_a_grid_holds_every_image_enlarged_in_reading_order():
     images = torch.linspace(-1, 1, 6)[:, None, None, None].expand(6, 1, 8, 8)
-    picture = np.asarray(image_grid(images, columns=3, padding=4))
-    assert picture.shape == (2 * 68 + 4, 3 * 68 + 4, 3)
-    centres = [picture[4 + 68 * (i // 3) + 32, 4 + 68 * (i % 3) + 32, 0] for i in range(6)]
+    pixels = np.asarray(image_grid(images, columns=3, padding=4))
+    assert pixels.shape == (2 * 68 + 4, 3 * 68 + 4, 3)
+    centres = [pixels[4 + 68 * (i // 3) + 32, 4 + 68 * (i % 3) + 32, 0] for i in range(6)]
     assert centres == [0, 51, 102, 153, 204, 255]
-    assert (picture[:4] == 255).all() and (picture[:, :4] == 255).all()
+    assert (pixels[:4] == 255).all() and (pixels[:, :4] == 255).all()
 
 
 def test_enlarging_repeats_pixels_and_never_shrinks():
@@ -248,12 +248,12 @@ def test_labels_stay_outside_the_tiles_and_make_room():
 def test_a_strip_has_a_row_per_image_and_a_column_per_time():
     batches = [torch.full((2, 1, 8, 8), value) for value in (-3.0, -0.2, 3.0)]  # beyond [-1, 1] as noise is
     batches = [batch * torch.tensor([1.0, -1.0])[:, None, None, None] for batch in batches]
-    picture = np.asarray(image_strip(batches, times=[999, 500, 0]))
-    centres = [[picture[20 + 4 + 32 + 68 * row, 4 + 32 + 68 * column, 0] for column in range(3)] for row in range(2)]
+    pixels = np.asarray(image_strip(batches, times=[999, 500, 0]))
+    centres = [[pixels[20 + 4 + 32 + 68 * row, 4 + 32 + 68 * column, 0] for column in range(3)] for row in range(2)]
     assert centres == [[0, 102, 255], [255, 153, 0]]
 
 
-def test_pictures_refuse_unfit_input():
+def test_grids_refuse_unfit_input():
     good = torch.zeros(4, 1, 8, 8)
     for bad in (good.byte(), good[0], good[:, :, 0], good.expand(4, 2, 8, 8), good[:0], "images"):
         with pytest.raises(UsageError, match="images"):
@@ -298,8 +298,8 @@ def test_curves_draw_each_key_over_images_seen(tmp_path, monkeypatch):
     assert np.std(loss[2][30:]) < 0.3 * np.std(loss[1][30:])
     assert loss[2][60] == pytest.approx(0.5)  # mean of 4 values 0, 1, 0, 1
     assert fd == ([6400], [5.0], [5.0]) and labels == ["loss", "fd", "images seen"]
-    with Image.open(tmp_path / "curves.png") as picture:
-        assert picture.format == "PNG" and min(picture.size) > 500
+    with Image.open(tmp_path / "curves.png") as plot:
+        assert plot.format == "PNG" and min(plot.size) > 500
 
 
 def test_running_mean_leaves_a_constant_constant_up_to_both_ends(tmp_path, monkeypatch):

@@ -44,7 +44,7 @@ from latentia.evaluation.features.pretrained import _RESIZE
 MODEL = "model.safetensors"
 
 
-def pictures(*shape, seed=0):
+def random_images(*shape, seed=0):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
@@ -97,7 +97,7 @@ class Flat:
 
 
 def test_an_extractor_may_know_no_classes():
-    images = pictures(7, 1, 4, 4)
+    images = random_images(7, 1, 4, 4)
     found = predict(images.split(3), Flat())
     assert torch.equal(found.features, images.flatten(1)) and found.logits is None
     assert predict(found, Flat()) is found
@@ -111,7 +111,7 @@ def test_an_extractor_may_know_no_classes():
 @pytest.mark.parametrize("size", [(32, 32), (28, 28), (299, 299), (400, 330), (512, 64)])
 def test_clean_is_what_pil_makes_of_float_channels(size):
     """Enlarging, leaving and shrinking: interpolation with antialias is PIL's filter to the precision of floats."""
-    images = pictures(2, 3, *size)
+    images = random_images(2, 3, *size)
     given = _RESIZE["clean"](images)
     for image, found in zip(images, given):
         expected = (resized_by_pil(image, (299, 299), Image.Resampling.BICUBIC) - 128) / 128
@@ -119,8 +119,8 @@ def test_clean_is_what_pil_makes_of_float_channels(size):
     assert given.min() >= -1 and given.max() <= 127 / 128
 
 
-def test_legacy_is_bilinear_without_antialias_and_without_corners():
-    images = pictures(2, 3, 600, 32)
+def test_legacy_resize_is_bilinear_without_antialias():
+    images = random_images(2, 3, 600, 32)
     expected = F.interpolate((images + 1) / 2, (299, 299), mode="bilinear", align_corners=False) * 2 - 1
     torch.testing.assert_close(_RESIZE["legacy"](images), expected, rtol=0, atol=1e-6)
     # By hand: an output pixel lies at (i + 1/2) s - 1/2 between two input pixels, without regard to the others.
@@ -162,7 +162,7 @@ NORMAL = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
 def test_the_read_preprocessing_a_model_is_read_from_its_file(tmp_path, name):
     asked, size, crop, resample = PREPARATIONS[name]
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({**asked, **NORMAL}))
-    images = pictures(2, 3, 48, 72)
+    images = random_images(2, 3, 48, 72)
     found = read_preprocessing(tmp_path)(images)
     for image, given in zip(images, found):
         expected = resized_by_pil(image, size, resample) / 255
@@ -225,7 +225,7 @@ def inception(tmp_path_factory):
 def test_inception_is_the_network_behind_its_preprocessing(inception, resize):
     network, file = inception
     extractor = inception_extractor(file, sha256(file).upper(), resize)
-    images = pictures(2, 3, 40, 32)
+    images = random_images(2, 3, 40, 32)
     features, logits = extractor(images)
     expected = network(_RESIZE[resize](images))
     torch.testing.assert_close(features, expected.features, rtol=1e-4, atol=1e-5)
@@ -237,23 +237,23 @@ def test_inception_is_the_network_behind_its_preprocessing(inception, resize):
     assert by_name.preprocessing == extractor.preprocessing and by_name.sha256 == extractor.sha256
 
 
-def test_inception_takes_grey_pictures_one_by_one_and_no_four_channels(inception):
+def test_inception_takes_grey_images_but_no_four_channels(inception):
     extractor = inception_extractor(inception[1])
-    grey = pictures(3, 1, 28, 28)
+    grey = random_images(3, 1, 28, 28)
     extractor.batch_size = 2
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = extractor(grey).features
     extractor.batch_size = 3
     torch.testing.assert_close(found, extractor(grey.expand(-1, 3, -1, -1)).features, rtol=1e-4, atol=1e-5)
     with pytest.raises(UsageError, match=r"1 or 3 channels.*Got 4.*alpha"):
-        extractor(pictures(2, 4, 28, 28))
+        extractor(random_images(2, 4, 28, 28))
     with pytest.raises(UsageError, match="uint8_batches"):
         extractor(torch.zeros(2, 3, 28, 28, dtype=torch.uint8))
     with pytest.raises(UsageError, match=r"\[0, 1\]"):
         extractor(torch.rand(9, 3, 28, 28))
 
 
-def test_inception_loads_from_its_own_folder_and_holds_it_to_its_statement(inception, tmp_path):
+def test_inception_loads_from_a_folder_with_its_stated_hash(inception, tmp_path):
     network = inception[0]
     network.save_pretrained(tmp_path)
     extractor = load_extractor(tmp_path)
@@ -364,7 +364,7 @@ def embedding(kind, model, x):
 @pytest.mark.parametrize("kind", MAKES)
 def test_a_model_of_transformers_gives_its_pooled_output(tmp_path, kind):
     model = made(kind, tmp_path)
-    images = pictures(3, 3, 32, 40)
+    images = random_images(3, 3, 32, 40)
     extractor = load_extractor(tmp_path)
     features, logits = extractor(images)
     with torch.no_grad():
@@ -381,7 +381,7 @@ def test_a_model_in_parts_has_a_hash_of_all_of_them(tmp_path):
     model.save_pretrained(tmp_path / "parts", max_shard_size="8KB")
     (tmp_path / "parts/preprocessor_config.json").write_text(json.dumps(ASKED))
     whole, parts = transformers_extractor(tmp_path / "whole"), transformers_extractor(tmp_path / "parts")
-    images = pictures(2, 1, 32, 32)
+    images = random_images(2, 1, 32, 32)
     assert torch.equal(whole(images).features, parts(images).features)
     files = sorted((tmp_path / "parts").glob("*.safetensors"))
     assert len(files) > 1
@@ -469,7 +469,7 @@ def test_unknown_names_are_answered_with_the_nearest(tmp_path):
 
 
 def test_the_cache_computes_once_and_gives_the_same(tmp_path):
-    images, flat, digits = pictures(9, 1, 8, 8), Flat(), load_extractor("digits")
+    images, flat, digits = random_images(9, 1, 8, 8), Flat(), load_extractor("digits")
     assert torch.equal(cached_predict(images, flat, "a", tmp_path).features, images.flatten(1))
     assert cached_predict(images, flat, "a", tmp_path).logits is None and flat.calls == 1
     first, second = (cached_predict(iter(images.split(4)), digits, "a", tmp_path, count=9) for _ in range(2))
@@ -479,8 +479,8 @@ def test_the_cache_computes_once_and_gives_the_same(tmp_path):
     assert files.count(".safetensors") == 2 and ".tmp" not in files
 
 
-def test_everything_that_changes_the_numbers_has_a_file_of_its_own(tmp_path):
-    images, flat = pictures(4, 1, 8, 8), Flat()
+def test_whatever_changes_the_features_changes_the_file(tmp_path):
+    images, flat = random_images(4, 1, 8, 8), Flat()
     cached_predict(images, flat, "a", tmp_path)
     for change in (
         {"name": "other"},
@@ -499,8 +499,8 @@ def test_everything_that_changes_the_numbers_has_a_file_of_its_own(tmp_path):
     assert len(list(tmp_path.glob("features/*.safetensors"))) == 8
 
 
-def test_a_file_of_another_extractor_or_data_set_is_refused_with_both_hashes(tmp_path):
-    images, other = pictures(4, 1, 8, 8), Flat()
+def test_a_file_of_another_extractor_or_data_set_is_refused(tmp_path):
+    images, other = random_images(4, 1, 8, 8), Flat()
     other.sha256 = "1" * 64
     cached_predict(images, Flat(), "first data", tmp_path)
     (mine,) = tmp_path.glob("features/*.safetensors")
@@ -515,7 +515,7 @@ def test_a_file_of_another_extractor_or_data_set_is_refused_with_both_hashes(tmp
 
 @pytest.mark.parametrize("how", ["half", "a bit", "rubbish"])
 def test_a_damaged_file_is_made_again_and_the_log_says_so(tmp_path, caplog, how):
-    images = pictures(4, 1, 8, 8)
+    images = random_images(4, 1, 8, 8)
     expected = cached_predict(images, Flat(), "a", tmp_path).features.clone()  # not the mapped file
     (file,) = tmp_path.glob("features/*.safetensors")
     data = bytearray(file.read_bytes())
@@ -529,7 +529,7 @@ def test_a_damaged_file_is_made_again_and_the_log_says_so(tmp_path, caplog, how)
 
 
 def test_two_at_a_time_compute_once(tmp_path):
-    images, flat, results = pictures(4, 1, 8, 8), Flat(), []
+    images, flat, results = random_images(4, 1, 8, 8), Flat(), []
     inside = threading.Event()
 
     class Slow(Flat):
@@ -549,7 +549,7 @@ def test_two_at_a_time_compute_once(tmp_path):
 
 
 def test_the_cache_refuses_what_it_cannot_keep(tmp_path, monkeypatch):
-    images = pictures(4, 1, 8, 8)
+    images = random_images(4, 1, 8, 8)
     with pytest.raises(UsageError, match="fingerprint"):
         cached_predict(images, Flat(), "", tmp_path)
     with pytest.raises(UsageError, match="no name, sha256, preprocessing"):
@@ -573,11 +573,11 @@ def test_the_cache_refuses_what_it_cannot_keep(tmp_path, monkeypatch):
 
 def test_the_cache_lies_where_the_environment_says(tmp_path, monkeypatch):
     monkeypatch.setenv("LATENTIA_CACHE", str(tmp_path))
-    cached_predict(pictures(2, 1, 8, 8), Flat(), "a")
+    cached_predict(random_images(2, 1, 8, 8), Flat(), "a")
     assert len(list((tmp_path / "features").glob("*.safetensors"))) == 1
     monkeypatch.delenv("LATENTIA_CACHE")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    cached_predict(pictures(2, 1, 8, 8), Flat(), "a")
+    cached_predict(random_images(2, 1, 8, 8), Flat(), "a")
     assert len(list((tmp_path / "home/latentia/features").glob("*.safetensors"))) == 1
 
 

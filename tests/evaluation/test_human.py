@@ -79,7 +79,7 @@ def page(sheet):
     return Page(sheet.page.read_text(encoding="utf-8"))
 
 
-def picture(uri):
+def random_image(uri):
     data = base64.b64decode(uri.removeprefix("data:image/png;base64,"))
     return data, np.asarray(Image.open(io.BytesIO(data)))
 
@@ -88,7 +88,7 @@ def picture(uri):
 
 
 def test_the_key_says_which_image_is_on_which_side(page, key, images):
-    shown = [picture(attributes["src"])[1] for attributes in page.all("img")]
+    shown = [random_image(attributes["src"])[1] for attributes in page.all("img")]
     assert len(shown) == 2 * 41 and len(key["trials"]) == 41
     for row, left, right in zip(key["trials"], shown[::2], shown[1::2]):
         for side, pixels in (("left", left), ("right", right)):
@@ -122,7 +122,7 @@ def test_nothing_on_the_page_tells_the_sides_apart(sheet, page):
     for secret in (REAL, MODEL, "seed", "index", "key.json", "names"):
         assert secret not in texts.replace("tabindex", "")
     for attributes in page.all("img"):
-        data, _ = picture(attributes["src"])
+        data, _ = random_image(attributes["src"])
         position, chunks = 8, []
         while position < len(data):
             (length,) = struct.unpack(">I", data[position : position + 4])
@@ -173,7 +173,7 @@ def test_a_question_is_shown_as_it_is_written(images, tmp_path):
 def test_large_and_coloured_images_are_kept_pixel_by_pixel(tmp_path):
     a, b = rand(1, 3, 20, 400), rand(1, 3, 20, 400, seed=1)
     text = write_sheet(a, b, tmp_path, trials=1).page.read_text(encoding="utf-8")
-    pixels = picture(Page(text).all("img")[0]["src"])[1]
+    pixels = random_image(Page(text).all("img")[0]["src"])[1]
     assert pixels.shape == (20, 400, 3)
     expected = [((source[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy() for source in (a, b)]
     assert any((pixels == one).all() for one in expected)
@@ -268,7 +268,7 @@ say(shown());
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node to run the script of the page")
-def test_the_script_takes_votes_down_and_keeps_them_over_a_reload(images, tmp_path):
+def test_the_script_stores_votes_over_a_reload(images, tmp_path):
     sheet = write_sheet(*images, tmp_path, trials=4)
     command = ["node", "-e", DOCUMENT, str(sheet.page)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
@@ -429,7 +429,7 @@ def test_the_interval_is_clopper_and_pearsons(n, confidence):
 
 
 @pytest.mark.parametrize("n", [5, 40])
-def test_the_interval_covers_every_rate_at_least_as_often_as_it_says(n):
+def test_the_interval_covers_every_rate(n):
     intervals = np.array([binomial_interval(k, n) for k in range(n + 1)])
     for rate in np.linspace(0, 1, 101):
         inside = (intervals[:, 0] <= rate) & (rate <= intervals[:, 1])

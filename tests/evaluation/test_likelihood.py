@@ -87,7 +87,7 @@ def test_the_true_posterior_makes_every_bound_exact():
         assert (result.n, result.dimensions, result.pixels) == (8, D, "none")
 
 
-def test_the_elbo_falls_short_by_the_divergence_of_the_posteriors():
+def test_the_gap_of_the_elbo_is_the_divergence_of_posteriors():
     q = rough(X)
     wide = torch.diag_embed(q.stddev.square())
     trace = (PRECISION @ wide).diagonal(dim1=1, dim2=2).sum(1)
@@ -109,7 +109,7 @@ def test_the_importance_bound_grows_with_k_to_the_exact_value():
     assert 1000 < result.effective_samples < 20_000
 
 
-def test_the_stated_sampling_error_is_the_spread_over_repetitions():
+def test_the_sampling_error_is_the_spread_over_repetitions():
     weights = many_weights(200 * 200).view(8, 200, 200)
     for bound in (elbo, importance_bound):
         found = [bound(weights[:, i], PIXELS) for i in range(200)]
@@ -123,7 +123,7 @@ def test_a_factorised_posterior_may_be_summed_by_either_side():
     assert torch.equal(independent, importance_weights(rough, log_joint, X, k=3))
 
 
-def test_draws_depend_on_the_seed_alone_and_leave_the_global_generator():
+def test_samples_depend_on_the_seed_alone():
     torch.manual_seed(5)
     first = torch.rand(3)
     torch.manual_seed(5)
@@ -206,7 +206,7 @@ def test_more_temperatures_make_the_bound_tighter():
     assert effective[0] + 1 < effective[1] < effective[2] - 4
 
 
-def test_two_temperatures_are_plain_importance_sampling_from_the_prior():
+def test_two_temperatures_are_importance_sampling():
     z = randn(24, 8, LATENT, seed=11)
     expected = torch.stack([log_likelihood(X, part) for part in z], 1)
     assert torch.allclose(anneal(torch.tensor([0.0, 1.0])).log_weights, expected, rtol=1e-12)
@@ -223,7 +223,7 @@ def test_weights_are_unbiased_even_with_few_temperatures():
     assert result.nats == pytest.approx(exact, abs=4 * result.sampling_error) and result.sampling_error < 0.05
 
 
-def test_annealing_is_repeatable_and_takes_any_shape_of_images_and_latents():
+def test_annealing_is_repeatable_for_any_shape():
     steps = sigmoid_temperatures(3)
     assert torch.equal(anneal(steps, seed=4).log_weights, anneal(steps, seed=4).log_weights)
     assert not torch.equal(anneal(steps, seed=4).log_weights, anneal(steps, seed=5).log_weights)

@@ -67,7 +67,7 @@ def test_general_gaussians_agree_with_the_matrix_square_root(seed):
     assert frechet_distance_of_gaussians(mean_a, a, mean_b, b) == pytest.approx(expected, abs=1e-8)
 
 
-def test_rank_deficient_covariances_agree_with_their_known_factors():
+def test_rank_deficient_covariances():
     """tr (S_a^1/2 S_b S_a^1/2)^1/2 is the sum of the singular values of A^T B for any A A^T = S_a, B B^T = S_b."""
     a, b = randn(12, 5, seed=1), randn(12, 8, seed=2)
     expected = float(a.square().sum() + b.square().sum() - 2 * torch.linalg.svdvals(a.T @ b).sum())
@@ -75,7 +75,7 @@ def test_rank_deficient_covariances_agree_with_their_known_factors():
     assert value == pytest.approx(expected, rel=1e-7)
 
 
-def test_frechet_distance_is_symmetric_zero_on_itself_and_blind_to_rotation():
+def test_frechet_distance_is_symmetric_and_invariant_to_rotation():
     a, b, turn = randn(200, 10, seed=1), 2 * randn(300, 10, seed=2) + 0.3, rotation(10)
     distance = frechet_distance(a, b)
     assert distance > 1
@@ -85,7 +85,7 @@ def test_frechet_distance_is_symmetric_zero_on_itself_and_blind_to_rotation():
     assert 0 <= frechet_distance(a[:3], a[:3]) < 1e-10  # n < D: the covariance has rank 2
 
 
-def test_chunks_give_the_moments_of_the_whole_even_far_from_the_origin():
+def test_chunks_give_the_moments_of_the_whole():
     features = 1e6 + randn(1000, 6, seed=3) @ spd(6, 4)
     streamed = Moments()
     for chunk in features.split(37):
@@ -107,7 +107,7 @@ def test_moments_of_two_processes_merge():
 
 
 @pytest.mark.parametrize("n, chunk", [(5, 5), (5, 2), (11, 4), (12, 12), (12, 5), (13, 5), (40, 7), (40, 40)])
-def test_moments_are_the_same_whether_rows_or_a_scatter_matrix_are_kept(n, chunk):
+def test_moments_from_rows_and_from_a_scatter_matrix(n, chunk):
     features = randn(n, 12, seed=n) + 3
     moments = Moments()
     for part in features.split(chunk):
@@ -137,7 +137,7 @@ def test_moments_keep_counting_after_they_were_read(monkeypatch):
 
 
 @pytest.mark.parametrize("n_a, n_b", [(2, 2), (2, 50), (7, 9), (9, 7), (19, 20), (20, 21), (60, 8), (200, 30)])
-def test_fewer_images_than_dimensions_give_the_same_distance_without_a_covariance(n_a, n_b, monkeypatch):
+def test_fewer_images_than_dimensions_need_no_covariance(n_a, n_b, monkeypatch):
     a, b = randn(n_a, 20, seed=n_a), 1.5 * randn(n_b, 20, seed=100 + n_b) + 0.2
     expected = frechet_distance_of_gaussians(a.mean(0), a.T.cov(), b.mean(0), b.T.cov())
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
@@ -280,7 +280,7 @@ def test_resamples_are_counted_as_often_as_they_were_drawn(n, dimension):
 
 
 @pytest.mark.parametrize("shift, scale", [(1.0, 1.0), (0.4, 1.3)])
-def test_the_interval_holds_the_expected_distance_as_often_as_it_says(shift, scale):
+def test_the_interval_covers_the_expected_distance(shift, scale):
     """The expected FD at this n, known from fresh draws; the raw resamples' own range lies too high and misses it."""
     reference, n, trials = moments_of(randn(3000, 3, seed=999)), 60, 60
     fresh = [frechet_distance(scale * randn(n, 3, seed=5000 + i) + shift, reference) for i in range(400)]
@@ -322,14 +322,14 @@ def test_kernel_distance_equals_its_definition_term_by_term():
     assert kernel_distance(a, b) == pytest.approx(expected, rel=1e-12)
 
 
-def test_kernel_distance_of_equal_distributions_is_unbiased_where_frechet_is_not():
+def test_kernel_distance_is_unbiased_where_frechet_is_not():
     pairs = [(randn(30, 8, seed=2 * i), randn(30, 8, seed=2 * i + 1)) for i in range(200)]
     kernel = torch.tensor([kernel_distance(*pair) for pair in pairs])
     assert abs(kernel.mean()) < 4 * kernel.std() / math.sqrt(200)
     assert min(frechet_distance(*pair) for pair in pairs) > 0.3
 
 
-def test_kernel_distance_does_not_depend_on_blocks_and_a_set_meets_itself_fairly(monkeypatch):
+def test_kernel_distance_does_not_depend_on_blocks(monkeypatch):
     a, b = randn(40, 3, seed=1), randn(25, 3, seed=2) + 1
     whole, equal = kernel_distance_with_error(a, b), kernel_distance(a, a)
     # A set and itself are two samples with every image in common: the diagonal counts between them, not within.
@@ -342,7 +342,7 @@ def test_kernel_distance_does_not_depend_on_blocks_and_a_set_meets_itself_fairly
 
 
 @pytest.mark.parametrize("n, m, shift, scale", [(60, 60, 0, 1), (100, 40, 0, 1), (80, 80, 0.7, 1), (50, 100, 0.3, 1.3)])
-def test_the_error_of_a_kernel_distance_is_its_spread_over_fresh_draws(n, m, shift, scale):
+def test_the_error_of_a_kernel_distance_is_its_spread(n, m, shift, scale):
     draws = [
         kernel_distance_with_error(scale * randn(n, 6, seed=2 * i) + shift, randn(m, 6, seed=2 * i + 1))
         for i in range(250)
@@ -352,7 +352,7 @@ def test_the_error_of_a_kernel_distance_is_its_spread_over_fresh_draws(n, m, shi
     assert errors.min() > 0
 
 
-def test_inception_score_of_constant_and_of_balanced_certain_predictions():
+def test_inception_score_of_constant_and_balanced_predictions():
     assert inception_score(randn(1, 10).expand(200, 10))[0] == pytest.approx(1, abs=1e-12)
     certain = 1e4 * torch.eye(10).repeat(20, 1)
     assert inception_score(certain, splits=1)[0] == pytest.approx(10, abs=1e-9)
@@ -367,7 +367,7 @@ def test_inception_score_of_two_classes_by_hand():
     assert inception_score(logits, splits=1)[0] == pytest.approx(expected, rel=1e-12)
 
 
-def test_inception_score_does_not_depend_on_images_being_sorted_by_class():
+def test_inception_score_does_not_depend_on_the_order():
     sorted_by_class = 1e4 * torch.eye(10).repeat_interleave(100, 0)
     cycling = 1e4 * torch.eye(10).repeat(100, 1)
     assert inception_score(sorted_by_class)[0] > 9

@@ -53,7 +53,7 @@ def test_true_samples_score_what_is_stated_of_them(plane):
 
 
 @pytest.mark.parametrize("dimension", [1, 2, 3, 16])
-def test_the_share_of_true_samples_is_that_of_the_chi_distribution(dimension):
+def test_high_quality_of_true_samples_follows_chi(dimension):
     centres = torch.zeros(1, dimension)
     points = torch.randn(4000, dimension, generator=torch.Generator().manual_seed(0))
     modes = mode_coverage(points, centres, 1.0, within=2.5)
@@ -90,7 +90,7 @@ def test_coverage_against_a_plain_loop(total, dimension, n, seed, each):
     assert modes.median_distance == pytest.approx(sorted(plain)[(n - 1) // 2])
 
 
-def test_a_collapsed_generator_a_blurred_one_and_one_that_misses_everything():
+def test_collapsed_blurred_and_missing_generators():
     collapsed = coverage(RING, RING.centres[[2]] + 0.001 * torch.randn(500, 2))
     assert (collapsed.covered, collapsed.high_quality) == (1, 1.0)
     assert collapsed.reverse_kl == pytest.approx(math.log(8))
@@ -104,7 +104,7 @@ def test_a_collapsed_generator_a_blurred_one_and_one_that_misses_everything():
     assert nowhere.off_mode_kl == pytest.approx(math.log(1 / math.exp(-4.5)))
 
 
-def test_unequal_modes_are_judged_by_their_shares():
+def test_unequal_modes_are_measured_by_their_shares():
     centres = torch.tensor([[0.0], [10.0]])
     points = torch.cat([torch.zeros(90, 1), torch.full((10, 1), 10.0)])
     assert mode_coverage(points, centres, 0.1, weights=torch.tensor([9.0, 1.0])).reverse_kl == pytest.approx(0)
@@ -153,7 +153,7 @@ def test_combinations_are_counted_first_channel_first():
     assert modes.kl == pytest.approx(math.log(1000) - 1.5 * math.log(2), abs=1e-9)
 
 
-def test_divergence_of_stacked_classes_has_its_real_data_score_and_its_extremes():
+def test_divergence_of_stacked_classes():
     every = torch.cartesian_prod(*[torch.arange(4)] * 3)
     assert stacked_modes(torch.eye(4)[every]).kl == 0
     assert stacked_modes(one_hot([[5, 5, 5]] * 30)).kl == pytest.approx(math.log(1000))

@@ -68,7 +68,7 @@ OF_EQUAL_IMAGES = {"psnr": math.inf, "ssim": 1, "ms_ssim": 1, "color_difference"
 
 
 @pytest.mark.parametrize("name", PAIRED)
-def test_equal_images_score_best_and_the_order_of_the_two_does_not_matter(name, digits):
+def test_equal_images_score_best_and_scores_are_symmetric(name, digits):
     assert PAIRED[name](digits[:6], digits[:6]).tolist() == [OF_EQUAL_IMAGES[name]] * 6
     a, b = digits[:6], digits[6:12]
     forth, back = PAIRED[name](a, b), PAIRED[name](b, a)
@@ -79,7 +79,7 @@ def test_equal_images_score_best_and_the_order_of_the_two_does_not_matter(name, 
 
 
 @pytest.mark.parametrize("name", PAIRED)
-def test_each_number_belongs_to_its_image_however_they_are_batched(name, digits, monkeypatch):
+def test_each_number_belongs_to_its_image(name, digits, monkeypatch):
     a, b = digits[:9], digits[9:18]
     whole = PAIRED[name](a, b)
     one_by_one = torch.cat([PAIRED[name](a[i : i + 1], b[i : i + 1]) for i in range(9)])
@@ -198,7 +198,7 @@ def test_ms_ssim_follows_its_definition(scales):
     assert actual.tolist() == pytest.approx(expected, rel=1e-12)
 
 
-def test_ms_ssim_is_near_torchmetrics_which_differs_at_the_border_of_the_last_scale():
+def test_ms_ssim_is_near_torchmetrics():
     reference = pytest.importorskip("torchmetrics.functional.image").multiscale_structural_similarity_index_measure
     a, b = (images.double() for images in pair(1, 1, 192, 192))
     assert ms_ssim(a, b).item() == pytest.approx(reference(a, b, data_range=2.0).item(), abs=2e-3)
@@ -208,7 +208,7 @@ def test_the_weights_are_those_of_the_paper():
     assert sum(MS_SSIM_WEIGHTS) == pytest.approx(1.0001, abs=1e-9) and len(MS_SSIM_WEIGHTS) == 5
 
 
-def test_a_structure_turned_upside_down_scores_below_zero_and_ms_ssim_zero():
+def test_an_inverted_structure_scores_at_most_zero():
     a = rand(2, 1, 16, 16)
     a -= a.mean((2, 3), keepdim=True)
     a /= a.abs().amax() * 1.01
@@ -301,7 +301,7 @@ def test_ciede2000_gives_the_published_differences_both_ways():
         assert (ciede2000(first, second) - table[:, 6]).abs().max() < 5e-5 + 1e-9
 
 
-def test_ciede2000_of_equal_colours_is_zero_and_takes_maps_of_colours():
+def test_ciede2000_of_equal_colours_is_zero():
     lab = torch.stack([rand(2, 5, 4) * 50 + 50, rand(2, 5, 4, seed=1) * 90, rand(2, 5, 4, seed=2) * 90], 1)
     assert (ciede2000(lab, lab) == 0).all()
     other = lab.flip(0)
@@ -350,7 +350,7 @@ def test_color_difference_is_the_mean_over_pixels():
         color_difference(a[:, :2], b[:, :2])
 
 
-def test_many_bright_images_in_one_part_are_not_taken_for_another_range(monkeypatch):
+def test_many_bright_images_in_one_part_are_accepted(monkeypatch):
     monkeypatch.setattr(latentia.evaluation.pairs, "_VALUES", 10 * 3 * 16)
     a = torch.cat([rand(10, 3, 4, 4).abs(), rand(10, 3, 4, 4)])
     assert (color_difference(a, a) == 0).all() and len(sharpness(a)) == 20
@@ -372,7 +372,7 @@ def test_perceptual_distance_is_its_definition(extractor, digits):
     assert torch.equal(perceptual_distance(a, b, extractor.model), perceptual_distance(a, b, extractor))
 
 
-def test_perceptual_distance_grows_with_blur_and_sees_more_than_pixels(extractor, digits):
+def test_perceptual_distance_grows_with_blur(extractor, digits):
     def blur(images, times):
         for _ in range(times):
             images = nn.functional.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
@@ -397,7 +397,7 @@ def test_perceptual_loss_pulls_an_image_towards_another(extractor, digits):
     assert (x.detach() - target).square().mean() < (rand(3, 1, 8, 8, seed=5) - target).square().mean()
 
 
-def test_perceptual_loss_has_right_gradients_even_where_all_channels_are_zero():
+def test_perceptual_loss_has_the_right_gradients():
     model = DigitClassifier(sample_size=4, block_out_channels=(3,)).double().eval()
     x, y = (rand(1, 1, 4, 4, seed=i).double() for i in range(2))
     assert torch.autograd.gradcheck(lambda z: perceptual_loss(z, y, model), x.requires_grad_())
@@ -440,7 +440,7 @@ def test_perceptual_distance_refuses_what_it_cannot_use(extractor, digits):
     st.floats(-0.1, 0.1),
     st.floats(-0.2, 0.2),
 )
-def test_sharpness_of_a_ramp_is_the_squared_slope_whatever_the_constant(height, width, down, right, constant):
+def test_sharpness_of_a_ramp_is_the_squared_slope(height, width, down, right, constant):
     rows, columns = torch.arange(height).double()[:, None] - 4, torch.arange(width).double() - 4
     ramp = (down * rows + right * columns + constant)[None, None]
     if ramp.abs().max() <= 1:

@@ -64,7 +64,7 @@ def test_self_is_excluded_but_a_duplicate_is_not(small_blocks, n, k):
     assert distances[0, 0] == 0 and indices[0, 0] == n - 1 and indices[-1, 0] == 0
 
 
-def test_whole_blocks_and_groups_are_searched_as_the_small_ones_are():
+def test_whole_blocks_and_groups_are_searched():
     points = randn(2500, 3, seed=1)
     distances, indices = nearest(points, points, 4, exclude_self=True)
     expected = NearestNeighbors(n_neighbors=4).fit(points.numpy()).kneighbors()
@@ -161,7 +161,7 @@ def test_the_bounds_hold(case, scale, dtype):
         y[:30] = x[:30]
     for a, b in ((x * scale, y * scale), (x * scale,) * 2):
         bounds = latentia.evaluation.prdc._Bounds(a, b, dtype)
-        # float64 is too coarse to judge its own roundings, so the truth is taken in numpy's 80 bits
+        # float64 is too coarse to check its own roundings, so the truth is taken in numpy's 80 bits
         u, v = (z.numpy().astype(np.longdouble) * bounds.unit for z in (a, b))
         exact = np.square(u[:, None] - v[None]).sum(2)
         slack = bounds.e * (bounds.norm_x[:, None] + bounds.norm_y).numpy()
@@ -172,7 +172,7 @@ def test_the_bounds_hold(case, scale, dtype):
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e3])
-def test_neighbours_that_float32_cannot_tell_apart_are_told_apart(offset):
+def test_neighbours_that_are_equal_in_float32(offset):
     points = torch.cat([shell(3000, 24, seed) + offset + 50 * seed for seed in (0, 1)])
     queries = torch.stack([torch.full((24,), offset + 50 * seed, dtype=torch.float64) for seed in (0, 1)])
     distances, indices = nearest(queries, points, 4)
@@ -182,7 +182,7 @@ def test_neighbours_that_float32_cannot_tell_apart_are_told_apart(offset):
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e3])
-def test_images_just_within_and_just_without_a_ball_are_told_apart(small_blocks, offset):
+def test_images_at_the_edge_of_a_ball(small_blocks, offset):
     """Fake images on the very rims of real balls, and 1e-10 of the radius to either side of them."""
     real = 10 * randn(90, 12, seed=1)
     radius = np.sort(cdist(real, real))[:, 3]  # of the third neighbour, after the point itself
@@ -197,7 +197,7 @@ def test_images_just_within_and_just_without_a_ball_are_told_apart(small_blocks,
     assert swapped == pytest.approx(brute_force(fake.numpy(), real.numpy(), 3, 2), abs=1e-12)
 
 
-def test_sets_of_very_different_place_and_size_are_those_of_brute_force(small_blocks):
+def test_distant_sets_of_different_scale_match_brute_force(small_blocks):
     real = torch.cat([randn(60, 5, seed=1), 1e5 * randn(3, 5, seed=2), randn(40, 5, seed=3) + 1e4])
     for fake in (real[30:90] + 1e-7 * randn(60, 5, seed=4), real.flip(0)[:50] * 1.001, real[:1].repeat(20, 1)):
         found = precision_recall(real=real, fake=fake, k=3, density_k=5)
@@ -247,7 +247,7 @@ def test_authenticity_is_its_definition(small_blocks):
     assert authenticity(fake=fake, train=train) == pytest.approx(expected, abs=1e-12)
 
 
-def test_copies_are_seen_and_held_out_images_are_not_taken_for_them():
+def test_copies_are_found_and_held_out_images_are_none():
     train, held_out, fresh = randn(1500, 6, seed=1).split(500)
     assert authenticity(fake=train[:200], train=train) == 0
     assert memorisation(fake=train[:200], train=train, held_out=held_out) == (0, 1)
@@ -321,7 +321,7 @@ def test_vendi_score_does_not_depend_on_chunks_or_scale(monkeypatch):
 # -------------------------------------------------------------------------------------------- fresh classifiers
 
 
-def test_a_fresh_classifier_cannot_tell_equal_distributions_and_tells_others():
+def test_two_sample_test_of_equal_and_of_other_distributions():
     real, fake = randn(400, 5, seed=1), randn(300, 5, seed=2)
     same = two_sample_test(real=real, fake=fake)
     assert same.n_test == 300 and same.low < 0.5 < same.high and same.low < same.accuracy < same.high
@@ -358,7 +358,7 @@ def digits():
     return torch.from_numpy(pixels).float()[order] / 8 - 1, torch.from_numpy(labels)[order]
 
 
-def test_real_digits_are_as_good_as_real_ones_and_mislabelled_ones_are_not(digits):
+def test_train_on_synthetic_of_real_and_of_mislabelled_digits(digits):
     pixels, labels = digits
     parts = dict(zip(("synthetic", "real", "test"), pixels.split([600, 700, 497])))
     classes = dict(zip(("synthetic_labels", "real_labels", "test_labels"), labels.split([600, 700, 497])))

@@ -68,7 +68,7 @@ def test_labels_that_can_be_read_are_read_and_others_are_not(probe):
     assert blind.mean == pytest.approx(1 / 3, abs=0.06) and blind.low < 1 / 3 + 0.05
 
 
-def test_linear_probe_is_the_stated_regression_on_standardised_codes():
+def test_linear_probe_is_the_stated_regression():
     """Few images in many dimensions, where the strength of the penalty matters."""
     codes, labels = clouds(30, apart=0.4, dimension=20)
     test_codes, test_labels = clouds(900, apart=0.4, dimension=20)
@@ -86,7 +86,7 @@ def test_linear_probe_is_the_stated_regression_on_standardised_codes():
     assert (found.n_train, found.n_test, len(found.values)) == (30, 900, 1)
 
 
-def test_linear_probe_does_not_see_scale_or_shift_and_survives_constants():
+def test_linear_probe_is_invariant_to_scale_and_shift():
     codes, labels = clouds(150, apart=0.8)
     moved = torch.cat([codes * torch.tensor([1e-4, 3.0, -200.0, 1.0]) - 5, torch.full((150, 1), 2.5)], 1)
     plain, other = linear_probe(codes, labels), linear_probe(moved, labels)
@@ -106,7 +106,7 @@ def test_knn_probe_agrees_with_brute_force():
         assert int((right & clear).sum()) <= round(found) <= int((right & clear).sum() + (~clear).sum())
 
 
-def test_splits_keep_classes_in_proportion_never_overlap_and_differ_between_runs():
+def test_splits_are_stratified_and_disjoint():
     labels = torch.tensor([0] * 50 + [4] * 25)
     codes = torch.arange(75.0)[:, None]
     seen = []
@@ -138,7 +138,7 @@ def test_few_labels_use_the_scale_of_all_codes():
     assert few_label_probe(codes, labels, n_few=4).mean > 0.98
 
 
-def test_few_label_probe_runs_each_seed_also_on_a_test_set_of_its_own():
+def test_few_label_probe_runs_each_seed_on_a_test_set():
     codes, labels = clouds(200, classes=2, apart=0.6)
     test = clouds(300, classes=2, apart=0.6)
     found = few_label_probe(codes, labels, n_few=6, test=test, seeds=6)
@@ -173,7 +173,7 @@ def test_intervals_hold_the_mean_and_stay_in_range(values, n):
     assert 0 <= low <= mean + 1e-12 and mean - 1e-12 <= high <= 1
 
 
-def test_a_regression_that_does_not_converge_says_so_and_warns_nobody(monkeypatch):
+def test_a_regression_that_does_not_converge_is_noted(monkeypatch):
     codes, labels = clouds(150, apart=0.7)
     monkeypatch.setattr(latentia.evaluation.representation.probes, "MAX_ITER", 2)
     with warnings.catch_warnings():
@@ -213,7 +213,7 @@ def test_all_codes_of_a_report_meet_the_same_splits(digits):
     assert other.codes["code"]["knn"].mean == pytest.approx(report.codes["code"]["knn"].mean, abs=0.02)
 
 
-def test_a_trained_code_beats_its_baselines_and_the_table_says_so(digits):
+def test_a_trained_code_beats_its_baselines(digits):
     """The shipped extractor has seen these digits; its own held-out ones are too few for a test of this kind."""
     extractor = load_extractor("digits")
     images, labels = digits[0][:600], digits[1][:600]
@@ -358,7 +358,7 @@ def test_a_great_circle_is_passed_at_constant_speed():
         assert found.standard_error < 1e-8
 
 
-def test_the_circle_starts_and_ends_where_it_should_and_keeps_its_length():
+def test_slerp_has_the_right_ends_and_keeps_the_length():
     a, b = torch.randn(2, 20, 8, generator=generator(), dtype=torch.float64)
     torch.testing.assert_close(_slerp(a, b, torch.zeros(20, 1)), a)
     torch.testing.assert_close(_slerp(a, b, torch.ones(20, 1)), b)
@@ -391,7 +391,7 @@ def test_t_is_uniform_and_the_step_stays_on_the_path():
     assert 0 <= t_values.min() < 0.01 and 0.99 < t_values.max() <= 1
 
 
-def test_a_cross_fade_is_longer_when_the_images_are_further_apart(digits):
+def test_a_cross_fade_between_distant_images_is_longer(digits):
     extractor = load_extractor("digits")
     images, labels = digits
     zeros, ones = images[labels == 0][:100], images[labels == 1][:100]
