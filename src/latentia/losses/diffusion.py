@@ -34,7 +34,8 @@ def bound_term(scheduler: Any, prediction: Tensor, x0: Tensor, x_t: Tensor, t: T
         torch.Size([2])
     """
     mean, log_variance, _ = scheduler.reverse(prediction, t, x_t)
-    return diffusion_bound_term(x0, mean, log_variance, *scheduler.posterior(x0, t, x_t), last)
+    posterior_mean, posterior_log_variance = scheduler.posterior(x0, t, x_t)
+    return diffusion_bound_term(x0, mean, log_variance, posterior_mean, posterior_log_variance, last)
 
 
 def diffusion_loss(

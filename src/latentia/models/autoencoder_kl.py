@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
@@ -84,7 +84,7 @@ def autoencoder_kl(
         torch.Size([1, 4, 16, 16])
     """
     widths, halvings = tuple(block_out_channels), len(block_out_channels) - 1
-    numbers = {
+    numbers: dict[str, int | tuple[int, ...]] = {
         "in_channels": in_channels, "block_out_channels": widths, "layers_per_block": layers_per_block,
         "latent_channels": latent_channels, "norm_num_groups": norm_num_groups,
     }  # fmt: skip

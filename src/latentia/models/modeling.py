@@ -4,7 +4,7 @@ import inspect
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin as DiffusersModelMixin
@@ -45,8 +45,11 @@ class ModelMixin(DiffusersModelMixin):
         ...     config_name = "config.json"
     """
 
-    config: Any  # the arguments of the constructor, by name
+    # Of ConfigMixin, from which each network derives too: the arguments of the constructor by name, and their file.
+    config: Any
     config_name: Any
+    from_config: ClassVar[Any]
+    register_to_config: Any
     # A part may bear the name of a setting, as `decoder` or `minibatch_std`: settings are read from `config` alone.
     __getattr__ = torch.nn.Module.__getattr__
 
@@ -61,7 +64,7 @@ class ModelMixin(DiffusersModelMixin):
         super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # diffusers' signature takes None too, which names no folder
         cls, pretrained_model_name_or_path: str | os.PathLike, *, strict: bool = True, **kwargs: Any
     ) -> Self:
         """Loads a saved network from a folder or from the Hub, in evaluation mode.
@@ -98,8 +101,8 @@ class ModelMixin(DiffusersModelMixin):
             root = fetch(name, [os.path.join(subfolder, file) for file in files], **place)
         folder = root / subfolder
         check_link(folder, root)
-        held, network, current = cls._weights_and_network(folder, kwargs, strict)
-        unfit = differences(network, held)
+        held, empty, current = cls._weights_and_network(folder, kwargs, strict)
+        unfit = differences(empty, held)
         if unfit and not current:
             raise CheckpointError(cls._earlier(folder))
         if unfit and strict:
@@ -112,11 +115,12 @@ class ModelMixin(DiffusersModelMixin):
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs["ignore_mismatched_sizes"] = True  # with strict=False
         try:
-            network, info = super().from_pretrained(folder, use_safetensors=True, output_loading_info=True, **kwargs)
+            loaded: Any = super().from_pretrained(folder, use_safetensors=True, output_loading_info=True, **kwargs)
         except CheckpointError:
             raise
         except (OSError, ValueError, RuntimeError, TypeError) as error:
             raise CheckpointError(f"{cls.__name__} cannot be loaded from {folder}: {error}") from error
+        network, info = loaded
         if unfit:
             # The loader has left the other weights unset: without initialisation, or without memory.
             fresh = torch.nn.Module.to(cls.from_config(network.config), network.dtype).eval()
@@ -126,7 +130,8 @@ class ModelMixin(DiffusersModelMixin):
             fresh.load_state_dict(fits, strict=False)
             network = fresh
         network.register_to_config(_name_or_path=None if local else name)  # no folder of this machine in saved files
-        return (network, info) if wants_info else network  # type: ignore[return-value]
+        result: Any = (network, info) if wants_info else network
+        return result
 
     @classmethod
     def _earlier(cls, folder: Path) -> str:

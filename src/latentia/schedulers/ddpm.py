@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from latentia.functional.diffusion import predict_x0
 from latentia.schedulers import diffusion
+from latentia.schedulers.scheduling import SchedulerMixin
 
 
 class DDPMScheduler(SchedulerMixin, ConfigMixin):
@@ -76,7 +76,6 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
         diffusion.start(self)
         self._set_chain(diffusion.every_timestep(self.config), None)
 
-    from_pretrained = classmethod(diffusion.from_pretrained)
     to = diffusion.to
     __len__ = diffusion.num_timesteps
     scale_model_input = diffusion.scale_model_input
