@@ -41,6 +41,6 @@ from .pipelines.vq_prior import VQPriorPipeline as VQPriorPipeline
 from .pipelines.vqvae import VQVAEPipeline as VQVAEPipeline
 from .schedulers.ddim import DDIMScheduler as DDIMScheduler
 from .schedulers.ddpm import DDPMScheduler as DDPMScheduler
-from .schedulers.diffusion import SchedulerMixin as SchedulerMixin
+from .schedulers.scheduling import SchedulerMixin as SchedulerMixin
 
 __version__: str

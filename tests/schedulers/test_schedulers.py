@@ -707,7 +707,7 @@ def test_bad_arguments_are_refused(cls):
     with pytest.raises(UsageError, match="set_timesteps"):
         scheduler.step(x, 0, x)
     for n in (0, -3, 1001, 2.5):
-        with pytest.raises(UsageError, match=f"between 1 and num_train_timesteps=1000. Got {n}"):
+        with pytest.raises(UsageError, match=f"between 1 and num_train_timesteps=1000; got {n}"):
             scheduler.set_timesteps(n)
     for given in ({}, {"num_inference_steps": 3, "timesteps": [2, 1]}):
         with pytest.raises(UsageError, match="exactly one"):
@@ -721,8 +721,8 @@ def test_bad_arguments_are_refused(cls):
     calls = [
         ("model_output must have shape", lambda: scheduler.step(x[:1], 0, x)),
         ("model_output must have shape", lambda: scheduler.step(torch.cat([x, x], 1), 0, x)),
-        ("timestep must be between 0 and 999. Got -1", lambda: scheduler.step(x, -1, x)),
-        ("timestep must be between 0 and 999. Got 1000", lambda: scheduler.step(x, 1000, x)),
+        ("timestep must be between 0 and 999; got -1", lambda: scheduler.step(x, -1, x)),
+        ("timestep must be between 0 and 999; got 1000", lambda: scheduler.step(x, 1000, x)),
         ("each of the 2 samples", lambda: scheduler.step(x, torch.zeros(3, dtype=torch.long), x)),
         ("torch.float32", lambda: scheduler.step(x, torch.tensor(1.0), x)),
         ("noise must have shape", lambda: scheduler.add_noise(x, x[:1], 0)),

@@ -107,10 +107,8 @@ def discriminator_metrics(real: Tensor, fake: Tensor, objective: str) -> dict[st
         tensor(0.5000)
     """
     real, fake = real.detach(), fake.detach()
-    means = (real.mean(), fake.mean())
-    threshold: float | Tensor | None = threshold_of(objective)
-    if threshold is None:
-        threshold = (means[0] + means[1]) / 2
+    means, known = (real.mean(), fake.mean()), threshold_of(objective)
+    threshold = (means[0] + means[1]) / 2 if known is None else known
     accuracy = {"accuracy_real": (real > threshold).float().mean(), "accuracy_fake": (fake <= threshold).float().mean()}
     return {"real": means[0], "fake": means[1], **accuracy}
 

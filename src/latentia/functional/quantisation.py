@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from latentia.functional.precision import full_precision
+
 
 def straight_through(value: Tensor, like: Tensor) -> Tensor:
     """`value`, to the last bit, with the gradient of `like` (Bengio et al., 2013, 1308.3432, section 4).
@@ -36,7 +38,7 @@ def nearest_codes(z: Tensor, codebook: Tensor) -> Tensor:
         >>> nearest_codes(torch.tensor([[0.9], [0.2]]), torch.tensor([[0.0], [1.0]]))
         tensor([1, 0])
     """
-    with torch.autocast(z.device.type, enabled=False):
+    with full_precision(z.device.type):
         flat = z.movedim(1, -1).to(codebook.dtype).detach()  # (B, ..., D)
         e = codebook.detach()
         return (0.5 * e.square().sum(1) - flat @ e.T).argmin(-1)  # |z - e|^2 / 2 without |z|^2 / 2
@@ -50,6 +52,21 @@ def codebook_lookup(codes: Tensor, codebook: Tensor) -> Tensor:
         torch.Size([1, 2, 2])
     """
     return torch.nn.functional.embedding(codes, codebook).movedim(-1, 1)
+
+
+def code_counts(codes: Tensor, codebook_size: int) -> Tensor:
+    """How often each code occurs, int64 (K,).
+
+    Args:
+        codes: int64 in [0, K), any shape.
+        codebook_size: K.
+
+    Example:
+        >>> code_counts(torch.tensor([0, 2, 2]), 4)
+        tensor([1, 0, 2, 0])
+    """
+    flat = codes.flatten()  # bincount would wait for the largest code, to know how long its result is
+    return flat.new_zeros(codebook_size).scatter_add_(0, flat, torch.ones_like(flat))
 
 
 def codebook_sums(z: Tensor, codes: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
@@ -68,7 +85,7 @@ def codebook_sums(z: Tensor, codes: Tensor, codebook_size: int) -> tuple[Tensor,
         tensor([[2.],
                 [5.]])
     """
-    counts = torch.bincount(codes, minlength=codebook_size)
+    counts = code_counts(codes, codebook_size)
     # Sorted and summed row by row: adding in place has no fixed order on a GPU.
     sums = torch.segment_reduce(z[codes.argsort(stable=True)], "sum", lengths=counts, axis=0, unsafe=True)
     return counts, sums
@@ -175,7 +192,7 @@ def perplexity(codes: Tensor, codebook_size: int) -> Tensor:
         >>> perplexity(torch.tensor([0, 0, 1, 1]), 512)
         tensor(2.)
     """
-    return perplexity_of_counts(torch.bincount(codes.flatten(), minlength=codebook_size))
+    return perplexity_of_counts(code_counts(codes, codebook_size))
 
 
 def perplexity_of_counts(counts: Tensor) -> Tensor:

@@ -135,12 +135,12 @@ def dropped_conditions(
     """
     conditions: Conditions = {}
     classes: Any = getattr(config_of(network), "num_class_embeds", None)
-    labels = batch.get("labels") if classes is not None else None
+    labels: Tensor | None = batch.get("labels") if classes is not None else None
     if labels is None and "text" not in batch:
         return conditions
     dropped = rng.uniform("class_dropout") < dropout
     if labels is not None:
-        conditions["class_labels"] = torch.where(dropped, classes, labels)
+        conditions["class_labels"] = labels.masked_fill(dropped, classes)
     if "text" in batch:
         if empty_text is None and dropout > 0:
             raise UsageError("empty_text is missing: a share of texts is left out, unless class_dropout is 0.")

@@ -151,8 +151,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, latent_dim) to images (B, in_channels, H, W), not clamped."""
-        last: Any = self.encoder_mlp[-1]
-        dim = len(last.bias)
+        dim = self.decoder_weights[0].shape[1]
         if latents.ndim != 2 or latents.shape[1] != dim:
             raise UsageError(f"latents must have shape (B, latent_dim) = (B, {dim}); got {tuple(latents.shape)}.")
         h = self.decoder_mlp[0](latents)

@@ -1,7 +1,6 @@
 """diffusers' AutoencoderKL for training: its noise is an argument, and the parameters of q(z|x) are returned."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -85,7 +84,7 @@ def autoencoder_kl(
         torch.Size([1, 4, 16, 16])
     """
     widths, halvings = tuple(block_out_channels), len(block_out_channels) - 1
-    numbers: dict[str, Any] = {
+    numbers: dict[str, int | tuple[int, ...]] = {
         "in_channels": in_channels, "block_out_channels": widths, "layers_per_block": layers_per_block,
         "latent_channels": latent_channels, "norm_num_groups": norm_num_groups,
     }  # fmt: skip

@@ -4,7 +4,7 @@ import inspect
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin as DiffusersModelMixin
@@ -45,11 +45,11 @@ class ModelMixin(DiffusersModelMixin):
         ...     config_name = "config.json"
     """
 
-    config: Any  # the arguments of the constructor, by name
+    # Of ConfigMixin, from which each network derives too: the arguments of the constructor by name, and their file.
+    config: Any
     config_name: Any
-    from_config: Any  # of ConfigMixin, which every network has too
-    register_to_config: Any  # likewise
-    _gradient_checkpointing_func: Any  # None until `enable_gradient_checkpointing`
+    from_config: ClassVar[Any]
+    register_to_config: Any
     # A part may bear the name of a setting, as `decoder` or `minibatch_std`: settings are read from `config` alone.
     __getattr__ = torch.nn.Module.__getattr__
 
@@ -64,7 +64,7 @@ class ModelMixin(DiffusersModelMixin):
         super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # there None stands for no folder at all
+    def from_pretrained(  # type: ignore[override]  # diffusers' signature takes None too, which names no folder
         cls, pretrained_model_name_or_path: str | os.PathLike, *, strict: bool = True, **kwargs: Any
     ) -> Self:
         """Loads a saved network from a folder or from the Hub, in evaluation mode.
@@ -101,8 +101,8 @@ class ModelMixin(DiffusersModelMixin):
             root = fetch(name, [os.path.join(subfolder, file) for file in files], **place)
         folder = root / subfolder
         check_link(folder, root)
-        held, network, current = cls._weights_and_network(folder, kwargs, strict)
-        unfit = differences(network, held)
+        held, empty, current = cls._weights_and_network(folder, kwargs, strict)
+        unfit = differences(empty, held)
         if unfit and not current:
             raise CheckpointError(cls._earlier(folder))
         if unfit and strict:
@@ -116,11 +116,11 @@ class ModelMixin(DiffusersModelMixin):
         kwargs["ignore_mismatched_sizes"] = True  # with strict=False
         try:
             loaded: Any = super().from_pretrained(folder, use_safetensors=True, output_loading_info=True, **kwargs)
-            network, info = loaded
         except CheckpointError:
             raise
         except (OSError, ValueError, RuntimeError, TypeError) as error:
             raise CheckpointError(f"{cls.__name__} cannot be loaded from {folder}: {error}") from error
+        network, info = loaded
         if unfit:
             # The loader has left the other weights unset: without initialisation, or without memory.
             fresh = torch.nn.Module.to(cls.from_config(network.config), network.dtype).eval()
@@ -130,7 +130,8 @@ class ModelMixin(DiffusersModelMixin):
             fresh.load_state_dict(fits, strict=False)
             network = fresh
         network.register_to_config(_name_or_path=None if local else name)  # no folder of this machine in saved files
-        return (network, info) if wants_info else network  # type: ignore[return-value]
+        result: Any = (network, info) if wants_info else network
+        return result
 
     @classmethod
     def _earlier(cls, folder: Path) -> str:
@@ -142,7 +143,7 @@ class ModelMixin(DiffusersModelMixin):
     @classmethod
     def _weights_and_network(
         cls, folder: Path, changes: dict[str, Any], strict: bool
-    ) -> tuple[dict[str, Weight], Self, bool]:
+    ) -> tuple[dict[str, Weight], torch.nn.Module, bool]:
         """The weights in `folder`, the network of its configuration, without memory, and whether names are today's."""
         where = folder / cls.config_name
         if not folder.is_dir():
@@ -164,7 +165,5 @@ class ModelMixin(DiffusersModelMixin):
         held = weights_in(folder, STEM, changes.get("variant"))
         changes = {key: value for key, value in changes.items() if key in known}
         factor = 1 if strict else 8
-        network: Any = build_without_memory(
-            lambda: cls.from_config(config, **changes), held, str(folder), factor=factor
-        )
+        network = build_without_memory(lambda: cls.from_config(config, **changes), held, str(folder), factor=factor)
         return held, network, current

@@ -94,6 +94,9 @@ class UNet2D(ModelMixin, ConfigMixin):
         torch.Size([2, 1, 28, 28])
     """
 
+    down_blocks: Any  # for each stage a list of UNetBlock
+    up_blocks: Any
+    _gradient_checkpointing_func: Any
     _supports_gradient_checkpointing = True
     _repeated_blocks: list[str] = ["UNetBlock"]  # noqa: RUF012 (diffusers reads a list)
     masks_padding = True  # trained and sampled with `encoder_attention_mask`; networks of diffusers see the padding

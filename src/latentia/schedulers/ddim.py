@@ -1,16 +1,15 @@
 """Denoising diffusion implicit models (Song et al. 2021, arXiv 2010.02502): few steps, and a way back to the noise."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from latentia.errors import UsageError
+from latentia.errors import check_range
 from latentia.functional.diffusion import predict_eps, predict_x0
 from latentia.schedulers import diffusion
+from latentia.schedulers.scheduling import SchedulerMixin
 
 
 class DDIMScheduler(SchedulerMixin, ConfigMixin):
@@ -55,8 +54,6 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
         True
     """
 
-    config: Any  # the arguments of the constructor, by name
-    config_name: Any
     _compatibles = diffusion.COMPATIBLES
     order = 1
 
@@ -84,7 +81,6 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
         self.final_alpha_cumprod = torch.ones_like(first) if set_alpha_to_one else first
         self._set_chain(diffusion.every_timestep(self.config), None, None)
 
-    from_pretrained = classmethod(diffusion.from_pretrained)  # type: ignore[assignment]  # its place is required
     to = diffusion.to
     __len__ = diffusion.num_timesteps
     scale_model_input = diffusion.scale_model_input
@@ -166,8 +162,7 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
                 variance_noise.
         """
         self._check(model_output, sample)
-        if not 0 <= eta <= 1:
-            raise UsageError(f"eta must be in [0, 1], from DDIM to DDPM. Got {eta}.")
+        check_range("eta", eta, 0, 1)
         dtype, kind = diffusion.working_dtype(sample), self.config.prediction_type
         columns = diffusion.coefficients(self._step_table, timestep, sample)
         std, direction = eta * columns[4].sqrt(), (columns[3] - eta**2 * columns[4]).clamp(min=0).sqrt()

@@ -1,15 +1,14 @@
 """Denoising diffusion probabilistic models (Ho et al. 2020, arXiv 2006.11239): ancestral sampling."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from latentia.functional.diffusion import predict_x0
 from latentia.schedulers import diffusion
+from latentia.schedulers.scheduling import SchedulerMixin
 
 
 class DDPMScheduler(SchedulerMixin, ConfigMixin):
@@ -52,8 +51,6 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
         torch.Size([4, 1, 8, 8])
     """
 
-    config: Any  # the arguments of the constructor, by name
-    config_name: Any
     _compatibles = diffusion.COMPATIBLES
     order = 1
 
@@ -79,7 +76,6 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
         diffusion.start(self)
         self._set_chain(diffusion.every_timestep(self.config), None)
 
-    from_pretrained = classmethod(diffusion.from_pretrained)  # type: ignore[assignment]  # its place is required
     to = diffusion.to
     __len__ = diffusion.num_timesteps
     scale_model_input = diffusion.scale_model_input

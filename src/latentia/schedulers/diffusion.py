@@ -12,19 +12,15 @@ functions below "Methods" are bound in the bodies of both classes, so that each 
 """
 
 import math
-import os
 from collections.abc import Sequence
-from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
-from diffusers.schedulers.scheduling_utils import SchedulerMixin as SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
-from latentia.errors import CheckpointError, LatentiaError, UsageError, did_you_mean
+from latentia.errors import UsageError, check_choice, check_range
 from latentia.functional.diffusion import (
     PREDICTION_TYPES,
     dynamic_threshold,
@@ -32,7 +28,7 @@ from latentia.functional.diffusion import (
     predict_x0,
     zero_terminal_snr,
 )
-from latentia.safety import MAX_NUMBER, check_flags, check_link, check_subfolder, fetch, read_json
+from latentia.safety import MAX_NUMBER
 
 COMPATIBLES = [scheduler.name for scheduler in KarrasDiffusionSchedulers]
 CHOICES = {
@@ -46,37 +42,28 @@ Generators = torch.Generator | list[torch.Generator] | None
 # ---------------------------------------------------------------------------------------------------------- tables
 
 
-def check_config(config) -> None:
-    """Raise UsageError for the first setting that breaks its rule."""
+def check_config(config: Any) -> None:
+    """Raises a `UsageError` for the first setting that breaks its rule."""
     for name, known in CHOICES.items():
-        given = config.get(name, known[0])
-        if given not in known:
-            raise UsageError(
-                f"{name} must be one of {', '.join(known)}. Got {given!r}.{did_you_mean(str(given), known)}"
-            )
-    T, offset = config.num_train_timesteps, config.steps_offset
-    if not isinstance(T, Integral) or T > MAX_NUMBER:  # type: ignore[operator]  # typeshed's Integral has no order
-        raise UsageError(f"num_train_timesteps must be an integer, at most {MAX_NUMBER}. Got {T!r}; 1000 is usual.")
-    if not isinstance(offset, Integral) or not 0 <= offset < MAX_NUMBER:  # type: ignore[operator]  # likewise
-        raise UsageError(f"steps_offset must be an integer, at least 0. Got {offset!r}; 0 and 1 are usual.")
-    if T < 1:
-        raise UsageError(f"num_train_timesteps must be at least 1. Got {config.num_train_timesteps}; 1000 is usual.")
-    if config.trained_betas is not None and len(config.trained_betas) != config.num_train_timesteps:
+        check_choice(name, config.get(name, known[0]), known)
+    T = config.num_train_timesteps
+    for name, least in (("num_train_timesteps", 1), ("steps_offset", 0)):
+        if not isinstance(config[name], int | np.integer):
+            raise UsageError(f"{name} must be an integer; got {config[name]!r}.")
+        check_range(name, config[name], least, MAX_NUMBER)
+    if config.trained_betas is not None and len(config.trained_betas) != T:
         raise UsageError(
-            f"trained_betas must hold one value for each of num_train_timesteps={config.num_train_timesteps} steps. "
-            f"Got {len(config.trained_betas)} values; set num_train_timesteps to that."
+            f"trained_betas must hold one value for each of num_train_timesteps={T} steps; got "
+            f"{len(config.trained_betas)} values. Set num_train_timesteps to that."
         )
-    if config.rescale_betas_zero_snr and config.num_train_timesteps < 2:
-        raise UsageError("rescale_betas_zero_snr needs num_train_timesteps of at least 2. Got 1; switch it off.")
-    if not 0 < config.dynamic_thresholding_ratio <= 1:
-        raise UsageError(f"dynamic_thresholding_ratio must be in (0, 1]. Got {config.dynamic_thresholding_ratio}.")
-    if not config.sample_max_value >= 1:  # also if it is not a number
-        raise UsageError(f"sample_max_value must be at least 1, the range of images. Got {config.sample_max_value}.")
-    if not config.clip_sample_range > 0:
-        raise UsageError(f"clip_sample_range must be positive. Got {config.clip_sample_range}; images are in [-1, 1].")
+    if config.rescale_betas_zero_snr and T < 2:
+        raise UsageError("rescale_betas_zero_snr needs num_train_timesteps of at least 2; got 1. Switch it off.")
+    check_range("dynamic_thresholding_ratio", config.dynamic_thresholding_ratio, 0, 1, closed="right")
+    check_range("sample_max_value", config.sample_max_value, 1)
+    check_range("clip_sample_range", config.clip_sample_range, 0, closed="neither")
 
 
-def make_betas(config) -> torch.Tensor:
+def make_betas(config: Any) -> torch.Tensor:
     """beta_t of a configuration, float64 (T,), each in (0, 1].
 
     linear: DDPM (Ho et al. 2020, arXiv 2006.11239) section 4. scaled_linear: linear in sqrt(beta) (latent diffusion).
@@ -95,36 +82,37 @@ def make_betas(config) -> torch.Tensor:
         betas = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
     if not bool((betas > 0).all() and (betas[:-1] < 1).all() and betas[-1] <= 1):
         raise UsageError(
-            f"every beta must be in (0, 1), only the last may be 1. Got {betas.min():.3g} to {betas.max():.3g}; "
-            "mend beta_start, beta_end (0.0001 and 0.02 are usual) or trained_betas."
+            f"every beta must be in (0, 1), only the last may be 1; got {betas.min():.3g} to {betas.max():.3g}. "
+            "Change beta_start, beta_end (0.0001 and 0.02 are usual) or trained_betas."
         )
     return zero_terminal_snr(betas) if config.rescale_betas_zero_snr else betas
 
 
-def make_alpha_bar(config) -> torch.Tensor:
+def make_alpha_bar(config: Any) -> torch.Tensor:
     """alpha_bar_t = prod_{i<=t} (1 - beta_i), float64 (T,), from the configuration, wherever the tables are."""
     return torch.cumprod(1 - make_betas(config), 0)
 
 
-def every_timestep(config) -> torch.Tensor:
+def every_timestep(config: Any) -> torch.Tensor:
     return torch.arange(config.num_train_timesteps - 1, -1, -1)
 
 
-def make_timesteps(config, num_inference_steps: int | None, custom: Sequence[int] | None) -> torch.Tensor:
+def make_timesteps(config: Any, num_inference_steps: int | None, custom: Sequence[int] | None) -> torch.Tensor:
     """The time steps to visit, descending, int64 (arXiv 2305.08891 Table 2 compares the three spacings)."""
     T, n = config.num_train_timesteps, num_inference_steps
     if (n is None) == (custom is None):
         raise UsageError("set_timesteps takes either num_inference_steps or timesteps. Give exactly one of the two.")
     if custom is not None:
-        timesteps = np.asarray(custom, dtype=np.int64)
-        if timesteps.size == 0 or (np.diff(timesteps) >= 0).any() or timesteps[0] >= T or timesteps[-1] < 0:
-            raise UsageError(f"timesteps must descend strictly, from {T - 1} or less to 0 or more. Got {list(custom)}.")
-        return check_division(config, torch.tensor(timesteps))
-    if not isinstance(n, Integral) or not 1 <= n <= T:
+        chosen = np.asarray(custom, dtype=np.int64)
+        if chosen.size == 0 or (np.diff(chosen) >= 0).any() or chosen[0] >= T or chosen[-1] < 0:
+            raise UsageError(f"timesteps must descend strictly, from {T - 1} or less to 0 or more; got {list(custom)}.")
+        return check_division(config, torch.tensor(chosen))
+    if not isinstance(n, int | np.integer) or not 1 <= n <= T:
         raise UsageError(
-            f"num_inference_steps must be an integer between 1 and num_train_timesteps={T}. Got {n}; "
-            f"a network trained on {T} noise levels knows no others."
+            f"num_inference_steps must be an integer between 1 and num_train_timesteps={T}; got {n}. A network that "
+            f"was trained on {T} time steps knows no others."
         )
+    timesteps: Any
     if config.timestep_spacing == "leading":
         timesteps = np.arange(n)[::-1] * (T // n) + config.steps_offset
     elif config.timestep_spacing == "trailing":
@@ -139,7 +127,7 @@ def make_timesteps(config, num_inference_steps: int | None, custom: Sequence[int
     return check_division(config, torch.tensor(timesteps.astype(np.int64)))
 
 
-def check_division(config, timesteps: torch.Tensor) -> torch.Tensor:
+def check_division(config: Any, timesteps: torch.Tensor) -> torch.Tensor:
     """x_0 cannot be had from eps where x_t holds no x_0 at all (arXiv 2305.08891 section 3.2)."""
     if config.prediction_type == "epsilon" and make_alpha_bar(config)[timesteps[0]] == 0:
         raise UsageError(
@@ -156,7 +144,7 @@ def previous_visited(timesteps: torch.Tensor, num_train_timesteps: int) -> torch
     return ascending[torch.searchsorted(ascending, torch.arange(num_train_timesteps)) - 1]
 
 
-def start(scheduler) -> None:
+def start(scheduler: Any) -> None:
     """Check the configuration and build what depends on it alone."""
     check_config(scheduler.config)
     # diffusers' from_config replaces values left at their defaults by the other class's defaults (another beta_start
@@ -182,14 +170,14 @@ def coefficients(table: torch.Tensor, t: int | torch.Tensor, x: torch.Tensor) ->
     if isinstance(t, torch.Tensor):
         if t.ndim > 1 or t.numel() not in (1, len(x)) or t.is_floating_point():
             raise UsageError(
-                f"timestep must be an integer, or hold one for each of the {len(x)} samples. "
-                f"Got {t.dtype} of shape {tuple(t.shape)}."
+                f"timestep must be an integer, or hold one for each of the {len(x)} samples; "
+                f"got {t.dtype} of shape {tuple(t.shape)}."
             )
         columns = move(table, x.device).index_select(1, t.reshape(-1).to(x.device))
     else:
         t = int(t)
         if not 0 <= t < table.shape[1]:
-            raise UsageError(f"timestep must be between 0 and {table.shape[1] - 1}. Got {t}.")
+            raise UsageError(f"timestep must be between 0 and {table.shape[1] - 1}; got {t}.")
         columns = move(table[:, t : t + 1], x.device)
     return columns.reshape(len(table), -1, *(1,) * (x.ndim - 1))
 
@@ -205,7 +193,7 @@ def working_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def bound_x0(config, x0: torch.Tensor) -> torch.Tensor:
+def bound_x0(config: Any, x0: torch.Tensor) -> torch.Tensor:
     """Clip x_0, or threshold it dynamically, as the configuration says."""
     if config.thresholding:
         return dynamic_threshold(x0, config.dynamic_thresholding_ratio, config.sample_max_value)
@@ -216,7 +204,7 @@ def draw_noise(sample: torch.Tensor, generator: Generators, variance_noise: torc
     """N(0, 1) of the sample's shape and dtype, or what the caller brought."""
     if variance_noise is None:
         if isinstance(generator, list) and len(generator) != len(sample):
-            raise UsageError(f"generator must be one or a list of {len(sample)}, one per image. Got {len(generator)}.")
+            raise UsageError(f"generator must be one or a list of {len(sample)}, one per image; got {len(generator)}.")
         return randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
     if generator is not None:
         raise UsageError("step takes generator or variance_noise, not both. Drop the generator.")
@@ -226,10 +214,10 @@ def draw_noise(sample: torch.Tensor, generator: Generators, variance_noise: torc
 
 def check_shape(name: str, given: torch.Tensor, shape: Sequence[int], hint: str = "") -> None:
     if tuple(given.shape) != tuple(shape):
-        raise UsageError(f"{name} must have shape {tuple(shape)}. Got {tuple(given.shape)}.{hint}")
+        raise UsageError(f"{name} must have shape {tuple(shape)}; got {tuple(given.shape)}.{hint}")
 
 
-def check_ready(scheduler) -> None:
+def check_ready(scheduler: Any) -> None:
     if scheduler.num_inference_steps is None:
         raise UsageError(
             "step needs to know which time steps are visited. Call set_timesteps(num_inference_steps) first."
@@ -237,42 +225,6 @@ def check_ready(scheduler) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- Methods
-
-
-def from_pretrained(
-    cls,
-    pretrained_model_name_or_path: str | os.PathLike,
-    subfolder: str | None = None,
-    return_unused_kwargs: bool = False,
-    **kwargs: Any,
-):
-    """Loads a saved scheduler from a folder or from the Hub. Its configuration is judged before tables are made of it.
-
-    Args:
-        pretrained_model_name_or_path: a folder, or "user/name" on the Hub.
-        subfolder: where in it; `None` (default): at its top.
-        return_unused_kwargs: as in diffusers. Default False.
-        **kwargs: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download`, or a value to change.
-
-    Raises:
-        CheckpointError: the file is missing, damaged or without bounds.
-        HubError: the repository cannot be had.
-        UsageError: a value out of its range, or a `subfolder` that is more than plain names.
-    """
-    name, subfolder = str(pretrained_model_name_or_path), check_subfolder(subfolder)
-    place = {key: kwargs.pop(key, None) for key in ("revision", "cache_dir", "token", "local_files_only")}
-    place["force_download"] = kwargs.pop("force_download", None)
-    root = Path(name) if os.path.isdir(name) else fetch(name, [os.path.join(subfolder, cls.config_name)], **place)
-    path = root / subfolder / cls.config_name
-    check_link(path, root)
-    config = read_json(path)
-    check_flags(config, str(path))
-    try:
-        return cls.from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
-    except LatentiaError:
-        raise
-    except Exception as error:  # a hostile configuration can make a constructor raise anything
-        raise CheckpointError(f"{path} makes no {cls.__name__}: {error}") from error
 
 
 def to(self, device: str | torch.device):

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latentia.functional.precision import full_precision
 from latentia.models.layers.norm import GroupNorm, group_count
 from latentia.models.layers.residual import zero_init
 
@@ -41,7 +42,7 @@ class AttentionBlock(nn.Module):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = self._split(q), self._split(k), self._split(v)
         if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # its kernel is many times slower than float32's
-            with torch.autocast("cpu", enabled=False):
+            with full_precision("cpu"):
                 h = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask).to(q.dtype)
         else:
             h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

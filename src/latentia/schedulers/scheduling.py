@@ -1,0 +1,61 @@
+"""The base of every scheduler: diffusers' `SchedulerMixin`, strict about the configurations that it loads."""
+
+import os
+from pathlib import Path
+from typing import Any, ClassVar
+
+from diffusers.schedulers.scheduling_utils import SchedulerMixin as DiffusersSchedulerMixin
+
+from latentia.errors import CheckpointError, LatentiaError
+from latentia.safety import check_flags, check_link, check_subfolder, fetch, read_json
+
+
+class SchedulerMixin(DiffusersSchedulerMixin):
+    """diffusers' `SchedulerMixin` that checks a configuration before it builds tables of it.
+
+    Example:
+        >>> from diffusers import ConfigMixin
+        >>> class Thing(SchedulerMixin, ConfigMixin):
+        ...     config_name = "scheduler_config.json"
+    """
+
+    # Of ConfigMixin, from which each scheduler derives too: the arguments of the constructor by name, and their file.
+    config: Any
+    config_name: Any
+    from_config: ClassVar[Any]
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # diffusers' signature takes None too, which names no folder
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        subfolder: str | None = None,
+        return_unused_kwargs: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Loads a saved scheduler from a folder or from the Hub, and checks its configuration before it builds tables.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or "user/name" on the Hub.
+            subfolder: where in it; `None` (default): at its top.
+            return_unused_kwargs: as in diffusers. Default False.
+            **kwargs: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download`, or a value to change.
+
+        Raises:
+            CheckpointError: the file is missing, damaged or without bounds.
+            HubError: the repository cannot be had.
+            UsageError: a value out of its range, or a `subfolder` that is more than plain names.
+        """
+        name, subfolder = str(pretrained_model_name_or_path), check_subfolder(subfolder)
+        place = {key: kwargs.pop(key, None) for key in ("revision", "cache_dir", "token", "local_files_only")}
+        place["force_download"] = kwargs.pop("force_download", None)
+        root = Path(name) if os.path.isdir(name) else fetch(name, [os.path.join(subfolder, cls.config_name)], **place)
+        path = root / subfolder / cls.config_name
+        check_link(path, root)
+        config = read_json(path)
+        check_flags(config, str(path))
+        try:
+            return cls.from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+        except LatentiaError:
+            raise
+        except Exception as error:  # a hostile configuration can make a constructor raise anything
+            raise CheckpointError(f"{path} makes no {cls.__name__}: {error}") from error
