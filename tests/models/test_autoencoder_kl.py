@@ -26,6 +26,7 @@ from latentia.losses.perceptual_compression import patch_discriminator_loss, per
 from latentia.models.autoencoder_kl import GaussianAutoencoder, autoencoder_kl, latent_statistics
 from latentia.rng import Rng
 from latentia.runs.command_line import parse_arguments
+from latentia.runs.start import load_data
 from latentia.training.ema import EMA
 from latentia.training.loop import Phase, train
 
@@ -516,7 +517,7 @@ def test_the_example_leaves_a_pipeline_and_goes_on(example, tmp_path, capsys, mo
     assert example.main(arguments(example, tmp_path, "--validation_steps", 3)) == 0
     assert "GaussianAutoencoder and PatchDiscriminator: " in capsys.readouterr().out
     pipe = DiffusionPipeline.from_pretrained(tmp_path)
-    data = example.load_data(arguments(example, tmp_path).data).images.float() / 127.5 - 1
+    data = load_data(arguments(example, tmp_path).data).images.float() / 127.5 - 1
     z = pipe.encode(data, sample_posterior=True, generator=seeded(0))
     assert abs(float(z.mean())) < 0.05 and float(z.std()) == pytest.approx(1, rel=0.05)
     for step in (3, 6):
