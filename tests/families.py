@@ -82,13 +82,13 @@ FAMILIES = [
         "--block_out_channels 4 4 --norm_num_groups 2 --latent_channels 2 --discriminator_channels 4 4 "
         "--adversarial_start 0.3 --calibration_samples 16",
     ),
-    Family("gan", "train_gan.py", GAN, refuses=SECOND_DERIVATIVES, buffers=("spread",)),
+    Family("gan", "train_gan.py", GAN, refuses=SECOND_DERIVATIVES, buffers=("running_std",)),
     Family(
         "gan_remedies",
         "train_gan.py",
         f"{GAN} --n_critic 2 --regularise_every 2 --augment ada --replay 16",
         refuses=SECOND_DERIVATIVES,
-        buffers=("spread", "count", "signs", "replay.model.images"),
+        buffers=("running_std", "count", "signs", "replay.model.images"),
     ),
     Family(
         "gan_plane",
