@@ -16,5 +16,3 @@ from .sheet import sheet as sheet
 from .train import train as train
 from .verify import verify as verify
 from .votes import votes as votes
-
-__all__: list[str]
