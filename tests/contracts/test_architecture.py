@@ -179,3 +179,9 @@ def test_no_component_has_a_parent_package_that_diffusers_takes_for_its_own():
         parts = public_modules().get(name, "").split(".")
         if parts[0] == "latentia":
             assert len(parts) <= 3 and not hasattr(diffusers.pipelines, parts[-2]), name
+
+
+def test_test_files_have_names_of_their_own():
+    """pytest imports them by their names alone, in every process."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "__init__.py"]
+    assert sorted(names) == sorted({*names})
