@@ -121,7 +121,7 @@ def test_the_loss_falls_from_that_of_zero_and_rises_without_the_skips(tmp_path):
         unet, scheduler, data, tmp_path, 90, 32, look=lambda ema: looks.append(held_out_loss(ema, scheduler, x0))
     )
     assert zero > looks[0] > looks[1] > looks[2] and looks[2] < 0.7
-    for stages, channels in zip(network.up, (16, 8)):  # the last channels of what a stage gets are the skip's
+    for stages, channels in zip(network.up_blocks, (16, 8)):  # the last channels of what a stage gets are the skip's
 
         def cut(stage, args, channels=channels):
             kept = args[0].shape[1] - channels

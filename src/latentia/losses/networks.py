@@ -17,14 +17,14 @@ def unwrap(network: Any) -> Any:
 
 
 def config_of(network: Any) -> Any:
-    """The configuration of a network that may be wrapped.
+    """The configuration of a network that may be wrapped; `None` of a function that is called as a network.
 
     Example:
         >>> from latentia import MLPGenerator
         >>> config_of(MLPGenerator(latent_dim=3)).latent_dim
         3
     """
-    return unwrap(network).config
+    return getattr(unwrap(network), "config", None)
 
 
 def has_batch_norm(network: nn.Module) -> bool:

@@ -25,7 +25,8 @@ class ShardingAccelerator(Accelerator):
     """accelerate's, which shards on CPUs too, and networks in the channels-last format, where that is asked for.
 
     Raises:
-        UsageError: FSDP of version 1 was asked for, or a second network is to be sharded.
+        UsageError: FSDP of version 1 was asked for, a second network is to be sharded, or a network has no block of a
+            class in `fsdp_transformer_layer_cls_to_wrap`.
     """
 
     def __init__(self, **options: Any):
@@ -48,8 +49,21 @@ class ShardingAccelerator(Accelerator):
                     "FSDP shards a run of one network, and this one trains several. Start it without FSDP."
                 )
             for network in networks:
+                _check_wrapped_classes(network, self.state.fsdp_plugin.transformer_cls_names_to_wrap or [])
                 _contiguous(network)
         return super().prepare(*things, **options)
+
+
+def _check_wrapped_classes(network: nn.Module, wrapped: Iterable[str]) -> None:
+    present = {type(module).__name__ for module in network.modules()}
+    missing = [name for name in wrapped if name not in present]
+    if missing:
+        blocks = sorted(name for name in present if name.endswith("Block"))
+        raise UsageError(
+            "fsdp_transformer_layer_cls_to_wrap must name classes of blocks that the network has; got "
+            f"{', '.join(missing)} for {type(network).__name__}, which has {', '.join(blocks) or 'no blocks'}. "
+            "FSDP shards a run of one network. Name other classes, or start it without FSDP."
+        )
 
 
 def shard(accelerator: Accelerator, network: nn.Module) -> None:
