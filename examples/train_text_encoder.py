@@ -14,6 +14,7 @@ import torch
 from latentia import CLIPPipeline
 from latentia.errors import UsageError
 from latentia.evaluation import retrieval_scores
+from latentia.functional.pixels import from_uint8
 from latentia.losses.augmentation import random_affine
 from latentia.losses.contrastive import contrastive_loss
 from latentia.models.clip import ContrastivePair, clip_towers, train_tokenizer
@@ -78,7 +79,7 @@ class RetrievalValidation(Validation):
         self.folder, self.held_out, self.pipeline = run.folder, held_out, pipeline
 
     def _images(self, chosen: slice | torch.Tensor) -> torch.Tensor:
-        return self.held_out.images[chosen].float() / 127.5 - 1
+        return from_uint8(self.held_out.images[chosen])
 
     def found(self, batch_size: int, seed: int) -> torch.Tensor:
         """Rows of eight: a text's own image, then the seven that it finds first."""

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from latentia.errors import CheckpointError, HubError, LatentiaError, NumericsError, UsageError, did_you_mean
+from latentia.functional.pixels import from_uint8
 from latentia.hub.load import INDEX_NAME, check_component, component_class, pipeline_class, read_index
 from latentia.pipelines.capabilities import LatentPath, Latents, Likelihood
 
@@ -347,7 +348,7 @@ def from_input(
     if x.ndim != 4 or 0 in x.shape:
         raise UsageError(f"images must have shape (C, H, W) or (B, C, H, W) and not be empty, got {tuple(x.shape)}.")
     if x.dtype == torch.uint8:
-        x, low, high = x.float() / 255, 0.0, 1.0
+        x, low = from_uint8(x), -1.0
     elif x.is_floating_point():
         high = 1.0
         if not (x.min() >= low and x.max() <= high):  # also if a value is not a number

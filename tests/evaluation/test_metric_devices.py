@@ -249,7 +249,11 @@ def test_another_device_gives_the_same(name):
     with separate_device() as device:
         assert_same(call(*moved(given, lambda x: x.to(device))), wanted)
     if torch.cuda.is_available():
-        assert_same(call(*moved(given, torch.Tensor.cuda)), wanted, 1e-4)
+        found = call(*moved(given, torch.Tensor.cuda))
+        if name == "importance_weights":  # torch.distributions draw other numbers on a GPU
+            assert found.shape == wanted.shape and found.isfinite().all()
+        else:
+            assert_same(found, wanted, 1e-4)
 
 
 # These give tensors of the precision that they are given, or call a function of the test in it.

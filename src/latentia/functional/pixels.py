@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def from_uint8(pixels: Tensor) -> Tensor:
-    """float32 in [-1, 1] of bytes: v / 127.5 - 1.
+    """float32 in [-1, 1] of bytes: v / 127.5 - 1, to the same bit on every device.
 
     Args:
         pixels: uint8, or other numbers in [0, 255], any shape.
@@ -14,7 +14,9 @@ def from_uint8(pixels: Tensor) -> Tensor:
         >>> from_uint8(torch.tensor([0, 255], dtype=torch.uint8))
         tensor([-1.,  1.])
     """
-    return pixels.to(torch.float32, copy=True).div_(127.5).sub_(1)
+    # A GPU divides by a number as it multiplies by its rounded inverse; by a tensor it divides, as a CPU does.
+    half = torch.full((), 127.5, device=pixels.device)
+    return pixels.to(torch.float32, copy=True).div_(half).sub_(1)
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ def annealed_importance_sampling(
 
     def run(stream: str, steps: Tensor, adapt: bool) -> tuple[Tensor, _State, Tensor, float]:
         """Log weights (chains * N,), last states, the step sizes used (temperatures, N) and the acceptance."""
-        generator = torch.Generator(z.device).manual_seed(seed_from(seed, "annealing", stream))
+        generator = torch.Generator().manual_seed(seed_from(seed, "annealing", stream))
         state, accepted = at(z.flatten(0, 1)), 0.0
         log_weights = torch.zeros(chains * n, dtype=torch.float64, device=z.device)
         for t, (low, high) in enumerate(zip(betas[:-1].tolist(), betas[1:].tolist())):
@@ -156,9 +156,10 @@ def _transition(
     each = [len(state.z)] + [1] * (state.z.ndim - 1)
 
     def uniform() -> Tensor:
-        return torch.rand(len(state.z), generator=generator, dtype=state.z.dtype, device=state.z.device)
+        return torch.rand(len(state.z), generator=generator, dtype=state.z.dtype).to(state.z.device)
 
-    momentum = torch.randn(state.z.shape, generator=generator, dtype=state.z.dtype, device=state.z.device)
+    # Drawn on the CPU, so that a seed means the same numbers on every device.
+    momentum = torch.randn(state.z.shape, generator=generator, dtype=state.z.dtype).to(state.z.device)
     # Steps that vary a little keep trajectories from closing upon themselves.
     eps = (steps * (0.8 + 0.4 * uniform())).view(each)
 
