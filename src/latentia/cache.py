@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latentia.errors import DataError
+from latentia.errors import DataError, LatentiaError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -123,6 +123,8 @@ def _once(read: Callable[[], T | None], write: Callable[[], None], path: Path, w
                 if found is None:
                     write()
                     found = read()
+    except LatentiaError:  # of the source, which `write` reads
+        raise
     except OSError as error:
         raise _unwritable(path.parent, what, error) from error
     if found is None:

@@ -31,14 +31,17 @@ class DataError(LatentiaError):
     exit_code = 4
 
 
-class CheckpointError(LatentiaError):
-    """A checkpoint or a saved network is missing, damaged or of another configuration."""
+class CheckpointError(LatentiaError, OSError):
+    """A checkpoint or a saved network is missing, damaged or of another configuration.
+
+    An `OSError` too, as loaders of diffusers raise: `except OSError` around `from_pretrained` finds it.
+    """
 
     exit_code = 5
 
 
-class HubError(LatentiaError):
-    """The Hub did not take or give what was asked."""
+class HubError(LatentiaError, OSError):
+    """The Hub did not take or give what was asked. An `OSError` too, as those of the Hub's own client are."""
 
     exit_code = 6
 

@@ -146,6 +146,14 @@ def test_weights_that_do_not_fit_are_refused(folder, loader, said):
     assert said in str(caught.value) and "UNet2D" in str(caught.value)
 
 
+def test_a_missing_file_is_an_os_error_too(saved):
+    """`try: from_pretrained(variant="fp16") except OSError:` is how scripts of diffusers fall back."""
+    for load in (latentia.UNet2D, latentia.DiffusionPipeline):
+        with pytest.raises(OSError) as caught:
+            load.from_pretrained(saved / "ours" / ("unet" if load is latentia.UNet2D else ""), variant="fp16")
+        assert isinstance(caught.value, CheckpointError) and caught.value.exit_code == 5
+
+
 def test_long_lists_of_keys_are_cut(folder):
     edit(folder, lambda weights: [weights.pop(key) for key in sorted(weights)[:5]])
     with pytest.raises(CheckpointError, match=r"5 missing \(.*, .*, .* and 2 more\)"):

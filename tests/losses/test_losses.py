@@ -71,7 +71,7 @@ def test_a_network_that_predicts_no_noise_has_loss_one():
 
 def test_min_snr_is_one_weight_of_the_clean_image_in_all_three_spaces():
     t = torch.arange(0, 1000, 37)
-    a = DDPMScheduler().alphas_cumprod[t]
+    a = DDPMScheduler().alphas_cumprod[t].double()
     weights = {k: snr_weight(a, k, "min_snr", 5.0).double() for k in ("sample", "epsilon", "v_prediction")}
     snr = a / (1 - a)
     torch.testing.assert_close(weights["sample"], snr.clamp(max=5), rtol=1e-6, atol=0)

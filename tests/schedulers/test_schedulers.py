@@ -13,11 +13,13 @@ from torch._dynamo.testing import CompileCounter
 
 import latentia
 from latentia.errors import UsageError
+from latentia.schedulers import diffusion
 from latentia.schedulers.ddim import DDIMScheduler
 from latentia.schedulers.ddpm import DDPMScheduler
 
 BOTH = [DDPMScheduler, DDIMScheduler]
 SCHEDULES = ["linear", "scaled_linear", "squaredcos_cap_v2"]
+EVERY_SCHEDULE = [*SCHEDULES, "sigmoid", "laplace"]
 PREDICTIONS = ["epsilon", "sample", "v_prediction"]
 SPACINGS = ["leading", "trailing", "linspace"]
 BOUNDS = [
@@ -33,12 +35,22 @@ def seeded(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
+def alpha_bars(scheduler):
+    """alpha_bar in float64, as the steps use it; `alphas_cumprod` is a float32 copy."""
+    return diffusion.make_alpha_bar(scheduler.config)
+
+
 def lend_tables(reference, ours):
     """Give a diffusers scheduler our float64 tables, so that only the algebra of a step is compared."""
-    reference.alphas_cumprod, reference.one = ours.alphas_cumprod, torch.ones((), dtype=torch.float64)
+    reference.alphas_cumprod, reference.one = alpha_bars(ours), torch.ones((), dtype=torch.float64)
     if hasattr(reference, "final_alpha_cumprod"):
         one = reference.config.set_alpha_to_one
-        reference.final_alpha_cumprod = reference.one if one else ours.alphas_cumprod[0]
+        reference.final_alpha_cumprod = reference.one if one else reference.alphas_cumprod[0]
+
+
+def set_like_diffusers(scheduler, n):
+    """DDIM with the stride of diffusers, which is not the way to the next visited time step for every n."""
+    scheduler.set_timesteps(n, **({"constant_stride": True} if isinstance(scheduler, DDIMScheduler) else {}))
 
 
 def some(timesteps):
@@ -117,7 +129,7 @@ def test_ddim_step_is_the_algebra_of_diffusers(prediction, eta, clipped):
         for n in STEPS:
             if cannot_divide(ours, n):
                 continue
-            ours.set_timesteps(n)
+            set_like_diffusers(ours, n)
             reference.set_timesteps(n)
             assert torch.equal(ours.timesteps, reference.timesteps)
             for t in some(ours.timesteps):
@@ -143,7 +155,7 @@ def test_a_float32_run_agrees_with_diffusers_and_its_own_float32_tables(cls, pre
         config = {"beta_schedule": schedule, "prediction_type": prediction, "timestep_spacing": spacing}
         ends = []
         for scheduler in (cls(**config), getattr(diffusers, cls.__name__)(**config)):
-            scheduler.set_timesteps(n)
+            set_like_diffusers(scheduler, n)
             generator, x = torch.Generator().manual_seed(1), x_T
             for t in scheduler.timesteps[scheduler.timesteps <= 800][:-1]:  # the last step differs on purpose
                 extra = {"eta": 0.5} if cls is DDIMScheduler else {}
@@ -192,7 +204,7 @@ def test_configurations_are_interchangeable_with_diffusers(cls, name, caplog):
     back = cls.from_config(theirs.config)
     for key, value in settings.items():
         assert theirs.config[key] == back.config[key] == value
-    assert torch.allclose(theirs.betas.double(), back.betas, atol=1e-7)
+    assert torch.allclose(theirs.betas, back.betas, atol=1e-7)
     assert not [record for record in caplog.records if "not expected" in record.message]
 
 
@@ -216,7 +228,7 @@ def test_diffusers_pipelines_run_our_scheduler():
 
 def test_schedules_have_the_published_values():
     def alpha_bar(t, schedule="linear"):  # t as in the papers, from 1
-        return float(DDPMScheduler(beta_schedule=schedule).alphas_cumprod[t - 1])
+        return float(alpha_bars(DDPMScheduler(beta_schedule=schedule))[t - 1])
 
     for t, value in [(1, 0.9999), (100, 0.8970), (250, 0.5241), (500, 0.0786)]:
         assert alpha_bar(t) == pytest.approx(value, abs=5e-5)
@@ -229,28 +241,50 @@ def test_schedules_have_the_published_values():
     assert float(stable_diffusion.alphas_cumprod[-1]) == pytest.approx(0.00466, abs=5e-6)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", EVERY_SCHEDULE)
 def test_alpha_bar_falls_from_one_to_nearly_zero(schedule):
-    alpha_bar = DDPMScheduler(beta_schedule=schedule).alphas_cumprod
-    assert (alpha_bar.diff() < 0).all() and alpha_bar[0] > 0.999 and 0 < alpha_bar[-1] < 1e-3
+    alpha_bar = alpha_bars(DDPMScheduler(beta_schedule=schedule))
+    end = 0.04 if schedule == "laplace" else 3e-3  # as in diffusers, whose alpha_bar of laplace is a root
+    assert (alpha_bar.diff() < 0).all() and alpha_bar[0] > 0.97 and 0 < alpha_bar[-1] < end
     rescaled = DDPMScheduler(beta_schedule=schedule, rescale_betas_zero_snr=True, prediction_type="v_prediction")
-    assert (rescaled.alphas_cumprod.diff() < 0).all() and rescaled.alphas_cumprod[-1] == 0
-    assert float(rescaled.alphas_cumprod[0]) == pytest.approx(float(alpha_bar[0]), abs=1e-15)
+    exact = alpha_bars(rescaled)
+    assert (exact.diff() < 0).all() and exact[-1] == rescaled.alphas_cumprod[-1] == 0
+    assert float(exact[0]) == pytest.approx(float(alpha_bar[0]), abs=1e-15)
+
+
+@pytest.mark.parametrize("cls", BOTH)
+@pytest.mark.parametrize("schedule", EVERY_SCHEDULE)
+def test_every_beta_schedule_of_diffusers_is_here(cls, schedule):
+    """diffusers' DDIM knows three of them only, so its DDPM is the reference for both."""
+    ours, theirs = cls(beta_schedule=schedule), diffusers.DDPMScheduler(beta_schedule=schedule)
+    assert torch.allclose(ours.betas, theirs.betas, rtol=1e-4, atol=1e-7)
+    assert torch.allclose(ours.alphas_cumprod, theirs.alphas_cumprod, rtol=1e-4, atol=1e-6)
 
 
 def test_terminal_distribution_is_standard_normal():
-    mean, var = float(DDPMScheduler().alphas_cumprod[-1]) ** 0.5, 1 - float(DDPMScheduler().alphas_cumprod[-1])
+    alpha_bar = float(alpha_bars(DDPMScheduler())[-1])
+    mean, var = alpha_bar**0.5, 1 - alpha_bar
     assert 0.5 * (var + mean**2 - 1 - math.log(var)) == pytest.approx(2.0e-5, abs=5e-7)  # KL(q(x_T | x_0=1) || N(0,1))
 
 
-def test_trained_betas_and_tables_in_float64():
+def test_trained_betas_and_steps_in_float64():
     betas = torch.linspace(0.001, 0.3, 10, dtype=torch.float64)
     scheduler = DDPMScheduler(num_train_timesteps=10, trained_betas=betas.tolist())
-    assert torch.equal(scheduler.betas, betas) and scheduler.alphas_cumprod.dtype == torch.float64
-    product = 1.0
+    assert scheduler._step_table.dtype == scheduler._forward_table.dtype == torch.float64
+    product, one = 1.0, torch.ones(1, dtype=torch.float64)
     for t, beta in enumerate(betas.tolist()):
         product *= 1 - beta
-        assert float(scheduler.alphas_cumprod[t]) == pytest.approx(product, rel=1e-14)
+        assert float(scheduler.add_noise(one, 0 * one, t)) == pytest.approx(product**0.5, rel=1e-14)
+    assert torch.equal(scheduler.betas, betas.float())
+
+
+@pytest.mark.parametrize("cls", BOTH)
+def test_public_tables_work_in_a_loop_of_float32(cls):
+    scheduler, t = cls(), torch.tensor([3, 900])
+    tables = (scheduler.betas, scheduler.alphas, scheduler.alphas_cumprod)
+    assert {table.dtype for table in tables} == {torch.float32}
+    x = scheduler.alphas_cumprod[t].sqrt().view(-1, 1) * torch.ones(2, 5)
+    assert torch.nn.Linear(5, 5)(x).dtype == torch.float32  # a product of double and float is refused
 
 
 @pytest.mark.parametrize("cls", BOTH)
@@ -316,7 +350,7 @@ def wasserstein(sample):
 def sample_mixture(scheduler, n, **step):
     """From the n quantiles of N(0, 1), so that a deterministic sampler's distance is its own and not the sample's."""
     x = torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n).reshape(n, 1) * scheduler.init_noise_sigma
-    alpha_bar = DDPMScheduler().alphas_cumprod
+    alpha_bar = alpha_bars(DDPMScheduler())
     for t in scheduler.timesteps:
         x = scheduler.step(oracle_eps(scheduler.scale_model_input(x, t), alpha_bar[t.long()]), t, x, **step).prev_sample
     return wasserstein(x)
@@ -364,6 +398,100 @@ def test_stock_solvers_on_our_configuration_sample_the_mixture(name):
     scheduler = getattr(diffusers, name + "Scheduler").from_config(DDPMScheduler(clip_sample=False).config)
     scheduler.set_timesteps(50)
     assert sample_mixture(scheduler, 10_000) < 0.04
+
+
+def gaussian_std(scheduler, sd=0.5, **options):
+    """The standard deviation that a run with the exact network of N(0, sd^2) ends with, from N(0, 1), without samples:
+    each step is linear in (x, z), so it is read off at (1, 0) and (0, 1)."""
+    alpha_bar, variance = alpha_bars(scheduler), 1.0
+    one = torch.ones(1, dtype=torch.float64)
+    for t in scheduler.timesteps:
+        a = alpha_bar[t]
+
+        def step(x, z, t=t, a=a):
+            eps = (1 - a).sqrt() * x / (a * sd**2 + 1 - a)
+            given = {"variance_noise": z} if options.get("eta", 1) else {}
+            return float(scheduler.step(eps, t, x, **given, **options).prev_sample)
+
+        variance = variance * step(one, 0 * one) ** 2 + step(0 * one, one) ** 2
+    return variance**0.5
+
+
+def exact_std(alpha_bar, visited, noise, sd=0.5):
+    """What `gaussian_std` is by Eq. 12 and 16 of DDIM, from each visited time step to the next and to the data."""
+    variance = 1.0
+    for t, s in itertools.pairwise([*visited, None]):
+        a, b = alpha_bar[t], 1.0 if s is None else alpha_bar[s]
+        total = a * sd**2 + 1 - a
+        added = 0.0 if s is None else noise**2 * (1 - b) / (1 - a) * (1 - a / b)
+        keep = b**0.5 * a**0.5 * sd**2 / total + (1 - b - added) ** 0.5 * (1 - a) ** 0.5 / total
+        variance = variance * keep**2 + added
+    return variance**0.5
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("cls, eta", [(DDIMScheduler, 0.0), (DDIMScheduler, 1.0), (DDPMScheduler, 1.0)])
+def test_every_number_of_steps_ends_at_the_data(cls, eta, spacing):
+    scheduler = cls(clip_sample=False, timestep_spacing=spacing)
+    options = {"eta": eta} if cls is DDIMScheduler else {}
+    alpha_bar = alpha_bars(scheduler).numpy()
+    for n in (1, 2, 3, 7, 10, 47, 50, 61, 150, 300, 333, 501, 600, 667, 999, 1000):
+        scheduler.set_timesteps(n)
+        std = gaussian_std(scheduler, **options)
+        assert std == pytest.approx(exact_std(alpha_bar, scheduler.timesteps.tolist(), eta), rel=1e-9), n
+        if n >= 150:  # "leading" starts far below T for 501 and 600 steps, and its noise there is not N(0, 1)
+            assert abs(std - 0.5) < (0.03 if spacing == "leading" or n == 150 else 0.02), (n, std)
+        listed = cls(clip_sample=False)
+        listed.set_timesteps(timesteps=scheduler.timesteps.tolist())
+        assert torch.equal(scheduler._step_table, listed._step_table)  # one chain, however it is chosen
+
+
+def test_the_stride_of_diffusers_is_an_option():
+    """With 501 steps diffusers' DDIM leaves twice the noise of the data, as each step ends one too high."""
+    ours, theirs = (
+        lib.DDIMScheduler(clip_sample=False, timestep_spacing="trailing", prediction_type="sample")
+        for lib in (latentia, diffusers)
+    )
+    lend_tables(theirs, ours)
+    x, output = seeded(2, 1, 3, 3), seeded(2, 1, 3, 3, seed=1)
+    for n, same in [(50, True), (150, False), (501, False)]:
+        theirs.set_timesteps(n)
+        set_like_diffusers(ours, n)
+        t = ours.timesteps[n // 2]
+        expected = theirs.step(output, t, x).prev_sample
+        assert relative(ours.step(output, t, x).prev_sample, expected) < 1e-12
+        ours.set_timesteps(n)
+        differs = max(
+            relative(ours.step(output, t, x).prev_sample, theirs.step(output, t, x).prev_sample)
+            for t in ours.timesteps[:-1]
+        )
+        assert (differs < 1e-12) == same, (n, differs)
+    stride = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+    set_like_diffusers(stride, 501)
+    assert gaussian_std(stride, eta=0.0) > 0.7
+
+
+@pytest.mark.parametrize("cls", BOTH)
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_previous_timestep_is_the_next_visited_one(cls, spacing):
+    scheduler = cls(timestep_spacing=spacing)
+    assert [scheduler.previous_timestep(t) for t in (999, 1, 0)] == [998, 0, -1]
+    for n in (1, 7, 50, 501):
+        scheduler.set_timesteps(n)
+        visited = [*scheduler.timesteps.tolist(), -1]
+        assert [scheduler.previous_timestep(t) for t in scheduler.timesteps] == visited[1:]
+        theirs = diffusers.DDPMScheduler(timestep_spacing=spacing)
+        theirs.set_timesteps(n)
+        assert [int(theirs.previous_timestep(t)) for t in scheduler.timesteps] == visited[1:]
+
+
+def test_ddpm_steps_without_set_timesteps():
+    ours, theirs = DDPMScheduler(), diffusers.DDPMScheduler()
+    lend_tables(theirs, ours)
+    x, output = seeded(2, 1, 3, 3), seeded(2, 1, 3, 3, seed=1)
+    for t in (0, 1, 2, 500, 999):
+        got, expected = (s.step(output, t, x, torch.Generator().manual_seed(0)) for s in (ours, theirs))
+        assert relative(got.prev_sample, expected.prev_sample) < 1e-12
 
 
 def entropy_bound(scheduler, sd, output_at):
@@ -432,7 +560,7 @@ def test_posterior_is_the_one_of_bayes():
     """q(x_{t-1} | x_t, x_0) from the product of two Gaussians, also with steps left out."""
     scheduler = DDPMScheduler()
     scheduler.set_timesteps(timesteps=[900, 400, 30])
-    x0, x_t, a = seeded(3, 1), seeded(3, 1, seed=1), scheduler.alphas_cumprod
+    x0, x_t, a = seeded(3, 1), seeded(3, 1, seed=1), alpha_bars(scheduler)
     mean, log_variance = scheduler.posterior(x0, 900, x_t)
     step = a[900] / a[400]  # x_t = sqrt(step) x_s + ..., x_s = sqrt(a_400) x_0 + ...
     precision = 1 / (1 - a[400]) + step / (1 - step)
@@ -471,7 +599,7 @@ def test_inversion_and_sampling_reproduce_the_image(prediction, n, evaluations, 
     scheduler.set_timesteps(n)
 
     def network(x, t):
-        alpha_bar = scheduler.alphas_cumprod[t]
+        alpha_bar = alpha_bars(scheduler)[t]
         e = eps(x, alpha_bar)
         return scheduler.target((x - (1 - alpha_bar).sqrt() * e) / alpha_bar.sqrt(), e, t)
 
@@ -496,8 +624,8 @@ def test_inverse_step_undoes_step_exactly_and_diffusers_agrees():
     for spacing, to_one in itertools.product(["leading", "trailing"], [True, False]):
         config = {"timestep_spacing": spacing, "set_alpha_to_one": to_one, "clip_sample": False}
         ours, theirs = DDIMScheduler(**config), diffusers.DDIMInverseScheduler(**config)
-        theirs.alphas_cumprod = ours.alphas_cumprod
-        theirs.initial_alpha_cumprod = ours.final_alpha_cumprod
+        theirs.alphas_cumprod = alpha_bars(ours)
+        theirs.initial_alpha_cumprod = torch.ones(()) if to_one else alpha_bars(ours)[0]
         ours.set_timesteps(20)
         theirs.set_timesteps(20)
         assert torch.equal(ours.inverse_timesteps, theirs.timesteps)
@@ -704,8 +832,9 @@ def test_bad_configurations_are_refused(cls):
 @pytest.mark.parametrize("cls", BOTH)
 def test_bad_arguments_are_refused(cls):
     x, scheduler = torch.zeros(2, 1, 4, 4), cls()
-    with pytest.raises(UsageError, match="set_timesteps"):
-        scheduler.step(x, 0, x)
+    if cls is DDIMScheduler:
+        with pytest.raises(UsageError, match="set_timesteps"):
+            scheduler.step(x, 0, x)
     for n in (0, -3, 1001, 2.5):
         with pytest.raises(UsageError, match=f"between 1 and num_train_timesteps=1000; got {n}"):
             scheduler.set_timesteps(n)

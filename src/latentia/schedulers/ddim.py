@@ -18,17 +18,19 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
         x_s = sqrt(alpha_bar_s) x_0 + sqrt(1 - alpha_bar_s - sigma^2) eps + sigma z                         (Eq. 12)
         sigma = eta sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t)) sqrt(1 - alpha_bar_t / alpha_bar_s)         (Eq. 16)
 
-    with s = t - T // num_inference_steps the time step before t, or the next listed one if a list of time steps was
-    given. After `set_timesteps` a step is a pure function of its arguments. Tables are float64. The last visited step
-    adds no noise (sigma = 0). A network with learned variances must be cut to its first half of channels.
+    with s the time step that is visited after t, whatever the number of steps and their spacing. After `set_timesteps`
+    a step is a pure function of its arguments. Steps are computed from float64 tables. The last visited step adds no
+    noise (sigma = 0). A network with learned variances must be cut to its first half of channels.
 
-    Where T / num_inference_steps is no integer, "trailing" and "linspace" visit time steps slightly off s, as they do
-    in diffusers; pass `timesteps` to step from each listed time step exactly to the next.
+    diffusers' DDIMScheduler takes s = t - T // num_inference_steps, which is not the time step visited next where T /
+    num_inference_steps is no integer: noise is left over, at 501 steps twice that of the data. `set_timesteps(...,
+    constant_stride=True)` does the same, for comparisons.
 
     Args:
         num_train_timesteps: T >= 1, noise levels of training.
         beta_start, beta_end: first and last beta, in (0, 1].
-        beta_schedule: "linear", "scaled_linear" (linear in sqrt(beta)) or "squaredcos_cap_v2" (cosine).
+        beta_schedule: "linear", "scaled_linear" (linear in sqrt(beta)), "squaredcos_cap_v2" (cosine), "sigmoid" or
+            "laplace".
         trained_betas: T betas to use in place of a schedule.
         clip_sample: clip x_0 to [-clip_sample_range, clip_sample_range].
         set_alpha_to_one: whether the last step ends at alpha_bar = 1 (True: data) or at alpha_bar_0.
@@ -79,10 +81,11 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
         diffusion.start(self)
         first = self.alphas_cumprod[0]
         self.final_alpha_cumprod = torch.ones_like(first) if set_alpha_to_one else first
-        self._set_chain(diffusion.every_timestep(self.config), None, None)
+        self._set_chain(diffusion.every_timestep(self.config), None)
 
     to = diffusion.to
     __len__ = diffusion.num_timesteps
+    previous_timestep = diffusion.previous_timestep
     scale_model_input = diffusion.scale_model_input
     forward_step = diffusion.forward_step
     add_noise = diffusion.add_noise
@@ -95,6 +98,7 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
         num_inference_steps: int | None = None,
         device: str | torch.device | None = None,
         timesteps: Sequence[int] | None = None,
+        constant_stride: bool = False,
     ) -> None:
         """Choose the time steps that `timesteps` then holds, descending, and move all tables to `device`.
 
@@ -102,23 +106,23 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
             num_inference_steps: 1 ... T, spread by `timestep_spacing`.
             device: where samples will be; None leaves the tables where they are.
             timesteps: a strictly descending list in place of `num_inference_steps`.
+            constant_stride: end each step T // num_inference_steps below its start, as diffusers does, also where that
+                is not the time step visited next. Default False.
 
         Raises:
             UsageError: numbers out of range, or a start where x_0 cannot be computed from eps.
         """
         visited = diffusion.make_timesteps(self.config, num_inference_steps, timesteps)
-        self._set_chain(visited, num_inference_steps, device)
+        self._set_chain(visited, device, self.config.num_train_timesteps // len(visited) if constant_stride else None)
         self.num_inference_steps = len(visited)
 
-    def _set_chain(
-        self, timesteps: torch.Tensor, num_inference_steps: int | None, device: str | torch.device | None
-    ) -> None:
+    def _set_chain(self, timesteps: torch.Tensor, device: str | torch.device | None, stride: int | None = None) -> None:
         alpha_bar = diffusion.make_alpha_bar(self.config)
         T = len(alpha_bar)
         previous = diffusion.previous_visited(timesteps, T)
         last = previous < 0
-        if num_inference_steps is not None:
-            previous = torch.arange(T) - T // num_inference_steps
+        if stride is not None:
+            previous = torch.arange(T) - stride
         final = 1.0 if self.config.set_alpha_to_one else alpha_bar[0]
         alpha_bar_previous = torch.where(previous < 0, final, alpha_bar[previous.clamp(min=0)])
         # Eq. 16 squared, for eta = 1
@@ -141,7 +145,7 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
         variance_noise: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> DDIMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
-        """From x_t to x_s, the time step before (Eq. 12).
+        """From x_t to x_s, the time step visited next (Eq. 12).
 
         Args:
             model_output: the network's output at (x_t, t), of the sample's shape.

@@ -16,14 +16,15 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
 
         p(x_{t-1} | x_t) = N(c_0(t) x_0 + c_t(t) x_t, sigma_t^2 I),   x_0 from the network      (DDPM Eq. 7 and 15)
 
-    After `set_timesteps` a step is a pure function of its arguments. Tables are float64. With fewer steps than T, "t-1"
-    is the next visited time step and beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}. No noise is added in the last visited
-    step (DDPM Algorithm 2), also where that is not t = 0.
+    A step is a pure function of its arguments, computed from float64 tables. Without `set_timesteps` all T time steps
+    are visited; with fewer, "t-1" is the next visited one and beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}. No noise is
+    added in the last visited step (DDPM Algorithm 2), also where that is not t = 0.
 
     Args:
         num_train_timesteps: T >= 1, noise levels of training.
         beta_start, beta_end: first and last beta, in (0, 1].
-        beta_schedule: "linear", "scaled_linear" (linear in sqrt(beta)) or "squaredcos_cap_v2" (cosine).
+        beta_schedule: "linear", "scaled_linear" (linear in sqrt(beta)), "squaredcos_cap_v2" (cosine), "sigmoid" or
+            "laplace".
         trained_betas: T betas to use in place of a schedule.
         variance_type: sigma_t^2. "fixed_small": the posterior's beta_tilde_t, exact if data are one point.
             "fixed_large": beta_t, exact if data are N(0, I). "..._log": the same numbers. "learned": the second half of
@@ -78,6 +79,7 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
 
     to = diffusion.to
     __len__ = diffusion.num_timesteps
+    previous_timestep = diffusion.previous_timestep
     scale_model_input = diffusion.scale_model_input
     forward_step = diffusion.forward_step
     add_noise = diffusion.add_noise
@@ -210,9 +212,8 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
             prev_sample (x_{t-1}) and pred_original_sample (x_0, clipped or thresholded), in the sample's dtype.
 
         Raises:
-            UsageError: before set_timesteps, for a wrong shape, or with both generator and variance_noise.
+            UsageError: a wrong shape, or both generator and variance_noise.
         """
-        diffusion.check_ready(self)
         mean, log_variance, x0, more = self._reverse(model_output, timestep, sample)
         z = diffusion.draw_noise(sample, generator, variance_noise)
         previous = (mean + more * (0.5 * log_variance).exp() * z).to(sample.dtype)

@@ -7,7 +7,8 @@ Notation, with t = 0 ... T - 1 counted as in diffusers (the papers count from 1)
     x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps     the shortcut, `signal` x_0 + `noise` eps below
     v_t = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0
 
-A table is a float64 tensor (K, T) whose column t holds K coefficients of time t; `coefficients` reads columns. The
+A table is a float64 tensor (K, T) whose column t holds K coefficients of time t; `coefficients` reads columns. Steps
+read these; the public `betas`, `alphas` and `alphas_cumprod` are float32 copies for loops written by hand. The
 functions below "Methods" are bound in the bodies of both classes, so that each is written once without a base class.
 """
 
@@ -32,7 +33,7 @@ from latentia.safety import MAX_NUMBER
 
 COMPATIBLES = [scheduler.name for scheduler in KarrasDiffusionSchedulers]
 CHOICES = {
-    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace"),
     "prediction_type": PREDICTION_TYPES,
     "timestep_spacing": ("leading", "trailing", "linspace"),
     "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"),
@@ -68,6 +69,9 @@ def make_betas(config: Any) -> torch.Tensor:
 
     linear: DDPM (Ho et al. 2020, arXiv 2006.11239) section 4. scaled_linear: linear in sqrt(beta) (latent diffusion).
     squaredcos_cap_v2: the cosine of improved DDPM (Nichol & Dhariwal 2021, arXiv 2102.09672) Eq. 17, beta <= 0.999.
+    sigmoid: beta_start to beta_end along a logistic curve from -6 to 6 (GeoDiff, Xu et al. 2022, arXiv 2203.02923).
+    laplace: log-SNR at the quantiles of a Laplace distribution (Hang & Gu 2024, arXiv 2407.03297), as diffusers has it:
+    its alpha_bar is the root of SNR / (1 + SNR) and ends at .03, so take rescale_betas_zero_snr with it.
     """
     T, first, final = config.num_train_timesteps, config.beta_start, config.beta_end
     if config.trained_betas is not None:
@@ -76,9 +80,15 @@ def make_betas(config: Any) -> torch.Tensor:
         betas = torch.linspace(first, final, T, dtype=torch.float64)
     elif config.beta_schedule == "scaled_linear":
         betas = torch.linspace(first**0.5, final**0.5, T, dtype=torch.float64) ** 2
+    elif config.beta_schedule == "sigmoid":
+        betas = torch.sigmoid(torch.linspace(-6, 6, T, dtype=torch.float64)) * (final - first) + first
     else:
         u = torch.arange(T + 1, dtype=torch.float64) / T
-        alpha_bar = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+        if config.beta_schedule == "laplace":
+            log_snr = -0.5 * torch.sign(0.5 - u) * torch.log(1 - 2 * (0.5 - u).abs() + 1e-6)
+            alpha_bar = log_snr.sigmoid().sqrt()
+        else:
+            alpha_bar = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
         betas = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
     if not bool((betas > 0).all() and (betas[:-1] < 1).all() and betas[-1] <= 1):
         raise UsageError(
@@ -152,11 +162,9 @@ def start(scheduler: Any) -> None:
     scheduler.register_to_config(_use_default_values=[])
     scheduler.init_noise_sigma = 1.0
     scheduler.num_inference_steps = None
-    scheduler.betas = make_betas(scheduler.config)
-    scheduler.alphas = 1 - scheduler.betas
-    scheduler.alphas_cumprod = make_alpha_bar(scheduler.config)
-    signal, noise = scheduler.alphas_cumprod.sqrt(), (1 - scheduler.alphas_cumprod).sqrt()
-    scheduler._forward_table = torch.stack([signal, noise, scheduler.alphas.sqrt(), scheduler.betas.sqrt()])
+    betas, alpha_bar = make_betas(scheduler.config), make_alpha_bar(scheduler.config)
+    scheduler._forward_table = torch.stack([alpha_bar, 1 - alpha_bar, 1 - betas, betas]).sqrt()
+    scheduler.betas, scheduler.alphas, scheduler.alphas_cumprod = betas.float(), (1 - betas).float(), alpha_bar.float()
 
 
 # ---------------------------------------------------------------------------------------------------------- algebra
@@ -238,6 +246,22 @@ def to(self, device: str | torch.device):
 def num_timesteps(self) -> int:
     """T, the number of noise levels a network was trained on."""
     return self.config.num_train_timesteps
+
+
+def previous_timestep(self, timestep: int | torch.Tensor) -> int:
+    """The time step at whose noise a step from `timestep` ends: the largest visited one below it, or -1, the data.
+
+    Before `set_timesteps` all T time steps are visited, so it is `timestep - 1`.
+
+    Example:
+        >>> from latentia.schedulers.ddpm import DDPMScheduler
+        >>> scheduler = DDPMScheduler()
+        >>> scheduler.set_timesteps(timesteps=[900, 400, 30])
+        >>> [scheduler.previous_timestep(t) for t in (900, 400, 30)]
+        [400, 30, -1]
+    """
+    below = self.timesteps[self.timesteps < timestep]
+    return int(below.max()) if len(below) else -1
 
 
 def scale_model_input(self, sample: torch.Tensor, timestep: int | torch.Tensor | None = None) -> torch.Tensor:

@@ -144,15 +144,15 @@ def save_checkpoint(root: Path, step: int, state: Mapping[str, Any], info: Mappi
         _commit(staging, final)
         _fsync_folder(root)
         fail_point("after-rename")
+    except LatentiaError:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
     except OSError as error:
         shutil.rmtree(staging, ignore_errors=True)
         raise CheckpointError(
             f"{final} could not be written: {error}. Earlier checkpoints are intact; free space or choose another "
             "--output_dir, then start the same command again."
         ) from error
-    except LatentiaError:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
     return final
 
 
