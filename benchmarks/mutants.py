@@ -290,6 +290,59 @@ MUTANTS = [
         "tests/training/test_training.py -k fp16",
     ),
     Mutant(
+        "clipped_before_the_scale",
+        "fp16: gradients are clipped while they are multiplied by the scale",
+        LOOP,
+        (
+            ("    accelerator.unscale_gradients(phase.optimizer)\n", ""),
+            (
+                "    if isinstance(norm, DTensor):\n",
+                "    accelerator.unscale_gradients(phase.optimizer)\n    if isinstance(norm, DTensor):\n",
+            ),
+        ),
+        "tests/training/test_training.py -k fp16",
+    ),
+    Mutant(
+        "error_with_n",
+        "the standard error of the kernel distance divides the row sums by n instead of n - 1",
+        "src/latentia/evaluation/kernel.py",
+        (("rows_a / (n - 1), rows_b / (m - 1), cross_a", "rows_a / n, rows_b / m, cross_a"),),
+        "tests/evaluation/test_metrics.py -k offset",
+    ),
+    Mutant(
+        "small_streams_in_order",
+        "a stream of fewer rows than its buffer is not shuffled",
+        "src/latentia/data/streaming.py",
+        (("            rng.shuffle(buffer)\n", ""),),
+        "tests/data/test_data.py -k stream",
+    ),
+    Mutant(
+        "results_of_others_deleted",
+        "new results in a card delete those of another data set",
+        "src/latentia/hub/card.py",
+        (
+            (
+                "if (r.dataset_name, r.metric_type) not in replaced), *new]",
+                "if r.metric_type not in {metric for _, metric in replaced}), *new]",
+            ),
+        ),
+        "tests/hub/test_card.py",
+    ),
+    Mutant(
+        "raw_weights_exported",
+        "the raw weights are exported instead of their average",
+        "src/latentia/runs/run.py",
+        (("        return self.module if self.ema is None else self.ema.module\n", "        return self.module\n"),),
+        "tests/contracts/test_families.py -k averaged",
+    ),
+    Mutant(
+        "renamed_weight",
+        "the name of a weight changes, so that saved networks no longer fit",
+        "src/latentia/models/layers/attention.py",
+        (("self.to_qkv = ", "self.qkv = "), ("self.to_qkv(", "self.qkv(")),
+        "tests/pipelines/test_text_to_image.py -k ready_pipeline",
+    ),
+    Mutant(
         "fp16_without_a_word",
         "fp16 on a CPU trains in float32",
         "src/latentia/runs/start.py",
@@ -305,7 +358,6 @@ def copied(folder: Path) -> Path:
     tree.mkdir()
     archive = subprocess.run(["git", "archive", "HEAD"], cwd=HERE.parent, check=True, capture_output=True).stdout
     subprocess.run(["tar", "-x", "-C", str(tree)], input=archive, check=True)
-    (tree / "src" / "latentia" / "pipelines").symlink_to(tree / "pipelines")
     return tree
 
 

@@ -197,6 +197,27 @@ def test_a_loss_that_is_not_finite_stops_it_and_harms_nothing(family, trouble, t
     assert same_end(tmp_path, undisturbed)
 
 
+# The plane's last layer is exported with the scale of the data folded in, the temperature of CLIP in a configuration.
+EXPORTED_OTHERWISE = {"gan_plane": {"out.weight", "out.bias"}, "text_encoder": {"logit_scale"}}
+
+
+def test_the_averaged_weights_are_exported(whole):
+    """To the bit, of each network that is averaged; the raw weights differ from them."""
+    folder = whole[1]
+    last = folder / "checkpoints" / f"checkpoint-{STEPS}"
+    exported = [item for path in folder.glob("*/*.safetensors") for item in load_file(path).items()]
+    averages = [*last.glob("*.ema.safetensors")]
+    assert averages
+    for path in averages:
+        prefix = path.name.removesuffix("safetensors") + "module."
+        average = {k.removeprefix(prefix): v for k, v in load_file(path).items() if k.startswith(prefix)}
+        raw = {k.partition(".model.")[2]: v for k, v in load_file(str(path).replace(".ema.", ".model.")).items()}
+        assert average.keys() == raw.keys() and any(not torch.equal(average[k], raw[k]) for k in average)
+        for key in average.keys() - EXPORTED_OTHERWISE.get(whole[0].name, set()):
+            value = average[key]
+            assert any(key.endswith(name) and torch.equal(weight, value) for name, weight in exported), key
+
+
 def test_nothing_that_a_loss_uses_is_missing_from_a_checkpoint(whole, run, tmp_path):
     run(whole[0], tmp_path, target=twice)
 

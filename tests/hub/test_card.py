@@ -137,6 +137,15 @@ def test_nothing_that_a_person_wrote_is_lost(run):
     assert "| 3 |" in path.read_text() and "12.5" not in path.read_text()
 
 
+def test_results_of_another_data_set_stay(run):
+    folder_card(run, write=True)
+    path, metric = run / "README.md", {"type": "fd", "name": "Frechet distance", "n": 9}
+    for value, dataset in ((3.0, "digits"), (7.0, "emoji"), (4.0, "digits")):
+        add_results(path, [metric | {"value": value}], dataset=dataset, seed=0)
+    found = [(r.dataset_name, r.metric_value) for r in ModelCard.load(path).data.eval_results if r.metric_type == "fd"]
+    assert sorted(found) == [("digits", 4.0), ("emoji", 7.0)]
+
+
 @pytest.mark.parametrize("part", ["summary", "use", "training", "evaluation", "limits"])
 def test_a_part_that_was_changed_by_hand_stays(run, part, capsys):
     folder_card(run, write=True)
