@@ -188,12 +188,23 @@ class DiffusionPipeline(DiffusersPipeline):
         self._cannot("log_likelihood")
 
     def _register_label_names(self, label_names: Sequence[str] | Mapping[str, str] | None) -> None:
-        """Save the names of the classes, in the order of their indices, with the pipeline; None: they have none.
+        """Save the names of the classes with the pipeline; None: they have none.
 
-        model_index.json holds components as lists, so the names are saved as {"0": name, ...}.
+        model_index.json holds components as lists, so the names are saved as {"0": name, ...}. diffusers sorts the keys
+        of that file as text, "10" before "2": the index of a name is its key, never its place.
+
+        Raises:
+            UsageError: the keys of a mapping are not the indices 0 to n - 1.
         """
-        names = label_names.values() if isinstance(label_names, Mapping) else label_names
-        self.register_to_config(label_names=names and {str(i): name for i, name in enumerate(names)})
+        if isinstance(label_names, Mapping):
+            by_index = {str(key): name for key, name in label_names.items()}
+            if wrong := {str(i) for i in range(len(by_index))} - by_index.keys():
+                raise UsageError(
+                    f"label_names must have the keys 0 to {len(by_index) - 1}, the indices of the classes; "
+                    f"{', '.join(sorted(wrong))} is missing among {', '.join(by_index)}."
+                )
+            label_names = [by_index[str(i)] for i in range(len(by_index))]
+        self.register_to_config(label_names=label_names and {str(i): name for i, name in enumerate(label_names)})
 
     def _class_indices(
         self, class_labels: Labels, count: int | None = None, *, required: bool = False

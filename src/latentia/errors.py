@@ -3,6 +3,7 @@
 import difflib
 import math
 import re
+import shlex
 from collections.abc import Iterable
 from typing import Literal
 
@@ -51,7 +52,7 @@ def add_dashes(message: str, arguments: Iterable[str]) -> str:
 
     A library error names arguments as Python does. A name is replaced where it cannot be an ordinary word: at the
     beginning of the message, in backticks, and anywhere if it has an underscore. In quotation marks and in paths it
-    stays.
+    stays. A value that is given as in Python, `on_bad_image="skip"`, becomes that of the flag, `--on_bad_image skip`.
 
     Args:
         message: of the error.
@@ -60,18 +61,28 @@ def add_dashes(message: str, arguments: Iterable[str]) -> str:
     Example:
         >>> add_dashes("seed must be at least 0; got -1. Or leave `seed` and train_seed out.", ["seed", "train_seed"])
         '--seed must be at least 0; got -1. Or leave --seed and --train_seed out.'
+        >>> add_dashes('leave them out with on_bad_image="skip"', ["on_bad_image"])
+        'leave them out with --on_bad_image skip'
         >>> add_dashes('the column "train_seed" of data/train_seed.csv is no seed', ["seed", "train_seed"])
         'the column "train_seed" of data/train_seed.csv is no seed'
     """
     names = sorted(arguments, key=len, reverse=True)
     anywhere = [name for name in names if "_" in name]
     if names:
+        message = re.sub(rf"(?<![\w\-.])({'|'.join(names)})=(\"[^\"]*\"|True|False|[\d.]*\d)", _as_flag, message)
         message = re.sub(rf"`({'|'.join(names)})`", r"--\1", message)
         message = re.sub(rf"\A({'|'.join(names)})(?=\s)", r"--\1", message)
     if anywhere:
         apart = r"\w\-/\\\"'`="
         message = re.sub(rf"(?<![{apart}.])({'|'.join(anywhere)})(?![{apart}(]|\.\w)", r"--\1", message)
     return message
+
+
+def _as_flag(found: re.Match[str]) -> str:
+    name, value = found.groups()
+    if value in ("True", "False"):
+        return f"--{name if value == 'True' else f'no_{name}'}"
+    return f"--{name} {shlex.quote(value.strip(chr(34)))}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

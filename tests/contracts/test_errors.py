@@ -22,7 +22,10 @@ FLAGS = ["n", "seed", "split", "data", "num_images", "num", "output_dir", "train
         ("/tmp/output_dir/run and output_dir/run.json exist.", "/tmp/output_dir/run and output_dir/run.json exist."),
         ("data", "data"),
         ("seed: it is missing.", "seed: it is missing."),
-        ("num_images=3 must divide 4; got num_images=3.", "num_images=3 must divide 4; got num_images=3."),
+        ("num_images=3 must divide 4; got num_images=3.", "--num_images 3 must divide 4; got --num_images 3."),
+        ('Give split="" or split="a[:2]".', "Give --split '' or --split 'a[:2]'."),
+        ("Give num=True, seed=False, or data=None.", "Give --num, --no_seed, or data=None."),
+        ('The mode="reduce" of torch.data=3 stays.', 'The mode="reduce" of torch.data=3 stays.'),
     ],
 )
 def test_only_names_of_arguments_get_dashes(message, said):

@@ -21,9 +21,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
+from PIL.PngImagePlugin import PngInfo
 
 from latentia import cache as cache_module
-from latentia.data import BadImage, ImageData, StreamedImages, load_images, open_image
+from latentia.data import BadImage, ImageData, StreamedImages, decode, load_images, open_image
 from latentia.data import streaming as streaming_module
 from latentia.data.decode import Fit
 from latentia.data.loading import parse_split
@@ -143,14 +144,51 @@ def test_cmyk_jpeg_is_white_where_no_ink_is():
 
 
 @pytest.mark.parametrize(("orientation", "expected"), [(1, [[1, 2]]), (3, [[2, 1]]), (6, [[1], [2]]), (8, [[2], [1]])])
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
 def test_exif_orientation_is_applied(orientation, expected, format):
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = np.kron(np.array([[1, 2]], np.uint8) * 100, np.ones((16, 16), np.uint8))
-    options = {"lossless": True} if format == "WEBP" else {}
+    options = {"WEBP": {"lossless": True}, "AVIF": {"quality": 100}}.get(format, {})
     shown = Fit(1)(open_image(encoded(Image.fromarray(stored), format, exif=exif, **options)))[0]
     np.testing.assert_allclose(shown[8::16, 8::16], np.array(expected) * 100, atol=4)
+
+
+def notes(key: str = "workflow", text: str = "x" * 2**21) -> PngInfo:
+    info = PngInfo()
+    info.add_itxt(key, text, zip=True)
+    return info
+
+
+BESIDE = {  # what stands beside the pixels, and decides nothing about them
+    "a long text": encoded(RGB, pnginfo=notes()),
+    "a large profile": encoded(RGB, icc_profile=bytes(3 * 2**20)),
+    "no profile": encoded(RGB, icc_profile=b"none"),
+    "no EXIF, png": encoded(RGB, exif=b"none"),
+    "no EXIF, webp": encoded(RGB, "WEBP", lossless=True, exif=b"none"),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_stands_beside_the_pixels_decides_nothing(name):
+    np.testing.assert_array_equal(Fit(3)(open_image(BESIDE[name])), RGB.transpose(2, 0, 1))
+
+
+def test_an_orientation_beside_a_long_text_is_kept():
+    info = notes()
+    info.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')
+    assert open_image(encoded(GREY[:1], pnginfo=info)).size == (1, 2)
+
+
+def test_heif_is_opened_by_its_package_or_the_package_is_named(monkeypatch):
+    brand, register = bytes([0, 0, 0, 24]) + b"ftypheic" + bytes(12), []
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=lambda: register.append(1)))
+    decode.readable_formats.cache_clear()
+    assert {"PNG", "TIFF", "AVIF"} <= {*decode.readable_formats()} and register
+    decode.readable_formats.cache_clear()
+    monkeypatch.setattr(decode, "readable_formats", lambda: ("PNG",))
+    with pytest.raises(BadImage, match=r"is HEIF, which needs the package pillow-heif \(pip install pillow-heif\)"):
+        open_image(brand)
 
 
 def test_animation_gives_its_first_frame():
@@ -205,7 +243,9 @@ BAD = {
     "empty.png": (b"", "empty"),
     "page.jpg": (b"\n<!doctype html><title>404</title>", "HTML"),
     "vector.png": (EPS, "PostScript"),
-    "scan.png": (encoded(random_image(0), "TIFF"), "TIFF"),
+    "scan.tif": (encoded(random_image(0, 32), "TIFF")[:-300], "damaged"),
+    "photo.avif": (encoded(random_image(0, 32), "AVIF")[:-30], "damaged"),
+    "layers.png": (b"8BPS\0\1" + bytes(20), "Photoshop"),
     "bomb.png": (png_header(30000, 30000), "pixels"),
     "small_bomb.png": (png_header(10000, 10000), "pixels"),  # Pillow itself only warns of this one
     "noise.bmp": (bytes(range(256)), "not one of"),
@@ -347,8 +387,8 @@ def test_sizes_and_colours_must_agree(tmp_path):
 def test_empty_and_too_small_sets(tmp_path):
     with pytest.raises(DataError, match=r"holds no image .nothing at all"):
         load_images(tmp_path)
-    (tmp_path / "a.tif").write_bytes(b"II*\0")
-    with pytest.raises(DataError, match=r"1 x .tif.*known suffixes: .png"):
+    (tmp_path / "a.svg").write_bytes(b"<svg/>")
+    with pytest.raises(DataError, match=r"1 x .svg.*known suffixes: .png"):
         load_images(tmp_path)
     with pytest.raises(DataError, match="is empty"):
         load_images(write_parquet(tmp_path / "x/a.parquet", {"image": pa.array([], pa.binary())}))

@@ -226,6 +226,18 @@ def test_labels_by_index_and_by_name(entry):
         sample(entry, pipe, 3, class_labels=[0, 1])
 
 
+@over(lambda entry: BUILT[entry.name].num_classes)
+def test_names_keep_their_indices_in_files(entry, tmp_path):
+    pipe, names = entry.build(), [f"c{i:02d}" for i in range(12)]
+    pipe._register_label_names(names)
+    for place in ("once", "twice"):
+        pipe.save_pretrained(tmp_path / place)
+        pipe = type(pipe).from_pretrained(tmp_path / place)
+        assert list(pipe.config.label_names.items()) == [(str(i), name) for i, name in enumerate(names)]
+    with pytest.raises(UsageError, match=r"keys 0 to 1.*0 is missing among 1, 2"):
+        pipe._register_label_names({"1": "a", "2": "b"})
+
+
 @over(lambda entry: "class_labels" in BUILT[entry.name].conditions and not BUILT[entry.name].num_classes)
 def test_labels_without_classes_are_refused(entry):
     with pytest.raises(UsageError, match="trained without classes; leave them out"):

@@ -5,7 +5,11 @@ of over `MAX_PIXELS` is refused before its pixels are decoded, and a file that e
 """
 
 import io
+import struct
+import zlib
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +18,65 @@ from PIL import Image, ImageFile, ImageOps
 
 from latentia.errors import DataError, UsageError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "AVIF", "HEIF")
+SUFFIXES = (
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".tif", ".tiff", ".avif", ".heic", ".heif", ".hif",
+)  # fmt: skip
 MAX_PIXELS = 89_478_485  # Pillow's own limit (a quarter GiB of RGB), where Pillow only warns
 
 # First bytes of what turns up under an image's name and is not opened here; only for the message.
 _SIGNATURES = {
     b"%!PS": "PostScript (EPS)",
     b"\xc5\xd0\xd3\xc6": "PostScript (EPS)",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
     b"%PDF": "PDF",
+    b"8BPS": "a Photoshop document",
     b"<": "HTML or XML text",
     b"PK\x03\x04": "a zip archive",
+    b"\x1f\x8b": "a gzip archive",
     b"version https://git-lfs": "a Git LFS pointer (run `git lfs pull`)",
 }
+# Brands of the box at the start of a file of the ISO family (ISO/IEC 23008-12), and what opens them.
+_BRANDS = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"heis"), "HEIF")
+_BRANDS |= {b"mif1": "HEIF", b"msf1": "HEIF"}
+_NEEDS = {"AVIF": "Pillow 11.3 or newer", "HEIF": "the package pillow-heif (pip install pillow-heif)"}
+_PNG = b"\x89PNG\r\n\x1a\n"
 _PLAIN = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "RGB": "RGB", "RGBA": "RGBA", "RGBa": "RGBA", "RGBX": "RGB"}
 _PLAIN |= {"P": "RGB", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "HSV": "RGB"}
 _WITH_KEY = {"1": "LA", "L": "LA", "RGB": "RGBA", "P": "RGBA"}  # a colour or palette entry is named as transparent
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+@cache
+def readable_formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that can be opened here: AVIF and HEIF depend on Pillow's version and on pillow-heif."""
+    try:
+        import pillow_heif
+    except ImportError:
+        pass
+    else:
+        pillow_heif.register_heif_opener()
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def format_of(head: bytes) -> str | None:
+    """The format of an image by the first 16 bytes of its file or more; None if they are of no image.
+
+    Example:
+        >>> format_of(b"GIF89a" + bytes(10))
+        'GIF'
+    """
+    if head[4:8] == b"ftyp":
+        return _BRANDS.get(head[8:12])
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace():
+        return "PPM"
+    if head[:2] == b"BM" and head[6:10] == bytes(4):
+        return "BMP"
+    starts = {_PNG: "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
+    return next((name for start, name in starts.items() if head.startswith(start)), None)
 
 
 class BadImage(DataError):
@@ -88,13 +132,18 @@ def open_image(payload: Any) -> Image.Image:
 def _from_bytes(data: bytes) -> Image.Image:
     if not data:
         raise BadImage("is empty (0 bytes)")
+    known, found = readable_formats(), format_of(data)
+    if found in _NEEDS and found not in known:
+        raise BadImage(f"is {found}, which needs {_NEEDS[found]}")
+    if found == "PNG":
+        data = _without_notes(data)
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=known)
         if image.width * image.height > MAX_PIXELS:
             raise BadImage(f"is {image.width} x {image.height}, more than {MAX_PIXELS} pixels")
         if image.format == "PNG":  # load() leaves the checksums of a PNG alone, verify() needs a second open
             image.verify()
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=known)
         image.load()
     except BadImage:
         raise
@@ -110,6 +159,25 @@ def _from_bytes(data: bytes) -> Image.Image:
     return image
 
 
+def _without_notes(data: bytes) -> bytes:
+    """A PNG without the chunks that stand beside its pixels: texts, profiles, times, later frames.
+
+    Pillow refuses a file for a text or profile of over 1 MB. Only intact chunks are left out; what says how the pixels
+    are shown stays: transparency, and the orientation in EXIF or XMP.
+    """
+    kept, at = [_PNG], len(_PNG)
+    while at + 12 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + size
+        body = data[at + 8 : end - 4]
+        shown = kind in (b"tRNS", b"eXIf") or body.startswith((b"XML:com.adobe.xmp\0", b"Raw profile type exif\0"))
+        sound = end <= len(data) and data[end - 4 : end] == struct.pack(">I", zlib.crc32(kind + body))
+        if not kind[:1].islower() or shown or not sound:
+            kept.append(data[at:end])
+        at = end
+    return b"".join([*kept, data[at:]])
+
+
 def _from_array(array: np.ndarray) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
@@ -121,9 +189,10 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    try:
-        if any(key in image.info for key in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")):
+    if any(key in image.info for key in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")):
+        with suppress(Exception):  # what cannot be parsed names no orientation; the pixels are sound
             image = ImageOps.exif_transpose(image)
+    try:
         if image.mode.startswith("I") or image.mode == "F":
             return Image.fromarray(_to_8_bits(np.asarray(image), image.mode))
         known = _WITH_KEY if "transparency" in image.info and image.mode in _WITH_KEY else _PLAIN
@@ -132,7 +201,7 @@ def _plain(image: Image.Image) -> Image.Image:
         return image if image.mode == known[image.mode] else image.convert(known[image.mode])
     except BadImage:
         raise
-    except Exception as error:  # such as EXIF data that is no EXIF data
+    except Exception as error:
         raise BadImage(f"is damaged ({error})") from None
 
 
