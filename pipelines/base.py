@@ -17,8 +17,16 @@ from torch import Tensor
 
 from latentia.errors import CheckpointError, HubError, LatentiaError, NumericsError, UsageError, did_you_mean
 from latentia.functional.pixels import from_uint8
-from latentia.hub.load import INDEX_NAME, check_component, component_class, pipeline_class, read_index
+from latentia.hub.load import (
+    INDEX_NAME,
+    check_component,
+    check_kept,
+    component_class,
+    pipeline_class,
+    read_index,
+)
 from latentia.pipelines.capabilities import LatentPath, Latents, Likelihood
+from latentia.safety import check_repository
 
 logger = logging.get_logger(__name__)
 
@@ -95,7 +103,8 @@ class DiffusionPipeline(DiffusersPipeline):
             A pipeline of the class that was saved, or of this class if it is a particular one.
 
         Raises:
-            CheckpointError: model_index.json or a component is missing, damaged or not allowed.
+            CheckpointError: model_index.json or a component is missing, damaged or not allowed, or this class has no
+                place for a component.
             HubError: the repository cannot be reached.
             UsageError: the name is no folder and no repository, or code of a repository was asked for.
         """
@@ -110,6 +119,7 @@ class DiffusionPipeline(DiffusersPipeline):
                 part = component_class(value[0], value[1], where)
                 check_component(part, Path(folder), component, kwargs.get("variant"))
         kind = pipeline_class(index, where) if cls is DiffusionPipeline else cls
+        check_kept(kind, index, where)
         kwargs["use_safetensors"] = True
         try:
             load = DiffusersPipeline.from_pretrained.__func__  # type: ignore[attr-defined]
@@ -140,6 +150,7 @@ class DiffusionPipeline(DiffusersPipeline):
             HubError: the repository, its revision or a file of it cannot be had.
         """
         _refuse_code(kwargs)
+        check_repository(str(pretrained_model_name), kwargs.get("revision"))
         place = {key: kwargs[key] for key in ("cache_dir", "local_files_only", "token") if key in kwargs}
         place["local_files_only"] = bool(place.get("local_files_only"))
         kwargs["use_safetensors"] = True

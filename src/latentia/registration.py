@@ -2,8 +2,9 @@
 
 A saved pipeline names the library and the class of each component. diffusers writes `["latentia", "UNet2D"]`, instead
 of the path of a module, and loads such a component from the Hub, only if the library is in its table
-`LOADABLE_CLASSES`. The entry has to be there whichever of the two packages is imported first, so diffusers is not
-imported for it.
+`LOADABLE_CLASSES`. The class of a pipeline, and of a network that is loaded by `AutoModel` from a folder of its own, it
+looks up as an attribute of its root module; so that module passes names that it lacks on to latentia. Both have to be
+there whichever of the two packages is imported first, so diffusers is not imported for it.
 
 Rooms that read saved files look the classes up here by their public names, and so need not import the root package.
 """
@@ -45,9 +46,21 @@ def public(name: str) -> Any:
 
 
 def register(module: ModuleType) -> None:
-    """Adds latentia's two base classes, and how they are saved and loaded, to the table in `module`."""
+    """Adds latentia's two base classes, and how they are saved and loaded, to the table in `module`.
+
+    The root module of diffusers gets a `__getattr__` (PEP 562), which is asked before its own: names that diffusers has
+    itself stay its own, and classes of latentia beside them are imported when they are first asked for.
+    """
     methods = ["save_pretrained", "from_pretrained"]
     module.LOADABLE_CLASSES["latentia"] = {"ModelMixin": methods, "SchedulerMixin": methods}
+    diffusers = sys.modules["diffusers"]
+
+    def find(name: str) -> Any:
+        if name in _public and name[0].isupper() and name not in getattr(diffusers, "__all__", ()):
+            return public(name)
+        raise AttributeError(f"module diffusers has no attribute {name}")
+
+    diffusers.__getattr__ = find  # type: ignore[method-assign]
 
 
 class _RegisterWhenImported(MetaPathFinder):

@@ -64,6 +64,28 @@ def check_subfolder(subfolder: str | None) -> str:
     return subfolder or ""
 
 
+def check_repository(name: str, revision: str | None = None) -> None:
+    """Raises a `UsageError` if `name`, which is no folder here, looks like a path rather than a name on the Hub.
+
+    A path begins with `/`, `.` or `~`, holds `\\` or more than one `/`, or lies in a folder that is there: so that
+    "outputs/nothing" is not asked for on the Hub beside a folder `outputs`, unless a `revision` says that it is there.
+
+    Example:
+        >>> check_repository("user/name")
+        >>> check_repository("runs/ddpm/step-100")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        latentia.errors.UsageError: "runs/ddpm/step-100" is neither a folder nor the name of a Hub repository ...
+    """
+    parent = Path(name).parent
+    inside = revision is None and parent != Path(".") and parent.is_dir()
+    if name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1 or inside:
+        way = f' beside the others in "{parent}"; if a Hub repository is meant, give its revision' if inside else ""
+        raise UsageError(
+            f'"{name}" is neither a folder nor the name of a Hub repository ("user/name"): there is no such folder'
+            f"{way or ' here'}."
+        )
+
+
 def fetch(name: str, patterns: list[str], **options: Any) -> Path:
     """The files of a Hub repository that match `patterns`, all of one commit, which the folder is named after.
 
@@ -79,6 +101,7 @@ def fetch(name: str, patterns: list[str], **options: Any) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
+    check_repository(name, options.get("revision"))
     options = {key: value for key, value in options.items() if value is not None}
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, **options))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.pipelines import pipeline_loading_utils
+from diffusers.training_utils import EMAModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -70,11 +71,14 @@ from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 assert set(LOADABLE_CLASSES["latentia"]) == {"ModelMixin", "SchedulerMixin"}, LOADABLE_CLASSES.keys()
 pipe = diffusers.DiffusionPipeline.from_pretrained(sys.argv[1])
 assert type(pipe.unet).__module__ == "latentia.models.unet", type(pipe.unet)
+pipe = diffusers.DiffusionPipeline.from_pretrained(sys.argv[2])
+assert type(pipe).__module__ == "latentia.pipelines.diffusion", type(pipe)
+assert diffusers.DDPMScheduler.__module__.startswith("diffusers") and not hasattr(diffusers, "compare")
 """
 
 
 def test_import_is_light_and_registers_when_diffusers_comes_later(saved):
-    command = [sys.executable, "-W", "ignore", "-c", CHILD, str(saved / "theirs")]
+    command = [sys.executable, "-W", "ignore", "-c", CHILD, str(saved / "theirs"), str(saved / "ours")]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, done.stderr
 
@@ -85,6 +89,32 @@ def test_registers_when_diffusers_came_first(monkeypatch):
     registration.install()
     assert set(pipeline_loading_utils.LOADABLE_CLASSES["latentia"]) == {"ModelMixin", "SchedulerMixin"}
     assert sys.meta_path == finders
+
+
+def test_diffusers_loads_what_latentia_saved(saved, tmp_path):
+    pipe = diffusers.DiffusionPipeline.from_pretrained(saved / "ours")
+    assert type(pipe) is latentia.UnconditionalDiffusionPipeline and type(pipe.unet) is latentia.UNet2D
+    assert len(pipe(2, num_inference_steps=2).images) == 2
+    tiny_unet().save_pretrained(tmp_path)  # a folder whose config.json names no library
+    network = diffusers.AutoModel.from_pretrained(str(tmp_path))
+    assert type(network) is latentia.UNet2D
+    for name in ("Nonsense", "compare", "unet"):
+        with pytest.raises(AttributeError, match=f"diffusers has no attribute {name}"):
+            getattr(diffusers, name)
+    assert diffusers.DDPMScheduler is not latentia.DDPMScheduler
+
+
+def test_an_average_of_diffusers_is_read_back(tmp_path):
+    """Training scripts of diffusers resume their averages so; the settings lie in the configuration of the network."""
+    network = tiny_unet()
+    average = EMAModel(network.parameters(), decay=0.7, model_cls=latentia.UNet2D, model_config=network.config)
+    for parameter in network.parameters():
+        parameter.data += 1
+    average.step(network.parameters())
+    average.save_pretrained(tmp_path)
+    again = EMAModel.from_pretrained(tmp_path, latentia.UNet2D)
+    assert again.decay == 0.7 and again.optimization_step == 1
+    assert all(torch.equal(a, b) for a, b in zip(again.shadow_params, average.shadow_params, strict=True))
 
 
 def test_saved_files_name_the_library_and_no_module(saved):
@@ -152,6 +182,32 @@ def test_a_missing_file_is_an_os_error_too(saved):
         with pytest.raises(OSError) as caught:
             load.from_pretrained(saved / "ours" / ("unet" if load is latentia.UNet2D else ""), variant="fp16")
         assert isinstance(caught.value, CheckpointError) and caught.value.exit_code == 5
+
+
+def test_a_class_without_place_for_a_component_is_refused(folder):
+    index = json.loads((folder / "model_index.json").read_text())
+    shutil.copytree(folder / "unet", folder / "vae")
+    (folder / "model_index.json").write_text(json.dumps({**index, "vae": ["latentia", "UNet2D"]}))
+    with pytest.raises(CheckpointError, match="with vae, for which UnconditionalDiffusionPipeline has no place"):
+        latentia.UnconditionalDiffusionPipeline.from_pretrained(folder)
+
+
+def test_a_scheduler_of_another_kind_is_refused(tmp_path):
+    diffusers.FlowMatchEulerDiscreteScheduler().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="of a FlowMatchEulerDiscreteScheduler, whose noise a DDIMScheduler"):
+        latentia.DDIMScheduler.from_pretrained(tmp_path)
+    diffusers.EulerDiscreteScheduler(beta_end=0.03).save_pretrained(tmp_path)
+    assert latentia.DDIMScheduler.from_pretrained(tmp_path).config.beta_end == 0.03
+
+
+@pytest.mark.parametrize("name", ["/no/such", "./runs", "~/runs", "a/b/c", "runs\\x", "outputs/nothing"])
+def test_a_path_that_is_not_there_is_not_asked_for_on_the_hub(name, tmp_path, monkeypatch):
+    (tmp_path / "outputs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("socket.socket.connect", lambda *args: pytest.fail("the network was asked"))
+    for load in (latentia.DiffusionPipeline, latentia.UNet2D, latentia.DDIMScheduler):
+        with pytest.raises(UsageError, match=r"neither a folder nor the name of a Hub repository.*no such folder"):
+            load.from_pretrained(name)
 
 
 def test_long_lists_of_keys_are_cut(folder):

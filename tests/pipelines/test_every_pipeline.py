@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,7 @@ from PIL import Image
 from pipeline_list import PIPELINES, Entry, random_images
 
 import latentia
-from latentia.errors import UsageError
+from latentia.errors import LatentiaError, UsageError
 from latentia.hub.load import read_index
 from latentia.hub.push import diffusers_pipeline
 from latentia.pipelines import sampling
@@ -329,6 +330,7 @@ def test_saved_and_loaded_it_gives_the_same_bytes(entry, saved):
     pipe, loaded = BUILT[entry.name], latentia.DiffusionPipeline.from_pretrained(root / entry.name)
     loaded.set_progress_bar_config(disable=True)
     assert type(loaded) is type(pipe) is type(type(pipe).from_pretrained(root / entry.name))
+    assert type(diffusers.DiffusionPipeline.from_pretrained(root / entry.name)) is type(pipe)
     assert capabilities(loaded) == capabilities(pipe)
     here, there = results(entry, pipe, 2), results(entry, loaded, 2)
     for word, value in here.items():  # not to the last bit: loaded weights are aligned otherwise in memory
@@ -394,3 +396,17 @@ def test_nothing_mixes_devices(entry, small_chunks):
             torch.testing.assert_close(value.cpu(), expected[word])
         if entry.ask:
             assert len(sample(entry, pipe, 1, output_type="pil")) == len(sample(entry, pipe, 1, output_type="np")) == 1
+
+
+@pytest.mark.parametrize("name", sorted({type(pipe).__name__ for pipe in BUILT.values()}))
+def test_another_class_takes_every_component_or_is_refused(name, tmp_path):
+    """diffusers drops components that a class has no place for, such as the autoencoder of latent diffusion."""
+    saved = next(pipe for pipe in BUILT.values() if type(pipe).__name__ == name)
+    saved.save_pretrained(tmp_path)
+    parts = {key for key, part in saved.components.items() if part is not None}
+    for kind in {type(pipe) for pipe in BUILT.values()} - {type(saved)}:
+        try:
+            loaded = kind.from_pretrained(tmp_path)
+        except LatentiaError:
+            continue
+        assert parts <= {key for key, part in loaded.components.items() if part is not None}, kind

@@ -4,6 +4,7 @@
 anything is imported or any path is joined, and no code that lies in a repository is ever run.
 """
 
+import inspect
 import os
 import re
 from importlib import import_module
@@ -27,6 +28,7 @@ _PARTS = {  # of each library; a pipeline in a pipeline would bring an index of 
     ),
 }
 LIBRARIES = tuple(_PARTS)
+_NOT_NEEDED = {"safety_checker", "feature_extractor", "image_encoder"}
 _COMPONENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]*")
 _CLASS = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _OWN_KEYS = {"_class_name", "_diffusers_version", "_name_or_path", "_module"}
@@ -139,6 +141,24 @@ def pipeline_class(index: dict[str, Any], where: str) -> type:
             "pipelines that it is made of one by one."
         )
     return found
+
+
+def check_kept(kind: Any, index: dict[str, Any], where: str) -> None:
+    """Refuses a pipeline class that would leave out a component of the saved pipeline.
+
+    diffusers drops such a component with a warning, and without its autoencoder a latent diffusion gives latents for
+    images. What judges finished images or reads prompts made of images may be missing.
+
+    Raises:
+        CheckpointError: naming the components, and the class that was saved.
+    """
+    parts = {name for name, value in index.items() if isinstance(value, list) and value[0] is not None}
+    lost = sorted(parts - set(inspect.signature(kind.__init__).parameters) - _NOT_NEEDED)
+    if lost:
+        raise CheckpointError(
+            f"{where} holds a {index['_class_name']} with {', '.join(lost)}, for which {kind.__name__} has no place: "
+            "its images would be wrong. Load it with latentia.DiffusionPipeline, which takes the class that was saved."
+        )
 
 
 def check_component(kind: Any, root: Path, name: str, variant: str | None = None) -> None:

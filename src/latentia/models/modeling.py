@@ -26,6 +26,10 @@ STEM = "diffusion_pytorch_model"
 # The names of the parts of networks and of their settings, as a number in each saved configuration: raised when names
 # change, so that an earlier file is refused as such. 2: encoder, decoder, quantize, ... as in diffusers.
 FORMAT_KEY, FORMAT = "_latentia_format", 2
+# What diffusers' `EMAModel.save_pretrained` adds to the configuration of the network that it averages.
+_EMA_KEYS = {
+    *("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power"),
+}
 
 
 def _first(keys: Iterable[object], shown: int = 3) -> str:
@@ -153,7 +157,7 @@ class ModelMixin(DiffusersModelMixin):
         current = config.get(FORMAT_KEY) == FORMAT
         known = [key for key in inspect.signature(cls.__init__).parameters if key != "self"]
         for key in config:
-            if key not in known and not key.startswith("_"):
+            if key not in known and not key.startswith("_") and key not in _EMA_KEYS:
                 if not current and config.get("_class_name") == cls.__name__:
                     raise CheckpointError(cls._earlier(folder))
                 raise CheckpointError(

@@ -41,7 +41,7 @@ class SchedulerMixin(DiffusersSchedulerMixin):
             **kwargs: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download`, or a value to change.
 
         Raises:
-            CheckpointError: the file is missing, damaged or without bounds.
+            CheckpointError: the file is missing, damaged, without bounds, or of a scheduler of another kind.
             HubError: the repository cannot be had.
             UsageError: a value out of its range, or a `subfolder` that is more than plain names.
         """
@@ -53,6 +53,12 @@ class SchedulerMixin(DiffusersSchedulerMixin):
         check_link(path, root)
         config = read_json(path)
         check_flags(config, str(path))
+        known, saved = [cls.__name__, *cls._compatibles], config.get("_class_name", cls.__name__)
+        if saved not in known:  # such as one of flow matching, which has no betas
+            raise CheckpointError(
+                f"{path} is of a {saved}, whose noise a {cls.__name__} does not know. Load it with {saved}, or build a "
+                f"{cls.__name__} with the settings that the network was trained with."
+            )
         try:
             return cls.from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
         except LatentiaError:
