@@ -10,7 +10,8 @@ from latentia.errors import UsageError
 from latentia.functional.chunks import in_chunks
 from latentia.functional.interpolation import interpolate
 from latentia.pipelines.arguments import Generators, count_images, image_generators
-from latentia.pipelines.base import DiffusionPipeline, Images, check_output_type, from_input, to_output
+from latentia.pipelines.base import DiffusionPipeline
+from latentia.pipelines.images import Images, check_output_type, from_input, to_output
 
 
 class Memorisation(NamedTuple):

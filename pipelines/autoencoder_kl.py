@@ -14,7 +14,8 @@ from latentia.functional.distributions import reparameterize
 from latentia.functional.interpolation import interpolate
 from latentia.models.autoencoder_kl import latent_statistics
 from latentia.pipelines.arguments import Generators, count_images, draw_noise, image_generators
-from latentia.pipelines.base import DiffusionPipeline, Images, check_output_type, from_input, to_output
+from latentia.pipelines.base import DiffusionPipeline
+from latentia.pipelines.images import Images, check_output_type, from_input, to_output
 
 _PIXELS = 16 * 64**2  # at once: 16 images of 64 x 64, or one of 256 x 256 or more
 

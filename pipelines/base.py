@@ -1,22 +1,19 @@
-"""Base class of all pipelines: loading, declared capabilities, shared methods, and conversion from and to [0, 255]."""
+"""Base class of all pipelines: loading, declared capabilities and shared methods."""
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline as DiffusersPipeline
 from diffusers.utils import logging
 from huggingface_hub import hf_hub_download, resolve_revision
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionResolutionError
-from PIL import Image
 from torch import Tensor
 
-from latentia.errors import CheckpointError, HubError, LatentiaError, NumericsError, UsageError, did_you_mean
-from latentia.functional.pixels import from_uint8
+from latentia.errors import CheckpointError, HubError, LatentiaError, UsageError, did_you_mean
 from latentia.hub.load import (
     INDEX_NAME,
     check_component,
@@ -30,7 +27,6 @@ from latentia.safety import check_repository
 
 logger = logging.get_logger(__name__)
 
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 WORDS = ("encode", "decode", "interpolate", "log_likelihood")
 _LATENT_WORDS: dict[Latents | None, tuple[str, ...]] = {
     "continuous": WORDS[:3],
@@ -38,9 +34,7 @@ _LATENT_WORDS: dict[Latents | None, tuple[str, ...]] = {
     "embeddings": WORDS[:1],
     None: (),
 }
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 Labels = int | str | Sequence[int | str] | Tensor | None
-Images = Image.Image | np.ndarray | Tensor | Sequence[Image.Image]
 
 
 class DiffusionPipeline(DiffusersPipeline):
@@ -274,136 +268,3 @@ def _refuse_code(kwargs: dict[str, Any]) -> None:
         )
     if kwargs.get("use_safetensors") is False:
         raise UsageError("use_safetensors must be True, got False: pickled weights can run code.")
-
-
-def check_output_type(output_type: str) -> None:
-    """Refuses an unknown `output_type`. Call it before sampling, so that a typo does not cost the samples.
-
-    Raises:
-        UsageError: it is none of "pil", "np", "pt", "latent".
-    """
-    if output_type not in OUTPUT_TYPES:
-        raise UsageError(
-            f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}."
-            + did_you_mean(str(output_type), OUTPUT_TYPES)
-        )
-
-
-def to_output(x: Tensor, output_type: str = "pil") -> Any:
-    """Converts a network's images in [-1, 1] to PIL images, arrays or tensors.
-
-    A pixel is `round(255 * clamp((x + 1) / 2, 0, 1))`, halves to even, on the CPU in float32, so that equal samples
-    give equal images on every device.
-
-    Args:
-        x: (B, C, H, W), float, in [-1, 1]; what lies outside is clamped. "pil" needs 1, 3 or 4 channels.
-        output_type: "pil" (list of PIL images), "np" ((B, H, W, C), float32 in [0, 1]), "pt" ((B, C, H, W) in [0, 1],
-            on the device of `x`), or "latent" (`x` itself).
-
-    Raises:
-        NumericsError: a value is not finite.
-        UsageError: another `output_type`, or a number of channels that PIL images do not have.
-
-    Example:
-        >>> to_output(torch.zeros(2, 1, 8, 8))[0].getpixel((0, 0))
-        128
-    """
-    check_output_type(output_type)
-    if output_type == "latent":
-        return x
-    if not torch.isfinite(x).all():
-        raise NumericsError(
-            "The samples are not finite, so they are no images. Sample in float32 or bfloat16, or look for the step "
-            "of training at which the weights went wrong."
-        )
-    unit = (x.float() + 1).div(2).clamp(0, 1)
-    if output_type == "pt":
-        return unit
-    array = unit.cpu().permute(0, 2, 3, 1).numpy()  # (B, H, W, C)
-    if output_type == "np":
-        return array
-    if array.shape[-1] not in _MODES:
-        raise UsageError(f'output_type="pil" needs 1, 3 or 4 channels, got {array.shape[-1]}. Take "np" or "pt".')
-    pixels = (array * 255).round().astype(np.uint8)
-    return [Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one) for one in pixels]
-
-
-def from_input(
-    images: Image.Image | np.ndarray | Tensor | Sequence[Image.Image],
-    *,
-    channels: int | None = None,
-    size: int | tuple[int, int] | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """Converts PIL images, arrays or tensors to (B, C, H, W) in [-1, 1]. Nothing is resized or converted silently.
-
-    Args:
-        images: one PIL image or a list of them (modes L, RGB, RGBA); an array (H, W, C) or (B, H, W, C), uint8 or float
-            in [0, 1]; or a tensor (C, H, W) or (B, C, H, W), uint8 or, as data sets here deliver it, float in [-1, 1].
-        channels: how many the network takes; None for any.
-        size: height and width, or one number for both, that the network takes; None for any.
-        device, dtype: of the result.
-
-    Raises:
-        UsageError: type, shape, range, channels or size are not as said.
-
-    Example:
-        >>> from_input(Image.new("L", (8, 8), 255), channels=1, size=8).shape
-        torch.Size([1, 1, 8, 8])
-    """
-    if isinstance(images, Image.Image):
-        images = [images]
-    if isinstance(images, Sequence) and not isinstance(images, str) and len(images) > 0:
-        images = _stack(images)
-    if isinstance(images, np.ndarray):
-        x = torch.from_numpy(np.ascontiguousarray(images))
-        if x.ndim not in (3, 4):
-            raise UsageError(f"images must have shape (H, W, C) or (B, H, W, C), got {tuple(images.shape)}.")
-        x, low = x.movedim(-1, -3), 0.0
-    elif isinstance(images, Tensor):
-        x, low = images, -1.0
-    else:
-        raise UsageError(f"images must be PIL images, an array or a tensor, got {type(images).__name__}.")
-    if x.ndim == 3:
-        x = x[None]
-    if x.ndim != 4 or 0 in x.shape:
-        raise UsageError(f"images must have shape (C, H, W) or (B, C, H, W) and not be empty, got {tuple(x.shape)}.")
-    if x.dtype == torch.uint8:
-        x, low = from_uint8(x), -1.0
-    elif x.is_floating_point():
-        high = 1.0
-        if not (x.min() >= low and x.max() <= high):  # also if a value is not a number
-            raise UsageError(
-                f"images must lie in [{low:g}, {high:g}], got values from {x.min():g} to {x.max():g}. Give pixels of "
-                f"0 to 255 as uint8, and floats as {'an array in [0, 1]' if low == 0 else 'a tensor in [-1, 1]'}."
-            )
-    else:
-        raise UsageError(f"images must be uint8 or floating point, got {x.dtype}.")
-    if channels is not None and x.shape[1] != channels:
-        hint = f' Convert them first: image.convert("{_MODES[channels]}").' if channels in _MODES else ""
-        raise UsageError(f"images must have {channels} channels, got {x.shape[1]}.{hint}")
-    if size is not None:
-        height, width = (size, size) if isinstance(size, int) else size
-        if tuple(x.shape[-2:]) != (height, width):
-            raise UsageError(
-                f"images must be {height} high and {width} wide, got {x.shape[-2]} by {x.shape[-1]}. Resize them "
-                f"first: image.resize(({width}, {height}))."
-            )
-    x = x.to(device=device, dtype=dtype)
-    return x * 2 - 1 if low == 0 else x
-
-
-def _stack(images: Sequence[Any]) -> np.ndarray:
-    for image in images:
-        if not isinstance(image, Image.Image):
-            raise UsageError(f"A list of images must hold PIL images only, got {type(image).__name__}.")
-        if image.mode not in _MODES.values():
-            raise UsageError(f'An image must have mode L, RGB or RGBA, got {image.mode}. Use image.convert("RGB").')
-        if (image.size, image.mode) != (images[0].size, images[0].mode):
-            raise UsageError(
-                "Images of one call must be alike, got "
-                f"{images[0].mode} {images[0].size} and {image.mode} {image.size}."
-            )
-    arrays = [np.asarray(image) for image in images]
-    return np.stack([array if array.ndim == 3 else array[..., None] for array in arrays])

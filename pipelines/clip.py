@@ -10,7 +10,8 @@ from torch import Tensor
 
 from latentia.errors import UsageError
 from latentia.functional.chunks import in_chunks
-from latentia.pipelines.base import DiffusionPipeline, Images, from_input
+from latentia.pipelines.base import DiffusionPipeline
+from latentia.pipelines.images import Images, from_input
 from latentia.pipelines.texts import check_text_encoder, pool_texts
 
 

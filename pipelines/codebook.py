@@ -8,7 +8,7 @@ from torch import Tensor
 from latentia.errors import UsageError, check_range
 from latentia.functional.chunks import in_chunks
 from latentia.functional.interpolation import interpolate
-from latentia.pipelines.base import Images, from_input
+from latentia.pipelines.images import Images, from_input
 
 
 def is_quantised(network: Any) -> bool:

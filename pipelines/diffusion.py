@@ -12,9 +12,10 @@ from latentia.functional.bounds import diffusion_bound_term
 from latentia.functional.interpolation import interpolate
 from latentia.models.layers.convolution import image_size
 from latentia.pipelines.arguments import Generators, count_images, draw_noise, image_generators
-from latentia.pipelines.base import DiffusionPipeline, Images, Labels, check_output_type, from_input, to_output
+from latentia.pipelines.base import DiffusionPipeline, Labels
 from latentia.pipelines.capabilities import Likelihood
 from latentia.pipelines.image_conditioning import source_image, super_resolution
+from latentia.pipelines.images import Images, check_output_type, from_input, to_output
 from latentia.pipelines.sampling import (
     check_steps,
     class_conditioning,

@@ -14,7 +14,8 @@ from latentia.functional.chunks import in_chunks
 from latentia.functional.interpolation import interpolate
 from latentia.models.layers.convolution import image_size
 from latentia.pipelines.arguments import Generators, count_images, draw_noise, image_generators
-from latentia.pipelines.base import DiffusionPipeline, Images, Labels, check_output_type, from_input, to_output
+from latentia.pipelines.base import DiffusionPipeline, Labels
+from latentia.pipelines.images import Images, check_output_type, from_input, to_output
 from latentia.pipelines.rejection import rejection_sample
 
 

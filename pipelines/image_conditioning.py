@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from latentia.errors import UsageError
-from latentia.pipelines.base import Images, from_input
+from latentia.pipelines.images import Images, from_input
 from latentia.pipelines.sampling import add_noise, initial_sample, is_flow
 
 STRENGTH = 0.8  # of an image without a mask

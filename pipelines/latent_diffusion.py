@@ -10,7 +10,8 @@ from torch import Tensor
 from latentia.errors import UsageError, check_range
 from latentia.functional.interpolation import interpolate
 from latentia.pipelines.arguments import Generators, count_images, draw_noise, image_generators
-from latentia.pipelines.base import DiffusionPipeline, Images, Labels, check_output_type, from_input, to_output
+from latentia.pipelines.base import DiffusionPipeline, Labels
+from latentia.pipelines.images import Images, check_output_type, from_input, to_output
 from latentia.pipelines.latents import (
     check_latents,
     check_no_clipping,

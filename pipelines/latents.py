@@ -18,8 +18,9 @@ from latentia.functional.chunks import in_chunks
 from latentia.hub.check import saved_class
 from latentia.hub.load import check_component
 from latentia.models.layers.convolution import image_size
-from latentia.pipelines.base import DiffusionPipeline, Images
+from latentia.pipelines.base import DiffusionPipeline
 from latentia.pipelines.image_conditioning import SourceImage, check_without_image, source_image
+from latentia.pipelines.images import Images
 
 KNOWN = "AutoencoderKL, AutoencoderTiny, VQModel, VQVAE"
 _CHUNK = 16  # images at once: large ones fill the memory

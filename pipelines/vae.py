@@ -15,8 +15,9 @@ from latentia.functional.distributions import log_likelihood, log_normal
 from latentia.functional.interpolation import interpolate
 from latentia.models.layers.convolution import image_size
 from latentia.pipelines.arguments import Generators, count_images, draw_noise, draw_uniform, image_generators
-from latentia.pipelines.base import DiffusionPipeline, Images, Labels, check_output_type, from_input, to_output
+from latentia.pipelines.base import DiffusionPipeline, Labels
 from latentia.pipelines.capabilities import Likelihood
+from latentia.pipelines.images import Images, check_output_type, from_input, to_output
 
 
 class VAEPipeline(DiffusionPipeline):

@@ -13,9 +13,10 @@ from latentia.functional.chunks import in_chunks
 from latentia.losses.autoregressive import code_log_probs
 from latentia.models.vq_prior import code_prefix, condition_length
 from latentia.pipelines.arguments import Generators, count_images, draw_uniform, image_generators
-from latentia.pipelines.base import DiffusionPipeline, Images, Labels, check_output_type, to_output
+from latentia.pipelines.base import DiffusionPipeline, Labels
 from latentia.pipelines.capabilities import Likelihood
 from latentia.pipelines.codebook import codebook_size, decode_codes, encode_images, interpolate_images, is_quantised
+from latentia.pipelines.images import Images, check_output_type, to_output
 from latentia.pipelines.texts import warn_of_cuts
 
 Texts = str | Sequence[str] | None

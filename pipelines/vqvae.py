@@ -9,8 +9,9 @@ from torch import Tensor
 from latentia.errors import UsageError
 from latentia.models.priors import PositionPrior
 from latentia.pipelines.arguments import Generators, count_images, image_generators
-from latentia.pipelines.base import DiffusionPipeline, Images, check_output_type, to_output
+from latentia.pipelines.base import DiffusionPipeline
 from latentia.pipelines.codebook import codebook_size, decode_codes, encode_images, interpolate_images
+from latentia.pipelines.images import Images, check_output_type, to_output
 
 
 class VQVAEPipeline(DiffusionPipeline):

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 import latentia
 from latentia import registration
 from latentia.errors import CheckpointError, NumericsError, UsageError
-from latentia.pipelines.base import WORDS, check_output_type, from_input, to_output
+from latentia.pipelines.base import WORDS
+from latentia.pipelines.images import check_output_type, from_input, to_output
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -17,8 +17,9 @@ from latentia.data import ImageData, load_images
 from latentia.errors import DataError, UsageError, did_you_mean
 from latentia.evaluation.baselines import KernelDensitySampler, PCASampler
 from latentia.functional.pixels import to_uint8
-from latentia.pipelines.base import DiffusionPipeline, from_input
+from latentia.pipelines.base import DiffusionPipeline
 from latentia.pipelines.capabilities import Capabilities, capabilities
+from latentia.pipelines.images import from_input
 from latentia.rng import seed_from
 
 BASELINES = {"pca": PCASampler, "kde": KernelDensitySampler}
