@@ -374,7 +374,7 @@ def test_labels_and_captions(tmp_path):
 
 def test_sizes_and_colours_must_agree(tmp_path):
     file = write_parquet(tmp_path / "a.parquet", {}, [encoded(random_image(0, 8)), encoded(random_image(1, 9))])
-    with pytest.raises(DataError, match=r"row 1 is 9 x 9, but the first image is 8 x 8. Give a resolution"):
+    with pytest.raises(DataError, match=r"row 1 is 9 x 9, but the first image is 8 x 8. Give `resolution`"):
         load_images(file)
     file = write_parquet(tmp_path / "b.parquet", {}, [encoded(random_image(0)), encoded(random_image(1, colour=True))])
     with pytest.raises(DataError, match=r"row 1 is in colour.*channels=3.*channels=1"):
@@ -1038,7 +1038,7 @@ def test_bad_images_in_a_stream():
         ([{"image": GREY, "label": "cat"}], {}, UsageError, "Give label_names"),
         ([{"image": GREY, "label": 7}], {"label_names": ["a"]}, DataError, "holds 7, outside"),
         ([{"image": GREY}, {}], {}, DataError, 'row 1 has no "image"'),
-        ([{"image": GREY}, {"image": random_image(0)}], {}, DataError, "Give a resolution"),
+        ([{"image": GREY}, {"image": random_image(0)}], {}, DataError, "Give `resolution`"),
         ([{"image": GREY}, {"image": RGB}], {}, DataError, "in colour"),
         ([{"image": GREY, "text": ""}], {}, DataError, "not a text"),
     ],

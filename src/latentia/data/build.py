@@ -1,6 +1,7 @@
 """Decode a source once: its rows become pixels, labels and captions."""
 
 import itertools
+import logging
 import multiprocessing
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,10 @@ from latentia.data.columns import Labels, Table, check_caption
 from latentia.data.decode import BadImage, Fit, decode_all, open_image
 from latentia.errors import DataError
 
+logger = logging.getLogger(__name__)
+
 MAX_SKIPPED = 0.01  # share of bad images from which on something else is wrong
+MAX_NAMED = 1000  # bad images in one error
 _CHUNK = 128
 
 
@@ -59,25 +63,27 @@ def build(
         labels = Labels(picked["label"], plan.label_names or table.columns[picked["label"]].names)
     captions: list[str] | None = [] if "caption" in picked else None
     sizes: list[tuple[int, int]] = []
-    skipped: list[str] = []
+    bad: list[str] = []
     for where, values, pixels in _decode(table.rows(names), rows, plan, num_workers):
-        if isinstance(pixels, BadImage) and plan.on_bad_image == "skip":
-            skipped.append(f"{where} {pixels}")
-            if len(skipped) > MAX_SKIPPED * len(rows):
-                raise DataError(
-                    f"{len(skipped)} of the first {len(sizes) + len(skipped)} images are bad, more than 1 % of "
-                    f"{len(rows)}: {'; '.join(skipped[:3])}. Repair or remove them."
-                )
-            continue
         if isinstance(pixels, BadImage):
-            raise DataError(f'{where} {pixels}. Repair or remove it, or leave bad images out with on_bad_image="skip".')
+            bad.append(f"{where} {pixels}")
+            if plan.on_bad_image == "skip" and len(bad) > MAX_SKIPPED * len(rows):
+                raise DataError(
+                    f"{len(bad)} of the first {len(sizes) + len(bad)} images are bad, more than 1 % of "
+                    f"{len(rows)}: {'; '.join(bad[:3])}. Repair or remove them."
+                )
+            if plan.on_bad_image == "raise" and len(bad) == 1:
+                logger.warning("%s; the other images are read through, to name all that are bad", bad[0])
+            if len(bad) == MAX_NAMED:
+                break
+            continue
         if isinstance(pixels, Exception):
             raise DataError(f"{where} {pixels}.") from pixels
         if plan.crop and sizes and pixels.shape[1:] != sizes[0]:
             (height, width), (first_height, first_width) = pixels.shape[1:], sizes[0]
             raise DataError(
                 f"{where} is {width} x {height}, but the first image is {first_width} x {first_height}. "
-                "Give a resolution to bring all images to one size."
+                "Give `resolution` to bring all images to one size."
             )
         rest = list(values[1:])
         if labels is not None:
@@ -89,6 +95,8 @@ def build(
             _check_room(folder, pixels.nbytes * len(rows))
         sizes.append((pixels.shape[1], pixels.shape[2]))
         write(np.ascontiguousarray(pixels).data)
+    if bad and plan.on_bad_image == "raise":
+        raise bad_images(bad, len(rows))
     if not sizes:
         raise DataError("there is no image in the rows asked for; look at split and max_samples.")
     numbers, classes = labels.numbered() if labels is not None else (None, None)
@@ -97,11 +105,20 @@ def build(
         "sizes": [sizes[0]] if len(set(sizes)) == 1 else sizes,
         "count": len(sizes),
         "columns": picked,
+        "unused_columns": [name for name in table.columns if name not in names],
         "labels": numbers,
         "label_names": classes,
         "captions": captions,
-        "skipped": skipped,
+        "skipped": bad,
     }
+
+
+def bad_images(bad: Sequence[str], count: int | None = None) -> DataError:
+    """The error that names bad images, each with its reason, of `count` images (None: a stream)."""
+    shown, them = (bad[0], "it") if len(bad) == 1 else ("\n  ".join([f"{len(bad)} images are bad:", *bad]), "them")
+    few = count is None or len(bad) <= MAX_SKIPPED * count  # else skipping is refused
+    skip = ', or leave bad images out with on_bad_image="skip"' if few else ""
+    return DataError(f"{shown}. Repair or remove {them}{skip}.")
 
 
 def _check_room(folder: Path, wanted: int) -> None:

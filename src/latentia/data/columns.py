@@ -1,12 +1,13 @@
 """Columns of a data set: which ones hold images, labels and captions, and which values they may have."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
+from latentia.data.left_out import LeftOut
 from latentia.errors import DataError, UsageError, did_you_mean
 
 MAX_CLASSES = 65_536  # of a plain integer column, so that one damaged value does not make 2**40 classes
@@ -32,12 +33,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Source:
-    """Where images come from: `key` changes when they change (None: a stream), `about` goes to the model card."""
+    """Where images come from: `key` changes when they change (None: a stream), `about` goes to the model card.
+
+    `left_out` says what of it is not taken.
+    """
 
     name: str
     about: dict[str, Any]
     open: Callable[[], Table]
     key: Any = None
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 def pick(table: Table, source: str, image: str | None, label: str | None, caption: str | None) -> dict[str, str]:
@@ -82,6 +87,19 @@ def _by_convention(role: str, columns: dict[str, Column]) -> str | None:
     return next((name for name in ("text", "caption") if name in columns and columns[name].kind == "text"), None)
 
 
+def class_order(names: Iterable[str]) -> list[str]:
+    """The names of classes, each once, sorted: whole numbers by value, so that class "10" is not the third.
+
+    Example:
+        >>> class_order(["10", "2", "0", "2"]), class_order(["b", "10", "a"])
+        (['0', '2', '10'], ['10', 'a', 'b'])
+    """
+    different = set(names)
+    if all(name.isascii() and name.isdecimal() for name in different):
+        return sorted(different, key=lambda name: (int(name), name))
+    return sorted(different)
+
+
 class Labels:
     """Checks labels one by one and numbers them at the end.
 
@@ -119,12 +137,12 @@ class Labels:
         return int(value)
 
     def numbered(self) -> tuple[list[int], list[str]]:
-        """All labels as integers, and the names of the classes: given, else the sorted texts, else "0", "1", ..."""
+        """All labels as integers, and the names of the classes: given, else the texts in order, else "0", "1", ..."""
         texts = {value for value in self.values if isinstance(value, str)}
         if texts and len(texts) != len(set(self.values)):
             raise DataError(f'label column "{self.column}" mixes integers and text.')
         if texts:
-            names = sorted(texts)
+            names = class_order(texts)
             number = {name: i for i, name in enumerate(names)}
             return [number[str(value)] for value in self.values], names
         values = [int(value) for value in self.values]

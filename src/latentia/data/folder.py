@@ -1,36 +1,88 @@
-"""A folder of images: labels from its subfolders, or labels and captions from metadata.jsonl or metadata.csv."""
+"""A folder of images: what is in it, its splits, its classes, and the labels and captions of its metadata."""
 
-import csv
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latentia.data.columns import Column, Table
-from latentia.data.decode import SUFFIXES
+from latentia.data.columns import Column, Source, Table, class_order
+from latentia.data.decode import SUFFIXES, format_of
+from latentia.data.left_out import LeftOut
+from latentia.data.metadata import METADATA, read_metadata
+from latentia.data.parquet import SPLIT_WORDS, holds_images, of_split, parquet_source, stamp
 from latentia.errors import DataError
 
+_KINDS = {
+    "a camera's raw image; export it as TIFF or JPEG": ".3fr .arw .cr2 .cr3 .dng .nef .orf .pef .raf .raw .rw2 .srw",
+    "an archive, which is not unpacked": ".7z .bz2 .gz .rar .tar .tgz .xz .zip",
+    "a table; the columns of images are read from metadata.csv, .jsonl, .json or .parquet": ".csv .json .jsonl .tsv "
+    ".xls .xlsx .ods",
+    "a text; captions are read from metadata.csv, .jsonl, .json or .parquet": ".caption .md .pdf .txt",
+    "a video": ".avi .m4v .mkv .mov .mp4 .mpg .webm",
+    "sound": ".aac .flac .m4a .mp3 .ogg .opus .wav",
+    "a file of arrays": ".h5 .mat .npy .npz .pt .safetensors",
+}
+_KIND_OF = {suffix: kind for kind, suffixes in _KINDS.items() for suffix in suffixes.split()}
 
-def image_files(root: Path, source: str) -> list[Path]:
-    """Every image file below `root`, sorted, without hidden ones. Nothing outside `root` is followed."""
-    files, others = [], Counter[str]()
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
-        for name in folders:
-            _inside(root, Path(folder, name), source)
+
+def kind_of(path: Path) -> str | None:
+    """What a file without images holds, by its suffix, as in "a video"; None if that is not known.
+
+    Example:
+        >>> kind_of(Path("a.mp4"))
+        'a video'
+    """
+    return _KIND_OF.get(path.suffix.lower())
+
+
+@dataclass
+class Contents:
+    """The files below a folder, each list sorted; `others` are not taken, each with its kind and the reason."""
+
+    images: list[Path] = field(default_factory=list)
+    metadata: list[Path] = field(default_factory=list)
+    parquet: list[Path] = field(default_factory=list)
+    others: list[tuple[Path, str, str]] = field(default_factory=list)
+
+
+def contents(root: Path, source: str) -> Contents:
+    """Every file below `root`. Nothing outside of it is followed, and what is hidden is not taken.
+
+    A file is an image by its suffix, or, without a suffix, by its content.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{source}: {error.filename} cannot be listed: {error.strerror}.") from error
+
+    found = Contents()
+    for folder, folders, names in os.walk(root, onerror=refuse):
+        place = Path(folder)
+        hidden = any(part.startswith((".", "__")) for part in place.relative_to(root).parts)
+        for name in () if hidden else folders:
+            if not name.startswith((".", "__")) and _inside(root, place / name, source).is_symlink():
+                found.others.append((place / name, "folder", "a link, which is not followed"))
+        if place != root and not hidden and not folders and not names:
+            found.others.append((place, "folder", "empty"))
         for name in names:
-            if name.startswith("."):
-                continue
-            if name.lower().endswith(SUFFIXES):
-                files.append(_inside(root, Path(folder, name), source))
+            path, suffix = place / name, Path(name).suffix.lower()
+            if hidden or name.startswith("."):
+                if suffix in SUFFIXES:
+                    found.others.append((path, suffix, "hidden"))
+            elif suffix in SUFFIXES:
+                found.images.append(_inside(root, path, source))
+            elif Path(name).stem == "metadata" and suffix in METADATA:
+                found.metadata.append(_inside(root, path, source))
+            elif suffix == ".parquet":
+                found.parquet.append(path)
+            elif not suffix and _format(path):
+                found.images.append(_inside(root, path, source))
             else:
-                others[Path(name).suffix.lower()] += 1
-    if not files:
-        seen = ", ".join(f"{count} x {suffix or 'no suffix'}" for suffix, count in others.most_common(5))
-        raise DataError(f"{source} holds no image ({seen or 'nothing at all'}); known suffixes: {' '.join(SUFFIXES)}.")
-    return sorted(files)
+                found.others.append((path, suffix or "no suffix", _reason(path)))
+    for files in (found.images, found.metadata, found.parquet, found.others):
+        files.sort()  # type: ignore[attr-defined] # mypy joins the lists to list[object]
+    return found
 
 
 def _inside(root: Path, path: Path, source: str) -> Path:
@@ -43,82 +95,131 @@ def _inside(root: Path, path: Path, source: str) -> Path:
     return path
 
 
-def folder_table(root: Path, files: list[Path], metadata: list[Path], source: str) -> Table:
-    """A table over `files`; `metadata` (at most one file) chooses among them and adds columns."""
-    if len(metadata) > 1:
-        raise DataError(f"{source} has both metadata.jsonl and metadata.csv; keep one.")
+def _format(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return format_of(file.read(32))
+    except OSError:
+        return None
+
+
+def _reason(path: Path) -> str:
+    if kind := kind_of(path):
+        return kind
+    form = _format(path)
+    return f"{form} by its content, but not by its name; rename it" if form else "not an image"
+
+
+def folder_source(text: str, path: Path, split: str) -> Source:
+    """A folder of images, or of parquet files if some hold images or nothing else does.
+
+    Raises:
+        DataError: no image, no such split, or metadata that is wrong.
+    """
+    root = path.resolve()
+    found, left_out = contents(root, text), LeftOut()
+    parquet = found.parquet or ([] if found.images else [f for f in found.metadata if f.suffix == ".parquet"])
+    if parquet and (not found.images or any(map(holds_images, parquet))):
+        reason = "not read, as the folder holds parquet files of images"
+        beside = [file for file in (*found.images, *found.metadata) if file not in parquet]
+        for file, kind, why in [*((file, file.suffix.lower(), reason) for file in beside), *found.others]:
+            left_out.add(kind, why, file.relative_to(root).as_posix())
+        return parquet_source(text, of_split(parquet, split, text, root), split, left_out=left_out)
+    found.others += [(file, ".parquet", "it has no column of images") for file in found.parquet]
+    if not found.images:
+        seen = Counter(kind for _, kind, _ in found.others).most_common(5)
+        shown = ", ".join(f"{count} x {kind}" for kind, count in seen) or "nothing at all"
+        only = " latentia is trained on images only." if any(kind_of(file) for file, _, _ in found.others) else ""
+        raise DataError(f"{text} holds no image ({shown}); known suffixes: {' '.join(SUFFIXES)}.{only}")
+    chosen, elsewhere = _split_folder(root, found, split, text, left_out)
+    for file, kind, reason in found.others:
+        if file.relative_to(root).parts[0] not in elsewhere:
+            left_out.add(kind, reason, file.relative_to(root).as_posix())
+    metadata = [file for file in found.metadata if file.relative_to(root).parts[0] not in elsewhere]
+    images = [file for file in found.images if chosen in file.parents]
+    table = _table(root, chosen, images, found.images, metadata, text, left_out)
+    about = {"kind": "image folder", "name": path.resolve().name, "split": split}
+    return Source(text, about, lambda: table, [str(chosen), stamp([*images, *metadata], root)], left_out)
+
+
+def _split_folder(root: Path, found: Contents, split: str, source: str, left_out: LeftOut) -> tuple[Path, set[str]]:
+    """The folder of the split, and the names of those of other splits: splits if all folders of images are named so."""
+    tops = {parts[0] for image in found.images if len(parts := image.relative_to(root).parts) > 1}
+    folders: dict[str, str] = {}
+    for name in sorted(tops):
+        if word := SPLIT_WORDS.get(name.lower()):
+            if word in folders and all(top.lower() in SPLIT_WORDS for top in tops):
+                raise DataError(
+                    f'{source} has two folders of the split "{word}", {folders[word]} and {name}; join them.'
+                )
+            folders[word] = name
+    wanted = SPLIT_WORDS.get(split, split)
+    if len(folders) < len(tops) or not tops:
+        if split != "train":
+            raise DataError(f'{source} has no split "{split}": no folder below it is named so. It has: train.')
+        other = next((name for name in sorted(tops) if name not in folders.values()), "")
+        for name in folders.values():
+            left_out.add("folder", f"not taken as a split, since {other} beside it is none", name)
+        return root, set()
+    beside = [image for image in found.images if image.parent == root]
+    if wanted not in folders:
+        more = f" {len(beside)} images lie beside these folders." if beside else ""
+        raise DataError(f'{source} has no split "{split}". It has: {", ".join(sorted(folders))}.{more}')
+    for image in beside:
+        left_out.add(image.suffix.lower(), "beside the folders of the splits", image.name)
+    return root / folders[wanted], {name for name in folders.values() if name != folders[wanted]}
+
+
+def _table(
+    root: Path,
+    chosen: Path,
+    images: list[Path],
+    everything: list[Path],
+    metadata: list[Path],
+    source: str,
+    left_out: LeftOut,
+) -> Table:
+    """A table over the images of the split; metadata chooses among them and adds columns."""
+    table: dict[str, list[Any]] = {"image": images}
     if metadata:
-        return _with_metadata(root, files, metadata[0], source)
-    places = [file.relative_to(root).parts[:-1] for file in files]
-    classes = sorted({place[-1] for place in places if place})
-    labelled = len(classes) > 1 and len({len(place) for place in places}) == 1  # as the imagefolder of datasets
-    columns = {"image": Column("image")} | ({"label": Column("integer", classes)} if labelled else {})
-    number = {name: i for i, name in enumerate(classes)}
+        rows = [row for row in read_metadata(metadata, root, everything, source) if chosen in row[0].parents]
+        names = ", ".join(file.relative_to(root).as_posix() for file in metadata)
+        if not rows:
+            raise DataError(f"{source}: none of the {len(images)} images of the split is named in {names}.")
+        for image in sorted({*images} - {image for image, _ in rows}):
+            left_out.add(image.suffix.lower(), f"not named in {names}", image.relative_to(root).as_posix())
+        keys = dict.fromkeys(key for _, line in rows for key in line)
+        if "image" in keys:
+            left_out.add("column", "the images are those of file_name", "image")
+        table = {key: [line.get(key) for _, line in rows] for key in keys}
+        table["image"] = [image for image, _ in rows]
+    columns = {key: Column("image" if key == "image" else _kind(values)) for key, values in table.items()}
+    classes = _classes([image.relative_to(chosen).parts[:-1] for image in table["image"]], left_out)
+    if classes and "label" not in table:
+        names_of = class_order(classes)
+        number = {name: i for i, name in enumerate(names_of)}
+        columns["label"], table["label"] = Column("integer", names_of), [number[name] for name in classes]
 
-    def rows(names: Sequence[str]) -> Iterator[tuple[str, tuple]]:
-        for file, place in zip(files, places):
-            values: dict[str, Any] = {"image": file, "label": number[place[-1]] if labelled else None}
-            yield file.relative_to(root).as_posix(), tuple(values[name] for name in names)
+    def rows_of(names: Sequence[str]) -> Iterator[tuple[str, tuple]]:
+        for i, file in enumerate(table["image"]):
+            yield file.relative_to(chosen).as_posix(), tuple(table[name][i] for name in names)
 
-    return Table(columns, rows, len(files))
-
-
-def _with_metadata(root: Path, files: list[Path], metadata: Path, source: str) -> Table:
-    lines = _read(metadata, source)
-    if not lines:
-        raise DataError(f"{source}: {metadata.name} holds no line.")
-    known = set(files)
-    chosen = []
-    for number, line in lines:
-        at, name = f"{source}: {metadata.name} line {number}", line.get("file_name")
-        if not isinstance(name, str) or not name:
-            raise DataError(f'{at} has no "file_name". It has: {", ".join(map(str, line))}.')
-        path = root / name
-        if os.path.isabs(name) or "\\" in name or not Path(os.path.normpath(path)).is_relative_to(root):
-            raise DataError(f'{at}: file_name "{name}" leads out of the folder, which is not followed.')
-        if Path(os.path.normpath(path)) not in known:
-            raise DataError(f'{at}: there is no image file "{name}" in {source}.')
-        chosen.append(Path(os.path.normpath(path)))
-    keys = list(dict.fromkeys(key for _, line in lines for key in line if key != "file_name"))
-    table: dict[str, list[Any]] = {key: [line.get(key) for _, line in lines] for key in keys}
-    if metadata.suffix == ".csv":
-        table = {key: _typed(values) for key, values in table.items()}
-    columns = {"image": Column("image")} | {key: Column(_kind(values)) for key, values in table.items()}
-    table["image"] = chosen
-
-    def rows(names: Sequence[str]) -> Iterator[tuple[str, tuple]]:
-        for i, file in enumerate(chosen):
-            yield file.relative_to(root).as_posix(), tuple(table[name][i] for name in names)
-
-    return Table(columns, rows, len(chosen))
+    return Table(columns, rows_of, len(table["image"]))
 
 
-def _read(metadata: Path, source: str) -> list[tuple[int, dict[str, Any]]]:
-    lines: list[tuple[int, dict[str, Any]]] = []
-    try:
-        with metadata.open(encoding="utf-8", newline="") as file:
-            if metadata.suffix == ".csv":
-                reader = csv.DictReader(file)
-                return [(reader.line_num, row) for row in reader]
-            for number, text in enumerate(file, start=1):
-                if text.strip():
-                    row = json.loads(text)
-                    if not isinstance(row, dict):
-                        raise DataError(f"{source}: {metadata.name} line {number} is not a JSON object.")
-                    lines.append((number, row))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{source}: {metadata.name} line {number} is not JSON: {error}.") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{source}: {metadata.name} cannot be read: {error}.") from None
-    return lines
-
-
-def _typed(values: list[Any]) -> list[Any]:
-    """A column of a CSV file: integers if every value is written as one, else text; an empty cell is no value."""
-    try:
-        return [int(value) for value in values]
-    except (TypeError, ValueError):
-        return [value or None for value in values]
+def _classes(places: list[tuple[str, ...]], left_out: LeftOut) -> list[str] | None:
+    """The class of each image: the folders in which the images differ, if all lie equally deep; else None."""
+    depths = Counter(map(len, places))
+    if len(depths) > 1:
+        deep = max(depths, key=lambda depth: (depths[depth], depth))
+        folders = sorted({"/".join(place) for place in places if place and len(place) == deep})
+        odd = min((place for place in places if len(place) != deep), key=lambda place: (len(place), place))
+        for name in folders if len(folders) > 1 else ():
+            where = "/".join(odd) or "the folder itself"
+            left_out.add("class folder", f"gives no labels, as {where} holds images at another depth", name)
+        return None
+    differ = [i for i in range(len(places[0])) if len({place[i] for place in places}) > 1]
+    return ["/".join(place[i] for i in differ) for place in places] if differ else None
 
 
 def _kind(values: list[Any]) -> Any:

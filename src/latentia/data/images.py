@@ -11,6 +11,7 @@ from torch import Tensor
 from latentia.cache import key_of
 from latentia.data.base import annotate, check_annotations, description, require
 from latentia.data.build import Plan
+from latentia.data.left_out import LeftOut
 from latentia.data.order import check_positions, flip_mask, indices, uniform
 from latentia.errors import UsageError
 from latentia.functional.pixels import from_uint8
@@ -29,6 +30,9 @@ class ImageData:
         random_flip: flip each image left-right with probability 1/2, anew at each position. Default False.
         source: where the images come from, for the model card.
         skipped: bad images that were left out, each with its reason.
+
+    Attributes:
+        left_out: what else of the source was not taken, and why; see `LeftOut`.
 
     Raises:
         UsageError: another type or shape, or labels or captions that do not fit.
@@ -66,6 +70,7 @@ class ImageData:
         self.random_flip = random_flip
         self.source: dict[str, Any] = dict(source or {"kind": "tensor"})
         self.skipped: list[str] = list(skipped)
+        self.left_out = LeftOut()
         self._count = count
         self._pixels = None
         self._digest: str | None = None
@@ -79,7 +84,8 @@ class ImageData:
         height, width = plan.size if plan.size and not plan.crop else meta["sizes"][0]
         shape = (meta["channels"], height, width)
         rest = (meta["labels"], meta["label_names"], meta["captions"], random_flip)
-        data._setup(meta["count"], shape, *rest, {**about, "columns": meta["columns"]}, meta["skipped"])
+        columns = {key: meta[key] for key in ("columns", "unused_columns")}
+        data._setup(meta["count"], shape, *rest, {**about, **columns}, meta["skipped"])
         data._digest = meta["blake2b"]
         if len(meta["sizes"]) == 1 and tuple(meta["sizes"][0]) == (height, width):
             data._pixels = torch.from_numpy(flat).view(meta["count"], *shape)
@@ -131,6 +137,7 @@ class ImageData:
             **description(self),
             "random_flip": self.random_flip,
             "skipped": len(self.skipped),
+            "left_out": self.left_out.counts(),
         }
 
     def require(self, n: int) -> None:

@@ -18,7 +18,7 @@ from latentia.errors import DataError, UsageError, check_choice, check_range
 
 logger = logging.getLogger(__name__)
 
-_DECODER = 1  # raise it when the same file would give other pixels
+_DECODER = 2  # raise it when the same file would give other pixels or labels
 
 
 def parse_split(split: str) -> tuple[str, Callable[[int], range]]:
@@ -117,9 +117,9 @@ def load_images(
             "digits" (scikit-learn's, 8 x 8, values v = 0..16 as floor((255 v + 8) / 16)), "emoji" (32 x 32, comes
             with the package: columns noto, twemoji, text, category, subcategory, codepoint) or "factors" (32 x 32,
             rendered: columns shape, colour, scale, rotation, x, y, text); a `Path` is never one of these names;
-            a folder of images, whose subfolders are the labels, or which holds a metadata.jsonl or metadata.csv with
-            `file_name` and other columns;
-            a .parquet file, a folder or a glob of them;
+            a folder of images, whose subfolders are the labels, or which holds a metadata.csv, .jsonl, .json or
+            .parquet with `file_name` (relative to it) and other columns, beside or above the images;
+            a .parquet file, a folder or a glob of them; what exists is a path first, and a `Path` is never a pattern;
             the name of a data set on the Hub;
             a data set of the `datasets` library, or, with `streaming`, any iterable of dicts.
         split: "train", "test", ..., or a part of one as "train[:80%]". The split of a folder or parquet file
@@ -137,7 +137,7 @@ def load_images(
             False crops at a random place, anew at each position of the stream.
         random_flip: flip left-right with probability 1/2, anew at each position of the stream.
         max_samples: use at most so many images, spread evenly over the rows (of a stream: the first).
-        on_bad_image: "raise" names the first bad image; "skip" leaves out at most 1 % of the images and lists them in
+        on_bad_image: "raise" names all bad images; "skip" leaves out at most 1 % of the images and lists them in
             `skipped`.
         cache_dir: where decoded images are cached (and what `datasets` downloads). Default: $LATENTIA_CACHE,
             $HF_HOME/latentia or ~/.cache/latentia.
@@ -176,6 +176,8 @@ def load_images(
     found = find_source(source, split_name, config_name, revision, cache_dir, streaming)
     found.about.update({"split": split, "resolution": resolution, "center_crop": center_crop})
     asked = (image_column, label_column, caption_column)
+    for line in found.left_out.lines():
+        logger.warning("%s: not taken: %s.", found.name, line)
     if streaming:
         if "[" in split:
             raise UsageError(f'a stream has no length, so split="{split}" cannot be cut from it; use max_samples.')
@@ -213,7 +215,9 @@ def _load(
     if meta["skipped"]:
         shown = "; ".join(meta["skipped"][:3])
         logger.warning("%d bad images of %s were left out: %s", len(meta["skipped"]), found.name, shown)
-    return ImageData.from_cache(flat, meta, plan, random_flip, found.about)
+    data = ImageData.from_cache(flat, meta, plan, random_flip, found.about)
+    data.left_out = found.left_out
+    return data
 
 
 def _size(resolution: int | tuple[int, int] | None) -> tuple[int, int] | None:

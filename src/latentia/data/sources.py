@@ -1,4 +1,4 @@
-"""Sources of images: a folder, parquet files, the Hub, a data set object or any rows; all opened as a `Table`."""
+"""Sources of images by what a user writes: names, paths, the Hub, data set objects; all opened as a `Table`."""
 
 import glob
 import logging
@@ -14,17 +14,13 @@ import numpy as np
 from latentia.data.builtin import BUILTIN, builtin_source
 from latentia.data.columns import Column, Source, Table
 from latentia.data.decode import SUFFIXES
-from latentia.data.folder import folder_table, image_files
+from latentia.data.folder import folder_source, kind_of
+from latentia.data.parquet import of_split, parquet_source
 from latentia.errors import DataError, UsageError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
 _PAUSES = (1.0, 2.0, 4.0)  # seconds before the Hub is asked again
-_SPLIT_WORDS = {
-    "train": "train", "training": "train",
-    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
-    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
-}  # fmt: skip
 
 
 def find_source(
@@ -40,143 +36,29 @@ def find_source(
         return _object_source(source, split)
     text = str(source)
     if text in BUILTIN and not isinstance(source, Path):  # a folder may have such a name
-        return builtin_source(text, split, _parquet_source)
+        return builtin_source(text, split, parquet_source)
     path = Path(text).expanduser()
-    if any(sign in text for sign in "*?["):
-        files = sorted(Path(found) for found in glob.glob(str(path), recursive=True))
-        return _parquet_source(text, _of_split(files, split, text, Path(text).name), split)
     if path.is_file():
         if path.suffix.lower() in SUFFIXES:
             raise UsageError(f"{text} is one image; give the folder that holds the images.")
         if path.suffix.lower() != ".parquet":
-            raise UsageError(f"{text} is neither a folder nor a .parquet file (archives are not unpacked).")
-        return _parquet_source(text, [path], split)
+            kind = kind_of(path)
+            raise UsageError(
+                f"{text} is neither a folder nor a .parquet file"
+                + (f", but {kind}. latentia is trained on images only; rows of numbers go into `latentia embed`."
+                   if kind else ". Give the folder that holds the images.")
+            )  # fmt: skip
+        return parquet_source(text, [path], split)
     if path.is_dir():
-        return _dir_source(text, path, split)
+        return folder_source(text, path, split)
+    if any(sign in text for sign in "*?[") and not isinstance(source, Path):
+        files = sorted(Path(found) for found in glob.glob(str(path), recursive=True))
+        if not files:
+            raise DataError(f"{text} names no file; in a pattern, [[] stands for the bracket itself.")
+        return parquet_source(text, of_split(files, split, text), split)
     if isinstance(source, Path) or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", text) or path.suffix == ".parquet":
         raise DataError(f"{text} does not exist, and is no name of a data set on the Hub.")
     return _hub_source(text, split, config_name, revision, cache_dir, streaming)
-
-
-def _of_split(files: list[Path], split: str, source: str, relative_to: Path | str = "") -> list[Path]:
-    """The files whose path names `split` as a word; all of them if none names any split and "train" is asked."""
-    if not files:
-        raise DataError(f"{source} names no file.")
-    if odd := [file for file in files if file.suffix != ".parquet"]:
-        raise UsageError(f"{odd[0]} is not a .parquet file; give the folder that holds the images instead.")
-    root = relative_to if isinstance(relative_to, Path) else None
-    by_split: dict[str | None, list[Path]] = {}
-    for file in files:
-        words = re.split(r"[^a-z0-9]+", str(file.relative_to(root) if root else file.name).lower())
-        by_split.setdefault(next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), None), []).append(file)
-    names = {name for name in by_split if name}
-    wanted = _SPLIT_WORDS.get(split, split)
-    if wanted in names:
-        return by_split[wanted]
-    if names or wanted != "train":
-        raise DataError(
-            f'{source} has no split "{split}".{did_you_mean(split, names)} '
-            f"It has: {', '.join(sorted(names)) or 'train'}."
-        )
-    return files
-
-
-def _stamp(files: Iterable[Path], root: Path) -> list[list[Any]]:
-    """Name, size and time of change of each file: what a cache key sees of it."""
-    out = []
-    for file in files:
-        stat = file.stat()
-        out.append([file.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns])
-    return out
-
-
-def _dir_source(text: str, path: Path, split: str) -> Source:
-    parquet = sorted(
-        file
-        for file in path.rglob("*.parquet")
-        if not any(part.startswith(".") for part in file.relative_to(path).parts)
-    )
-    if parquet:
-        return _parquet_source(text, _of_split(parquet, split, text, path), split)
-    root = path.resolve()
-    below = {
-        _SPLIT_WORDS.get(item.name.lower(), ""): item
-        for item in sorted(root.iterdir())
-        if item.is_dir() and item.name[0] != "."
-    }
-    if below and all(below):  # every folder is named like a split
-        wanted = _SPLIT_WORDS.get(split, split)
-        if wanted not in below:
-            raise DataError(f'{text} has no split "{split}". It has: {", ".join(sorted(below))}.')
-        root = below[wanted]
-    elif split != "train":
-        raise DataError(f'{text} has no split "{split}": no folder below it is named so. It has: train.')
-    files = image_files(root, text)
-    about = {"kind": "image folder", "name": path.resolve().name, "split": split}
-    metadata = [file for file in (root / "metadata.jsonl", root / "metadata.csv") if file.is_file()]
-    key = [str(root), _stamp([*files, *metadata], root)]
-    return Source(text, about, lambda: folder_table(root, files, metadata, text), key)
-
-
-def _parquet_source(text: str, files: list[Path], split: str, about: dict | None = None, **defaults: str) -> Source:
-    about = about or {"kind": "parquet", "name": Path(text).name, "split": split}
-    key = [[str(file.resolve()), *_stamp([file], file.parent)[0]] for file in files]
-    return Source(text, about, lambda: _parquet_table(files, defaults), key)
-
-
-def _parquet_table(files: list[Path], defaults: dict[str, str]) -> Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        opened = [pq.ParquetFile(file) for file in files]
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"cannot read {', '.join(map(str, files))}: {error}") from error
-    columns = arrow_columns(opened[0].schema_arrow)
-    for file, parquet in zip(files, opened):
-        if missing := [name for name in columns if name not in parquet.schema_arrow.names]:
-            raise DataError(f"{file} lacks the column {missing[0]} that {files[0]} has; give files of one kind.")
-
-    def rows(names: Sequence[str]) -> Iterator[tuple[str, tuple]]:
-        for file in files:
-            number = 0
-            try:
-                for batch in pq.ParquetFile(file).iter_batches(256, columns=list(names)):
-                    for values in zip(*(batch.column(name).to_pylist() for name in names)):
-                        yield f"{file.name} row {number}", values
-                        number += 1
-            except (OSError, pa.ArrowException) as error:
-                raise DataError(f"{file} cannot be read after row {number}: {error}") from error
-
-    return Table(columns, rows, sum(parquet.metadata.num_rows for parquet in opened), defaults)
-
-
-def arrow_columns(schema: Any) -> dict[str, Column]:
-    """The columns of an arrow schema; class names come from what `datasets` writes into its metadata."""
-    import json
-
-    import pyarrow.types as types
-
-    declared = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    columns = {}
-    for field in schema:
-        kind, struct = field.type, types.is_struct(field.type)
-        if types.is_dictionary(kind):
-            kind = kind.value_type
-        if (
-            types.is_binary(kind)
-            or types.is_large_binary(kind)
-            or (struct and field.type.get_field_index("bytes") >= 0)
-        ):
-            columns[field.name] = Column("image")
-        elif types.is_integer(kind) or types.is_boolean(kind):
-            info = declared.get(field.name)
-            columns[field.name] = Column("integer", info.get("names") if isinstance(info, dict) else None)
-        elif types.is_string(kind) or types.is_large_string(kind):
-            columns[field.name] = Column("text")
-        else:
-            columns[field.name] = Column("other")
-    return columns
 
 
 def _hub_source(text, split, config_name, revision, cache_dir, streaming) -> Source:

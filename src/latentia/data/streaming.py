@@ -12,7 +12,7 @@ import torch
 
 from latentia.cache import key_of
 from latentia.data.base import description
-from latentia.data.build import MAX_SKIPPED, Plan, channels_of
+from latentia.data.build import MAX_SKIPPED, Plan, bad_images, channels_of
 from latentia.data.columns import Labels, Source, check_caption, pick
 from latentia.data.decode import BadImage, Fit, decode_all
 from latentia.data.images import normalize
@@ -64,6 +64,7 @@ class StreamedImages:
         self._source, self._plan, self._max_samples = source, plan, max_samples
         self.random_flip = random_flip
         self.skipped: list[str] = []
+        self.left_out = source.left_out
         self._table = source.open()
         self._picked = pick(self._table, source.name, *asked)
         self.has_captions = "caption" in self._picked
@@ -100,7 +101,7 @@ class StreamedImages:
                 return
             except BadImage as error:
                 if self._plan.on_bad_image == "raise":
-                    raise self._bad_image(where, error) from None
+                    raise bad_images([f"{where} {error}"]) from None
         raise DataError(f"{self._source.name} gives no image.")
 
     def __len__(self) -> int:
@@ -123,6 +124,7 @@ class StreamedImages:
             **description(self),
             "random_flip": self.random_flip,
             "skipped": len(self.skipped),
+            "left_out": self.left_out.counts(),
         }
 
     def require(self, n: int) -> None:
@@ -187,7 +189,7 @@ class StreamedImages:
             if self._fit.crop and image.shape != self.shape:
                 raise DataError(
                     f"{where} is {image.shape[2]} x {image.shape[1]}, but the first image is "
-                    f"{self.shape[2]} x {self.shape[1]}. Give a resolution to bring all images to one size."
+                    f"{self.shape[2]} x {self.shape[1]}. Give `resolution` to bring all images to one size."
                 )
             found = self._check(where, values[1:])
             self._take()
@@ -205,12 +207,9 @@ class StreamedImages:
             found["caption"] = check_caption(rest.pop(0), where, self._picked["caption"])
         return found
 
-    def _bad_image(self, where: str, error: BadImage) -> DataError:
-        return DataError(f'{where} {error}. Repair or remove it, or leave bad images out with on_bad_image="skip".')
-
     def _skip(self, where: str, error: BadImage, count: bool) -> None:
         if self._plan.on_bad_image == "raise":
-            raise self._bad_image(where, error)
+            raise bad_images([f"{where} {error}"])
         if not count:
             return
         self.skipped.append(f"{where} {error}")

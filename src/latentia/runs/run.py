@@ -140,7 +140,8 @@ class Run:
             return None
         if self.data.label_names is None:
             raise UsageError(
-                "--class_conditional needs labels, and this data set has none. Name them with --label_column."
+                "--class_conditional needs labels, and this data set has none. Put each class in a folder of its own, or "
+                "name a column with --label_column."
             )
         return list(self.data.label_names)
 

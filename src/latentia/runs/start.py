@@ -1,5 +1,6 @@
 """The start of a run: its folder, its processes, its data set."""
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ def start(args: Any) -> Accelerator:
             f"--mixed_precision fp16 needs a GPU: on the {accelerator.device.type} accelerate would train in float32. "
             "Use bf16 or no."
         )
+    if not accelerator.is_main_process:
+        logging.getLogger("latentia").setLevel(logging.ERROR)  # each warning once
     if accelerator.is_main_process:
         try:
             if folder.exists() and not folder.is_dir():
@@ -87,8 +90,10 @@ def load_data(args: DataArguments):
         raise UsageError(
             f"Give --dataset_name (a Hub id, digits or emoji) or --train_data_dir (a folder or parquet); got {given}."
         )
+    folder = args.train_data_dir or ""
+    pattern = any(sign in folder for sign in "*?[") and not Path(folder).expanduser().exists()
     return load_images(
-        args.dataset_name or Path(args.train_data_dir or ""),
+        args.dataset_name or (folder if pattern else Path(folder)),
         split=args.split,
         config_name=args.dataset_config_name,
         revision=args.dataset_revision,
