@@ -140,7 +140,7 @@ class Run:
             return None
         if self.data.label_names is None:
             raise UsageError(
-                "--class_conditional needs labels, and this data set has none. Put each class in a folder of its own, or "
+                "--class_conditional needs labels, and this data set has none. Put each class in a folder, or "
                 "name a column with --label_column."
             )
         return list(self.data.label_names)
