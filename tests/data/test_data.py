@@ -605,11 +605,49 @@ def test_key_and_fingerprint_of_a_data_set(tmp_path):
     changed = tmp_path / "a/class0/0000.png"
     os.utime(changed, ns=(1, 1))
     touched = load_images(tmp_path / "a")
-    assert len(cache_files()) == 7 and touched.fingerprint == first.fingerprint
+    write_folder(tmp_path / "elsewhere", 9)
+    assert load_images(tmp_path / "elsewhere").fingerprint == touched.fingerprint == first.fingerprint
+    assert len(cache_files()) == 6  # a touched file and a copy are the same data
+    same_size = flipped_bit(changed.read_bytes(), -5)
+    changed.write_bytes(same_size)
+    os.utime(changed, ns=(1, 1))  # neither size nor time show the change
+    with pytest.raises(DataError, match=r"0000.png is damaged"):
+        load_images(tmp_path / "a")
     changed.write_bytes(encoded(random_image(99)))
     assert load_images(tmp_path / "a").fingerprint != first.fingerprint
-    write_folder(tmp_path / "elsewhere", 9)
-    assert load_images(tmp_path / "elsewhere").fingerprint == first.fingerprint
+
+
+def test_a_data_set_of_paths_changes_with_its_files(tmp_path):
+    import datasets
+
+    write_folder(tmp_path, 2, classes=1)
+    paths = [str(path) for path in sorted(tmp_path.rglob("*.png"))]
+    table = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image())
+    first = load_images(table).fingerprint
+    assert load_images(table).fingerprint == first and len(cache_files()) == 1
+    Path(paths[0]).write_bytes(encoded(random_image(99)))
+    assert load_images(table).fingerprint != first
+
+
+def test_formats_of_a_data_set_are_applied_or_refused(tmp_path):
+    import datasets
+
+    rows = {"image": [Image.fromarray(RGB)], "label": [3], "text": ["a"]}
+    features = {"image": datasets.Image(), "label": datasets.Value("int64"), "text": datasets.Value("string")}
+    table = datasets.Dataset.from_dict(rows, datasets.Features(features))
+
+    def brighten(batch):
+        return batch
+
+    for changed in (table.with_transform(brighten), datasets.DatasetDict(train=table.with_transform(brighten))):
+        for options in ({}, {"streaming": True}):
+            with pytest.raises(UsageError, match=r"has a transform, brighten, set by with_transform.*\.map"):
+                load_images(changed, **options)
+    assert load_images(table).captions == load_images(table.with_format("torch")).captions == ["a"]
+    hidden = load_images(table.with_format("numpy", columns=["image"]))
+    assert hidden.captions is None and hidden.labels is None and hidden.shape == (3, 2, 2)
+    grey = load_images(table.cast_column("image", datasets.Image(mode="L")))
+    assert grey.shape == (1, 2, 2) and grey.images[0].tolist() == [[[76, 150], [29, 18]]]
 
 
 def test_the_size_alone_shows_a_cut_file_too_large_to_hash(monkeypatch):

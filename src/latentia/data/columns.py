@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -33,9 +34,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Source:
-    """Where images come from: `key` changes when they change (None: a stream), `about` goes to the model card.
+    """Where images come from.
 
-    `left_out` says what of it is not taken.
+    Args:
+        name: as the user wrote it.
+        about: facts for the model card.
+        open: makes the table.
+        key: changes when the source does, apart from the content of `files`; None for a stream.
+        left_out: what of it is not taken.
+        files: those that hold images and columns, by names that are part of the data's identity.
     """
 
     name: str
@@ -43,6 +50,7 @@ class Source:
     open: Callable[[], Table]
     key: Any = None
     left_out: LeftOut = field(default_factory=LeftOut)
+    files: dict[str, Path] = field(default_factory=dict)
 
 
 def pick(table: Table, source: str, image: str | None, label: str | None, caption: str | None) -> dict[str, str]:

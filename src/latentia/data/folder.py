@@ -11,7 +11,7 @@ from latentia.data.columns import Column, Source, Table, class_order
 from latentia.data.decode import SUFFIXES, format_of
 from latentia.data.left_out import LeftOut
 from latentia.data.metadata import METADATA, read_metadata
-from latentia.data.parquet import SPLIT_WORDS, holds_images, of_split, parquet_source, stamp
+from latentia.data.parquet import SPLIT_WORDS, holds_images, of_split, parquet_source
 from latentia.errors import DataError
 
 _KINDS = {
@@ -118,7 +118,7 @@ def folder_source(text: str, path: Path, split: str) -> Source:
     """
     root = path.resolve()
     found, left_out = contents(root, text), LeftOut()
-    parquet = found.parquet or ([] if found.images else [f for f in found.metadata if f.suffix == ".parquet"])
+    parquet = found.parquet or ([] if found.images else [f for f in found.metadata if f.suffix.lower() == ".parquet"])
     if parquet and (not found.images or any(map(holds_images, parquet))):
         reason = "not read, as the folder holds parquet files of images"
         beside = [file for file in (*found.images, *found.metadata) if file not in parquet]
@@ -139,7 +139,9 @@ def folder_source(text: str, path: Path, split: str) -> Source:
     images = [file for file in found.images if chosen in file.parents]
     table = _table(root, chosen, images, found.images, metadata, text, left_out)
     about = {"kind": "image folder", "name": path.resolve().name, "split": split}
-    return Source(text, about, lambda: table, [str(chosen), stamp([*images, *metadata], root)], left_out)
+    files = {file.relative_to(root).as_posix(): file for file in (*images, *metadata)}
+    key = ["folder", chosen.relative_to(root).as_posix()]
+    return Source(text, about, lambda: table, key, left_out, files)
 
 
 def _split_folder(root: Path, found: Contents, split: str, source: str, left_out: LeftOut) -> tuple[Path, set[str]]:

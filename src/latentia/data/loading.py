@@ -11,6 +11,7 @@ from latentia.cache import cache_folder, cached_bytes, key_of
 from latentia.data.build import Plan, build, choose_rows
 from latentia.data.columns import Source, pick
 from latentia.data.decode import check_pillow
+from latentia.data.identity import content_key
 from latentia.data.images import ImageData
 from latentia.data.sources import find_source
 from latentia.data.streaming import StreamedImages
@@ -210,7 +211,8 @@ def _load(
         except OSError as error:
             raise DataError(f"{found.name} cannot be read: {error}") from error
 
-    key = key_of([_DECODER, found.key, split, asked, asdict(plan), max_samples])
+    content = content_key(found.files, folder / "contents")
+    key = key_of([_DECODER, found.key, content, split, asked, asdict(plan), max_samples])
     flat, meta = cached_bytes(make, key, folder / "images", "decoded images")
     if meta["skipped"]:
         shown = "; ".join(meta["skipped"][:3])

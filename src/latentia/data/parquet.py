@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ SPLIT_WORDS = {
 
 def of_split(files: list[Path], split: str, source: str, relative_to: Path | None = None) -> list[Path]:
     """The files whose path names `split` as a word; all of them if none names any split and "train" is asked."""
-    if odd := [file for file in files if file.suffix != ".parquet"]:
+    if odd := [file for file in files if file.suffix.lower() != ".parquet"]:
         raise UsageError(f"{odd[0]} is not a .parquet file; give the folder that holds the images instead.")
     by_split: dict[str | None, list[Path]] = {}
     for file in files:
@@ -36,15 +37,6 @@ def of_split(files: list[Path], split: str, source: str, relative_to: Path | Non
             f"It has: {', '.join(sorted(names)) or 'train'}."
         )
     return files
-
-
-def stamp(files: Iterable[Path], root: Path) -> list[list[Any]]:
-    """Name, size and time of change of each file: what a cache key sees of it."""
-    out = []
-    for file in files:
-        stat = file.stat()
-        out.append([file.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns])
-    return out
 
 
 def parquet_source(
@@ -66,8 +58,9 @@ def parquet_source(
         **defaults: the column of a role, as in `caption="text"`.
     """
     about = about or {"kind": "parquet", "name": Path(text).name, "split": split}
-    key = [[str(file.resolve()), *stamp([file], file.parent)[0]] for file in files]
-    return Source(text, about, lambda: _parquet_table(files, defaults), key, left_out or LeftOut())
+    named = {f"{i} {file.name}": file.resolve() for i, file in enumerate(files)}
+    table = partial(_parquet_table, files, defaults)
+    return Source(text, about, table, ["parquet", defaults], left_out or LeftOut(), named)
 
 
 def holds_images(file: Path) -> bool:

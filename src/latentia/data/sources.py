@@ -159,11 +159,42 @@ def _object_source(source: Any, split: str) -> Source:
         raise UsageError(
             f"source must be a name, a path, a data set or an iterable of rows, got {type(source).__name__}."
         )
+    _refuse_transform(source, name)
     fingerprint = getattr(source, "_fingerprint", None) if hasattr(source, "features") else None
     about = {"kind": type(source).__name__, "split": split, "dataset_fingerprint": fingerprint}
     return Source(
-        name, about, lambda: _dataset_table(source, name), fingerprint if hasattr(source, "__len__") else None
+        name,
+        about,
+        lambda: _dataset_table(source, name),
+        fingerprint if hasattr(source, "__len__") else None,
+        files=_files_of(source) if fingerprint else {},
     )
+
+
+def _refuse_transform(data: Any, name: str) -> None:
+    """A transform on access gives another image each time, and may give no image at all; decoded images are stored."""
+    transform = getattr(data, "format", {}).get("format_kwargs", {}).get("transform")
+    if transform is not None:
+        function = getattr(transform, "__name__", type(transform).__name__)
+        raise UsageError(
+            f"{name} has a transform, {function}, set by with_transform or set_transform, and latentia stores decoded "
+            "images. Apply it once with .map, or drop it with .with_format(None) and use resolution, center_crop and "
+            "random_flip."
+        )
+
+
+def _files_of(data: Any) -> dict[str, Path]:
+    """The image files that a data set of `datasets` names instead of holding their bytes."""
+    import datasets
+    import pyarrow.compute as pc
+
+    names: set[str] = set()
+    for column, feature in data.features.items():
+        if isinstance(feature, datasets.Image):
+            cells = data.data.column(column)
+            paths = pc.filter(pc.struct_field(cells, "path"), pc.is_null(pc.struct_field(cells, "bytes")))
+            names |= {path for path in paths.unique().to_pylist() if path}
+    return {name: path for name in sorted(names) if (path := Path(name)).is_file()}
 
 
 def _dataset_table(data: Any, name: str, own: bool = True) -> Table:
@@ -176,10 +207,14 @@ def _dataset_table(data: Any, name: str, own: bool = True) -> Table:
         import datasets
 
         columns = {}
+        shown = getattr(data, "format", {})
         for key, feature in features.items():
+            if shown and not shown["output_all_columns"] and key not in shown["columns"]:
+                continue  # with_format(columns=...) hides it
             if isinstance(feature, datasets.Image):
                 columns[key] = Column("image")
-                data = data.cast_column(key, datasets.Image(decode=False))
+                if feature.mode is None:  # else `datasets` converts to the mode that the user declared
+                    data = data.cast_column(key, datasets.Image(decode=False))
             elif isinstance(feature, datasets.ClassLabel):
                 columns[key] = Column("integer", feature.names)
             else:

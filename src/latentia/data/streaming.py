@@ -15,6 +15,7 @@ from latentia.data.base import description
 from latentia.data.build import MAX_SKIPPED, Plan, bad_images, channels_of
 from latentia.data.columns import Labels, Source, check_caption, pick
 from latentia.data.decode import BadImage, Fit, decode_all
+from latentia.data.identity import stamps
 from latentia.data.images import normalize
 from latentia.data.order import check_positions, flip_mask, uniform
 from latentia.errors import DataError, UsageError
@@ -115,7 +116,8 @@ class StreamedImages:
     @property
     def fingerprint(self) -> str:
         """32 hexadecimal digits of where the images come from; their content is not known beforehand."""
-        return key_of([self._source.key, {key: str(value) for key, value in self.source.items()}, self._max_samples])
+        about = {key: str(value) for key, value in self.source.items()}
+        return key_of([self._source.key, stamps(self._source.files), about, self._max_samples])
 
     def describe(self) -> dict[str, Any]:
         """Source, shape of the images, classes, fingerprint; for a model card."""
