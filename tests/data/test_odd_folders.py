@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from latentia.commands.main import main
-from latentia.data import load_images
-from latentia.errors import LatentiaError
+from latentia.data import load_images, load_table
+from latentia.errors import DataError, LatentiaError
 
 
 @pytest.fixture(autouse=True)
@@ -174,7 +174,7 @@ ROWS = [
         error=r"(?s)3 images are bad:\n  2.png is empty.*3.png is damaged.*4.heic is HTML.* Repair or remove them\.$"),
     # ---------------------------------------------------------------- classes and splits
     Row("an image above the class folders", images("a/0.png", "b/1.png", "preview.png"), names=3,
-        said=(r"2 x class folder \(a, b\): gives no labels, as the folder itself holds images at another depth",)),
+        said=(r"2 x class folder \(a, b\): gives no labels, as preview.png lies at another depth",)),
     Row("two levels of classes", images("cat/old/0.png", "cat/young/1.png", "dog/old/2.png"), names=3,
         labels=["cat/old", "cat/young", "dog/old"]),
     Row("a level that does not differ", images("a/images/0.png", "b/images/1.png"), labels=["a", "b"]),
@@ -191,7 +191,9 @@ ROWS = [
         said=(r"1 x .parquet \(scores.parquet\): it has no column of images",)),
     Row("images beside parquet", TWO | {"train.parquet": parquet(image=[encoded(5)])}, names=1,
         said=(r"2 x .png \(0.png, 1.png\): not read, as the folder holds parquet",)),
-    Row("parquet files of different classes", {"a.parquet": parquet(image=[encoded(0)], text=["x"]),
+    Row("a part of parquet is missing", {"train-00000-of-00002.parquet": parquet(image=[encoded(0)])},
+        error="lacks 1 of its parts, as 00001"),
+    Row("parquet files of different columns", {"a.parquet": parquet(image=[encoded(0)], text=["x"]),
         "b.parquet": parquet(image=[encoded(1)])}, error="b.parquet lacks the column text"),
 ]  # fmt: skip
 
@@ -236,6 +238,44 @@ def test_the_command_says_the_same(odd, capsys):
     assert len(re.findall("not taken: ", out)) == len(row.said) and all(re.search(line, out) for line in row.said)
     with Image.open(folder.parent / "preview.png") as preview:
         assert preview.width > 8
+
+
+TABLES = {
+    "a byte order mark": b"\xef\xbb\xbfa,label\n1,x\n2,y\n",
+    "UTF-16": "a,label\n1,x\n2,y\n".encode("utf-16"),
+    "semicolons": b"a;label\n1;x\n2;y\n",
+    "line ends of Windows": b"a,label\r\n1,x\r\n2,y\r\n",
+    "spaces": b"a, label\n1,x\n2,y\n",
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_of_another_system_is_read(name, tmp_path):
+    (tmp_path / "t.csv").write_bytes(TABLES[name])
+    table = load_table(tmp_path / "t.csv")
+    assert table.columns == ["a"] and table.values.tolist() == [[1], [2]]
+    assert table.label_names == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"a,b\n1,2,3\n", "Expected 2 columns, got 3"),
+        (b"a,a\n1,2\n", 'two columns "a"'),
+        (b"5.1,3.5,setosa\n4.9,3.0,setosa\n", r"its first line must name the columns, and holds numbers: 5.1, 3.5\."),
+    ],
+)
+def test_a_table_that_is_not_well_formed_is_refused(content, error, tmp_path):
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(DataError, match=error):
+        load_table(tmp_path / "t.csv")
+
+
+def test_classes_of_a_table_that_are_numbers_are_sorted_by_value(tmp_path):
+    pq.write_table(pa.table({"a": [1.0] * 3, "label": ["10", "2", "0"]}), tmp_path / "t.parquet")
+    assert load_table(tmp_path / "t.parquet").label_names == ["0", "2", "10"]
+    (tmp_path / "t.csv").write_bytes(b"0,1\n1,2\n3,4\n")
+    assert load_table(tmp_path / "t.csv").columns == ["0", "1"]  # counted, as pandas writes them
 
 
 def test_the_preview_shows_each_class_in_a_row(tmp_path, capsys):

@@ -11,7 +11,7 @@ from latentia.data.columns import Column, Source, Table, class_order
 from latentia.data.decode import SUFFIXES, format_of
 from latentia.data.left_out import LeftOut
 from latentia.data.metadata import METADATA, read_metadata
-from latentia.data.parquet import SPLIT_WORDS, holds_images, of_split, parquet_source
+from latentia.data.parquet import SPLIT_WORDS, check_parts, holds_images, of_split, parquet_source
 from latentia.errors import DataError
 
 _KINDS = {
@@ -124,7 +124,9 @@ def folder_source(text: str, path: Path, split: str) -> Source:
         beside = [file for file in (*found.images, *found.metadata) if file not in parquet]
         for file, kind, why in [*((file, file.suffix.lower(), reason) for file in beside), *found.others]:
             left_out.add(kind, why, file.relative_to(root).as_posix())
-        return parquet_source(text, of_split(parquet, split, text, root), split, left_out=left_out)
+        of_this = of_split(parquet, split, text, root)
+        check_parts(of_this)
+        return parquet_source(text, of_this, split, left_out=left_out)
     found.others += [(file, ".parquet", "it has no column of images") for file in found.parquet]
     if not found.images:
         seen = Counter(kind for _, kind, _ in found.others).most_common(5)
@@ -196,7 +198,7 @@ def _table(
         table = {key: [line.get(key) for _, line in rows] for key in keys}
         table["image"] = [image for image, _ in rows]
     columns = {key: Column("image" if key == "image" else _kind(values)) for key, values in table.items()}
-    classes = _classes([image.relative_to(chosen).parts[:-1] for image in table["image"]], left_out)
+    classes = _classes([image.relative_to(chosen) for image in table["image"]], left_out)
     if classes and "label" not in table:
         names_of = class_order(classes)
         number = {name: i for i, name in enumerate(names_of)}
@@ -209,16 +211,16 @@ def _table(
     return Table(columns, rows_of, len(table["image"]))
 
 
-def _classes(places: list[tuple[str, ...]], left_out: LeftOut) -> list[str] | None:
+def _classes(images: list[Path], left_out: LeftOut) -> list[str] | None:
     """The class of each image: the folders in which the images differ, if all lie equally deep; else None."""
+    places = [image.parts[:-1] for image in images]
     depths = Counter(map(len, places))
     if len(depths) > 1:
         deep = max(depths, key=lambda depth: (depths[depth], depth))
         folders = sorted({"/".join(place) for place in places if place and len(place) == deep})
-        odd = min((place for place in places if len(place) != deep), key=lambda place: (len(place), place))
+        odd = next(image for image, place in zip(images, places) if len(place) != deep)
         for name in folders if len(folders) > 1 else ():
-            where = "/".join(odd) or "the folder itself"
-            left_out.add("class folder", f"gives no labels, as {where} holds images at another depth", name)
+            left_out.add("class folder", f"gives no labels, as {odd.as_posix()} lies at another depth", name)
         return None
     differ = [i for i in range(len(places[0])) if len({place[i] for place in places}) > 1]
     return ["/".join(place[i] for i in differ) for place in places] if differ else None

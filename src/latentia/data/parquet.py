@@ -39,6 +39,20 @@ def of_split(files: list[Path], split: str, source: str, relative_to: Path | Non
     return files
 
 
+def check_parts(files: list[Path]) -> None:
+    """DataError if some of the files "...-00000-of-00004.parquet" are missing."""
+    parts: dict[tuple[str, int], set[int]] = {}
+    for file in files:
+        if found := re.fullmatch(r"(.*)-(\d+)-of-(\d+)", str(file.with_suffix(""))):
+            parts.setdefault((found[1], int(found[3])), set()).add(int(found[2]))
+    for (name, count), there in parts.items():
+        if missing := sorted({*range(count)} - there):
+            raise DataError(
+                f"{name}-...-of-{count:05}.parquet lacks {len(missing)} of its parts, as {missing[0]:05}. "
+                "Fetch them, or name the files that you want by a pattern."
+            )
+
+
 def parquet_source(
     text: str,
     files: list[Path],

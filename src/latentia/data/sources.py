@@ -42,12 +42,12 @@ def find_source(
         if path.suffix.lower() in SUFFIXES:
             raise UsageError(f"{text} is one image; give the folder that holds the images.")
         if path.suffix.lower() != ".parquet":
-            kind = kind_of(path)
+            kind = f", but {kind_of(path)}" if kind_of(path) else ""
+            table = " `latentia embed` takes a table of numbers." if path.suffix.lower() in (".csv", ".tsv") else ""
             raise UsageError(
-                f"{text} is neither a folder nor a .parquet file"
-                + (f", but {kind}. latentia is trained on images only; rows of numbers go into `latentia embed`."
-                   if kind else ". Give the folder that holds the images.")
-            )  # fmt: skip
+                f"{text} is neither a folder nor a .parquet file{kind}. latentia is trained on images only; give the "
+                f"folder that holds them.{table}"
+            )
         return parquet_source(text, [path], split)
     if path.is_dir():
         return folder_source(text, path, split)

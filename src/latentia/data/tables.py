@@ -14,6 +14,7 @@ from torch import Tensor
 
 from latentia.cache import key_of
 from latentia.data.base import annotate, check_annotations, description, require
+from latentia.data.columns import class_order
 from latentia.data.order import check_positions, indices
 from latentia.errors import DataError, UsageError
 
@@ -158,6 +159,8 @@ def load_table(source: str | Path, *, label_column: str | None = None, max_sampl
             left_out.append(name)
     if not columns:
         raise DataError(f"{path} must have a column of numbers beside the label; its columns are {table.column_names}.")
+    if path.suffix.lower() != ".parquet" and _are_values(list(columns)):
+        raise DataError(f"{path}: its first line must name the columns, and holds numbers: {', '.join(columns)}.")
     if not len(table):
         raise DataError(f"{path} holds no rows.")
     for name, column in columns.items():
@@ -204,10 +207,30 @@ def _read(path: Path) -> pa.Table:
     try:
         if suffix == ".parquet":
             return pq.read_table(path)
-        options = pyarrow.csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",")
-        return pyarrow.csv.read_csv(path, parse_options=options)
+        with path.open("rb") as file:
+            first = file.readline()
+        wide = first.startswith((b"\xff\xfe", b"\xfe\xff"))
+        sign = "\t" if suffix == ".tsv" else ";" if b";" in first and b"," not in first else ","
+        table = pyarrow.csv.read_csv(
+            path,
+            read_options=pyarrow.csv.ReadOptions(encoding="utf-16" if wide else "utf-8"),
+            parse_options=pyarrow.csv.ParseOptions(delimiter=sign),
+        )
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from error
+    names = [name.strip() for name in table.column_names]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise DataError(f'{path} has two columns "{twice[0]}"; rename one.')
+    return table.rename_columns(names)
+
+
+def _are_values(names: list[str]) -> bool:
+    """Whether the names of columns are a row of numbers, and not 0, 1, 2, ... or 1, 2, 3, ..."""
+    try:
+        values = [float(name) for name in names]
+    except ValueError:
+        return False
+    return values not in ([*range(len(names))], [*range(1, len(names) + 1)])
 
 
 def _number(column: pa.ChunkedArray, path: Path, name: str) -> tuple[list[int], list[str]]:
@@ -215,6 +238,7 @@ def _number(column: pa.ChunkedArray, path: Path, name: str) -> tuple[list[int], 
     values: list[Any] = column.to_pylist()
     if any(value is None for value in values) or pa.types.is_floating(column.type):
         raise DataError(f'{path}: the label column "{name}" must hold whole numbers or texts, without gaps.')
-    kinds = sorted({*values})
+    texts = all(isinstance(value, str) for value in values)
+    kinds = class_order(values) if texts else sorted({*values})
     numbers = {value: i for i, value in enumerate(kinds)}
     return [numbers[value] for value in values], [str(value) for value in kinds]
