@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -154,6 +155,9 @@ ROWS = [
     Row("a drive of Windows", TWO | {"metadata.csv": b"file_name,text\nC:\\a\\0.png,x\n"}, error="line 2.*leads out"),
     Row("an accent in two spellings", images("A\u0308.png") | {"metadata.csv": "file_name,text\nÄ.png,x\n".encode()},
         names=1, captions=["x"]),
+    Row("classes of digits with zeros", TWO | {"metadata.csv": b"file_name,label\n0.png,007\n1.png,010\n"},
+        labels=["007", "010"]),
+    Row("class folders in another spelling", images("A\u0308/0.png", "b/1.png"), labels=["Ä", "b"]),
     Row("another case", images("0.PNG") | {"metadata.csv": b"file_name,text\n0.png,x\n"},
         error='no image file "0.png" in .*Did you mean "0.PNG"'),
     # ---------------------------------------------------------------- what is an image
@@ -166,10 +170,19 @@ ROWS = [
     Row("no images", {"a.wav": b"", "b.wav": b""}, error=r"holds no image \(2 x .wav\).*trained on images only"),
     Row("hidden", TWO | {".2.png": b"", ".thumbs/3.png": b"", "__MACOSX/4.png": b"", ".git/config": b""},
         said=("3 x .png .*: hidden",)),
+    Row("a pipe", TWO, prepare=lambda f: os.mkfifo(f / "pipe"), said=("1 x no suffix .*: not an image",)),
+    Row("a link out of the folder", TWO, prepare=lambda f: (f / "2.png").symlink_to("/etc/hostname"),
+        error="2.png is a link that leads out"),
+    Row("a text that is a link out of the folder", TWO, prepare=lambda f: (f / "LICENSE").symlink_to("/etc/hostname"),
+        said=("1 x no suffix .*: not an image",)),
+    Row("a link out of the folder beside parquet", {"a.parquet": parquet(image=[encoded(0)])}, names=1,
+        prepare=lambda f: (f / "2.png").symlink_to("/etc/hostname"), said=("1 x .png .*: not read",)),
     Row("a link within the folder", images("a/0.png", "a/1.png"), prepare=lambda f: (f / "b").symlink_to("a"),
         said=(r"1 x folder \(b\): a link",)),
     Row("an empty folder", images("a/0.png", "b/1.png"), prepare=lambda f: (f / "c").mkdir(), labels=["a", "b"],
         said=(r"1 x folder \(c\): empty",)),
+    Row("a bad image that is skipped", images(*(f"{i}.png" for i in range(99))) | {"bad.png": b""},
+        {"on_bad_image": "skip"}, names=99, said=(r"1 x bad image \(bad.png is empty \(0 bytes\)\): skipped",)),
     Row("three bad images", TWO | {"2.png": b"", "3.png": encoded(3)[:-20], "4.heic": b"<html>"},
         error=r"(?s)3 images are bad:\n  2.png is empty.*3.png is damaged.*4.heic is HTML.* Repair or remove them\.$"),
     # ---------------------------------------------------------------- classes and splits
@@ -222,7 +235,8 @@ def test_a_folder_is_taken_right_or_the_cause_is_named(odd):
         assert names == row.labels
         said = data.left_out.lines()
         assert len(said) == len(row.said) and all(map(re.match, row.said, said)), said
-        assert data.describe()["left_out"] == [re.sub(r" \(.*?\):", ":", line, count=1) for line in said]
+        assert data.describe()["left_out"] == [re.sub(r" \(.*\):", ":", line, count=1) for line in said]
+        assert not data.skipped or data.describe()["left_out"] == ["1 x bad image: skipped, as on_bad_image says"]
 
 
 def test_the_command_says_the_same(odd, capsys):

@@ -1,6 +1,7 @@
 """A folder of images: what is in it, its splits, its classes, and the labels and captions of its metadata."""
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -39,16 +40,17 @@ def kind_of(path: Path) -> str | None:
 
 @dataclass
 class Contents:
-    """The files below a folder, each list sorted; `others` are not taken, each with its kind and the reason."""
+    """The files below a folder: `others` are not taken, each with its kind and the reason; `links` lead out."""
 
     images: list[Path] = field(default_factory=list)
     metadata: list[Path] = field(default_factory=list)
     parquet: list[Path] = field(default_factory=list)
     others: list[tuple[Path, str, str]] = field(default_factory=list)
+    links: list[Path] = field(default_factory=list)
 
 
 def contents(root: Path, source: str) -> Contents:
-    """Every file below `root`. Nothing outside of it is followed, and what is hidden is not taken.
+    """Every file below `root`, each list sorted. What is hidden is not taken.
 
     A file is an image by its suffix, or, without a suffix, by its content.
     """
@@ -59,43 +61,47 @@ def contents(root: Path, source: str) -> Contents:
     found = Contents()
     for folder, folders, names in os.walk(root, onerror=refuse):
         place = Path(folder)
-        hidden = any(part.startswith((".", "__")) for part in place.relative_to(root).parts)
-        for name in () if hidden else folders:
-            if not name.startswith((".", "__")) and _inside(root, place / name, source).is_symlink():
-                found.others.append((place / name, "folder", "a link, which is not followed"))
+        hidden = any(map(_is_hidden, place.relative_to(root).parts))
+        for path in (place / name for name in folders if not hidden and not _is_hidden(name)):
+            if _leads_out(path, root):
+                found.links.append(path)
+            elif path.is_symlink():
+                found.others.append((path, "folder", "a link, which is not followed"))
         if place != root and not hidden and not folders and not names:
             found.others.append((place, "folder", "empty"))
-        for name in names:
-            path, suffix = place / name, Path(name).suffix.lower()
-            if hidden or name.startswith("."):
-                if suffix in SUFFIXES:
+        for path in map(place.joinpath, names):
+            suffix = path.suffix.lower()
+            if hidden or path.name.startswith("."):
+                if suffix in (*SUFFIXES, ".parquet"):
                     found.others.append((path, suffix, "hidden"))
-            elif suffix in SUFFIXES:
-                found.images.append(_inside(root, path, source))
-            elif Path(name).stem == "metadata" and suffix in METADATA:
-                found.metadata.append(_inside(root, path, source))
+            elif path.stem == "metadata" and suffix in METADATA:
+                found.metadata.append(path)
             elif suffix == ".parquet":
                 found.parquet.append(path)
-            elif not suffix and _format(path):
-                found.images.append(_inside(root, path, source))
+            elif suffix in SUFFIXES or (not suffix and _format(path, root)):
+                found.images.append(path)
             else:
-                found.others.append((path, suffix or "no suffix", _reason(path)))
-    for files in (found.images, found.metadata, found.parquet, found.others):
-        files.sort()  # type: ignore[attr-defined] # mypy joins the lists to list[object]
+                found.others.append((path, suffix or "no suffix", _reason(path, root)))
+    found.links += [path for path in (*found.images, *found.metadata) if _leads_out(path, root)]
+    found.others.sort()
+    for files in (found.images, found.metadata, found.parquet):
+        files.sort()
     return found
 
 
-def _inside(root: Path, path: Path, source: str) -> Path:
-    """`path`, unless it is a link that leads out of `root`, which is resolved already."""
-    if path.is_symlink() and not path.resolve().is_relative_to(root):
-        raise DataError(
-            f"{source}: {path.relative_to(root)} is a link that leads out of the folder, which is not followed. "
-            "Copy the file there (`hf download --local-dir` makes copies instead of links)."
-        )
-    return path
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "__"))
 
 
-def _format(path: Path) -> str | None:
+def _leads_out(path: Path, root: Path) -> bool:
+    """Whether `path` is a link that leads out of `root`, which is resolved already."""
+    return path.is_symlink() and not path.resolve().is_relative_to(root)
+
+
+def _format(path: Path, root: Path) -> str | None:
+    """The format of an image by its content; None for what is no image, no file (a pipe), or outside of `root`."""
+    if _leads_out(path, root) or not path.is_file():
+        return None
     try:
         with path.open("rb") as file:
             return format_of(file.read(32))
@@ -103,10 +109,10 @@ def _format(path: Path) -> str | None:
         return None
 
 
-def _reason(path: Path) -> str:
+def _reason(path: Path, root: Path) -> str:
     if kind := kind_of(path):
         return kind
-    form = _format(path)
+    form = _format(path, root)
     return f"{form} by its content, but not by its name; rename it" if form else "not an image"
 
 
@@ -127,6 +133,11 @@ def folder_source(text: str, path: Path, split: str) -> Source:
         of_this = of_split(parquet, split, text, root)
         check_parts(of_this)
         return parquet_source(text, of_this, split, left_out=left_out)
+    if found.links:
+        raise DataError(
+            f"{text}: {found.links[0].relative_to(root)} is a link that leads out of the folder, which is not "
+            "followed. Copy the file there (`hf download --local-dir` makes copies instead of links)."
+        )
     found.others += [(file, ".parquet", "it has no column of images") for file in found.parquet]
     if not found.images:
         seen = Counter(kind for _, kind, _ in found.others).most_common(5)
@@ -213,7 +224,7 @@ def _table(
 
 def _classes(images: list[Path], left_out: LeftOut) -> list[str] | None:
     """The class of each image: the folders in which the images differ, if all lie equally deep; else None."""
-    places = [image.parts[:-1] for image in images]
+    places = [tuple(unicodedata.normalize("NFC", part) for part in image.parts[:-1]) for image in images]
     depths = Counter(map(len, places))
     if len(depths) > 1:
         deep = max(depths, key=lambda depth: (depths[depth], depth))

@@ -219,6 +219,8 @@ def _load(
         logger.warning("%d bad images of %s were left out: %s", len(meta["skipped"]), found.name, shown)
     data = ImageData.from_cache(flat, meta, plan, random_flip, found.about)
     data.left_out = found.left_out
+    for bad in data.skipped:
+        data.left_out.add("bad image", "skipped, as on_bad_image says", bad)
     return data
 
 

@@ -215,6 +215,7 @@ class StreamedImages:
         if not count:
             return
         self.skipped.append(f"{where} {error}")
+        self.left_out.add("bad image", "skipped, as on_bad_image says", self.skipped[-1])
         self._decoded += 1
         if len(self.skipped) > MAX_SKIPPED * max(self._decoded, 1000):
             shown = "; ".join(self.skipped[-3:])
