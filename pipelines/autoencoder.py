@@ -45,6 +45,7 @@ class AutoencoderPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "autoencoder"
     _optional_components = ["prior"]  # noqa: RUF012 (diffusers reads a list)
 
+    needs_prior = True
     latents = "continuous"
 
     def __init__(self, autoencoder, prior=None):

@@ -50,6 +50,7 @@ class AutoencoderKLPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "vae"
     _optional_components = ["prior"]  # noqa: RUF012 (diffusers reads a list)
 
+    needs_prior = True
     latents = "continuous"
 
     def __init__(self, vae, prior=None):

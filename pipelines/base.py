@@ -59,6 +59,7 @@ class DiffusionPipeline(DiffusersPipeline):
     latents: Latents | None = None
     latent_conditions: tuple[str, ...] = ()
     latent_path: LatentPath = "lerp"
+    needs_prior: bool = False  # whether there is nothing to sample from while its component `prior` is None
 
     @property
     def likelihood(self) -> Likelihood | None:

@@ -74,6 +74,7 @@ class Capabilities:
         likelihood: what `log_likelihood` gives; `None`: there is none.
         words: those of encode, decode, interpolate and log_likelihood that it has.
         num_classes: how many classes can be asked for; `None`: none.
+        samples: whether it makes images of its own; an autoencoder without a prior does not.
         options: arguments of `pipe(...)` that can be typed, conditions included, by name. A pipeline whose call takes
             `num_inference_steps` takes it in all of its words.
     """
@@ -85,6 +86,7 @@ class Capabilities:
     likelihood: Likelihood | None
     words: tuple[str, ...]
     num_classes: int | None
+    samples: bool
     options: dict[str, Option]
 
 
@@ -118,6 +120,7 @@ def capabilities(pipe: Any) -> Capabilities:
         likelihood=getattr(pipe, "likelihood", None),
         words=getattr(pipe, "words", ()),
         num_classes=num_classes,
+        samples=not getattr(pipe, "needs_prior", False) or pipe.prior is not None,
         options=options,
     )
 

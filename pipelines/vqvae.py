@@ -36,6 +36,7 @@ class VQVAEPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "prior->vqvae"
     _optional_components = ["prior"]  # noqa: RUF012 (diffusers reads a list)
 
+    needs_prior = True
     latents = "indices"
 
     def __init__(self, vqvae, prior=None):

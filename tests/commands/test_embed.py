@@ -74,7 +74,7 @@ def test_equal_seeds_give_equal_maps_and_files(found, tmp_path):
     assert len(other.points) == 50 and len(other.maps["t-SNE"]) == 50
     for name, one in (("a", found), ("b", again)):
         one.save(tmp_path / name)
-    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    files = sorted(path.name for path in (tmp_path / "a").glob("[!.]*"))
     assert files == ["embedding.json", "latents.parquet", "pca.png", "tsne.png"]
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
 

@@ -86,8 +86,10 @@ def text_prior():
 
 def generated(folder, *flags):
     out = folder / "out"
-    main(["generate", str(folder / "saved"), "--output_dir", str(out), *map(str, flags)])
-    *pictures, sheet = [Image.open(path) for path in [*sorted(out.glob("0*.png")), out / "sheet.png"]]
+    main(["generate", str(folder / "saved"), "--output_dir", str(out), "--overwrite", *map(str, flags)])
+    *pictures, sheet = [
+        Image.open(path) for path in [*sorted(out.glob("0*.png")), out.with_name(f"{out.name}_sheet.png")]
+    ]
     for picture in (*pictures, sheet):
         picture.load()  # which closes the file
     return pictures, [json.loads(picture.text["latentia"]) for picture in pictures], sheet

@@ -2,19 +2,28 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from glob import glob
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from latentia.commands.evaluate import Evaluation, evaluate, find_extractor, measure_data
-from latentia.commands.sources import load_real, open_source
+from latentia.commands.evaluate import (
+    Evaluation,
+    check_steps,
+    count_of,
+    find_extractor,
+    measure_real,
+    measure_source,
+    open_from,
+)
+from latentia.commands.output import open_output
+from latentia.commands.reference import data_options, find_reference
 from latentia.data import ImageData
-from latentia.errors import UsageError
+from latentia.errors import UsageError, check_range
 from latentia.evaluation import check_metrics, text_table
 from latentia.evaluation.features.base import FeatureExtractor
+from latentia.pipelines.capabilities import Option
 
 
 class Comparison(list[Evaluation]):
@@ -24,19 +33,25 @@ class Comparison(list[Evaluation]):
         """The table, for the terminal."""
         return text_table([evaluation.to_dict() for evaluation in self])
 
-    def save(self, output_dir: str | Path = "outputs/comparison", title: str = "Comparison") -> list[Path]:
+    def save(
+        self, output_dir: str | Path = "outputs/comparison", title: str = "Comparison", *, overwrite: bool = False
+    ) -> list[Path]:
         """Write the page: index.html, comparison.json, and a folder of images for each model.
 
         Args:
-            output_dir: where the page goes.
+            output_dir: where the page goes; it must be empty.
             title: of the page.
+            overwrite: delete what an earlier `compare` left in the folder.
 
         Returns:
             The page.
+
+        Raises:
+            UsageError: the folder holds something already, or cannot be written.
         """
         from latentia.evaluation.report import page, plots
 
-        folder = Path(output_dir)
+        folder = open_output(output_dir, "compare", overwrite)
         for i, evaluation in enumerate(self):
             evaluation.save(folder / str(i), update_card=False)
         reports = {evaluation.source: evaluation.report for evaluation in self}
@@ -46,10 +61,9 @@ class Comparison(list[Evaluation]):
 
 def compare(
     sources: Sequence[str | Any],
-    data: str | ImageData = "digits",
+    data: str | ImageData | None = None,
     *,
-    n: int = 500,
-    split: str = "train",
+    n: int | None = None,
     extractor: str | FeatureExtractor | None = None,
     metrics: Sequence[str] | None = None,
     num_inference_steps: int | None = None,
@@ -57,7 +71,9 @@ def compare(
     seed: int = 0,
     likelihood_images: int = 0,
     latent_images: int = 0,
+    reconstruction_images: int = 0,
     device: str | torch.device | None = None,
+    **settings: Any,
 ) -> Comparison:
     """Measure several models on equal terms: the same real images, n, seed and extractor for all; one table, one page.
 
@@ -68,10 +84,11 @@ def compare(
         sources: two or more, as for `latentia evaluate`; "pca" and "kde" are baselines that any model should beat.
             Equal names get a number. "name=source,source,..." are several runs of one model, such as those of different
             seeds; `*` in a path stands for what it matches: "vae=outputs/vae-*".
-        data: the real images: digits, emoji, factors, a folder, parquet, or a data set on the Hub. At least 2 n.
-        n: how many images to sample of each source.
-        split: split of the data.
-        extractor: as for `latentia evaluate`; the shipped one that fits the images if not given.
+        data: the real images: digits, emoji, factors, a folder, parquet, or a data set on the Hub. At least 2 n. If not
+            given, those that the sources were trained on, if they all were trained on the same.
+        n: how many images to sample of each source; 500 if not given, or less: half of the real ones, or as many as
+            each source holds.
+        extractor: as for `latentia evaluate`; the shipped one if size and classes are those of the data, else own.
         metrics: which of the metrics, such as fd kid precision; all that apply if not given.
         num_inference_steps: network evaluations per image, for pipelines that take several; each pipeline's own default
             if not given.
@@ -79,7 +96,9 @@ def compare(
         seed: of the samples and of the metrics' random splits.
         likelihood_images: take the likelihood of so many real images; 0 for none.
         latent_images: take path length and linear probe of the latents of so many real images; 0 for none.
+        reconstruction_images: take PSNR, SSIM and Frechet distance of the reconstructions of so many; 0 for none.
         device: where pipelines run, such as cuda:1; the process's own if not given.
+        **settings: how the data is read, as for `latentia evaluate`.
 
     Returns:
         An `Evaluation` of every source and run, in order.
@@ -91,37 +110,58 @@ def compare(
         >>> [evaluation.source for evaluation in compare(["pca", "kde"], "digits", n=50, metrics=["kid"])]
         ['pca', 'kde']
     """
-    runs = [run for source in sources for run in _runs(source)]
+    runs = [(i, *run) for i, source in enumerate(sources) for run in _runs(source)]
     if len(runs) < 2:
         raise UsageError(f"sources must be at least two; got {len(runs)}. To measure one, use evaluate.")
     check_metrics(metrics)
-    real = load_real(data, split)
-    for _, source in runs:  # a slip in the last name must not cost the samples of the first
-        open_source(source, real)
-    features = find_extractor(extractor, real)
-    measured = partial(
-        evaluate,
-        data=data,
-        n=n,
-        split=split,
-        extractor=features,
-        batch_size=batch_size,
-        seed=seed,
-        reference=measure_data(real, features),
-    )
+    check_range("batch_size", batch_size, 1)
+    reference = find_reference(data, [source for _, _, source in runs], settings)
+    opening = {"seed": seed, "num_inference_steps": num_inference_steps, "device": device}
+    checked = [open_from(source, reference, opening) for _, _, source in runs]
+    check_steps(checked, num_inference_steps)
+    n = count_of(checked, reference.images, n)
+    for opened in checked:  # what cannot be sampled must not cost the samples of the others
+        if opened.about["kind"] != "function":
+            opened.draw(0, 1)
+    features, notes = find_extractor(extractor, reference.images)
+    real = measure_real(reference.images, features, n, seed)
     options: dict[str, Any] = {
-        "metrics": metrics, "num_inference_steps": num_inference_steps, "likelihood_images": likelihood_images,
-        "latent_images": latent_images, "device": device,
+        "extractor": features, "metrics": metrics, "batch_size": batch_size, "seed": seed, "notes": notes,
+        "likelihood_images": likelihood_images, "latent_images": latent_images,
+        "reconstruction_images": reconstruction_images,
     }  # fmt: skip
-    found = Comparison(replace(measured(source, **options), runs_of=name) for name, source in runs)
-    names = [evaluation.source for evaluation in found]
-    for i, evaluation in enumerate(found):
-        if names.count(names[i]) > 1:
-            evaluation.source = f"{names[i]} ({names[: i + 1].count(names[i])})"
-    if any(name for name, _ in runs):
-        simplest = measured("pca", metrics=["fd"]).report["fd"].value
+    names = _names([(i, name or opened.name) for (i, name, _), opened in zip(runs, checked)])
+    found = Comparison()
+    for (i, name, _), opened in zip(runs, checked):
+        measured = measure_source(opened, reference, real, n, **options)
+        named: dict[str, Any] = {"source": names[i]} if name is None else {"runs_of": names[i]}
+        found.append(replace(measured, **named))
+    if any(name for _, name, _ in runs):
+        baseline = measure_source(
+            open_from("pca", reference, opening), reference, real, n, **{**options, "metrics": ["fd"]}
+        )
         for evaluation in found:
-            evaluation.failed = failed(evaluation, simplest)
+            evaluation.failed = failed(evaluation, baseline.report["fd"].value)
+    return found
+
+
+def options(words: Sequence[str]) -> dict[str, Option]:
+    """The flags of the data, those of the training scripts, for the command line."""
+    return data_options()
+
+
+def _names(columns: Sequence[tuple[int, str]]) -> dict[int, str]:
+    """Names of the columns of a table, by the number of the source; equal ones get a number.
+
+    Example:
+        >>> _names([(0, "pca"), (1, "vae"), (1, "vae"), (2, "pca")])
+        {0: 'pca (1)', 1: 'vae', 2: 'pca (2)'}
+    """
+    names = dict(columns)
+    found: dict[int, str] = {}
+    for i, name in names.items():
+        same = [j for j, other in names.items() if other == name]
+        found[i] = f"{name} ({same.index(i) + 1})" if len(same) > 1 else name
     return found
 
 

@@ -1,6 +1,7 @@
 """Write the latents of images or of a table as parquet, with PCA and t-SNE maps and their scores."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,15 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from latentia.commands.sources import load_real
+from latentia.commands.output import open_output
+from latentia.commands.reference import data_options, find_reference
+from latentia.commands.sources import load_pipeline
 from latentia.data import load_table
 from latentia.data.tables import is_table
 from latentia.errors import DataError, NumericsError, UsageError, check_range, did_you_mean
 from latentia.evaluation import nearest
 from latentia.functional.pixels import from_uint8
-from latentia.pipelines.base import DiffusionPipeline
-from latentia.pipelines.capabilities import capabilities
+from latentia.pipelines.capabilities import Option, capabilities
 from latentia.rng import seed_from
 
 NEIGHBOURS = 10  # of trustworthiness
@@ -61,21 +63,21 @@ class Embedding:
         lines += [f"{name:16}" + "".join(f"{row[key]:18.4f}" for key in keys) for name, row in self.scores.items()]
         return "\n".join(lines)
 
-    def save(self, output_dir: str | Path = "outputs/embedding") -> list[Path]:
+    def save(self, output_dir: str | Path = "outputs/embedding", *, overwrite: bool = False) -> list[Path]:
         """Write latents.parquet (columns z0, z1, ..., label, index), pca.png, tsne.png and embedding.json.
 
         Args:
-            output_dir: where latents and maps go.
+            output_dir: where latents and maps go; it must be empty.
+            overwrite: delete what an earlier `embed` left in it.
 
         Returns:
             The folder.
 
         Raises:
-            UsageError: the folder cannot be written.
+            UsageError: the folder holds something already, or cannot be written.
         """
-        folder = Path(output_dir)
+        folder = open_output(output_dir, "embed", overwrite)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             columns: dict[str, Any] = {f"z{i}": column for i, column in enumerate(self.latents.T.contiguous().numpy())}
             if self.labels is not None:
                 columns["label"] = self.labels.numpy()
@@ -116,16 +118,15 @@ class Embedding:
 
 def embed(
     source: str | Any,
-    data: str = "digits",
+    data: str | None = None,
     *,
-    split: str = "train",
     components: int = 32,
-    label_column: str | None = None,
     max_samples: int | None = None,
     points: int = 2000,
     batch_size: int = 256,
     seed: int = 0,
     revision: str | None = None,
+    **settings: Any,
 ) -> Embedding:
     """Write the latents of images or of a table as parquet, with PCA and t-SNE maps and their scores.
 
@@ -136,15 +137,16 @@ def embed(
             or "pca", their first principal components. In Python also a pipeline.
         data: images: digits, emoji, factors, a folder, parquet, or a data set on the Hub; or a table: a .csv, .tsv or
             .parquet file without images, of which all columns of numbers but the label are taken. For the baselines
-            each column of a table gets mean 0 and variance 1; a pipeline gets a row as an image of one line.
-        split: split of the images.
+            each column of a table gets mean 0 and variance 1; a pipeline gets a row as an image of one line. If not
+            given, the images that the source was trained on, read as its run read them.
         components: of "pca".
-        label_column: column of the labels; found by type in images, and "label" in a table, if not given.
         max_samples: use at most so many, spread evenly; all if not given.
         points: at most so many, chosen at random, are in the maps and scored.
         batch_size: images encoded at a time.
         seed: of the choice of points and of t-SNE. Equal seeds give equal latents and maps.
         revision: branch, tag or commit on the Hub.
+        **settings: how the images are read, as for `latentia evaluate`; of a table only label_column, "label" if not
+            given.
 
     Returns:
         Latents, maps and scores.
@@ -163,17 +165,24 @@ def embed(
     check_range("points", points, 5)
     check_range("batch_size", batch_size, 1)
     check_range("max_samples", max_samples, 5)
-    path, table, left_out = Path(data).expanduser(), is_table(data), []
-    if table:
-        rows = load_table(data, label_column=label_column, max_samples=max_samples)
+    table = data is not None and is_table(data)
+    left_out: list[str] = []
+    if data is not None and table:
+        if other := next((key for key in settings if key != "label_column"), None):
+            raise UsageError(f"{other} must be left out: {data} is a table, of which only label_column is taken.")
+        about_data = Path(data).name
+        rows = load_table(data, label_column=settings.get("label_column"), max_samples=max_samples)
         inputs, labels, names, left_out = rows.values, rows.labels, rows.label_names, rows.left_out
         flat = rows.standardized.float()  # (N, inputs)
     else:
-        found = load_real(data, split, label_column=label_column, max_samples=max_samples)
+        if max_samples is not None:
+            settings["max_train_samples"] = max_samples
+        found = find_reference(data, [source], settings).images
+        about_data = str(found.source.get("name", found.source["kind"]))
         inputs, labels, names = found.images, found.labels, found.label_names
         flat = from_uint8(inputs.flatten(1))
     if len(inputs) < 5:
-        raise DataError(f"{data} must hold at least 5 samples to be embedded; it holds {len(inputs)}.")
+        raise DataError(f"{about_data} must hold at least 5 samples to be embedded; it holds {len(inputs)}.")
 
     text = source if isinstance(source, str | Path) else type(source).__name__
     if source == "pixels":
@@ -195,10 +204,15 @@ def embed(
     maps = {"PCA": _pca(part, 2), "t-SNE": _tsne(part, seed)}
     scores = {name: _judge(flat[chosen], place, shown) for name, place in {"latents": part, **maps}.items()}
     about = {
-        "source": str(text), "data": path.name if path.exists() else str(data), "left_out": left_out, "seed": seed,
+        "source": str(text), "data": about_data, "left_out": left_out, "seed": seed,
         "neighbours": min(NEIGHBOURS, (len(chosen) - 1) // 2),
     }  # fmt: skip
     return Embedding(latents, labels, names, chosen, maps, scores, about)
+
+
+def options(words: Sequence[str]) -> dict[str, Option]:
+    """The flags of the data, those of the training scripts, for the command line."""
+    return data_options()
 
 
 # ------------------------------------------------------------ latents
@@ -213,7 +227,7 @@ def _encode(source: Any, inputs: Tensor, labels: Tensor | None, is_table: bool, 
                 f'source must be "pixels", "pca", a folder or a repository on the Hub ("user/name"); got "{source}".'
                 + did_you_mean(str(source), ("pixels", "pca"))
             )
-        pipe = DiffusionPipeline.from_pretrained(source, **({"revision": revision} if revision else {}))
+        pipe = load_pipeline(source, revision)
     able = capabilities(pipe)
     if "encode" not in able.words:
         raise UsageError(

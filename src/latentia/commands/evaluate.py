@@ -9,8 +9,8 @@ What makes images is a `Source`; from the images on, everything is the same for 
 
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,26 +19,40 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from latentia.commands.measurement import measure_latents, measure_likelihood, peak_memory, sample_and_measure
-from latentia.commands.sources import load_real, open_source
+from latentia.commands.measurement import (
+    measure_latents,
+    measure_likelihood,
+    measure_reconstruction,
+    peak_memory,
+    sample_and_measure,
+)
+from latentia.commands.output import open_output
+from latentia.commands.reference import Reference, data_options, find_reference
+from latentia.commands.sources import Source, open_source
 from latentia.data import ImageData
 from latentia.errors import UsageError, check_range
 from latentia.evaluation import (
     LatentStructure,
     Likelihood,
+    NoiseFloor,
+    Reconstruction,
     Report,
     Sample,
     cached_predict,
     check_metrics,
     extractor_for,
+    fitting_extractor,
     load_extractor,
     measure,
+    noise_floor,
+    own_extractor,
     score,
     uint8_batches,
 )
 from latentia.evaluation.features.base import FeatureExtractor, known_range
 from latentia.functional.pixels import from_uint8
 from latentia.hub.card import add_results
+from latentia.pipelines.capabilities import Option
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +74,8 @@ class Evaluation:
         memory_mb: how far memory rose while sampling: of the GPU if there is one, else of the process.
         likelihood: of held-out images; None where the family defines none or none was asked for.
         latents: how they are structured, likewise.
+        reconstruction: of held-out images, likewise.
+        noise: what images of noise get with the same extractor.
         runs_of: what several runs are compared as, together; None for a source of its own.
         failed: whether this run failed, see `failed` in compare.py; None if that was not asked.
         card: README.md of the saved pipeline that was measured, if there is one.
@@ -77,6 +93,8 @@ class Evaluation:
     memory_mb: float
     likelihood: Likelihood | None
     latents: LatentStructure | None = None
+    reconstruction: Reconstruction | None = None
+    noise: NoiseFloor | None = None
     runs_of: str | None = None
     failed: bool | None = None
     card: Path | None = None
@@ -88,6 +106,8 @@ class Evaluation:
             "milliseconds_per_image": self.milliseconds, "memory_mb": self.memory_mb,
             "likelihood": asdict(self.likelihood) if self.likelihood else None,
             "latents": self.latents.to_dict() if self.latents else None,
+            "reconstruction": asdict(self.reconstruction) if self.reconstruction else None,
+            "noise": asdict(self.noise) if self.noise else None,
             "runs_of": self.runs_of, "failed": self.failed,
             "data": self.data, "latentia": version("latentia"),
         }  # fmt: skip
@@ -100,22 +120,28 @@ class Evaluation:
         if self.about.get("training_seconds") is not None:
             facts.append(f"trained for {self.about['training_seconds']:.0f} s")
         lines = [self.report.table(), f"{self.source}: {', '.join(facts)}"]
-        return "\n".join([*lines, *(part.text() for part in (self.likelihood, self.latents) if part)])
+        parts = (self.likelihood, self.latents, self.reconstruction)
+        return "\n".join([*lines, *(part.text() for part in parts if part)])
 
-    def save(self, output_dir: str | Path = "outputs/evaluation", *, update_card: bool = True) -> list[Path]:
+    def save(
+        self, output_dir: str | Path = "outputs/evaluation", *, update_card: bool = True, overwrite: bool = False
+    ) -> list[Path]:
         """Write metrics.json and images: samples, nearest real images, classes, feature map, precision and recall.
 
         Args:
-            output_dir: where numbers and images go.
+            output_dir: where numbers and images go; it must be empty.
             update_card: put the numbers into the card of the saved pipeline that was measured, if it has one.
+            overwrite: delete what an earlier `evaluate` left in the folder.
 
         Returns:
             The folder, and the card if it was updated.
+
+        Raises:
+            UsageError: the folder holds something already, or cannot be written.
         """
         from latentia.evaluation.report import grids, plots
 
-        folder = Path(output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = open_output(output_dir, "evaluate", overwrite)
         (folder / "metrics.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
         grids.image_grid(from_uint8(self.images)).save(folder / "samples.png")
         plots.nearest_neighbour_grid(self.images, self.real_images, self.sample.features, self.real.features).save(
@@ -144,10 +170,9 @@ class Evaluation:
 
 def evaluate(
     source: str | Any,
-    data: str | ImageData = "digits",
+    data: str | ImageData | None = None,
     *,
-    n: int = 500,
-    split: str = "train",
+    n: int | None = None,
     extractor: str | FeatureExtractor | None = None,
     metrics: Sequence[str] | None = None,
     num_inference_steps: int | None = None,
@@ -155,9 +180,10 @@ def evaluate(
     seed: int = 0,
     likelihood_images: int = 0,
     latent_images: int = 0,
+    reconstruction_images: int = 0,
     revision: str | None = None,
     device: str | torch.device | None = None,
-    reference: Sample | None = None,
+    **settings: Any,
 ) -> Evaluation:
     """Measure the images of a source: every metric that applies, beside what real images get at the same n.
 
@@ -167,12 +193,14 @@ def evaluate(
     Args:
         source: a saved pipeline (folder or Hub id); a folder of images; a .npy or .npz file; "module:function" for a
             function (count, seed) -> images; or a baseline, "pca" or "kde". In Python also a pipeline, a function, a
-            tensor or images.
-        data: the real images, at least 2 n: digits, emoji, factors, a folder, parquet, or a data set on the Hub.
-        n: how many images to sample.
-        split: split of the data; use the one that the source was trained on, or copies go unnoticed.
-        extractor: digits, mnist, emoji, the folder of a classifier, inception:PATH_OR_HUB_ID, or the name of a
-            transformers vision model; the shipped one that fits the images if not given.
+            tensor or images. Of an autoencoder without a prior, reconstructions are measured.
+        data: the real images, at least 2 n: digits, emoji, factors, a folder, parquet, or a data set on the Hub. If not
+            given, those that the source was trained on, read as its run read them. Take the training split, or copies
+            go unnoticed.
+        n: how many images to sample; 500 if not given, or less: half of the real ones, or as many as the source holds.
+        extractor: own, trained on the data without labels, about a minute the first time; digits, mnist, emoji, the
+            folder of a classifier, inception:PATH_OR_HUB_ID, or the name of a transformers vision model. If not given,
+            the shipped one if size and classes are those of the data, else own.
         metrics: which of the metrics, such as fd kid precision recall; all that apply if not given.
         num_inference_steps: network evaluations per image, for pipelines that take several; the pipeline's own default
             if not given.
@@ -182,15 +210,18 @@ def evaluate(
             Diffusion needs all steps of the chain for each.
         latent_images: take path length and linear probe of the latents of so many such images; 0 for none. Diffusion
             inverts its chain for each, twice as slow as to sample it, and runs it once more for the path.
+        reconstruction_images: take PSNR, SSIM and Frechet distance of the reconstructions of so many such images; 0 for
+            none. An autoencoder without a prior takes n.
         revision: branch, tag or commit on the Hub.
         device: where a pipeline runs, such as cuda:1; the process's own if not given.
-        reference: the features of the real images, from `measure_data`, if they are there already.
+        **settings: how the data is read, as `--resolution`, `--split` or `--label_column` of the training scripts; what
+            is not given is as in the run of the source.
 
     Returns:
         The metrics, with what they were measured of.
 
     Raises:
-        UsageError: a source, metric or extractor that is unknown, or too few real images.
+        UsageError: a source, metric, extractor or setting that is unknown, no data, or too few real images.
         DataError: the source returns nothing, or images of another shape.
 
     Example:
@@ -199,43 +230,129 @@ def evaluate(
         (100, 'baseline')
     """
     check_metrics(metrics)
-    real = load_real(data, split)
-    if not 2 <= n <= len(real) // 2:
+    check_range("batch_size", batch_size, 1)
+    reference = find_reference(data, [source], settings)
+    opening = {"seed": seed, "num_inference_steps": num_inference_steps, "revision": revision, "device": device}
+    opened = open_from(source, reference, opening)
+    check_steps([opened], num_inference_steps)
+    n = count_of([opened], reference.images, n)
+    features, notes = find_extractor(extractor, reference.images)
+    real = measure_real(reference.images, features, n, seed)
+    return measure_source(
+        opened, reference, real, n,
+        extractor=features, metrics=metrics, batch_size=batch_size, seed=seed, notes=notes, card=_card_of(source),
+        likelihood_images=likelihood_images, latent_images=latent_images, reconstruction_images=reconstruction_images,
+    )  # fmt: skip
+
+
+def options(words: Sequence[str]) -> dict[str, Option]:
+    """The flags of the data, those of the training scripts, for the command line."""
+    return data_options()
+
+
+@dataclass(frozen=True)
+class Real:
+    """What was measured of the real images, once for all sources.
+
+    Args:
+        sample: features and the like.
+        noise: what noise gets; None for too few images.
+    """
+
+    sample: Sample
+    noise: NoiseFloor | None
+
+
+def measure_real(images: ImageData, extractor: FeatureExtractor, n: int, seed: int) -> Real:
+    """The features of the real images, and what n images of noise get beside them."""
+    sample = measure_data(images, extractor)
+    with known_range():
+        return Real(sample, noise_floor(images.images, sample, extractor, n, seed=seed))
+
+
+def open_from(source: Any, reference: Reference, options: Mapping[str, Any]) -> Source:
+    """The opened source, whose reconstructions, if it makes nothing else, are of held-out images."""
+    return open_source(source, reference.images, held_out=lambda: reference.held_out(len(reference.images)), **options)
+
+
+def check_steps(sources: Sequence[Source], num_inference_steps: int | None) -> None:
+    """UsageError if a number of steps is given and no source takes one."""
+    if num_inference_steps is not None and all(s.about.get("num_inference_steps") is None for s in sources):
+        names = ", ".join(source.name for source in sources)
+        raise UsageError(f"num_inference_steps must be left out: {names} samples in one pass, or holds its images.")
+
+
+def count_of(sources: Sequence[Source], real: ImageData, n: int | None) -> int:
+    """How many images of each source are measured.
+
+    Raises:
+        UsageError: more than a source holds, or than half of the real images.
+    """
+    most = len(real) // 2
+    held = [source.count for source in sources if source.count is not None]
+    if n is None:
+        n = min(500, most, *held)
+    if not 2 <= n <= most:
         raise UsageError(
-            f"n must be from 2 to {len(real) // 2}, half of the {len(real)} real images, so that as many can be held "
+            f"n must be from 2 to {most}, half of the {len(real)} real images, so that as many can be held "
             f"out; got {n}."
         )
-    check_range("batch_size", batch_size, 1)
-    features = find_extractor(extractor, real)
-    opened = open_source(
-        source, real, seed=seed, num_inference_steps=num_inference_steps, revision=revision, device=device
-    )
+    for source in sources:
+        if source.count is not None and source.count < n:
+            raise UsageError(
+                f"{source.name} holds {source.count} images, fewer than n = {n}. Lower n to {source.count}."
+            )
+    return n
+
+
+def measure_source(
+    opened: Source,
+    reference: Reference,
+    real: Real,
+    n: int,
+    *,
+    extractor: FeatureExtractor,
+    metrics: Sequence[str] | None,
+    batch_size: int,
+    seed: int,
+    notes: Sequence[str] = (),
+    card: Path | None = None,
+    likelihood_images: int = 0,
+    latent_images: int = 0,
+    reconstruction_images: int = 0,
+) -> Evaluation:
+    """Measure n images of an opened source; arguments as for `evaluate`."""
     for key, metric in check_metrics(metrics).items():
-        if metrics is not None and "labels" in metric.needs and (opened.labels is None or real.labels is None):
-            raise UsageError(f'The metric "{key}" needs labels, and {opened.name} or the data has none; leave it out.')
-    if opened.count is not None and opened.count < n:
-        raise UsageError(f"{opened.name} holds {opened.count} images, fewer than n = {n}. Lower n to {opened.count}.")
-    reference = measure_data(real, features) if reference is None else reference
+        if metrics is not None and "labels" in metric.needs and (opened.labels is None or real.sample.labels is None):
+            raise UsageError(
+                f'The metric "{key}" needs labels, and {opened.name} or the data has none, or of other names; leave it '
+                "out."
+            )
     labels = None if opened.labels is None else torch.tensor(opened.labels(0, n))
     with peak_memory() as memory:
         sample, images, seconds = sample_and_measure(
-            opened.draw, n, batch_size, features, labels, f"sampling {opened.name}"
+            opened.draw, n, batch_size, extractor, labels, f"sampling {opened.name}"
         )
-    report = score(sample, reference, features, metrics=metrics, seed=seed)
+    report = score(sample, real.sample, extractor, metrics=metrics, seed=seed)
+    noise = [] if real.noise is None else real.noise.notes(report)
+    report = replace(report, notes=[*noise, *notes, *opened.notes, *report.notes])
+    count = reconstruction_images if opened.samples else n
     return Evaluation(
         source=opened.name,
         about=opened.about,
-        data=real.describe(),
+        data=reference.images.describe(),
         report=report,
         images=images,
         sample=sample,
-        real=reference,
-        real_images=real.images,
+        real=real.sample,
+        real_images=reference.images.images,
         milliseconds=1e3 * seconds / n,
         memory_mb=memory[0],
-        likelihood=measure_likelihood(opened, data, real, likelihood_images, seed),
-        latents=measure_latents(opened, data, real, features, latent_images, seed),
-        card=_card_of(source),
+        likelihood=measure_likelihood(opened, reference, likelihood_images, seed),
+        latents=measure_latents(opened, reference, extractor, latent_images, seed),
+        reconstruction=measure_reconstruction(opened, reference, real.sample, extractor, count),
+        noise=real.noise,
+        card=card if opened.samples else None,
     )
 
 
@@ -255,14 +372,20 @@ def _card_of(source: Any) -> Path | None:
     return card if card.is_file() else None
 
 
-def find_extractor(extractor: Any, real: ImageData) -> FeatureExtractor:
-    """The extractor that is named, or the shipped one that fits the images."""
+def find_extractor(extractor: Any, real: ImageData) -> tuple[FeatureExtractor, list[str]]:
+    """The extractor that is named, or the one that fits the images; and notes for whoever reads its numbers.
+
+    An extractor whose classes are not those of the data gives features alone: no metric of classes is taken.
+    """
     if extractor is None:
-        found = extractor_for(real.shape)
-        if found is None:
-            raise UsageError(
-                f"extractor is missing, and none that is shipped fits images of shape {tuple(real.shape)}. Give the "
-                'folder of a classifier, "inception:PATH" or the name of a transformers vision model.'
-            )
-        return found
-    return load_extractor(extractor) if isinstance(extractor, str | Path) else extractor
+        shipped = extractor_for(real.shape)
+        if shipped is not None and shipped.class_names == real.label_names:
+            return shipped, []
+        tqdm.write("No shipped extractor has the classes of these images: one is trained on them, unless it is there.")
+        extractor = "own"
+    if extractor == "own":
+        note = "the extractor was trained on these real images: its distances compare only at equal data and hash"
+        return own_extractor(real), [note]
+    found = load_extractor(extractor) if isinstance(extractor, str | Path) else extractor
+    found, warning = fitting_extractor(found, real.label_names)
+    return found, [] if warning is None else [warning]

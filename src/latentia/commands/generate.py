@@ -15,12 +15,13 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from latentia.commands.output import open_output
+from latentia.commands.sources import load_pipeline
 from latentia.data.decode import BadImage, open_image
 from latentia.errors import UsageError, check_choice, check_range, did_you_mean
 from latentia.evaluation import image_grid
 from latentia.hub.load import INDEX_NAME, pipeline_class, read_index
 from latentia.pipelines.arguments import image_generators
-from latentia.pipelines.base import DiffusionPipeline
 from latentia.pipelines.capabilities import Option, call_options, capabilities
 from latentia.pipelines.images import from_input
 from latentia.pipelines.sampling import is_flow
@@ -56,24 +57,31 @@ class Generated:
         """How many, and of what."""
         return f"{len(self.images)} images of a {self.recipes[0]['class']}, each with its recipe in the PNG's text."
 
-    def save(self, output_dir: str | Path = "outputs/generated") -> list[Path]:
-        """Write 00000.png, 00001.png, ... with their recipes as JSON in the PNG's text "latentia", and sheet.png.
+    def save(self, output_dir: str | Path = "outputs/generated", *, overwrite: bool = False) -> list[Path]:
+        """Write 00000.png, 00001.png, ... with their recipes as JSON in the PNG's text "latentia", and a sheet of all.
+
+        The sheet lies beside the folder, as outputs/generated_sheet.png, so that the folder holds samples alone: it can
+        be evaluated, or trained on.
 
         Args:
-            output_dir: where the files go.
+            output_dir: where the samples go; it must be empty.
+            overwrite: delete what an earlier `generate` left in it.
 
         Returns:
-            The folder.
+            The folder and the sheet.
+
+        Raises:
+            UsageError: the folder holds something already, or cannot be written.
         """
-        folder = Path(output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = open_output(output_dir, "generate", overwrite)
         for i, (image, recipe) in enumerate(zip(self.images, self.recipes)):
             image.save(folder / f"{i:05d}.png", pnginfo=_info(recipe))
         own = {"index", *(key for key, _ in _OF_EACH.values())}
         common = {key: value for key, value in self.recipes[0].items() if key not in own}
         sheet = image_grid(from_input([_on_white(image) for image in self.images]))
-        sheet.save(folder / "sheet.png", pnginfo=_info({**common, "images": len(self.images)}))
-        return [folder]
+        path = folder.resolve().with_name(f"{folder.resolve().name}_sheet.png")
+        sheet.save(path, pnginfo=_info({**common, "images": len(self.images)}))
+        return [folder, path]
 
 
 def generate(
@@ -106,12 +114,12 @@ def generate(
         CheckpointError: it is no saved pipeline, or one that does not load.
 
     Example:
-        >>> generate("outputs/demo", class_labels=[3]).save("outputs/threes")  # doctest: +SKIP
-        [PosixPath('outputs/threes')]
+        >>> generate("outputs/demo", class_labels=[3]).save("outputs/threes")[0]  # doctest: +SKIP
+        PosixPath('outputs/threes')
     """
     check_range("num_images", num_images, 1)
     check_choice("sampler", sampler, ["saved", *SAMPLERS])
-    pipe = DiffusionPipeline.from_pretrained(source, **({"revision": revision} if revision else {}))
+    pipe = load_pipeline(source, revision)
     able = capabilities(pipe)
     given = {key: value for key, value in options.items() if not _is_empty(value)}
     known = [*able.options, *inspect.signature(generate).parameters]

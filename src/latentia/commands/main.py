@@ -6,6 +6,7 @@ flags too, and it is called. Only the command that runs is imported, so that `la
 """
 
 import inspect
+import os
 import re
 import sys
 import types
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from latentia import commands
+from latentia.commands.output import check_output
 from latentia.errors import LatentiaError, UsageError, add_dashes, did_you_mean
 
 _TYPED = (str, int, float, bool, Path, type(None))
@@ -36,6 +38,12 @@ def main(argv: list[str] | None = None) -> None:
     except LatentiaError as error:
         print(f"error: {add_dashes(str(error), flags)}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("Stopped; nothing was written.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # who read the output has seen enough, such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else it fails again when Python ends
+        sys.exit(141)
 
 
 def overview() -> str:
@@ -88,8 +96,13 @@ def run(name: str, words: Sequence[str], flags: list[str]) -> int:
         known |= saved
         flags += [key for key, parameter in known.items() if parameter.default is not inspect.Parameter.empty]
         values = _parse(known, words, f"latentia {name}", _description(function), open_ended)
+        if open_ended:  # what is not typed is left to the command, which knows better defaults
+            typed = {re.sub("^--(no[-_])?", "", word.partition("=")[0]).replace("-", "_") for word in words}
+            values = {key: value for key, value in values.items() if key not in more or key in typed}
         flags += [key for key in values if key not in known]
         saving = {key: values.pop(key) for key in saved}
+        if "output_dir" in saving:  # before anything is computed
+            check_output(saving["output_dir"], name, saving["overwrite"])
         result = function(**values)
     if _is_main_process():
         print(result if isinstance(result, str) else result.text())

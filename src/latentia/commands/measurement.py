@@ -13,17 +13,19 @@ from accelerate.utils import gather, pad_across_processes
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from latentia.commands.sources import Source, load_real
-from latentia.data import ImageData
-from latentia.errors import DataError, UsageError
+from latentia.commands.reference import Reference
+from latentia.commands.sources import Source
+from latentia.errors import UsageError
 from latentia.evaluation import (
     LatentStructure,
     Likelihood,
+    Reconstruction,
     Sample,
     dequantise,
     exact_likelihood,
     latent_structure,
     measure,
+    reconstruction,
 )
 from latentia.evaluation.features.base import FeatureExtractor, known_range
 from latentia.evaluation.likelihood.pixels import Pixels
@@ -93,8 +95,9 @@ def peak_memory() -> Iterator[list[float]]:
     found, cuda = [0.0], torch.cuda.is_available()
     if cuda:
         torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()  # other sources, too
         yield found
-        found[0] = torch.cuda.max_memory_allocated() / 2**20
+        found[0] = (torch.cuda.max_memory_allocated() - held) / 2**20
         return
     process, done = psutil.Process(), threading.Event()
     before = process.memory_info().rss
@@ -112,23 +115,11 @@ def peak_memory() -> Iterator[list[float]]:
         thread.join()
 
 
-def _held_out(data: Any, real: ImageData, count: int) -> tuple[Tensor, Tensor | None, str]:
-    """`count` images as bytes and their labels, of the test split if there is one; and what they are."""
-    chosen, seen = real, "training images"
-    if isinstance(data, str):
-        try:
-            chosen, seen = load_real(data, "test"), "test images"
-        except DataError:  # it has no such split
-            pass
-    rows = torch.linspace(0, len(chosen) - 1, min(count, len(chosen))).long()
-    return chosen.images[rows], None if chosen.labels is None else chosen.labels[rows], seen
-
-
-def measure_likelihood(opened: Source, data: Any, real: ImageData, count: int, seed: int) -> Likelihood | None:
+def measure_likelihood(opened: Source, reference: Reference, count: int, seed: int) -> Likelihood | None:
     """The likelihood of `count` held-out images; None for none, or for a source that defines none."""
     if count < 1 or opened.log_likelihood is None:
         return None
-    chosen, _, seen = _held_out(data, real, count)
+    chosen, _, seen = reference.held_out(count)
     if opened.has_density:
         pixels = dequantise(chosen, seed)
     else:
@@ -138,12 +129,12 @@ def measure_likelihood(opened: Source, data: Any, real: ImageData, count: int, s
 
 
 def measure_latents(
-    opened: Source, data: Any, real: ImageData, extractor: FeatureExtractor, count: int, seed: int
+    opened: Source, reference: Reference, extractor: FeatureExtractor, count: int, seed: int
 ) -> LatentStructure | None:
     """Path length and linear probe of the latents of `count` held-out images; None for none, or without latents."""
     if count < 1 or opened.encode is None or opened.decode is None:
         return None
-    chosen, labels, seen = _held_out(data, real, count)
+    chosen, labels, seen = reference.held_out(count)
     images = from_uint8(chosen)
     try:
         began = time.perf_counter()
@@ -158,3 +149,18 @@ def measure_latents(
         return latent_structure(
             opened.encode, opened.decode, images, labels, extractor, mode=opened.latent_path, about=seen, seed=seed
         )
+
+
+def measure_reconstruction(
+    opened: Source, reference: Reference, real: Sample, extractor: FeatureExtractor, count: int
+) -> Reconstruction | None:
+    """Quality of the reconstructions of `count` held-out images; None for none, or a source that cannot."""
+    if count < 2 or opened.reconstruct is None:
+        return None
+    chosen, _, seen = reference.held_out(count)
+    try:
+        with known_range():
+            return reconstruction(opened.reconstruct, chosen, seen, real, extractor)
+    except UsageError as error:  # it is conditioned on the class
+        tqdm.write(f"{opened.name}: no reconstructions. {error}")
+        return None

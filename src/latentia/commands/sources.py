@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -11,12 +11,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from accelerate import PartialState
+from diffusers.utils.logging import disable_progress_bar, enable_progress_bar
 from torch import Tensor
 
+from latentia.commands.arrays import as_rows, read_array
+from latentia.commands.classes import classes_of
 from latentia.data import ImageData, load_images
 from latentia.errors import DataError, UsageError, did_you_mean
 from latentia.evaluation.baselines import KernelDensitySampler, PCASampler
-from latentia.functional.pixels import to_uint8
+from latentia.functional.pixels import from_uint8, to_uint8
 from latentia.pipelines.base import DiffusionPipeline
 from latentia.pipelines.capabilities import Capabilities, capabilities
 from latentia.pipelines.images import from_input
@@ -35,7 +38,8 @@ class Source:
             image depends on its position alone, so that neither batch size nor number of processes changes it.
         labels: (start, stop) -> the classes of those images; None without classes.
         count: how many images there are; None for endless.
-        about: facts for tables: kind, class, parameters, training_seconds.
+        about: facts for tables: kind, class, parameters, training_seconds, num_inference_steps.
+        notes: what a reader should know of its images.
         log_likelihood: images (B, C, H, W) in [-1, 1] -> nats per image (B,); None if the family has none.
         likelihood_kind: of that number: "exact" or "lower bound", with what it is of.
         has_density: whether it is a density on [-1, 1], taken of dequantised pixels, and no probability of 256 levels.
@@ -43,6 +47,8 @@ class Source:
             is conditioned on the class of the image raises a UsageError.
         decode: latents -> images in [-1, 1]; None as for `encode`.
         latent_path: "lerp" or "slerp", the path between two latents.
+        reconstruct: images in [-1, 1] -> the same, encoded and decoded; None if the family has none.
+        samples: whether it makes images of its own; if not, `draw` gives reconstructions of held-out images.
     """
 
     name: str
@@ -56,23 +62,9 @@ class Source:
     encode: Callable[[Tensor], Tensor] | None = None
     decode: Callable[[Tensor], Tensor] | None = None
     latent_path: Literal["lerp", "slerp"] = "lerp"
-
-
-def load_real(data: str | Path | ImageData, split: str = "train", **options: Any) -> ImageData:
-    """The real images that a source is compared with, in memory.
-
-    Args:
-        data: their name or path, as for `load_images`, or the images themselves.
-        split: of the data that is named.
-        **options: of `load_images`.
-
-    Raises:
-        UsageError: `data` is neither.
-    """
-    found = load_images(data, split=split, **options) if isinstance(data, str | Path) else data
-    if not isinstance(found, ImageData):
-        raise UsageError(f"data must be the name of a data set, or ImageData; got {type(found).__name__}.")
-    return found
+    reconstruct: Callable[[Tensor], Tensor] | None = None
+    samples: bool = True
+    notes: tuple[str, ...] = ()
 
 
 def open_source(
@@ -83,19 +75,22 @@ def open_source(
     num_inference_steps: int | None = None,
     revision: str | None = None,
     device: str | torch.device | None = None,
+    held_out: Callable[[], tuple[Tensor, Any, str]] | None = None,
 ) -> Source:
     """Open a source of images by what a user writes.
 
     Args:
         source: a pipeline or the folder or Hub id of a saved one; a folder of images; a .npy or .npz file, uint8 or
-            float in [0, 1], (N, H, W) or (N, H, W, C); a function (count, seed) -> images, or "module:function"; a
-            tensor, an array or images; "pca" or "kde", which are fitted to `real`.
+            float in [0, 1], (N, H, W), (N, H, W, C) or (N, C, H, W); a function (count, seed) -> images, or
+            "module:function"; a tensor, an array or images; "pca" or "kde", which are fitted to `real`.
         real: the data set that it is compared with, and whose shape it must have.
         seed: of the samples.
         num_inference_steps: network evaluations per image, for pipelines that take several; None is the pipeline's own
             default.
         revision: branch, tag or commit on the Hub.
         device: where a pipeline runs; None is the process's own.
+        held_out: () -> uint8 images, their labels and what they are: those that an autoencoder without a prior
+            reconstructs; None for those of `real`.
 
     Raises:
         UsageError: `source` is none of these.
@@ -113,45 +108,59 @@ def open_source(
             likelihood_kind="lower bound",
         )
     if path and path.suffix in (".npy", ".npz"):
-        return _fixed(path.stem, _read_array(path), real, {"kind": "array file"})
+        array, notes = read_array(path)
+        return _fixed(path.stem, array, real, {"kind": "array file"}, notes)
     if path and path.is_dir() and not (path / "model_index.json").exists():
-        images = load_real(path, channels=real.shape[0]).images
+        images = load_images(path, channels=real.shape[0]).images
         return _fixed(path.name, images, real, {"kind": "image folder"})
     if text and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
         source = _import(text)
     elif text:
-        source = DiffusionPipeline.from_pretrained(text, **({"revision": revision} if revision else {}))
+        source = load_pipeline(text, revision)
     if hasattr(source, "save_pretrained") and callable(source):
-        return _pipeline(source, text, real, seed, num_inference_steps, device)
+        return _pipeline(source, text, real, seed, num_inference_steps, device, held_out)
     if callable(source):
         return _function(source, text or getattr(source, "__name__", type(source).__name__), real, seed)
     return _fixed("images", source, real, {"kind": "images"})
 
 
-def _pipeline(pipe: Any, text: str, real: ImageData, seed: int, steps: int | None, device: Any) -> Source:
+def load_pipeline(source: str | Path, revision: str | None = None) -> Any:
+    """A saved pipeline, loaded without a progress bar."""
+    disable_progress_bar()
+    try:
+        return DiffusionPipeline.from_pretrained(source, **({"revision": revision} if revision else {}))
+    finally:
+        enable_progress_bar()
+
+
+def _pipeline(
+    pipe: Any, text: str, real: ImageData, seed: int, steps: int | None, device: Any, held_out: Callable | None
+) -> Source:
     pipe.to(PartialState().device if device is None else device)
     pipe.set_progress_bar_config(disable=True)
-    able = capabilities(pipe)
-    classes, captions = able.num_classes or 0, real.captions if "prompt" in able.conditions else []
-    options = {} if steps is None or "num_inference_steps" not in able.options else {"num_inference_steps": steps}
+    able, name = capabilities(pipe), Path(text).name or type(pipe).__name__
+    default = able.options.get("num_inference_steps")
+    options = {} if steps is None or default is None else {"num_inference_steps": steps}
+    captions = real.captions if "prompt" in able.conditions else []
     if captions is None:
         raise UsageError(
             f"data must have captions, as {text or type(pipe).__name__} is conditioned on text, and this data set has "
             "none. Name data with captions, such as emoji."
         )
-
-    def labels(start: int, stop: int) -> list[int]:
-        return [i % classes for i in range(start, stop)]
+    order = torch.randperm(len(captions), generator=torch.Generator().manual_seed(seed_from(seed, "captions"))).tolist()
+    asked_for, labels, notes = classes_of(pipe, able.num_classes, real)
 
     def draw(start: int, stop: int) -> Tensor:
         generators = [torch.Generator().manual_seed(seed_from(seed, "sample", i)) for i in range(start, stop)]
-        asked: dict[str, Any] = {"class_labels": labels(start, stop)} if classes else {}
-        if captions:  # those of the data in turn
-            asked["prompt"] = [captions[i % len(captions)] for i in range(start, stop)]
+        asked: dict[str, Any] = {} if asked_for is None else {"class_labels": asked_for(start, stop)}
+        if captions:  # those of the data, each once before any is repeated
+            asked["prompt"] = [captions[order[i % len(order)]] for i in range(start, stop)]
         else:
             asked["batch_size"] = stop - start
         found = pipe(generator=generators, output_type="np", **asked, **options).images
-        images = from_input(_not_empty(found, type(pipe).__name__))
+        return fitting(from_input(_counted(found, name, stop - start)))
+
+    def fitting(images: Tensor) -> Tensor:
         if tuple(images.shape[1:]) != tuple(real.shape):
             raise UsageError(
                 f"{text or type(pipe).__name__} makes images of shape {tuple(images.shape[1:])}, and the data's have "
@@ -159,21 +168,39 @@ def _pipeline(pipe: Any, text: str, real: ImageData, seed: int, steps: int | Non
             )
         return _bytes(images)
 
+    def reconstruct(images: Tensor) -> Tensor:
+        return torch.cat([pipe.reconstruct(part, output_type="latent").cpu().float() for part in images.split(100)])
+
     networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
     about = {
         "kind": "pipeline", "class": type(pipe).__name__,
         "parameters": sum(p.numel() for network in networks for p in network.parameters()),
         "training_seconds": _training_seconds(Path(text)) if text else None,
+        "num_inference_steps": None if default is None else steps or default.default,
     }  # fmt: skip
-    return Source(
-        Path(text).name or type(pipe).__name__,
+    source = Source(
+        name,
         draw,
-        labels if classes else None,
+        labels,
         about=about,
         log_likelihood=pipe.log_likelihood if able.likelihood else None,
         likelihood_kind=str(able.likelihood or "exact"),
         has_density=able.likelihood is not None and able.likelihood.of == "density",
+        reconstruct=reconstruct if hasattr(pipe, "reconstruct") else None,
+        notes=notes,
         **_latents(pipe, able, options),
+    )
+    if able.samples:
+        return source
+    chosen, _, what = (real.images, None, "training images") if held_out is None else held_out()
+    return replace(
+        source,
+        draw=lambda start, stop: fitting(reconstruct(from_uint8(chosen[start:stop])).clamp(-1, 1)),
+        labels=None,
+        count=len(chosen),
+        samples=False,
+        about={**about, "kind": f"reconstructions of {what}"},
+        notes=(f"it has no prior to sample from, so its images here are reconstructions of {what}",),
     )
 
 
@@ -195,18 +222,18 @@ def _latents(pipe: Any, able: Capabilities, options: dict[str, Any]) -> dict[str
 
 def _function(function: Callable[[int, int], Any], name: str, real: ImageData, seed: int) -> Source:
     def draw(start: int, stop: int) -> Tensor:
-        found = _not_empty(function(stop - start, seed_from(seed, "sample", start)), name)
+        found = _counted(function(stop - start, seed_from(seed, "sample", start)), name, stop - start)
         return _bytes(from_input(found, channels=real.shape[0], size=real.shape[1:]))
 
     return Source(name, draw, about={"kind": "function"})
 
 
-def _fixed(name: str, images: Any, real: ImageData, about: dict[str, Any]) -> Source:
+def _fixed(name: str, images: Any, real: ImageData, about: dict[str, Any], notes: tuple[str, ...] = ()) -> Source:
     """Images that are there already."""
-    if isinstance(images, np.ndarray) and images.ndim == 3:
-        images = images[..., None]
+    if isinstance(images, np.ndarray):
+        images = as_rows(images, real.shape, name)
     pixels = _bytes(from_input(images, channels=real.shape[0], size=real.shape[1:]))
-    return Source(name, lambda start, stop: pixels[start:stop], count=len(pixels), about=about)
+    return Source(name, lambda start, stop: pixels[start:stop], count=len(pixels), about=about, notes=notes)
 
 
 def _bytes(images: Tensor) -> Tensor:
@@ -214,25 +241,12 @@ def _bytes(images: Tensor) -> Tensor:
     return to_uint8(images.float()).cpu()
 
 
-def _not_empty(found: Any, name: str) -> Any:
+def _counted(found: Any, name: str, count: int) -> Any:
     if found is None or len(found) == 0:
         raise DataError(f"{name} returned no images.")
+    if len(found) != count:
+        raise DataError(f"{name} returned {len(found)} images where {count} were asked for.")
     return found
-
-
-def _read_array(path: Path) -> np.ndarray:
-    try:
-        with open(path, "rb") as file:
-            found = np.load(file, allow_pickle=False)
-            if isinstance(found, np.ndarray):
-                return found
-            if len(found.files) != 1:
-                raise DataError(f"{path} must hold one array. It holds {', '.join(found.files) or 'none'}.")
-            return found[found.files[0]]
-    except DataError:
-        raise
-    except Exception as error:  # of the zip archive, of what it unpacks, of the header in it
-        raise DataError(f"{path} cannot be read as an array of images: {error}") from error
 
 
 def _import(text: str) -> Callable:

@@ -22,8 +22,11 @@ from .features.base import predict as predict
 from .features.base import uint8_batches as uint8_batches
 from .features.cache import cached_predict as cached_predict
 from .features.classifier import ClassifierExtractor as ClassifierExtractor
+from .features.fitting import fitting_extractor as fitting_extractor
 from .features.loading import extractor_for as extractor_for
 from .features.loading import load_extractor as load_extractor
+from .features.own import OwnExtractor as OwnExtractor
+from .features.own import own_extractor as own_extractor
 from .features.pretrained import NetworkExtractor as NetworkExtractor
 from .features.pretrained import inception_extractor as inception_extractor
 from .features.pretrained import transformers_extractor as transformers_extractor
@@ -61,6 +64,9 @@ from .modes import birthday_test as birthday_test
 from .modes import mode_coverage as mode_coverage
 from .modes import stacked_logits as stacked_logits
 from .modes import stacked_modes as stacked_modes
+from .noise_floor import NoiseFloor as NoiseFloor
+from .noise_floor import noise_floor as noise_floor
+from .noise_floor import noise_images as noise_images
 from .pairs import ms_ssim as ms_ssim
 from .pairs import perceptual_distance as perceptual_distance
 from .pairs import perceptual_loss as perceptual_loss
@@ -79,6 +85,8 @@ from .prdc import authenticity as authenticity
 from .prdc import memorisation as memorisation
 from .prdc import nearest as nearest
 from .prdc import precision_recall as precision_recall
+from .reconstruction import Reconstruction as Reconstruction
+from .reconstruction import reconstruction as reconstruction
 from .report.grids import image_grid as image_grid
 from .report.grids import image_strip as image_strip
 from .report.grids import plot_curves as plot_curves

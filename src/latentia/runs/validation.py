@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from latentia.errors import UsageError
-from latentia.evaluation import Report, check_metrics, extractor_for, image_grid, measure, score
+from latentia.evaluation import (
+    METRICS,
+    Report,
+    check_metrics,
+    extractor_for,
+    fitting_extractor,
+    image_grid,
+    measure,
+    score,
+)  # fmt: skip
 from latentia.evaluation.features.base import known_range
 from latentia.evaluation.metrics import Sample
 from latentia.functional.pixels import from_uint8
@@ -105,9 +115,10 @@ class Validation:
     def score(self, progress: Progress) -> dict[str, float]:
         """The metrics of `--eval_metrics`, each with its real-data score, if a feature extractor fits the images."""
         n = min(self.args.evaluation.eval_num_samples, 0 if self.data.endless else len(self.data) // 2)
-        extractor = extractor_for(self.data.shape)
-        if extractor is None or n < 2:
+        shipped = extractor_for(self.data.shape)
+        if shipped is None or n < 2:
             return {}
+        extractor, warning = fitting_extractor(shipped, self.data.label_names)
         sample = next(iter(self.pipelines.values()))
         started, first = time.perf_counter(), min(n, 100)
         images = [sample(first, 1)]
@@ -118,7 +129,11 @@ class Validation:
         with known_range():  # early samples may all be bright
             if self._real is None:
                 self._real = measure(_all_images(self.data), extractor)
-            self.report = score(torch.cat(images), self._real, extractor, metrics=self.args.evaluation.eval_metrics)
+            metrics = self.args.evaluation.eval_metrics
+            if warning is not None:  # metrics of classes do not apply
+                metrics = [key for key in metrics if "logits" not in METRICS[key].needs]
+            report = score(torch.cat(images), self._real, extractor, metrics=metrics)
+        self.report = report if warning is None else replace(report, notes=[warning, *report.notes])
         scores = self.report.scores
         values = {f"eval/{key}": found.value for key, found in scores.items()}
         return values | {f"eval/{key}_real": found.real for key, found in scores.items()}

@@ -30,6 +30,7 @@ _FIGURES = (  # file, caption, class of the figure
 FACTS = {  # what the table shows of each model beside the metrics
     "parameters": "Parameters",
     "training_seconds": "Training, s",
+    "num_inference_steps": "Network evaluations",
     "milliseconds_per_image": "Sampling, ms per image",
     "memory_mb": "Memory of sampling, MB",
 }
@@ -97,6 +98,7 @@ def table(results: Sequence[dict[str, Any]]) -> list[Row]:
         bits = [_bits([run["likelihood"] for run in runs if run["likelihood"]]) for runs in shown]
         rows.append(Row("Bits per dimension", bits, Cell(""), "lower"))
     rows += _latent_rows(shown)
+    rows += _reconstruction_rows(shown)
     for key, title in FACTS.items():
         values = [[run[key] for run in runs if run.get(key) is not None] for runs in shown]
         if any(values):
@@ -120,6 +122,25 @@ def _latent_rows(shown: Sequence[list[dict[str, Any]]]) -> list[Row]:
         rows.append(Row("Linear probe of the latents", probes, Cell(number(one["pixels_probe"]["mean"])), "higher"))
     widths = [_mean([x["dimensions"] for x in found]) for found in latents]
     return [*rows, Row("Dimensions of a latent", widths, Cell(""), "")]
+
+
+def _reconstruction_rows(shown: Sequence[list[dict[str, Any]]]) -> list[Row]:
+    """PSNR, SSIM and distance of reconstructions, if any run has them; in the last column the images themselves."""
+    found = [[run["reconstruction"] for run in runs if run.get("reconstruction")] for runs in shown]
+    one = next((runs[0] for runs in found if runs), None)
+    if one is None:
+        return []
+    titles = {"psnr": "PSNR, dB", "ssim": "SSIM", "frechet_distance": "Frechet distance"}
+    real = {"frechet_distance": number(one["original_distance"])}
+    return [
+        Row(
+            f"{title} of reconstructions",
+            [_mean([run[key] for run in runs]) for runs in found],
+            Cell(real.get(key, "")),
+            "lower" if key in real else "higher",
+        )
+        for key, title in titles.items()
+    ]
 
 
 def _mean(values: Sequence[float]) -> Cell:
@@ -185,6 +206,11 @@ def conditions(results: Sequence[dict[str, Any]]) -> list[str]:
         f"features: {one['extractor']} {one['extractor_sha256'][:8]}; seed {one['seed']}.",
         *dict.fromkeys(f"{result['source']}: {note}" for result in results for note in result["notes"]),
         *(f"{r['source']}: likelihood {r['likelihood']['kind']}." for r in results if r["likelihood"]),
+        *dict.fromkeys(
+            "Reconstructions: of {n} {images}.".format(**r["reconstruction"])
+            for r in results
+            if r.get("reconstruction")
+        ),
         *dict.fromkeys(_LATENTS.format(**r["latents"]) for r in results if r.get("latents")),
         *([_RUNS] if any(len(runs) > 1 for runs in columns(results).values()) else []),
     ]

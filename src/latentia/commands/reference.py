@@ -1,0 +1,160 @@
+"""The real images of a command: those that a run was trained on, read as that run read them, unless others are named.
+
+A run's folder holds all of its flags, `training_config.json`. The flags of the data are those of the training scripts,
+`DataArguments`, and override what the run was given.
+"""
+
+import ast
+import inspect
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cache, cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentia.data import ImageData
+from latentia.errors import DataError, UsageError, did_you_mean
+from latentia.pipelines.capabilities import Option
+from latentia.runs.arguments import DataArguments, RunArguments
+from latentia.runs.command_line import read_config, with_values
+from latentia.runs.start import load_data
+
+CONFIG = "training_config.json"
+_NAMES = ("dataset_name", "train_data_dir")  # which data; `data` of a command names either
+_FLAGS = [field.name for field in fields(DataArguments) if field.name not in _NAMES]
+_OF_IMAGES = ("resolution", "channels", "center_crop", "on_bad_image")  # hold for any data: of the images a model makes
+_WITHOUT_EFFECT: dict[str, Any] = {
+    "random_flip": False,
+    "dataloader_num_workers": 0,
+    "cache_dir": None,
+}  # on the images themselves
+
+
+@dataclass
+class Reference:
+    """The real images that sources are compared with.
+
+    Args:
+        images: the images.
+        arguments: the flags that they were read by; None for images given in Python.
+    """
+
+    images: ImageData
+    arguments: DataArguments | None = None
+
+    @cached_property
+    def test(self) -> ImageData | None:
+        """The images of the split "test"; None if the data has none."""
+        if self.arguments is None:
+            return None
+        try:
+            return load_data(replace(self.arguments, split="test"))
+        except DataError:  # it has no such split
+            return None
+
+    def held_out(self, count: int) -> tuple[Tensor, Tensor | None, str]:
+        """At most `count` images, uint8, and their labels, of the test split if there is one; and what they are."""
+        chosen, seen = (self.images, "training images") if self.test is None else (self.test, "test images")
+        rows = torch.linspace(0, len(chosen) - 1, min(count, len(chosen))).long()
+        return chosen.images[rows], None if chosen.labels is None else chosen.labels[rows], seen
+
+
+def find_reference(data: Any, sources: Sequence[Any], settings: Mapping[str, Any]) -> Reference:
+    """The real images that `data` names, or those that the sources were trained on.
+
+    Args:
+        data: name or path of the data, as for `load_images`; or an `ImageData`; or None for the data of the sources.
+        sources: what is measured. Those that are folders of runs say how their data was read. Of other data than a
+            run's own, its resolution, channels, crop and skipping of bad images hold.
+        settings: fields of `DataArguments`, which override what runs say.
+
+    Raises:
+        UsageError: an unknown setting; no data and no run, or runs of different data; settings of an `ImageData`; data
+            that is read as a stream.
+        DataError: the data cannot be read.
+    """
+    for key in settings:
+        if key not in _FLAGS:
+            raise UsageError(f"{key} must be left out: there is no such argument.{did_you_mean(key, _FLAGS)}")
+    if isinstance(data, ImageData):
+        if settings:
+            raise UsageError(f"{next(iter(settings))} must be left out where data are images already, not a name.")
+        return Reference(data)
+    if not isinstance(data, str | Path | None):
+        raise UsageError(f"data must be the name of a data set, or ImageData; got {type(data).__name__}.")
+    runs = {str(source): found for source in sources if (found := run_arguments(source)) is not None}
+    arguments = replace(_chosen(data, runs, settings), **settings)
+    if arguments.streaming:
+        raise UsageError(
+            "streaming must be off, as the images are kept in memory: give streaming=False, and max_train_samples "
+            "for a part of a large data set."
+        )
+    try:
+        return Reference(load_data(arguments), arguments)
+    except DataError as error:
+        if data is not None or arguments.train_data_dir is None or Path(arguments.train_data_dir).exists():
+            raise
+        raise DataError(
+            f"{error} {next(iter(runs))} was trained on it; if it lies elsewhere now, give data."
+        ) from error
+
+
+def _chosen(data: str | Path | None, runs: dict[str, DataArguments], settings: Mapping[str, Any]) -> DataArguments:
+    """The flags of the data: all of the runs' if it is their own, else those that are of the images a model makes."""
+    kinds = {replace(found, **{**_WITHOUT_EFFECT, **settings}): name for name, found in runs.items()}
+    if data is None:
+        if not runs:
+            raise UsageError(f"data is missing: no source is the folder of a run, with a {CONFIG} that names it.")
+        if len(kinds) > 1:
+            one, other, *_ = kinds
+            first = next(key for key in vars(one) if getattr(one, key) != getattr(other, key))
+            raise UsageError(
+                f"data is missing: the sources were trained on different data, as {kinds[one]} has {first} "
+                f"{getattr(one, first)} and {kinds[other]} has {getattr(other, first)}. Name the data, or give {first}."
+            )
+        return next(iter(runs.values()))
+    name: dict[str, Any] = {"dataset_name": str(data)} if isinstance(data, str) else {"train_data_dir": str(data)}
+    own = [found for found in runs.values() if str(data) in (found.dataset_name, found.train_data_dir)]
+    if own and len({replace(found, **_WITHOUT_EFFECT) for found in own}) == 1:
+        return own[0]
+    shared = {key: {getattr(found, key) for found in runs.values()} for key in _OF_IMAGES}
+    return DataArguments(**name, **{key: values.pop() for key, values in shared.items() if len(values) == 1})
+
+
+def run_arguments(source: Any) -> DataArguments | None:
+    """The flags of the data of a run, from its folder; None for a source that is no such folder, or names no data.
+
+    Raises:
+        UsageError: training_config.json is damaged.
+    """
+    if not isinstance(source, str | Path):
+        return None
+    path = Path(source).expanduser() / CONFIG
+    if not path.is_file():
+        return None
+    known = {field.name for field in fields(DataArguments)}
+    given = {key: value for key, value in read_config(path).items() if key in known}
+    found = with_values(RunArguments(), given, source=str(path)).data
+    return found if any(getattr(found, name) is not None for name in _NAMES) else None
+
+
+@cache
+def data_options() -> dict[str, Option]:
+    """The flags of the data for a command line: name to type, default and help, from `DataArguments`."""
+    lines: Any = ast.parse(inspect.getsource(DataArguments)).body[0]
+    helps = {
+        field.target.id: text.value.value  # type: ignore[union-attr, attr-defined] # a name, and a text below it
+        for field, text in pairwise(lines.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
+    hints = typing.get_type_hints(DataArguments)
+    return {
+        field.name: Option(hints[field.name], field.default, f"{helps[field.name]} Of the run if not given.")
+        for field in fields(DataArguments)
+        if field.name in _FLAGS
+    }
