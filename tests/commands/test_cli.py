@@ -65,6 +65,21 @@ def test_generate_writes_pictures_that_carry_their_recipe(saved, tmp_path, capsy
     assert Image.open(tmp_path / "c" / "00000.png").tobytes() != pixels[0]
 
 
+def test_a_name_that_is_a_number_is_a_name(tmp_path, capsys):
+    config = {"block_out_channels": (8,), "attention_head_dim": 8, "layers_per_block": 1}
+    unet = UNet2D(sample_size=8, in_channels=1, num_class_embeds=3, **config)
+    UnconditionalDiffusionPipeline(unet, DDIMScheduler(), label_names=["1", "2", "x"]).save_pretrained(
+        tmp_path / "saved"
+    )
+    argv = ["generate", tmp_path / "saved", "--class_labels", "1", "2", "0", "--num_images", "3"]
+    main([*map(str, argv), "--num_inference_steps", "1", "--output_dir", str(tmp_path / "out")])
+    recipes = []
+    for file in sorted((tmp_path / "out").glob("0000?.png")):
+        with Image.open(file) as image:
+            recipes.append(json.loads(image.text["latentia"]))
+    assert [recipe["class_label"] for recipe in recipes] == ["1", "2", 0]
+
+
 def test_data_says_what_a_set_holds(capsys):
     main(["data", "digits"])
     out = capsys.readouterr().out

@@ -116,6 +116,12 @@ ROWS = [
         said=(r"1 x .png \(b/2.png\): not named in metadata.csv",),
     ),
     Row(
+        "labels in metadata above class folders",
+        images("a/0.png", "b/1.png") | {"metadata.csv": b"file_name,label\na/0.png,x\nb/1.png,y\n"},
+        labels=["x", "y"],
+        said=(r"2 x class folder \(a, b\): gives no labels, as the metadata have a column label",),
+    ),
+    Row(
         "two files of one image",
         images("a/0.png") | {"a/metadata.csv": CAT, "metadata.csv": b"file_name,text\na/0.png,y\n"},
         error="a/0.png is named in a/metadata.csv too",
@@ -195,6 +201,8 @@ ROWS = [
         labels=["0", "1", "10", "11", *map(str, range(2, 10))]),
     Row("images beside splits", images("train/0.png", "test/1.png", "2.png"), names=1,
         said=(r"1 x .png \(2.png\): beside the folders of the splits",)),
+    Row("what lies in another split", images("train/0.png", "test/1.png") | {"test/a.md": b"", "test/metadata.csv": b"x"},
+        names=1),
     Row("a folder without images beside splits", images("train/0.png", "test/1.png") | {"docs/a.md": b""}, names=1,
         said=("1 x .md",)),
     Row("a folder that is no split", images("train/0.png", "more/1.png"), labels=["more", "train"],

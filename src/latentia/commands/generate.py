@@ -37,7 +37,7 @@ SAMPLERS = {
 _CHUNK = 64  # images at once
 # Conditions that are of each image, so that several are given out in turn: recipe key and type on a command line.
 _OF_EACH = {
-    "class_labels": ("class_label", int | str), "prompt": ("prompt", str), "negative_prompt": ("negative_prompt", str),
+    "class_labels": ("class_label", str), "prompt": ("prompt", str), "negative_prompt": ("negative_prompt", str),
 }  # fmt: skip
 
 
@@ -104,7 +104,8 @@ def generate(
         sampler: the saved scheduler, or another one over the same noise, for diffusion.
         seed: the same seed gives the same images, however many are sampled.
         revision: branch, tag or commit on the Hub.
-        **options: of the pipeline's call; images are paths. None and empty ones keep the pipeline's own default.
+        **options: of the pipeline's call; images are paths. None and empty ones keep the pipeline's own default. A text
+            among class_labels is the name of a class, or, where there is none of that name, an index.
 
     Returns:
         The images, and a recipe for each.
@@ -131,6 +132,9 @@ def generate(
             )
     if "prompt" in able.conditions and "prompt" not in given:
         raise UsageError(f'prompt is missing: {type(pipe).__name__} is conditioned on text, such as "red heart".')
+    if labels := _listed(given.get("class_labels")):  # a class that is called "10" need not be the one of index 10
+        names = {*(getattr(pipe.config, "label_names", None) or {}).values()}
+        given["class_labels"] = [int(x) if str(x).isdecimal() and x not in names else x for x in labels]
     files = {key: Path(given[key]) for key in given if able.options[key].type is Image.Image}
     shared = {key: value for key, value in given.items() if key not in files and key not in _OF_EACH}
     pictures = {key: _opened(key, path) for key, path in files.items()}

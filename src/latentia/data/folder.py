@@ -210,7 +210,10 @@ def _table(
         table["image"] = [image for image, _ in rows]
     columns = {key: Column("image" if key == "image" else _kind(values)) for key, values in table.items()}
     classes = _classes([image.relative_to(chosen) for image in table["image"]], left_out)
-    if classes and "label" not in table:
+    if classes and "label" in table:
+        for name in sorted({*classes}):
+            left_out.add("class folder", "gives no labels, as the metadata have a column label", name)
+    elif classes:
         names_of = class_order(classes)
         number = {name: i for i, name in enumerate(names_of)}
         columns["label"], table["label"] = Column("integer", names_of), [number[name] for name in classes]
