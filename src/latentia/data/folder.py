@@ -212,7 +212,7 @@ def _table(
     classes = _classes([image.relative_to(chosen) for image in table["image"]], left_out)
     if classes and "label" in table:
         for name in sorted({*classes}):
-            left_out.add("class folder", "gives no labels, as the metadata have a column label", name)
+            left_out.add("class folder", "no labels, as the metadata have a column label", name)
     elif classes:
         names_of = class_order(classes)
         number = {name: i for i, name in enumerate(names_of)}
@@ -234,7 +234,7 @@ def _classes(images: list[Path], left_out: LeftOut) -> list[str] | None:
         folders = sorted({"/".join(place) for place in places if place and len(place) == deep})
         odd = next(image for image, place in zip(images, places) if len(place) != deep)
         for name in folders if len(folders) > 1 else ():
-            left_out.add("class folder", f"gives no labels, as {odd.as_posix()} lies at another depth", name)
+            left_out.add("class folder", f"no labels, as {odd.as_posix()} lies at another depth", name)
         return None
     differ = [i for i in range(len(places[0])) if len({place[i] for place in places}) > 1]
     return ["/".join(place[i] for i in differ) for place in places] if differ else None
