@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentia.errors import UsageError
+from latentia.errors import UsageError, check_range
 from latentia.functional.checks import check_indices
 from latentia.losses.networks import config_of
 from latentia.rng import Rng
@@ -123,7 +123,7 @@ def dropped_conditions(
         "class_labels"; "encoder_hidden_states" and "encoder_attention_mask".
 
     Raises:
-        UsageError: texts to leave out and no empty text.
+        UsageError: a dropout out of its range, or texts to leave out and no empty text.
 
     Classifier-Free Diffusion Guidance (Ho and Salimans, 2022, 2207.12598), algorithm 1.
 
@@ -133,6 +133,7 @@ def dropped_conditions(
         >>> dropped_conditions(unet, {"labels": torch.tensor([3])}, Rng(0, 0, 1, 0, 1), 1.0, None)
         {'class_labels': tensor([10])}
     """
+    check_range("class_dropout", dropout, 0, 1)
     conditions: Conditions = {}
     classes: Any = getattr(config_of(network), "num_class_embeds", None)
     labels: Tensor | None = batch.get("labels") if classes is not None else None

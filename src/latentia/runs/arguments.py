@@ -15,6 +15,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import docstring_parser
 import tyro
 
+from latentia.errors import check_range
+
 
 @dataclass(frozen=True)
 class DataArguments:
@@ -56,6 +58,11 @@ class DataArguments:
     """Processes that decode images while the cache is built."""
     cache_dir: str | None = None
     """Folder of the cache of decoded images."""
+
+    def check(self) -> None:
+        check_range("resolution", self.resolution, 1)
+        check_range("max_train_samples", self.max_train_samples, 1)
+        check_range("dataloader_num_workers", self.dataloader_num_workers, 0)
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,16 @@ class OptimizationArguments:
     seed: int = 0
     """Seed of everything."""
 
+    def check(self) -> None:
+        for name in ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "num_train_epochs"):
+            check_range(name, getattr(self, name), 1)
+        for name in ("lr_warmup_steps", "adam_weight_decay", "max_skips", "seed"):
+            check_range(name, getattr(self, name), 0)
+        for name in ("learning_rate", "adam_epsilon", "max_grad_norm", "distributed_timeout"):
+            check_range(name, getattr(self, name), 0, closed="neither")
+        for name in ("adam_beta1", "adam_beta2"):
+            check_range(name, getattr(self, name), 0, 1, closed="left")
+
 
 @dataclass(frozen=True)
 class EMAArguments:
@@ -116,6 +133,9 @@ class EMAArguments:
     """Decay per step."""
     ema_warmup: bool = True
     """Average over fewer steps early on: min(decay, (1 + n) / (10 + n))."""
+
+    def check(self) -> None:
+        check_range("ema_decay", self.ema_decay, 0, 1, closed="left")
 
 
 @dataclass(frozen=True)
@@ -143,6 +163,11 @@ class OutputArguments:
     logging_steps: int = 10
     """Steps between lines of metrics.jsonl."""
 
+    def check(self) -> None:
+        check_range("checkpointing_steps", self.checkpointing_steps, 1)
+        check_range("checkpoints_total_limit", self.checkpoints_total_limit, 2)
+        check_range("logging_steps", self.logging_steps, 1)
+
 
 @dataclass(frozen=True)
 class EvaluationArguments:
@@ -160,6 +185,11 @@ class EvaluationArguments:
     """What a score holds: fd, kid, precision, recall, ... as `latentia evaluate` lists them."""
     num_inference_steps: int = 25
     """Network evaluations per sample."""
+
+    def check(self) -> None:
+        for name in ("validation_steps", "eval_steps", "eval_num_samples"):
+            check_range(name, getattr(self, name), 0)
+        check_range("num_inference_steps", self.num_inference_steps, 1)
 
 
 @dataclass(frozen=True)
@@ -182,7 +212,8 @@ class HubArguments:
 class RunArguments:
     """The groups of flags that every training script has. A script adds its own and changes defaults.
 
-    The flags of all groups must be equal for a checkpoint to be continued, but for groups with `identifies = False`.
+    The flags of all groups must be equal for a checkpoint to be continued, but for groups with `identifies = False`. A
+    group may have a method `check`, which raises a `UsageError` for a value out of its range before anything is made.
     """
 
     data: DataArguments = DataArguments()

@@ -46,7 +46,7 @@ def export_run(
         if validation.report is None:  # the run was finished before, but killed while it was being exported
             validation.score(progress)
         report = validation.report
-        _draw(folder, args, validation)
+        _draw(folder, args, validation, progress.step)
         pipe, said = pipeline(), list(limits())
         summary = _summary(run, result, said) | {
             "score": report.to_dict() if report else None,
@@ -113,12 +113,15 @@ def _exported_step(folder: Path) -> int | None:
         return None
 
 
-def _draw(folder: Path, args: Any, validation: Validation) -> None:
+def _draw(folder: Path, args: Any, validation: Validation, step: int) -> None:
     """The final grid and the loss curve."""
-    (folder / "samples").mkdir(exist_ok=True)
-    image_grid(next(iter(validation.pipelines.values()))(64, args.optimization.seed)).save(
-        folder / "samples" / "grid.png"
-    )
+    samples = folder / "samples"
+    samples.mkdir(exist_ok=True)
+    drawn = samples / validation.grid_name(step)
+    if drawn.exists():
+        shutil.copyfile(drawn, samples / "grid.png")
+    else:  # the run was finished before, but killed while it drew
+        image_grid(next(iter(validation.pipelines.values()))(64, args.optimization.seed)).save(samples / "grid.png")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     keys = sorted({key for row in rows for key in row if key.endswith("/loss")})
     if keys:

@@ -242,6 +242,9 @@ class Run:
                 if weights.ema is not None:
                     samplers["raw"] = sampler(pipeline, weights.module, **sampling)
             validation = Validation(self.args, self.data, samplers)
+        validation.trackers = self.accelerator.trackers
+        if self.accelerator.is_main_process and not self.accelerator.is_fsdp2:  # one process has a part of the weights
+            validation.check()
         result = self.fit(phases, hooks=[*validation.hooks(), *hooks])
         return self.finish(result, partial(pipeline, weights.final), validation, limits)
 

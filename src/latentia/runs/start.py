@@ -1,36 +1,47 @@
 """The start of a run: its folder, its processes, its data set."""
 
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from filelock import FileLock, Timeout
 
 from latentia.data import load_images
-from latentia.errors import UsageError
+from latentia.errors import UsageError, check_choice
 from latentia.runs.arguments import DataArguments
 from latentia.runs.command_line import flat_values
 from latentia.training.processes import process_group
 from latentia.training.sharding import ShardingAccelerator
 from latentia.training.state import owner
 
+_LAUNCHER_MARKS = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")  # set for the processes that one starts
+
 
 def start(args: Any) -> Accelerator:
-    """Prepare the output folder and what accelerate needs; nothing has been computed yet.
+    """Check the flags, and prepare the output folder and what accelerate needs; nothing has been computed yet.
 
     Args:
-        args: has the groups `output`, `optimization` and `hub`.
+        args: has the groups `output`, `optimization` and `hub`. A group with a method `check` is asked to check itself.
 
     Raises:
-        UsageError: `output_dir` is a file or cannot be written, or fp16 was asked for without a GPU.
+        UsageError: a flag is out of its range, `output_dir` is a file or cannot be written, a tracker is not known or
+            not installed, or fp16 was asked for without a GPU.
     """
     options = args.optimization
+    for group in vars(args).values():
+        if hasattr(group, "check"):
+            group.check()
     if options.allow_tf32:
         torch.set_float32_matmul_precision("high")
+    _use_all_cores()
     folder = Path(args.output.output_dir)
+    _check_tracker(args.output.report_to)
     accelerator = ShardingAccelerator(
         mixed_precision=options.mixed_precision,
         log_with=args.output.report_to,
@@ -62,6 +73,33 @@ def start(args: Any) -> Accelerator:
         config = {key: str(value) for key, value in flat_values(args).items()}
         accelerator.init_trackers(args.output.tracker_project_name, config=config)
     return accelerator
+
+
+def _use_all_cores() -> None:
+    """Take the cores that a launcher left idle: without a setting, `accelerate launch` and torchrun say one thread.
+
+    A number of threads that a person chose stays: one that the launcher was given by its environment or a flag.
+    """
+    if os.environ.get("OMP_NUM_THREADS") != "1":
+        return
+    try:
+        launcher = psutil.Process(os.getppid())
+        given, words = launcher.environ(), " ".join(launcher.cmdline())
+    except psutil.Error:
+        return
+    launched = any(mark in os.environ and mark not in given for mark in _LAUNCHER_MARKS)
+    if launched and "OMP_NUM_THREADS" not in given and "cpu_threads_per_process" not in words:
+        cores = psutil.cpu_count(logical=False) or 1
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def _check_tracker(name: str | None) -> None:
+    """accelerate would leave out a tracker that is not installed, with a warning, and report nothing."""
+    if name is None:
+        return
+    check_choice("report_to", name, LOGGER_TYPE_TO_CLASS)
+    if name not in map(str, get_available_trackers()):
+        raise UsageError(f"--report_to {name} needs the package {name}, which is not installed: pip install {name}.")
 
 
 def _delete_run(folder: Path) -> None:

@@ -1,13 +1,15 @@
 """Validation: sample grids and scores while a network trains."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from latentia.errors import UsageError
@@ -90,6 +92,8 @@ class Validation:
         pipelines: name -> (batch size, seed) -> images (B, C, H, W) in [-1, 1]; the first is the one that is scored.
     """
 
+    trackers: Sequence[Any] = ()  # accelerate's, which get the grids too
+
     def __init__(self, args: Any, data: Any, pipelines: Mapping[str, Sampler]):
         self.args, self.data, self.pipelines = args, data, pipelines
         self.folder = Path(args.output.output_dir)
@@ -105,12 +109,29 @@ class Validation:
             Hook(self.args.evaluation.eval_steps, self.score),
         ]
 
+    def check(self) -> None:
+        """Draw a few images the whole way to a grid and a score: a setting that fails there does so before training."""
+        images = [sample(8, self.args.optimization.seed) for sample in self.pipelines.values()]
+        for drawn in images:
+            image_grid(drawn)
+        extractor = extractor_for(images[0].shape[1:]) if self.args.evaluation.eval_num_samples > 1 else None
+        if extractor is not None:
+            extractor(images[0])
+
+    @staticmethod
+    def grid_name(step: int, name: str = "ema") -> str:
+        """The file of a grid of samples, in the folder `samples`."""
+        return f"step-{step:06d}{'' if name == 'ema' else '-' + name}.png"
+
     def draw(self, progress: Progress) -> None:
-        """Save a grid of samples from each set of weights."""
+        """Save a grid of samples from each set of weights, and show it to the tracker."""
         for name, sample in self.pipelines.items():
-            path = self.folder / "samples" / f"step-{progress.step:06d}{'' if name == 'ema' else '-' + name}.png"
+            path = self.folder / "samples" / self.grid_name(progress.step, name)
             path.parent.mkdir(exist_ok=True)
-            image_grid(sample(64, self.args.optimization.seed)).save(path)
+            grid = image_grid(sample(64, self.args.optimization.seed))
+            grid.save(path)
+            for tracker in self.trackers:
+                _track(tracker, f"samples/{name}", grid, progress.step)
 
     def score(self, progress: Progress) -> dict[str, float]:
         """The metrics of `--eval_metrics`, each with its real-data score, if a feature extractor fits the images."""
@@ -137,6 +158,16 @@ class Validation:
         scores = self.report.scores
         values = {f"eval/{key}": found.value for key, found in scores.items()}
         return values | {f"eval/{key}_real": found.real for key, found in scores.items()}
+
+
+def _track(tracker: Any, key: str, image: Image.Image, step: int) -> None:
+    """Give an image to a tracker of accelerate that takes some; each takes them in a form of its own."""
+    if tracker.name == "tensorboard":
+        tracker.log_images({key: np.asarray(image.convert("RGB"))[None]}, step=step, dataformats="NHWC")
+    elif tracker.name in ("wandb", "swanlab"):
+        tracker.log_images({key: [image]}, step=step)
+    elif tracker.name == "aim":
+        tracker.log_images({key: image}, step=step)
 
 
 def _all_images(data: Any):

@@ -195,11 +195,12 @@ def train(
             restore(stateful, state, found)
             progress, run_id = Progress.of(manifest, found), manifest["run_id"]
             progress.restarts += 1
+            accelerator.print(f"Resumed from {found}: step {progress.step} of {max_steps}")
         if accelerator.is_main_process:
             ckpt.replace_file(Path(output_dir) / "training_config.json", json.dumps(arguments or {}, indent=1) + "\n")
         stack.callback(_put_back, phases, base_rates, parameters)
         stop = stack.enter_context(Signals())
-        log = stack.enter_context(Log(accelerator, Path(output_dir), progress, max_steps, global_batch))
+        log = stack.enter_context(Log(accelerator, Path(output_dir), progress, max_steps))
         resumed_from = str(found) if found else None
         if progress.step >= max_steps:
             return Result("nothing to do", progress, resumed_from, 0.0, peak_memory(device))
@@ -252,15 +253,19 @@ def train(
             else:
                 log.write({"skipped": progress.skipped})
             due = [hook for hook in hooks if last or (stepped and hook.every and progress.step % hook.every == 0)]
+            saved = last or bool(stepped and checkpoint_every and progress.step % checkpoint_every == 0)
+            if saved:  # before images and scores, whose failure must not cost the weights
+                save()
             try:
                 with whole(accelerator, [*plain.values(), *averages] if due else []), stop.polled():
+                    log.describe("validate" if due else "train")
                     for hook in due:
                         if accelerator.is_main_process and not stop.raised:
                             log.write(hook.call(progress) or {})
             except Stopped:
                 pass  # what the hook was about to make can be made again from the checkpoint
             interrupted = stop.agreed(accelerator)
-            if last or interrupted or (stepped and checkpoint_every and progress.step % checkpoint_every == 0):
+            if interrupted and not saved:
                 save()
             if interrupted:
                 return Result("interrupted", progress, resumed_from, log.rate, peak_memory(device))

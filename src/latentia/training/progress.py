@@ -51,11 +51,9 @@ def peak_memory(device: torch.device) -> float:
 class Log:
     """The progress bar, `metrics.jsonl` and the trackers. Each line is the mean since the one before."""
 
-    def __init__(
-        self, accelerator: Accelerator, output_dir: Path, progress: Progress, max_steps: int, global_batch: int
-    ):
+    def __init__(self, accelerator: Accelerator, output_dir: Path, progress: Progress, max_steps: int):
         self.accelerator, self.progress, self.path = accelerator, progress, output_dir / "metrics.jsonl"
-        self.main, self.global_batch, self.max_steps = accelerator.is_main_process, global_batch, max_steps
+        self.main, self.max_steps = accelerator.is_main_process, max_steps
         self.sums: dict[str, tuple[Tensor | float, int]] = {}
         self.rate, self.mark, self.warning = 0.0, (progress.images, progress.seconds), ""
 
@@ -64,12 +62,13 @@ class Log:
             self._keep_up_to(self.progress.images)
             self.file = open(self.path, "a", encoding="utf-8")
             self.bar = tqdm(
-                total=self.progress.images + (self.max_steps - self.progress.step) * self.global_batch,
-                initial=self.progress.images,
-                unit="img",
+                total=self.max_steps,
+                initial=self.progress.step,
+                unit=" steps",
                 desc="train",
                 smoothing=0.1,
                 dynamic_ncols=True,
+                mininterval=0.1 if sys.stderr.isatty() else 30,  # seconds; a log file gets few lines
             )
         return self
 
@@ -97,7 +96,7 @@ class Log:
 
     def step(self, every: int) -> None:
         if self.main:
-            self.bar.update(self.global_batch)
+            self.bar.update(self.progress.step - self.bar.n)
         last = self.progress.step == self.max_steps
         if not self.sums or not (last or (every and self.progress.step % every == 0)):
             return
@@ -112,10 +111,15 @@ class Log:
         rounded = {key: float(f"{float(value):.6g}") for key, value in means.items()}
         self.write({**rounded, "images_per_second": round(self.rate, 2), "seconds": round(self.progress.seconds, 2)})
         if self.main:
-            losses = {key.removesuffix("/loss"): f"{v:.4f}" for key, v in rounded.items() if key.endswith("/loss")}
+            losses = {key.removesuffix("/loss"): f"{v:.4g}" for key, v in rounded.items() if key.endswith("/loss")}
+            losses = {"loss": "".join(losses.values())} if len(losses) == 1 else losses
             warning = {"warning": self.warning.partition(":")[0]} if self.warning else {}
-            memory = {"MB": round(peak_memory(self.accelerator.device))}
-            self.bar.set_postfix({**warning, **losses, **memory}, refresh=False)
+            self.bar.set_postfix({**warning, **losses}, refresh=False)
+
+    def describe(self, what: str) -> None:
+        """Say at the bar what is done now, "train" or "validate"."""
+        if self.main and self.bar.desc != f"{what}: ":
+            self.bar.set_description(what)
 
     def write(self, values: Mapping[str, float | str]) -> None:
         """A line of values. A "warning" is shown above the bar as well, and in it until another or an empty one."""

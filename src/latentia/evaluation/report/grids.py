@@ -29,7 +29,8 @@ def image_grid(
     """Grid of images in reading order; small ones are enlarged by a whole factor without blurring.
 
     Args:
-        images: (N, C, H, W) with C = 1 or 3, floats in [-1, 1]; values beyond are clamped.
+        images: (N, C, H, W) with C = 1, 3 or 4, floats in [-1, 1]; values beyond are clamped. A fourth channel is
+            opacity, over white.
         columns: tiles per row; default the smallest number that makes at least as many columns as rows.
         padding: pixels of white around each tile.
         tile: images are enlarged by the largest whole factor that keeps their longer side within so many pixels.
@@ -164,15 +165,18 @@ def plot_curves(
 
 
 def _pixels(images: torch.Tensor) -> np.ndarray:
-    """Bytes (N, H, W, C) of images (N, C, H, W) in [-1, 1]."""
-    if not isinstance(images, torch.Tensor) or images.ndim != 4 or len(images) == 0 or images.shape[1] not in (1, 3):
+    """Bytes (N, H, W, C) of images (N, C, H, W) in [-1, 1]; with a fourth channel, opacity, they lie on white."""
+    if not isinstance(images, torch.Tensor) or images.ndim != 4 or len(images) == 0 or images.shape[1] not in (1, 3, 4):
         given = f"shape {tuple(images.shape)}" if isinstance(images, torch.Tensor) else type(images).__name__
-        raise UsageError(f"`images` must be a tensor (N, C, H, W), N >= 1, C = 1 or 3. Got {given}.")
+        raise UsageError(f"`images` must be a tensor (N, C, H, W), N >= 1, C = 1, 3 or 4. Got {given}.")
     if not images.is_floating_point():
         raise UsageError(f"`images` must be floats in [-1, 1]. Got {images.dtype}; convert bytes with x / 127.5 - 1.")
     images = images.detach().float().cpu()
     if not images.isfinite().all():
         raise DataError("`images` must be finite. Some hold NaN or infinity: the network that made them has diverged.")
+    if images.shape[1] == 4:
+        opacity = (images[:, 3:].clamp(-1, 1) + 1) / 2
+        images = images[:, :3] * opacity + (1 - opacity)
     return to_uint8(images).permute(0, 2, 3, 1).numpy()
 
 
