@@ -222,7 +222,9 @@ def main(args: Arguments) -> int:
         raise UsageError(f"--n_critic must be at least 1; got {chosen.n_critic}.")
     if options.compile:
         raise UsageError("--compile must be left out: the penalties need second derivatives, which it does not have.")
-    if options.max_train_steps is None:
+    if options.init_from is not None:
+        raise UsageError("--init_from must be left out: saved networks of the plane have its scale in their weights.")
+    if options.max_train_steps is None and options.minutes is None:
         raise UsageError("--max_train_steps must be given: points of the plane are endless and have no epochs.")
     data = Scaled(chosen.plane, chosen.spread)
     run = Run(args, family="gan", data=data)

@@ -13,7 +13,7 @@ import torch
 
 from latentia import CLIPPipeline
 from latentia.errors import UsageError
-from latentia.evaluation import retrieval_scores
+from latentia.evaluation import image_grid, retrieval_scores
 from latentia.functional.pixels import from_uint8
 from latentia.losses.augmentation import random_affine
 from latentia.losses.contrastive import contrastive_loss
@@ -88,6 +88,9 @@ class RetrievalValidation(Validation):
         texts = pipe.encode_text([self.held_out.captions[row] for row in rows.tolist()])
         first = (texts @ pipe.encode(self._images(slice(None))).T).topk(min(7, len(self.held_out))).indices.cpu()
         return self._images(torch.cat([rows[:, None], first], 1).flatten())
+
+    def check(self) -> None:
+        image_grid(self.found(8, 0))
 
     def score(self, progress: Progress) -> dict[str, float]:
         pipe = self.pipeline()

@@ -73,10 +73,14 @@ class OptimizationArguments:
     """Images per micro-batch and process."""
     gradient_accumulation_steps: int = 1
     """Micro-batches per optimizer step."""
+    minutes: float | None = None
+    """Train for about so many minutes: as many steps as fit, found by timing a few; instead of max_train_steps."""
     max_train_steps: int | None = None
     """Optimizer steps; not given: num_train_epochs."""
     num_train_epochs: int = 100
     """Passes over the data if max_train_steps is not given."""
+    init_from: str | None = None
+    """Fine-tune: folder or Hub id of a saved pipeline whose weights the networks start from, such as that of a run."""
     learning_rate: float = 2e-3
     """Peak learning rate of AdamW."""
     scale_lr: bool = False
@@ -117,7 +121,7 @@ class OptimizationArguments:
             check_range(name, getattr(self, name), 1)
         for name in ("lr_warmup_steps", "adam_weight_decay", "max_skips", "seed"):
             check_range(name, getattr(self, name), 0)
-        for name in ("learning_rate", "adam_epsilon", "max_grad_norm", "distributed_timeout"):
+        for name in ("minutes", "learning_rate", "adam_epsilon", "max_grad_norm", "distributed_timeout"):
             check_range(name, getattr(self, name), 0, closed="neither")
         for name in ("adam_beta1", "adam_beta2"):
             check_range(name, getattr(self, name), 0, 1, closed="left")

@@ -19,6 +19,7 @@ import tyro
 import yaml
 
 from latentia.errors import LatentiaError, UsageError, add_dashes, did_you_mean
+from latentia.runs.pace import fitting
 from latentia.runs.program import program
 
 T = TypeVar("T")
@@ -33,14 +34,13 @@ def run_script(arguments: type[T], main: Callable[[T], int], description: str) -
     logging.basicConfig(format="%(levelname)s: %(message)s")
     started = program()
     try:
-        code = main(
-            parse_arguments(
-                arguments,
-                prog=" ".join(started) if started[0] == "latentia" else None,
-                description=f"{description}\n\nAll flags can also be given in a file, "
-                "--config run.yaml; the command line overrides it.",
-            )
+        filled: Any = parse_arguments(
+            arguments,
+            prog=" ".join(started) if started[0] == "latentia" else None,
+            description=f"{description}\n\nAll flags can also be given in a file, "
+            "--config run.yaml; the command line overrides it.",
         )
+        code = main(fitting(filled, main))
     except LatentiaError as error:
         print(f"error: {add_dashes(str(error), flat_values(arguments()))}", file=sys.stderr)
         code = error.exit_code
@@ -119,7 +119,7 @@ def flat_values(arguments: Any) -> dict[str, Any]:
 
 # Flags that may change between the parts of one run: how long, how fast, how spread out (the global batch must stay).
 _FREE = {
-    "max_train_steps", "num_train_epochs", "train_batch_size", "gradient_accumulation_steps",
+    "minutes", "max_train_steps", "num_train_epochs", "train_batch_size", "gradient_accumulation_steps",
     "gradient_checkpointing", "compile", "allow_tf32", "distributed_timeout", "on_nonfinite",
     "max_skips",
 }  # fmt: skip

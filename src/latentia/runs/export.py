@@ -11,7 +11,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from huggingface_hub import get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
+from latentia.errors import HubError, UsageError
 from latentia.evaluation import image_grid, plot_curves
 from latentia.hub.card import model_card, public_words
 from latentia.hub.folder_card import renewed
@@ -88,6 +92,24 @@ def write_summary(run: Any, result: Result) -> None:
 def hub_name(args: Any) -> str:
     """The repository of a run: `--hub_model_id`, or the name of its folder."""
     return args.hub.hub_model_id or Path(args.output.output_dir).resolve().name
+
+
+def check_push(args: Any) -> None:
+    """Before training: whether `--push_to_hub` will find a repository's name and a login.
+
+    Raises:
+        UsageError: the name is none of a repository.
+        HubError: there is no login.
+    """
+    if not getattr(getattr(args, "hub", None), "push_to_hub", False):
+        return
+    name = hub_name(args)
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UsageError(f'--hub_model_id must be "user/name"; got "{name}": {error}') from error
+    if get_token() is None:
+        raise HubError("--push_to_hub needs a login; run `hf auth login` or set HF_TOKEN, then start again.")
 
 
 def _summary(run: Any, result: Result, limits: Sequence[str]) -> dict[str, Any]:

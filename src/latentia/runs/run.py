@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import get_token
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from torch import Tensor, nn
 
 from latentia.data import Dataset, StreamedImages
-from latentia.errors import DataError, HubError, NumericsError, UsageError
+from latentia.errors import DataError, NumericsError, UsageError
 from latentia.rng import Rng
 from latentia.runs.command_line import flat_values, run_identity
-from latentia.runs.export import export_run, hub_name, write_summary
+from latentia.runs.export import check_push, export_run, write_summary
+from latentia.runs.initial import load_initial_weights
+from latentia.runs.pace import expected_end, only_measures, timed
 from latentia.runs.start import load_data, start
 from latentia.runs.validation import Sampler, Validation, sampler
 from latentia.training.checkpoint import replace_file
 from latentia.training.ema import EMA
 from latentia.training.loop import Hook, Phase, Result, learning_rate_schedule, train
+from latentia.training.progress import Progress
 from latentia.training.sharding import make_whole
 
 INTERRUPTED = 75  # EX_TEMPFAIL: start the same command again
@@ -106,16 +106,16 @@ class Run:
         self.accelerator = start(args)
         self.device = self.accelerator.device
         self.data: Dataset = load_data(args.data) if data is None else data
-        # What the networks are trained on: set it to latents, codes or whatever is made of the data.
-        self.inputs: Dataset = self.data
+        self.inputs: Dataset = self.data  # what the networks see: a script may set latents or codes
         options = args.optimization
         self.global_batch = (
             options.train_batch_size * options.gradient_accumulation_steps * self.accelerator.num_processes
         )
         self.steps = self._steps()
-        self._check_hub()
+        check_push(args)
         self.prepared: list[Prepared] = []
         self.checkpointed = False  # whether a network recomputes its activations
+        self.initial: set[str] = set()  # networks that start from saved weights, and from which
         self.seed()
 
     def seed(self) -> None:
@@ -175,6 +175,8 @@ class Run:
             compiled: whether `--compile` concerns it. Default True.
         """
         options, flags = self.args.optimization, self.args.ema
+        if options.init_from is not None:
+            self.initial |= {f"{name}: {part}" for part in load_initial_weights(module, options.init_from)}
         module.to(self.device)
         average = EMA(module, flags.ema_decay, flags.ema_warmup) if ema and flags.use_ema else None
         if options.gradient_checkpointing:
@@ -243,7 +245,8 @@ class Run:
                     samplers["raw"] = sampler(pipeline, weights.module, **sampling)
             validation = Validation(self.args, self.data, samplers)
         validation.trackers = self.accelerator.trackers
-        if self.accelerator.is_main_process and not self.accelerator.is_fsdp2:  # one process has a part of the weights
+        whole = self.accelerator.is_main_process and not self.accelerator.is_fsdp2  # a shard cannot sample
+        if whole and not only_measures(self.args):
             validation.check()
         result = self.fit(phases, hooks=[*validation.hooks(), *hooks])
         return self.finish(result, partial(pipeline, weights.final), validation, limits)
@@ -265,7 +268,11 @@ class Run:
             folder: of checkpoints and metrics; `None` (default): `--output_dir`.
         """
         options, output = self.args.optimization, self.args.output
-        if folder is None:
+        if only_measures(self.args):
+            if folder is not None:  # a part, with steps of its own
+                return Result("finished", Progress(), None, 0.0, 0.0)
+            phases, hooks = timed(phases, self.device), ()
+        elif folder is None:
             self._announce()
         else:
             folder.mkdir(parents=True, exist_ok=True)
@@ -331,7 +338,9 @@ class Run:
     def _steps(self) -> int:
         options = self.args.optimization
         self.data.require(self.global_batch)
-        if options.max_train_steps is not None:
+        if only_measures(self.args):
+            steps = 1000  # it ends before
+        elif options.max_train_steps is not None:
             steps = options.max_train_steps
         elif self.data.endless:
             raise UsageError("max_train_steps must be given: the data set has no length to count epochs by.")
@@ -341,17 +350,6 @@ class Run:
             raise UsageError(f"--max_train_steps must be at least 1; got {steps}.")
         return steps
 
-    def _check_hub(self) -> None:
-        if not getattr(getattr(self.args, "hub", None), "push_to_hub", False):
-            return
-        name = hub_name(self.args)
-        try:
-            validate_repo_id(name)
-        except HFValidationError as error:
-            raise UsageError(f'--hub_model_id must be "user/name"; got "{name}": {error}') from error
-        if get_token() is None:
-            raise HubError("--push_to_hub needs a login; run `hf auth login` or set HF_TOKEN, then start again.")
-
     def _announce(self) -> None:
         """Check the room for the checkpoints, and say what will be done."""
         options, world = self.args.optimization, self.accelerator.num_processes
@@ -359,6 +357,11 @@ class Run:
         if options.gradient_checkpointing and not self.checkpointed:
             names = " and ".join(type(network).__name__ for network in networks)
             raise UsageError(f"--gradient_checkpointing must be left out: {names} has no blocks that support it.")
+        if options.init_from is not None:
+            if not self.initial:
+                names = " or ".join(type(network).__name__ for network in networks)
+                raise UsageError(f"--init_from {options.init_from} holds no {names}. Name a pipeline of this family.")
+            self.accelerator.print(f"Initial weights of {options.init_from}: {', '.join(sorted(self.initial))}")
         parameters = [p for network in networks for p in network.parameters()]
         size = sum(p.numel() * p.element_size() for p in parameters)
         need = 4 * size * (max(self.args.output.checkpoints_total_limit or 10, 2) + 1)  # weights, average, two moments
@@ -373,12 +376,13 @@ class Run:
                 "A stream goes on at-least-once: it is read again up to where the run stands, so all is as without the "
                 "break while the source stays as it is; one that changed shows some images twice or not at all."
             )
+        ending = "" if options.minutes is None else f", {expected_end(options.minutes)}"
         epochs = f" ({self.steps * self.global_batch / len(self.data):.1f} epochs)" if not self.data.endless else ""
         self.accelerator.print(
             f"{self.inputs}\n{' and '.join(type(network).__name__ for network in networks)}: "
             f"{sum(p.numel() for p in parameters) / 1e6:.2f} M parameters\n"
             f"{self.steps} steps of {self.global_batch}{epochs} on {world} x {self.device}, "
-            f"precision {self.accelerator.mixed_precision}"
+            f"precision {self.accelerator.mixed_precision}{ending}"
         )
 
 

@@ -1,0 +1,71 @@
+"""--minutes: as many steps as fit, found by timing a few."""
+
+import json
+import time
+
+import pytest
+from children import ended, example, ranks
+
+SHORT = "--dataset_name digits --latent_dim 2 --hidden_sizes 8 --eval_num_samples 0".split()
+
+
+def paced(log, env, script, argv, seconds):
+    """The example with steps of a known length."""
+    from latentia.losses import variational
+
+    real = variational.elbo_loss
+
+    def slow(*args, **options):
+        time.sleep(seconds)
+        return real(*args, **options)
+
+    variational.elbo_loss = slow
+    example(log, env, script, argv)
+
+
+def config(folder):
+    return json.loads((folder / "training_config.json").read_text())
+
+
+def test_as_many_steps_as_fit(start, tmp_path):
+    argv = [*SHORT, "--minutes", "0.1", "--output_dir", str(tmp_path / "run")]
+    code, text = ended(start(paced, "train_vae.py", argv, 0.1))
+    assert code == 0 and "about 0.1 minutes, until" in text, text
+    steps = config(tmp_path / "run")["max_train_steps"]
+    assert 20 <= steps <= 60  # 6 s of steps that take .1 s and what else a step costs
+    assert f"{steps} steps of 64" in text and f"{steps}/{steps}" in text
+    # The same command again keeps the steps, however fast the machine is now.
+    code, text = ended(start(example, "train_vae.py", argv))
+    assert code == 0 and "Nothing to do" in text and config(tmp_path / "run")["max_train_steps"] == steps, text
+
+
+def test_two_processes_take_the_same_steps(start, tmp_path):
+    argv = [*SHORT, "--minutes", "0.05", "--output_dir", str(tmp_path / "run")]
+    for child in ranks(start, paced, "train_vae.py", argv, 0.05):
+        code, text = ended(child)
+        assert code == 0, text
+    assert config(tmp_path / "run")["max_train_steps"] >= 1
+
+
+@pytest.mark.parametrize(
+    "script, flags",
+    [
+        ("train_autoencoder.py", "--latent_dim 2 --hidden_sizes 8 --layerwise_steps 2 --prior_components 2"),
+        ("train_gan.py", "--latent_dim 2 --block_out_channels 4"),
+    ],
+)
+def test_scripts_of_several_parts_and_phases(script, flags, start, tmp_path):
+    argv = ["--dataset_name", "digits", *flags.split(), "--eval_num_samples", "0", "--minutes", "0.01"]
+    code, text = ended(start(example, script, [*argv, "--output_dir", str(tmp_path / "run")]))
+    assert code == 0, text
+    assert (tmp_path / "run" / "model_index.json").exists()
+
+
+def test_minutes_and_steps_exclude_each_other(start, tmp_path):
+    argv = [*SHORT, "--minutes", "1", "--max_train_steps", "5", "--output_dir", str(tmp_path / "run")]
+    code, text = ended(start(example, "train_vae.py", argv))
+    assert code == 2 and "Give --minutes or --max_train_steps, not both" in text
+    code, text = ended(
+        start(example, "train_vae.py", [*SHORT, "--minutes", "0", "--output_dir", str(tmp_path / "run")])
+    )
+    assert code == 2 and "--minutes must be positive; got 0.0." in text

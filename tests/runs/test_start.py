@@ -1,0 +1,187 @@
+"""What is checked before the first step of a run, and what a run leaves when its images or scores fail."""
+
+import json
+import os
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from children import ended, example
+from PIL import Image
+
+from latentia.errors import UsageError
+from latentia.evaluation import image_grid
+from latentia.runs.start import _use_all_cores
+
+TINY = "--dataset_name digits --latent_dim 2 --hidden_sizes 8 --max_train_steps 2 --eval_num_samples 0".split()
+DENSE = ("--latent_dim", "2", "--hidden_sizes", "8")
+FAMILIES = {
+    "ddpm": ("--block_out_channels", "8", "--attention_head_dim", "8", "--num_inference_steps", "2"),
+    "vae": DENSE,
+    "vqvae": ("--block_out_channels", "4", "--codebook_size", "6", "--latent_channels", "3"),
+    "gan": ("--latent_dim", "2", "--block_out_channels", "4"),
+    "autoencoder": (*DENSE, "--prior_components", "2"),
+}
+
+
+@pytest.fixture
+def vae(start, tmp_path):
+    """Run train_vae.py with flags: exit code, output, folder."""
+
+    def vae(*flags, env=()):
+        argv = [*TINY, *map(str, flags), "--output_dir", str(tmp_path / "run")]
+        return *ended(start(example, "train_vae.py", argv, env=dict(env))), tmp_path / "run"
+
+    return vae
+
+
+@pytest.mark.parametrize(
+    "flags, rule",
+    [
+        (("--train_batch_size", -1), "--train_batch_size must be at least 1; got -1."),
+        (("--learning_rate", "nan"), "--learning_rate must be positive and finite; got nan."),
+        (("--adam_beta1", 1), "--adam_beta1 must be in [0, 1); got 1.0."),
+        (("--ema_decay", 1.5), "--ema_decay must be in [0, 1); got 1.5."),
+        (("--checkpointing_steps", 0), "--checkpointing_steps must be at least 1; got 0."),
+        (("--eval_num_samples", -5), "--eval_num_samples must be at least 0; got -5."),
+        (("--resolution", 0), "--resolution must be at least 1; got 0."),
+        (("--report_to", "tensorbord"), "--report_to must be one of"),
+        (("--report_to", "comet_ml"), "needs the package comet_ml, which is not installed: pip install comet_ml."),
+    ],
+)
+def test_values_out_of_range_are_refused(vae, flags, rule):
+    code, text, folder = vae(*flags)
+    assert code == 2 and rule in text and "Traceback" not in text and not folder.exists(), text
+
+
+def test_class_dropout_is_a_share():
+    from latentia import DDPMScheduler, UNet2D
+    from latentia.losses.diffusion import diffusion_loss
+    from latentia.rng import Rng
+
+    unet = UNet2D(sample_size=8, in_channels=1, block_out_channels=(32,), num_class_embeds=2)
+    batch = {"x": torch.zeros(2, 1, 8, 8), "labels": torch.zeros(2, dtype=torch.long)}
+    with pytest.raises(UsageError, match=r"class_dropout must be in \[0, 1\]; got 1.5"):
+        diffusion_loss(unet, DDPMScheduler(), batch, Rng(0, 0, 2, 0, 2), class_dropout=1.5)
+
+
+@pytest.fixture(scope="module")
+def see_through(tmp_path_factory):
+    """Images with four channels."""
+    folder, rng = tmp_path_factory.mktemp("rgba"), np.random.default_rng(0)
+    for i in range(16):
+        Image.fromarray(rng.integers(0, 256, (8, 8, 4), dtype=np.uint8), "RGBA").save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_four_channels_train_to_the_end(family, see_through, start, tmp_path):
+    argv = [
+        "--train_data_dir",
+        str(see_through),
+        "--channels",
+        "4",
+        "--max_train_steps",
+        "2",
+        "--train_batch_size",
+        "8",
+    ]
+    argv += [*FAMILIES[family], "--output_dir", str(tmp_path / "run")]
+    code, text = ended(start(example, f"train_{family}.py", argv))
+    assert code == 0, text
+    assert (tmp_path / "run" / "model_index.json").exists() and (tmp_path / "run" / "samples" / "grid.png").exists()
+
+
+def test_a_grid_lays_images_on_white_by_their_opacity():
+    red = torch.tensor([1.0, -1.0, -1.0])
+    images = torch.stack([torch.cat([red, opacity]) for opacity in torch.tensor([[1.0], [0.0], [-1.0]])])
+    grid = image_grid(images[:, :, None, None].expand(-1, -1, 4, 4), columns=3, padding=0, tile=4)
+    assert [grid.getpixel((4 * i, 0)) for i in range(3)] == [(255, 0, 0), (255, 128, 128), (255, 255, 255)]
+
+
+def broken(log, env, script, argv, moment):
+    """The example with grids that fail, from the first one or from that of the last step on."""
+    from latentia.runs import validation
+
+    drawn, real = [], validation.image_grid
+
+    def image_grid(images):
+        drawn.append(len(images))
+        if moment == "first" or len(images) > 8:
+            raise UsageError("images cannot be drawn today.")
+        return real(images)
+
+    validation.image_grid = image_grid
+    example(log, env, script, argv)
+
+
+def test_images_are_tried_before_the_first_step(start, tmp_path):
+    argv = [*TINY, "--output_dir", str(tmp_path / "run")]
+    code, text = ended(start(broken, "train_vae.py", argv, "first"))
+    assert code == 2 and "images cannot be drawn today" in text
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_weights_outlast_images_that_fail(start, tmp_path):
+    """The last checkpoint is written before the last images; the same command then finishes the run."""
+    argv = [*TINY, "--output_dir", str(tmp_path / "run")]
+    code, text = ended(start(broken, "train_vae.py", argv, "last"))
+    assert code == 2 and "images cannot be drawn today" in text
+    assert (tmp_path / "run" / "checkpoints" / "checkpoint-2").is_dir()
+    code, text = ended(start(example, "train_vae.py", argv))
+    assert code == 0 and "checkpoint-2: step 2 of 2" in text, text
+    assert (tmp_path / "run" / "model_index.json").exists() and (tmp_path / "run" / "samples" / "grid.png").exists()
+
+
+def test_grids_go_to_the_tracker(vae):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    code, text, folder = vae("--report_to", "tensorboard", "--validation_steps", 1)
+    assert code == 0, text
+    events = next((folder / "logs").rglob("events*")).parent
+    found = EventAccumulator(str(events)).Reload()
+    assert {"samples/ema", "samples/raw"} <= {*found.Tags()["images"]}
+    assert [image.step for image in found.Images("samples/ema")] == [1, 2]
+
+
+def test_a_resumed_run_says_where_it_goes_on(vae):
+    assert vae()[0] == 0
+    code, text, _ = vae("--max_train_steps", 3)
+    assert code == 0 and "checkpoint-2: step 2 of 3" in text and "3/3" in text
+
+
+class Launcher:
+    """The parent of a process, as psutil shows it."""
+
+    def __init__(self, env, words):
+        self.environ, self.cmdline = lambda: env, lambda: words
+
+
+@pytest.mark.parametrize(
+    "child, parent, words, all_cores",
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, {}, ["accelerate", "launch"], True),
+        ({"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2"}, {}, ["torchrun"], True),
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, {"OMP_NUM_THREADS": "1"}, ["accelerate", "launch"], False),
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, {}, ["accelerate", "launch", "--num_cpu_threads_per_process=1"], False),
+        ({}, {}, ["bash"], False),  # OMP_NUM_THREADS=1 python train_vae.py
+    ],
+)
+def test_a_launcher_leaves_no_core_idle(monkeypatch, child, parent, words, all_cores):
+    for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (child | {"OMP_NUM_THREADS": "1"}).items():
+        monkeypatch.setenv(name, value)
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr(psutil, "Process", lambda pid: Launcher(parent, words) if pid == os.getppid() else None)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 8)
+    _use_all_cores()
+    assert chosen == ([8 // int(child.get("LOCAL_WORLD_SIZE", 1))] if all_cores else [])
+
+
+def test_the_bar_counts_steps(vae):
+    code, text, folder = vae()
+    assert code == 0 and "2/2" in text and "steps" in text and "validate" in text
+    assert json.loads((folder / "run_summary.json").read_text())["steps"] == 2
