@@ -180,6 +180,7 @@ FLAGS = """
     num_train_timesteps beta_schedule prediction_type time_sampling time_loc time_scale loss_weighting snr_gamma
     class_dropout
     train_batch_size gradient_accumulation_steps max_train_steps num_train_epochs learning_rate scale_lr lr_scheduler
+    minutes init_from attention_stages
     lr_warmup_steps adam_beta1 adam_beta2 adam_weight_decay adam_epsilon max_grad_norm on_nonfinite max_skips
     mixed_precision allow_tf32
     gradient_checkpointing compile distributed_timeout seed

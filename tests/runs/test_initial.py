@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 import latentia
 
-FEW = ("--max_train_steps", "1", "--learning_rate", "1e-12", "--eval_num_samples", "0")
+FEW = ("--max_train_steps", "1", "--learning_rate", "1e-12")
 BY_NAME = {family.name: family for family in FAMILIES}
 
 

@@ -346,8 +346,6 @@ class Run:
             raise UsageError("max_train_steps must be given: the data set has no length to count epochs by.")
         else:
             steps = max(1, options.num_train_epochs * len(self.data) // self.global_batch)
-        if steps < 1:
-            raise UsageError(f"--max_train_steps must be at least 1; got {steps}.")
         return steps
 
     def _announce(self) -> None:
