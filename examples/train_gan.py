@@ -12,7 +12,7 @@ from functools import partial
 from typing import Literal
 
 from latentia import DCGANDiscriminator, DCGANGenerator, GANPipeline, HashedWords
-from latentia.errors import UsageError
+from latentia.errors import UsageError, format_number
 from latentia.evaluation import extractor_for
 from latentia.functional.adversarial import WITH_LABELS
 from latentia.functional.schedules import linear_decay
@@ -144,7 +144,7 @@ def check(args: Arguments, run: Run) -> None:
         if not 0 <= value < float("inf"):
             raise UsageError(f"--{name} must be at least 0 and finite; got {value}.")
     if norm == "batch" and any(penalties.values()):
-        given = ", ".join(f"--{name} {value:g}" for name, value in penalties.items())
+        given = ", ".join(f"--{name} {format_number(value)}" for name, value in penalties.items())
         raise UsageError(
             "--discriminator_norm batch mixes the images of a batch, and penalties are of each by itself: add --r1 0 "
             f"--r2 0, or take spectral, instance or none; got {given}."

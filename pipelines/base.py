@@ -15,7 +15,15 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionRe
 from PIL import Image
 from torch import Tensor
 
-from latentia.errors import CheckpointError, HubError, LatentiaError, NumericsError, UsageError, did_you_mean
+from latentia.errors import (
+    CheckpointError,
+    HubError,
+    LatentiaError,
+    NumericsError,
+    UsageError,
+    did_you_mean,
+    format_number,
+)
 from latentia.functional.pixels import from_uint8
 from latentia.hub.load import INDEX_NAME, check_component, component_class, pipeline_class, read_index
 from latentia.pipelines.capabilities import LatentPath, Latents, Likelihood
@@ -353,7 +361,8 @@ def from_input(
         high = 1.0
         if not (x.min() >= low and x.max() <= high):  # also if a value is not a number
             raise UsageError(
-                f"images must lie in [{low:g}, {high:g}], got values from {x.min():g} to {x.max():g}. Give pixels of "
+                f"images must lie in [{format_number(low)}, {format_number(high)}], got values from "
+                f"{format_number(x.min().item())} to {format_number(x.max().item())}. Give pixels of "
                 f"0 to 255 as uint8, and floats as {'an array in [0, 1]' if low == 0 else 'a tensor in [-1, 1]'}."
             )
     else:

@@ -1,8 +1,13 @@
-"""Names of arguments in errors: Python's in the library, with dashes on the command line."""
+"""Errors: names of arguments as in Python, with dashes on the command line; whole numbers with all digits."""
+
+import math
 
 import pytest
+import torch
 
-from latentia.errors import add_dashes
+from latentia.errors import UsageError, add_dashes, check_range, format_number
+from latentia.evaluation import check_images
+from latentia.functional.checks import check_values
 
 FLAGS = ["n", "seed", "split", "data", "num_images", "num", "output_dir", "train_batch_size"]
 
@@ -29,3 +34,28 @@ def test_only_names_of_arguments_get_dashes(message, said):
     assert add_dashes(message, FLAGS) == said
     assert add_dashes(said, FLAGS) == said
     assert add_dashes(message, []) == message
+
+
+@pytest.mark.parametrize(
+    ("check", "said"),
+    [
+        (lambda: check_range("n", 0, 2**20), "n must be at least 1048576; got 0."),
+        (lambda: check_range("n", 2**21, high=2**20, closed="left"), "n must be below 1048576; got 2097152."),
+        (lambda: check_range("n", 0, 1, 12_345_678), "n must be in [1, 12345678]; got 0."),
+        (lambda: check_range("n", 2.0, 0, 0.1234567), "n must be in [0, 0.123457]; got 2.0."),
+        (lambda: check_values("x", torch.tensor([1e6, 2.0**21]), 0, 2**20),
+         "x must be in [0, 1048576]; got values from 1000000 to 2097152."),
+        (lambda: check_images(torch.tensor([0.0, 65535.0]).reshape(2, 1, 1, 1)),
+         "`images` must lie in [-1, 1]. Got [0, 65535]; "),
+    ],
+)  # fmt: skip
+def test_whole_numbers_have_all_their_digits(check, said):
+    with pytest.raises(UsageError) as caught:
+        check()
+    assert str(caught.value).startswith(said)
+
+
+def test_numbers_that_are_not_whole_are_rounded():
+    assert format_number(1 / 3) == "0.333333"
+    assert format_number(1e300) == "1e+300"
+    assert (format_number(math.inf), format_number(math.nan)) == ("inf", "nan")

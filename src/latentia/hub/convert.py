@@ -14,7 +14,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from latentia.errors import CheckpointError, UsageError, check_range
+from latentia.errors import CheckpointError, UsageError, check_range, format_number
 from latentia.hub.check import check_loads, saved_class
 from latentia.hub.files import CARD_NAME, check_free, may_hold, staged
 from latentia.hub.load import INDEX_NAME, read_index
@@ -173,7 +173,7 @@ def _read(files: dict[Path, Path], key: str, max_memory_gb: float | None, max_se
     arguments = [key, memory, math.ceil(max_seconds), *paths]
     kept = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH", "HOME", "LANG")  # no tokens among them
     environment = {name: os.environ[name] for name in kept if name in os.environ} | {"OMP_NUM_THREADS": "1"}
-    names, late = ", ".join(map(str, files)), f"took more than {max_seconds:g} s; see max_seconds"
+    names, late = ", ".join(map(str, files)), f"took more than {format_number(max_seconds)} s; see max_seconds"
     with tempfile.TemporaryDirectory() as empty:  # so that no module can lie where the process starts
         try:
             done = subprocess.run(
