@@ -117,10 +117,10 @@ def check(args: Arguments, run: Run) -> None:
         raise UsageError(f"--pack must divide --train_batch_size {batch}; got {pack}.")
     if group == 1 or group < 0:
         raise UsageError(f"--minibatch_std must be 0, or at least 2 images; got {group}.")
-    judged = batch // pack
-    if group and judged % group:
+    logits = batch // pack
+    if group and logits % group:
         raise UsageError(
-            f"--minibatch_std must divide the {judged} judgements of a batch (--train_batch_size / --pack), or be 0; "
+            f"--minibatch_std must divide the {logits} logits of a batch (--train_batch_size / --pack), or be 0; "
             f"got {group}."
         )
     if 0 < chosen.replay < run.global_batch:

@@ -196,7 +196,7 @@ def test_the_kl_to_a_target_activation_has_the_known_values():
 def test_gaussian_corruption_has_its_level_and_the_target_is_clean():
     x = torch.rand(500, 1, 8, 8) * 2 - 1
     network = Copy(torch.zeros(500, 2))
-    values = autoencoder_loss(network, {"x": x}, draws(500), corruption="gaussian", corruption_level=0.4)
+    values = autoencoder_loss(network, {"x": x}, draws(500), corruption="gaussian", corruption_strength=0.4)
     noise = network.seen - x
     assert abs(noise.std() - 0.4) < 0.01 and abs(noise.mean()) < 0.01
     # the copy of the noisy input is off by the noise: E ||eps||^2 = 64 sigma^2 per image, summed over pixels
@@ -252,7 +252,7 @@ def test_sparse_codes_come_near_the_target(digits):
 def test_a_denoiser_removes_noise_that_it_was_not_shown(digits):
     torch.manual_seed(0)
     network = Autoencoder(sample_size=8, latent_dim=24, hidden_sizes=(64,))
-    fit(network, digits[:500], 200, corruption="gaussian", corruption_level=0.6)
+    fit(network, digits[:500], 200, corruption="gaussian", corruption_strength=0.6)
     noisy = digits[500:] + 0.6 * torch.randn_like(digits[500:])
     pipe = AutoencoderPipeline(network)
     clean = pipe.denoise(noisy, output_type="latent")
@@ -375,7 +375,7 @@ def test_codes_longer_than_the_image_are_possible_on_purpose():
         (lambda: outer_layers(Autoencoder(block_out_channels=(8,)), 1), "Train jointly"),
         (
             lambda: corrupt(torch.zeros(2, 1, 4, 4), draws(2), "masking", 1.0),
-            r"corruption_level must be in \[0, 1\); got 1.0",
+            r"corruption_strength must be in \[0, 1\); got 1.0",
         ),
         (lambda: corrupt(torch.zeros(2, 1, 4, 4), draws(2), "gaussian", -1), "at least 0; got -1"),
         (lambda: corrupt(torch.zeros(2, 1, 4, 4), draws(2), "gausian", 1), 'Did you mean "gaussian"'),
@@ -418,7 +418,7 @@ def test_the_example_trains_layer_by_layer_resumes_and_leaves_a_pipeline(tmp_pat
 
     flags = f"""--dataset_name digits --hidden_sizes 16 --latent_dim 4 --layerwise_steps 2 --max_train_steps 3
         --train_batch_size 32 --eval_num_samples 20 --prior_samples 100 --prior_components 2 --validation_steps 2
-        --corruption masking --corruption_level 0.2 --output_dir {tmp_path}""".split()
+        --corruption masking --corruption_strength 0.2 --output_dir {tmp_path}""".split()
     args = parse_arguments(example.Arguments, flags, description="test", prog="train")
     assert example.main(args) == 0
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

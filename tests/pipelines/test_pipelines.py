@@ -209,7 +209,7 @@ def test_the_bound_of_an_exact_network_is_the_entropy_of_the_data():
     )
     x = 0.3 + 0.2 * torch.randn(20, 1, 8, 8, generator=seeded(0), dtype=torch.float64)
     pipe.unet.std = 0.2
-    x = ((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1  # 256 levels
+    x = ((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1  # 256 bins
     nats = -pipe.log_likelihood(x, generator=seeded(1)).mean() / 64
     entropy = 0.5 * math.log(2 * math.pi * math.e * 0.2**2) - math.log(2 / 255)
     assert entropy * 0.98 < nats < entropy * 1.04

@@ -1,4 +1,4 @@
-"""A discriminator in a training step: what it is shown, in how many passes, and its gradient penalties."""
+"""A discriminator in a training step: augmentation of its input, number of passes, gradient penalties."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -44,7 +44,7 @@ def generate(
 
 
 def augment_with_noise(x: Tensor, rng: Rng, augment: Augment | None, sigma: float, stream: str) -> Tensor:
-    """What the discriminator is shown in place of x: augmented, then with Gaussian noise of deviation `sigma`.
+    """The input of the discriminator in place of x: augmented, then with Gaussian noise of deviation `sigma`.
 
     Raises:
         UsageError: a negative or infinite `sigma`.

@@ -227,7 +227,7 @@ def train(
                 batch = data.batch(position, position + batch_size, seed=seed, device=device)
                 micros.append((batch, Rng(seed, progress.images, global_batch, offset, batch_size, device)))
             step, metrics = progress.step, {}
-            with skips.passed_over(progress):
+            with skips.skip_nonfinite(progress):
                 for phase in phases:
                     if step % phase.every or step < phase.after:
                         continue
