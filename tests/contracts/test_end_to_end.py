@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hub_server import TOKEN, environment_at, picture_set, point_client_at, running_hub
+from hub_server import TOKEN, environment_at, image_dataset, point_client_at, running_hub
 from PIL import Image
 
 from latentia.commands.main import main
@@ -31,7 +31,7 @@ def run(hub, home, *words, code=0, **more):
 @pytest.fixture(scope="module")
 def hub():
     with running_hub() as server:
-        server.commit = server.put("datasets/user/set", picture_set())
+        server.commit = server.put("datasets/user/set", image_dataset())
         yield server
 
 

@@ -1,13 +1,21 @@
 """Errors: names of arguments as in Python, with dashes on the command line; whole numbers with all digits."""
 
+import ast
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
+import latentia
 from latentia.errors import UsageError, add_dashes, check_range, format_number
 from latentia.evaluation import check_images
 from latentia.functional.checks import check_values
+
+PACKAGE = Path(latentia.__file__).parent
+COMMAND_LINES = {"commands/main.py", "runs/command_line.py"}  # which read the flags, and so name them as typed
+LIBRARY = [path for path in sorted(PACKAGE.rglob("*.py")) if str(path.relative_to(PACKAGE)) not in COMMAND_LINES]
 
 FLAGS = ["n", "seed", "split", "data", "num_images", "num", "output_dir", "train_batch_size"]
 
@@ -59,3 +67,24 @@ def test_numbers_that_are_not_whole_are_rounded():
     assert format_number(1 / 3) == "0.333333"
     assert format_number(1e300) == "1e+300"
     assert (format_number(math.inf), format_number(math.nan)) == ("inf", "nan")
+
+
+def raised_texts(source):
+    """Line and text of each error that a source raises, without commands to type, such as `latentia card --write`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            parts = [part for part in ast.walk(node.exc) if isinstance(part, ast.Constant)]
+            text = "".join(part.value for part in parts if isinstance(part.value, str))
+            yield node.lineno, re.sub(r"\b(latentia|hf|accelerate) [a-z]+ [^.;,)\n]*", "", text)
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_library_errors_name_arguments_without_dashes(path):
+    found = list(raised_texts(path.read_text(encoding="utf-8")))
+    assert not [(line, text) for line, text in found if re.search(r"(?<![\w-])--[a-z]", text)]
+
+
+def test_the_rule_of_dashes_forbids():
+    wrong = 'raise UsageError(f"{a} is too large. Lower --learning_rate.")'
+    right = 'raise UsageError(f"{a} has no card. Write one: latentia card {a} --write")'
+    assert [bool(re.search("--[a-z]", text)) for _, text in raised_texts(f"{wrong}\n{right}")] == [True, False]

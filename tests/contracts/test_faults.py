@@ -25,7 +25,7 @@ import torch
 import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from children import EXAMPLES, ONE_CORE, ended, enter, example, free_port, ranks, steps_logged, torchrun, wait_for
-from hub_server import Handler, picture_set, point_client_at, point_datasets_at, running_hub
+from hub_server import Handler, image_dataset, point_client_at, point_datasets_at, running_hub
 from PIL import Image
 from safetensors.torch import load_file
 from torch.distributed.run import parse_args
@@ -606,7 +606,7 @@ def test_a_stream_that_breaks_ends_as_an_error_of_the_data_and_goes_on_later(sta
     monkeypatch.setattr(Handler, "resolve", resolve)
     more = ("--dataset_name", "user/set", "--streaming", "--eval_num_samples", 0)
     with running_hub() as hub:
-        hub.put("datasets/user/set", picture_set(shards=2))
+        hub.put("datasets/user/set", image_dataset(shards=2))
 
         def begin(name):
             argv = command(tmp_path / name, *more)

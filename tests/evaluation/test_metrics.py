@@ -427,7 +427,7 @@ def test_uncertainty_refuses_what_it_cannot_measure():
     with pytest.raises(UsageError, match=r"2 \* points = 42.*Got 40"):
         frechet_distance_infinity(good, good, points=21)
     for level in (0, 1, 95):
-        with pytest.raises(UsageError, match=f"`level`.*Got {level}"):
+        with pytest.raises(UsageError, match=f"`confidence_level`.*Got {level}"):
             frechet_interval(good, good, confidence_level=level)
     with pytest.raises(UsageError, match=r"`resamples`.*Got 2"):
         frechet_interval(good, good, resamples=2)

@@ -328,8 +328,8 @@ def broken_copies():
         "no index": (without("model_index.json"), "model_index.json"),
         "no card": (without("README.md"), "README.md"),
         "no component": (no_unet, "unet"),
-        "no weights": (without(EXPORT[-1]), "no export that loads"),
-        "truncated weights": (truncated, "no export that loads"),
+        "no weights": (without(EXPORT[-1]), "does not load"),
+        "truncated weights": (truncated, "does not load"),
     }
 
 
@@ -366,7 +366,7 @@ def test_a_link_cannot_publish_a_file_of_this_machine(hub, trained, tmp_path, na
     root = shutil.copytree(trained, tmp_path / "run")
     (root / name).rename(tmp_path / "secret")
     (root / name).symlink_to(tmp_path / "secret")
-    with pytest.raises(CheckpointError, match=f"{name} is a link out of its folder"):
+    with pytest.raises(CheckpointError, match=f"{name} is a symbolic link out of its folder"):
         push_to_hub(root, "user/digits")
     assert hub.requests == []
 

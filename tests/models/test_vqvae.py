@@ -508,5 +508,5 @@ def test_the_example_leaves_a_pipeline_and_goes_on(example, tmp_path, capsys, fl
 
 
 def test_flags_that_the_network_cannot_heed(example, tmp_path):
-    with pytest.raises(UsageError, match="--gradient_checkpointing must be left out"):
+    with pytest.raises(UsageError, match="gradient_checkpointing must be left out"):
         example.main(arguments(example, tmp_path, "--gradient_checkpointing"))

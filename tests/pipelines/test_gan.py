@@ -584,7 +584,7 @@ def test_training_in_the_plane_is_animated(tmp_path, capsys, flags):
         (["--n_critic", 0], "--n_critic must be at least 1; got 0"),
         (["--regularise_every", 0], "--regularise_every must be at least 1"),
         (["--pack", 3], "--pack must divide --train_batch_size 8; got 3"),
-        (["--minibatch_std", 3], "--minibatch_std must divide the 8 judgements of a batch"),
+        (["--minibatch_std", 3], "--minibatch_std must divide the 8 logits of a batch"),
         (["--minibatch_std", 1], "--minibatch_std must be 0, or at least 2 images; got 1"),
         (["--replay", 7], "--replay must be 0, or at least the global batch of 8; got 7"),
         (["--caption"], "--caption needs captions, and this data set has none"),
@@ -604,7 +604,7 @@ def test_flags_that_make_no_sense(tmp_path, argv, text):
 
 
 def test_classes_need_labels(tmp_path):
-    with pytest.raises(UsageError, match="--class_conditional needs labels"):
+    with pytest.raises(UsageError, match="class_conditional needs labels"):
         run(tmp_path, "--class_conditional", "--label_column", "", source="emoji")
 
 

@@ -430,7 +430,7 @@ def test_a_run_does_not_go_on_with_another_autoencoder_and_flags_that_contradict
         ("loss_weighting must be none", ("--prediction_type", "flow", "--loss_weighting", "min_snr"), UsageError),
         ("must hold an autoencoder", ("--autoencoder", nothing), UsageError),
         ("must have 1 channels.*got 3", ("--dataset_name", "emoji", "--resolution", "8"), UsageError),
-        (r"--resolution must.*\(1, 9, 9\).*\(1, 8, 8\)", ("--resolution", "9"), UsageError),
+        (r"resolution must.*\(1, 9, 9\).*\(1, 8, 8\)", ("--resolution", "9"), UsageError),
         ("StreamedImages.*without streaming", ("--streaming", "--max_train_steps", 2), UsageError),
     ]:
         with pytest.raises(kind, match=words):

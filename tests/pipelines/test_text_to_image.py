@@ -291,7 +291,7 @@ def test_the_example_goes_on_bit_equal_and_leaves_a_whole_pipeline(tmp_path, enc
         (["--caption_dropout", 1], r"--caption_dropout must be in \[0, 1\); got 1"),
         (["--caption_dropout", 0], "--guidance_scale must be 1 with --caption_dropout 0"),
         (["--autoencoder", "x", "--patch_size", 2], "--patch_size must be 1 with --autoencoder"),
-        (["--prediction_type", "flow", "--loss_weighting", "min_snr"], "--loss_weighting must be none"),
+        (["--prediction_type", "flow", "--loss_weighting", "min_snr"], "loss_weighting must be none"),
     ],
 )
 def test_flags_that_make_no_sense(tmp_path, encoder, flags, text):

@@ -12,14 +12,14 @@ from diffusers.models.modeling_utils import ModelMixin as DiffusersModelMixin
 from latentia.errors import CheckpointError, UsageError, did_you_mean
 from latentia.safety import (
     Weight,
-    build_without_memory,
+    build_on_meta,
     check_files,
     check_link,
     check_subfolder,
     differences,
     fetch,
     read_json,
-    weights_in,
+    read_weight_headers,
 )
 
 STEM = "diffusion_pytorch_model"
@@ -85,8 +85,8 @@ class ModelMixin(DiffusersModelMixin):
         """
         if kwargs.pop("use_safetensors", True) is False:
             raise UsageError(
-                "use_safetensors must be True, got False: pickled weights can run code. Turn them into safetensors "
-                "first, which runs nothing: latentia convert FOLDER OUTPUT"
+                "use_safetensors must be True, got False: pickled weights can run arbitrary code. Convert them to "
+                "safetensors first, which runs none: latentia convert FOLDER OUTPUT"
             )
         name, subfolder = str(pretrained_model_name_or_path), check_subfolder(kwargs.pop("subfolder", None))
         local = os.path.isdir(name)
@@ -162,8 +162,8 @@ class ModelMixin(DiffusersModelMixin):
                 )
         if not isinstance(config.get("_class_name", ""), str):
             raise CheckpointError(f"_class_name in {where} must be plain text, got {config['_class_name']!r}.")
-        held = weights_in(folder, STEM, changes.get("variant"))
+        held = read_weight_headers(folder, STEM, changes.get("variant"))
         changes = {key: value for key, value in changes.items() if key in known}
         factor = 1 if strict else 8
-        network = build_without_memory(lambda: cls.from_config(config, **changes), held, str(folder), factor=factor)
+        network = build_on_meta(lambda: cls.from_config(config, **changes), held, str(folder), factor=factor)
         return held, network, current

@@ -139,9 +139,7 @@ class Run:
         if condition is None or not condition.class_conditional:
             return None
         if self.data.label_names is None:
-            raise UsageError(
-                "--class_conditional needs labels, and this data set has none. Name them with --label_column."
-            )
+            raise UsageError("class_conditional needs labels, and this data set has none. Name them with label_column.")
         return list(self.data.label_names)
 
     @property
@@ -334,7 +332,7 @@ class Run:
         else:
             steps = max(1, options.num_train_epochs * len(self.data) // self.global_batch)
         if steps < 1:
-            raise UsageError(f"--max_train_steps must be at least 1; got {steps}.")
+            raise UsageError(f"max_train_steps must be at least 1; got {steps}.")
         return steps
 
     def _check_hub(self) -> None:
@@ -344,9 +342,9 @@ class Run:
         try:
             validate_repo_id(name)
         except HFValidationError as error:
-            raise UsageError(f'--hub_model_id must be "user/name"; got "{name}": {error}') from error
+            raise UsageError(f'hub_model_id must be "user/name"; got "{name}": {error}') from error
         if get_token() is None:
-            raise HubError("--push_to_hub needs a login; run `hf auth login` or set HF_TOKEN, then start again.")
+            raise HubError("push_to_hub needs a login; run `hf auth login` or set HF_TOKEN, then start again.")
 
     def _announce(self) -> None:
         """Check the room for the checkpoints, and say what will be done."""
@@ -354,15 +352,15 @@ class Run:
         networks = [prepared.module for prepared in self.prepared]
         if options.gradient_checkpointing and not self.checkpointed:
             names = " and ".join(type(network).__name__ for network in networks)
-            raise UsageError(f"--gradient_checkpointing must be left out: {names} has no blocks that support it.")
+            raise UsageError(f"gradient_checkpointing must be left out: {names} has no blocks that support it.")
         parameters = [p for network in networks for p in network.parameters()]
         size = sum(p.numel() * p.element_size() for p in parameters)
         need = 4 * size * (max(self.args.output.checkpoints_total_limit or 10, 2) + 1)  # weights, average, two moments
         free = shutil.disk_usage(self.folder).free
         if free < need:
             raise UsageError(
-                f"--output_dir {self.folder} has {free / 2**20:.0f} MB free, but its checkpoints need "
-                f"{need / 2**20:.0f} MB. Free space or lower --checkpoints_total_limit."
+                f"output_dir {self.folder} has {free / 2**20:.0f} MB free, but its checkpoints need "
+                f"{need / 2**20:.0f} MB. Free space or lower checkpoints_total_limit."
             )
         if isinstance(self.data, StreamedImages):
             self.accelerator.print(

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from diffusers.schedulers.scheduling_utils import SchedulerMixin as DiffusersSchedulerMixin
 
 from latentia.errors import CheckpointError, LatentiaError
-from latentia.safety import check_flags, check_link, check_subfolder, fetch, read_json
+from latentia.safety import check_link, check_loader_options, check_subfolder, fetch, read_json
 
 
 class SchedulerMixin(DiffusersSchedulerMixin):
@@ -52,7 +52,7 @@ class SchedulerMixin(DiffusersSchedulerMixin):
         path = root / subfolder / cls.config_name
         check_link(path, root)
         config = read_json(path)
-        check_flags(config, str(path))
+        check_loader_options(config, str(path))
         try:
             return cls.from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
         except LatentiaError:

@@ -148,7 +148,7 @@ def save_checkpoint(root: Path, step: int, state: Mapping[str, Any], info: Mappi
         shutil.rmtree(staging, ignore_errors=True)
         raise CheckpointError(
             f"{final} could not be written: {error}. Earlier checkpoints are intact; free space or choose another "
-            "--output_dir, then start the same command again."
+            "output_dir, then start the same command again."
         ) from error
     except LatentiaError:
         shutil.rmtree(staging, ignore_errors=True)
@@ -216,7 +216,7 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
         by = f" by latentia {written['latentia']}" if isinstance(written, Mapping) and "latentia" in written else ""
         raise OtherFormatError(
             f"{path} was written{by}, in checkpoint format {version}; this version reads format {FORMAT}, in which "
-            "weights have other names and random numbers are made otherwise. Train anew in another --output_dir, or "
+            "weights have other names and random numbers are made otherwise. Train anew in another output_dir, or "
             "install that version to go on with it."
         )
     named = isinstance(manifest.get("run_id"), str) and re.fullmatch(r"[A-Za-z0-9_\-]+", manifest["run_id"])
@@ -291,15 +291,15 @@ def resolve_resume(value: str | None, root: Path) -> Path | None:
         found = find_checkpoint(root)
         if found is None and (value == "latest" or _numbered(root)):
             raise CheckpointError(
-                f"--resume_from_checkpoint {value}: there is no whole checkpoint in {root}. "
-                "Use --resume_from_checkpoint none to start from the beginning."
+                f"resume_from_checkpoint {value}: there is no whole checkpoint in {root}. "
+                "Use resume_from_checkpoint none to start from the beginning."
             )
         return found
     path = Path(value)
     if not path.is_dir():
         there = ", ".join(path.name for _, path in _numbered(root)) or "none"
         raise CheckpointError(
-            f'--resume_from_checkpoint must be "auto", "latest", "none" or the folder of a checkpoint; got "{value}", '
+            f'resume_from_checkpoint must be "auto", "latest", "none" or the folder of a checkpoint; got "{value}", '
             f"which is not there. Checkpoints of this run: {there}."
         )
     verify_checkpoint(path)
