@@ -17,6 +17,15 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 ONE_CORE = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
 
 
+def small_chunks(patch) -> None:
+    """Networks of pipelines see 8 images at once instead of up to 64: the fewer rows a padded chunk has, the faster."""
+    from latentia.functional.chunks import in_chunks
+    from latentia.pipelines import sampling
+
+    patch.setattr(in_chunks, "__kwdefaults__", {"size": 8})
+    patch.setattr(sampling, "chunk_size", lambda pixels, device_type: 8)
+
+
 def enter(log: str, env: dict[str, str]) -> None:
     """A child says everything into a file and has an environment of its own."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

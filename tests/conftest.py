@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from children import ONE_CORE, ended, example
+from children import ONE_CORE, ended, example, small_chunks
 from families import Family
 from filelock import FileLock
 
@@ -31,6 +31,22 @@ def is_local(address) -> bool:
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def chunks():
+    """Small ones; what is patched can be undone."""
+    with pytest.MonkeyPatch.context() as patch:
+        small_chunks(patch)
+        yield patch
+
+
+@pytest.fixture
+def real_chunks(chunks):
+    """Chunks as large as users have them."""
+    chunks.undo()
+    yield
+    small_chunks(chunks)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,8 @@ import importlib
 import io
 import pkgutil
 
+from children import small_chunks
+
 import latentia
 import latentia.pipelines
 
@@ -26,6 +28,7 @@ def own_modules() -> list[str]:
 for name in (*LIBRARIES, *own_modules()):
     importlib.import_module(name)
 
+small_chunks(importlib.import_module("pytest").MonkeyPatch())
 figure = importlib.import_module("matplotlib.figure").Figure(layout="constrained")
 figure.subplots().plot([0, 1], label="first")
 figure.savefig(io.BytesIO())
