@@ -1,5 +1,6 @@
 """What every test gets: one thread, fixed seeds, a cache of its own, and no way out to the network."""
 
+import gc
 import ipaddress
 import multiprocessing
 import os
@@ -26,6 +27,12 @@ def is_local(address) -> bool:
         return ipaddress.ip_address(address[0].split("%")[0]).is_loopback
     except ValueError:
         return address[0] in ("", "localhost", socket.gethostname())
+
+
+def pytest_collection_finish():
+    """What was imported and collected stays: the garbage collector need not search it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from children import EXAMPLES, ONE_CORE, ended, example
+from PIL import Image
 
 SMALL = [
     *("--dataset_name", "digits", "--max_train_samples", "40", "--block_out_channels", "4", "32", "--patch_size", "2"),
@@ -40,6 +41,8 @@ def test_odd_surroundings_change_no_bit(start, tmp_path):
     done = subprocess.run(command, capture_output=True, env=env, timeout=200)
     assert done.returncode == 0, done.stderr.decode(errors="replace")[-3000:]
     assert weights(folder) == weights(tmp_path / "plain")
+    with Image.open(folder / "loss.png") as curves:
+        assert min(curves.size) > 200 and len(curves.getcolors(10**6)) > 20
     told = json.loads((folder / "training_config.json").read_text(encoding="utf-8"))
     assert told["output_dir"] == str(folder)
     assert not (tmp_path / "file" / "home").exists()
