@@ -24,7 +24,8 @@ from latentia.safety import (
 
 STEM = "diffusion_pytorch_model"
 # The names of the parts of networks and of their settings, as a number in each saved configuration: raised when names
-# change, so that an earlier file is refused as such. 2: encoder, decoder, quantize, ... as in diffusers.
+# change, so that files of another version are refused as such. Files of latentia 0.1 have no number, which counts as 1.
+# 2: encoder, decoder, quantize, ... as in diffusers.
 FORMAT_KEY, FORMAT = "_latentia_format", 2
 
 
@@ -104,7 +105,7 @@ class ModelMixin(DiffusersModelMixin):
         held, empty, current = cls._weights_and_network(folder, kwargs, strict)
         unfit = differences(empty, held)
         if unfit and not current:
-            raise CheckpointError(cls._earlier(folder))
+            raise CheckpointError(cls._other_format(folder))
         if unfit and strict:
             raise CheckpointError(
                 f"The weights in {folder} do not fit {cls.__name__}: "
@@ -134,10 +135,12 @@ class ModelMixin(DiffusersModelMixin):
         return result
 
     @classmethod
-    def _earlier(cls, folder: Path) -> str:
+    def _other_format(cls, folder: Path) -> str:
+        saved = read_json(folder / cls.config_name).get(FORMAT_KEY)
+        version = "0.1" if saved is None else f"with format {saved} of its networks"
         return (
-            f"{folder} holds a {cls.__name__} of an earlier version of latentia, whose parts have other names today. "
-            "Train it again, or load it with the version that saved it."
+            f"{folder} holds a {cls.__name__} saved by latentia {version}, whose parts have other names than in this "
+            f"version, which reads format {FORMAT}. Train it again, or load it with the version that saved it."
         )
 
     @classmethod
@@ -155,7 +158,7 @@ class ModelMixin(DiffusersModelMixin):
         for key in config:
             if key not in known and not key.startswith("_"):
                 if not current and config.get("_class_name") == cls.__name__:
-                    raise CheckpointError(cls._earlier(folder))
+                    raise CheckpointError(cls._other_format(folder))
                 raise CheckpointError(
                     f"{where} has {key!r}, which is no setting of {cls.__name__}.{did_you_mean(key, known)} Was it "
                     "saved with a newer version, or does it belong to another network?"
