@@ -18,7 +18,7 @@ from latentia.commands.compare import failed
 from latentia.commands.main import main
 from latentia.commands.measurement import KEPT
 from latentia.commands.sources import open_source
-from latentia.data import load_images
+from latentia.data import ImageData, load_images
 from latentia.errors import DataError, UsageError
 
 FAST = ["fd", "kid", "inception_score"]
@@ -52,11 +52,21 @@ def real_digits(count, seed):
     return images[chosen].float() / 127.5 - 1
 
 
+def bright(count, seed):
+    """Images without a value below the middle of the range."""
+    return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
 def nothing(count, seed):
     return None
 
 
 # ---------------------------------------------------------------------------------------------------------- sources
+
+
+def test_samples_that_all_are_bright_are_scored(digits):
+    assert evaluate(bright, data=digits, n=16, batch_size=16, metrics=["kid"]).report["kid"].value > 0
+    assert evaluate(real_digits, data=ImageData(digits.images[:64].clamp(min=128)), n=16, metrics=["kid"]).report
 
 
 def test_every_kind_of_source_gives_bytes_of_the_right_shape(digits, pipe, saved, tmp_path):

@@ -1,10 +1,14 @@
 """What a run looks at while it trains."""
 
+from types import SimpleNamespace
+
 import torch
 from torch import nn
 
 from latentia import VAE, VAEPipeline
-from latentia.runs.validation import reconstructor, sampler
+from latentia.data import ImageData, load_images
+from latentia.runs.validation import Validation, reconstructor, sampler
+from latentia.training.progress import Progress
 
 
 def network(**config):
@@ -38,3 +42,17 @@ def test_reconstructions_stand_beside_their_images():
     pairs = reconstructor(VAEPipeline, vae, Data())(6, 2)
     torch.testing.assert_close(pairs[::2], Data().batch(0, 3, 2, None)["x"])
     torch.testing.assert_close(pairs[1::2], vae(pairs[::2]).reconstruction.detach().clamp(-1, 1))
+
+
+def test_samples_that_all_are_bright_are_scored(tmp_path):
+    """Early samples of a run may all lie in [0, 1]; they are its own, and so not a mistake of the user."""
+    options = {"eval_metrics": ("kid",), "eval_num_samples": 16, "validation_steps": 0, "eval_steps": 0}
+    args = SimpleNamespace(
+        evaluation=SimpleNamespace(**options),
+        optimization=SimpleNamespace(seed=0),
+        output=SimpleNamespace(output_dir=str(tmp_path)),
+    )
+    digits = load_images("digits")
+    for data in (digits, ImageData(digits.images[:64].clamp(min=128))):
+        validation = Validation(args, data, {"ema": lambda n, seed: torch.rand(n, 1, 8, 8)})
+        assert validation.score(Progress())["eval/kid"] > 0

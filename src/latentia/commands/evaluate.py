@@ -36,7 +36,7 @@ from latentia.evaluation import (
     score,
     uint8_batches,
 )
-from latentia.evaluation.features.base import FeatureExtractor
+from latentia.evaluation.features.base import FeatureExtractor, known_range
 from latentia.functional.pixels import from_uint8
 from latentia.hub.card import add_results
 
@@ -243,8 +243,9 @@ def measure_data(real: ImageData, extractor: FeatureExtractor, cache_dir: str | 
     """The features of real images, as the metrics need them; computed once and cached."""
     starts = tqdm(range(0, len(real), 1000), desc=f"features of {len(real)} real images", unit="batch", leave=False)
     batches = (from_uint8(real.images[start : start + 1000]) for start in starts)
-    features = cached_predict(batches, extractor, real.fingerprint, cache_dir, count=len(real))
-    return measure(uint8_batches(real.images), extractor, real.labels, predictions=features)
+    with known_range():
+        features = cached_predict(batches, extractor, real.fingerprint, cache_dir, count=len(real))
+        return measure(uint8_batches(real.images), extractor, real.labels, predictions=features)
 
 
 def _card_of(source: Any) -> Path | None:

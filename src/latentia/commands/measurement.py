@@ -25,7 +25,7 @@ from latentia.evaluation import (
     latent_structure,
     measure,
 )
-from latentia.evaluation.features.base import FeatureExtractor
+from latentia.evaluation.features.base import FeatureExtractor, known_range
 from latentia.evaluation.likelihood.pixels import Pixels
 from latentia.functional.pixels import from_uint8
 
@@ -60,12 +60,14 @@ def sample_and_measure(
         seconds += time.perf_counter() - began
         if not parts and seconds * len(starts) > 20:
             bar.write(f"{title}: {count} images take about {seconds * len(starts):.0f} s.")
-        parts.append(measure(from_uint8(images), extractor, None if labels is None else labels[start:stop]))
+        with known_range():
+            parts.append(measure(from_uint8(images), extractor, None if labels is None else labels[start:stop]))
         kept.append(images[: max(0, KEPT - start)])
         owned.append(torch.arange(start, stop))
     if not parts:  # fewer batches than processes: take part in the gathering with nothing
         images = draw(0, min(batch_size, count))[:1]
-        parts = [measure(from_uint8(images), extractor, None if labels is None else labels[:1])[:0]]
+        with known_range():
+            parts = [measure(from_uint8(images), extractor, None if labels is None else labels[:1])[:0]]
         kept, owned = [images[:0]], [torch.zeros(0, dtype=torch.int64)]
     sample = Sample.cat(parts)
     first, place = torch.cat(kept), torch.cat(owned)
@@ -152,6 +154,7 @@ def measure_latents(
         return None
     if 1.5 * seconds > 20:  # the way back takes half as long
         tqdm.write(f"{opened.name}: latents of {len(images)} images take about {1.5 * seconds:.0f} s.")
-    return latent_structure(
-        opened.encode, opened.decode, images, labels, extractor, mode=opened.latent_path, about=seen, seed=seed
-    )
+    with known_range():
+        return latent_structure(
+            opened.encode, opened.decode, images, labels, extractor, mode=opened.latent_path, about=seen, seed=seed
+        )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from latentia.errors import UsageError
 from latentia.evaluation.classes import class_counts
-from latentia.evaluation.features.base import FeatureExtractor
+from latentia.evaluation.features.base import FeatureExtractor, known_range
 from latentia.evaluation.modes import birthday_test
 from latentia.evaluation.plane import energy_distance
 
@@ -205,7 +205,8 @@ class SampleMonitor:
     def _class_counts(self, images: Tensor) -> list[int] | None:
         if self.extractor is None:
             return None
-        _, logits = self.extractor(images.clamp(-1, 1))
+        with known_range():
+            _, logits = self.extractor(images.clamp(-1, 1))
         return None if logits is None else class_counts(logits)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from latentia.errors import UsageError
 from latentia.evaluation import Report, check_metrics, extractor_for, image_grid, measure, score
+from latentia.evaluation.features.base import known_range
 from latentia.evaluation.metrics import Sample
 from latentia.functional.pixels import from_uint8
 from latentia.training.loop import Hook, Progress
@@ -114,9 +115,10 @@ class Validation:
         if cost > 20:
             print(f"Sampling {n} images for the score takes about {cost:.0f} s.")
         images += [sample(min(100, n - k), 1 + k) for k in range(first, n, 100)]
-        if self._real is None:
-            self._real = measure(_all_images(self.data), extractor)
-        self.report = score(torch.cat(images), self._real, extractor, metrics=self.args.evaluation.eval_metrics)
+        with known_range():  # early samples may all be bright
+            if self._real is None:
+                self._real = measure(_all_images(self.data), extractor)
+            self.report = score(torch.cat(images), self._real, extractor, metrics=self.args.evaluation.eval_metrics)
         scores = self.report.scores
         values = {f"eval/{key}": found.value for key, found in scores.items()}
         return values | {f"eval/{key}_real": found.real for key, found in scores.items()}

@@ -1,12 +1,16 @@
 """The contract of a feature extractor: images in, feature vectors whose distributions can be compared out."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple, Protocol
 
 import torch
 
 from latentia.errors import DataError, NumericsError, UsageError, format_number
 from latentia.functional.pixels import from_uint8
+
+_range_is_known = ContextVar("range_is_known", default=False)
 
 
 class Predictions(NamedTuple):
@@ -112,10 +116,27 @@ def uint8_batches(images: torch.Tensor, batch_size: int = 1000) -> Iterator[torc
     return (from_uint8(batch) for batch in images.split(batch_size))
 
 
+@contextmanager
+def known_range() -> Iterator[None]:
+    """Within this block bright images are not taken for images in [0, 1] by `check_images`.
+
+    For images whose range is known, as they come from bytes or from a sampler: all of them may happen to be bright.
+
+    Example:
+        >>> with known_range():
+        ...     check_images(torch.rand(8, 1, 8, 8))
+    """
+    token = _range_is_known.set(True)
+    try:
+        yield
+    finally:
+        _range_is_known.reset(token)
+
+
 def check_images(images: torch.Tensor, image_shape: Sequence[int] | None = None) -> None:
     """Refuse what is not a float tensor (N, C, H, W) in [-1, 1], N >= 1, of `image_shape` (C, H, W) where given.
 
-    Eight or more images without a single negative value count as [0, 1].
+    Eight or more images without a single negative value count as [0, 1], except within `known_range`.
     """
     if not isinstance(images, torch.Tensor) or images.ndim != 4 or len(images) == 0:
         given = f"shape {tuple(images.shape)}" if isinstance(images, torch.Tensor) else type(images).__name__
@@ -143,7 +164,7 @@ def check_images(images: torch.Tensor, image_shape: Sequence[int] | None = None)
             "convert with x / 127.5 - 1, for a sampler that overshoots clamp to [-1, 1] as pipelines do."
         )
     # A few images may well be bright all over, as the last batch of a data set, and constant ones are no range at all.
-    if low >= 0 and high > low and len(images) >= 8:
+    if low >= 0 and high > low and len(images) >= 8 and not _range_is_known.get():
         raise UsageError(
             f"`images` must lie in [-1, 1]. Got [{low:.4g}, {high:.4g}], which looks like [0, 1]: "
             f"none of {len(images)} images has a value below 0. Convert with x * 2 - 1."

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from latentia.errors import UsageError
-from latentia.evaluation.features.base import check_images
+from latentia.evaluation.features.base import check_images, known_range
 from latentia.evaluation.representation.probes import Labelled, Probe, few_label_probe, knn_probe, linear_probe
 from latentia.functional.pixels import from_uint8
 from latentia.rng import seed_from
@@ -160,8 +160,12 @@ def _encode(encode: Encode | nn.Module, images: torch.Tensor, name: str) -> torc
     """Codes (n, D) of images given as floats in [-1, 1] or as bytes."""
     parts = []
     for batch in images.split(_CHUNK):
-        batch = from_uint8(batch) if batch.dtype == torch.uint8 else batch
-        check_images(batch)
+        if batch.dtype == torch.uint8:
+            batch = from_uint8(batch)
+            with known_range():
+                check_images(batch)
+        else:
+            check_images(batch)
         code = encode(batch)
         if not isinstance(code, torch.Tensor) or code.ndim < 2 or len(code) != len(batch):
             given = f"shape {tuple(code.shape)}" if isinstance(code, torch.Tensor) else type(code).__name__
