@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from latentia.cache import sync
 from latentia.errors import CheckpointError, UsageError
 from latentia.hub.load import INDEX_NAME
 from latentia.safety import check_link
@@ -124,9 +125,9 @@ def write_atomically(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield staging
         for path in [staging, *staging.rglob("*")] if staging.is_dir() else [staging]:
-            _sync(path)
+            sync(path)
         os.replace(staging, target)
-        _sync(target.parent)
+        sync(target.parent)
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         raise UsageError(f"{target} cannot be written: {error}. Choose another place.") from error
     finally:
@@ -134,11 +135,3 @@ def write_atomically(target: Path) -> Iterator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
         elif staging.exists():
             staging.unlink()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from latentia.cache import sync
 from latentia.errors import CheckpointError, LatentiaError, NumericsError
 from latentia.safety import check_files
 
@@ -80,14 +81,6 @@ def replace_file(path: Path, text: str) -> None:
     os.replace(staging, path)
 
 
-def _fsync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -140,9 +133,9 @@ def save_checkpoint(root: Path, step: int, state: Mapping[str, Any], info: Mappi
         manifest["sha256"] = _manifest_sha256(manifest)
         write_durably(staging / "manifest.json", json.dumps(manifest, indent=1).encode())
         fail_point("after-manifest")
-        _fsync_folder(staging)
+        sync(staging)
         _commit(staging, final)
-        _fsync_folder(root)
+        sync(root)
         fail_point("after-rename")
     except OSError as error:
         shutil.rmtree(staging, ignore_errors=True)
@@ -173,7 +166,7 @@ def _commit(staging: Path, final: Path) -> None:
         final.mkdir()
         for path in sorted(staging.iterdir(), key=lambda path: path.name == "manifest.json"):
             write_durably(final / path.name, path.read_bytes())
-        _fsync_folder(final)
+        sync(final)
         shutil.rmtree(staging)
     shutil.rmtree(aside, ignore_errors=True)
 
