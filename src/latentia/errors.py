@@ -72,13 +72,17 @@ def add_dashes(message: str, arguments: Iterable[str]) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """` Did you mean "x"?` for the nearest of `known`, or an empty string.
+    """` Did you mean "x"?` for the nearest of `known`, or the only one with these words in it; or an empty string.
 
     Example:
         >>> did_you_mean("lerning_rate", ["learning_rate", "seed"])
         ' Did you mean "learning_rate"?'
+        >>> did_you_mean("steps", ["num_inference_steps", "seed"])
+        ' Did you mean "num_inference_steps"?'
     """
-    near = difflib.get_close_matches(name, list(known), n=1)
+    known = list(known)
+    longer = [one for one in known if set(name.split("_")) < set(one.split("_"))]
+    near = longer if len(longer) == 1 else difflib.get_close_matches(name, known, n=1)
     return f' Did you mean "{near[0]}"?' if near else ""
 
 
