@@ -57,6 +57,28 @@ def torchrun(log: str, env: dict[str, str], entry, trouble: str, folder: str, ar
     elastic_launch(config, entry)(trouble, folder, argv)
 
 
+def launch(log: str, env: dict[str, str], argv: list[str]) -> None:
+    """`accelerate launch` with processes that are forks of this one: its own choice of launcher, environment and
+    arguments, but no import at each start."""
+    enter(log, {**ONE_CORE, **env})
+    import torch.distributed.run
+    from accelerate.commands import launch
+    from torch.distributed.launcher.api import elastic_launch
+
+    def one(args) -> None:
+        _, environment = launch.prepare_simple_launcher_cmd_env(args)
+        os.environ.update(environment)
+        run_example(args.training_script, args.training_script_args)
+
+    def several(args) -> None:
+        args.start_method, args.monitor_interval = "fork", 0.05
+        config, _, _ = torch.distributed.run.config_from_args(args)
+        elastic_launch(config, run_example)(args.training_script, args.training_script_args)
+
+    launch.simple_launcher, torch.distributed.run.run = one, several
+    launch.launch_command(launch.launch_command_parser().parse_args(argv))
+
+
 def ended(child, timeout: float = 120) -> tuple[int, str]:
     """Exit code and output of a child, which must end by itself."""
     child.join(timeout)
