@@ -1,13 +1,13 @@
 """`evaluate` and `compare`: every kind of source, the files they leave, two processes against one, and nonsense."""
 
 import json
-import subprocess
-import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from children import ended, enter, ranks
 from helpers import perturbed
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -368,29 +368,23 @@ def test_runs_that_do_not_exist_are_refused(source, digits):
 
 # ------------------------------------------------------------------------------------------------- several processes
 
-WORKER = """
-import sys, json
-import torch
-from accelerate import PartialState
-from latentia import evaluate
-from latentia.data import load_images
-torch.set_num_threads(1)
-state = PartialState(cpu=True)
-found = []
-for n, size in ((45, 10), (8, 10)):
-    e = evaluate("kde", "digits", n=n, batch_size=size, metrics=["fd", "kid", "sharpness", "inception_score"])
-    found.append([e.report.to_dict(), int(e.images.long().sum()), len(e.images), e.images[:, 0, 3, 3].tolist()])
-open(sys.argv[1] + f"/rank{state.process_index}-of-{state.num_processes}.json", "w").write(json.dumps(found))
-"""
+
+def evaluated(log, env, folder):
+    """One process of those that evaluate together; it writes down what it found."""
+    enter(log, env)
+    from accelerate import PartialState
+
+    state, found = PartialState(cpu=True), []
+    for n, size in ((45, 10), (8, 10)):
+        e = evaluate("kde", "digits", n=n, batch_size=size, metrics=["fd", "kid", "sharpness", "inception_score"])
+        found.append([e.report.to_dict(), int(e.images.long().sum()), len(e.images), e.images[:, 0, 3, 3].tolist()])
+    Path(folder, f"rank{state.process_index}-of-{state.num_processes}.json").write_text(json.dumps(found))
 
 
-def test_two_processes_give_what_one_gives(tmp_path):
-    (tmp_path / "worker.py").write_text(WORKER)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    launch += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-    for command in ([sys.executable], launch):
-        done = subprocess.run([*command, str(tmp_path / "worker.py"), str(tmp_path)], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
+def test_two_processes_give_what_one_gives(start, tmp_path):
+    for child in [start(evaluated, str(tmp_path)), *ranks(start, evaluated, str(tmp_path))]:
+        code, text = ended(child)
+        assert code == 0, text
     one, *two = (json.loads((tmp_path / f"rank{name}.json").read_text()) for name in ("0-of-1", "0-of-2", "1-of-2"))
     assert two[0] == two[1]
     for alone, shared in zip(one, two[0]):

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -99,21 +97,7 @@ def test_the_network_of_diffusers_runs_too_but_cannot_be_guided():
         pipe(2, class_labels=[0, 2], num_inference_steps=2, guidance_scale=2.0)
 
 
-FRESH = """
-import sys, torch
-import latentia
-torch.set_num_threads(1)
-for folder in sys.argv[1:]:
-    pipe = latentia.DiffusionPipeline.from_pretrained(folder)
-    pipe.set_progress_bar_config(disable=True)
-    asked = dict(class_labels="owl", num_inference_steps=3, guidance_scale=2.0, output_type="pt")
-    images = pipe(2, generator=torch.Generator().manual_seed(3), **asked).images
-    print(type(pipe).__name__, type(pipe.vae).__name__, images.sum().item().hex())
-"""
-
-
-def test_it_saves_and_loads_in_this_and_in_a_fresh_interpreter(tmp_path):
-    said = []
+def test_it_saves_and_loads_with_its_class_names(tmp_path):
     for vae, scheduler in [(kl, DDIMScheduler(**COSINE)), (vqvae, FLOW(shift=2.0))]:
         pipe = pipeline(vae, classes=3, scheduler=scheduler, names=["cat", "dog", "owl"])
         asked = {"class_labels": "owl", "num_inference_steps": 3, "guidance_scale": 2.0, "output_type": "pt"}
@@ -124,12 +108,8 @@ def test_it_saves_and_loads_in_this_and_in_a_fresh_interpreter(tmp_path):
         assert type(again) is LatentDiffusionPipeline and type(again.vae) is type(pipe.vae)
         found = again(2, generator=seeded(3), **asked).images
         torch.testing.assert_close(found, expected)  # not to the last bit: loaded weights lie elsewhere in memory
-        said.append(f"LatentDiffusionPipeline {type(pipe.vae).__name__} {found.sum().item().hex()}")
         again.save_pretrained(tmp_path / "twice")
         assert not [p for p in (tmp_path / "twice").rglob("*.json") if str(tmp_path) in p.read_text()]
-    command = [sys.executable, "-W", "ignore", "-c", FRESH, tmp_path / "kl", tmp_path / "vqvae"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.stdout.splitlines() == said, done.stderr
 
 
 def test_schedulers_can_be_swapped_and_agree_on_a_fine_grid():

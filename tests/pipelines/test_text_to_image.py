@@ -1,8 +1,6 @@
 """Texts to images: Stable Diffusion's parts, any scheduler, guidance, swaps, the example, and colours asked for."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import diffusers
@@ -37,9 +35,9 @@ def test_a_picture_does_not_depend_on_its_batch(scheduler, latent):
     def sample(n):
         return pixels(pipe([WORDS[i % 4] for i in range(n)], generator=seeded(7), **asked).images)
 
-    many = sample(35)
-    assert len(set(many)) == 35
-    for n in (1, 2, 33):
+    many = sample(11)  # chunks of 8
+    assert len(set(many)) == 11
+    for n in (1, 9):
         assert sample(n) == many[:n]
     repeated = pipe(WORDS[:2], num_images_per_prompt=2, generator=[seeded(i) for i in range(4)], **asked).images
     single = pipe([WORDS[0], WORDS[0], WORDS[1], WORDS[1]], generator=[seeded(i) for i in range(4)], **asked).images
@@ -116,24 +114,6 @@ def test_each_part_is_swapped_alone():
     assert torch.equal(seen[1], seen[3]) and pixels(first) != pixels(second)  # the decoder leaves latents alone
     words = quiet(TextToImagePipeline(*texts(seed=3), pipe.unet, pipe.scheduler, pipe.vae))
     assert pixels(words(WORDS[0], generator=seeded(0), num_inference_steps=2).images) != pixels(first)
-
-
-@pytest.mark.parametrize("latent", [True, False], ids=["latents", "pixels"])
-def test_save_and_load_in_a_new_process(tmp_path, latent):
-    pipe = text_pipeline(latent, unconditional=False)
-    pipe.save_pretrained(tmp_path / "saved")
-    here = pixels(pipe(WORDS[:2], generator=seeded(0), num_inference_steps=2).images)
-    code = f"""
-import torch, latentia, numpy as np
-pipe = latentia.DiffusionPipeline.from_pretrained({str(tmp_path / "saved")!r})
-assert type(pipe) is latentia.TextToImagePipeline and pipe.config.unconditional is False
-assert (pipe.vae is None) == {not latent}
-pipe.set_progress_bar_config(disable=True)
-images = pipe({WORDS[:2]!r}, generator=torch.Generator().manual_seed(0), num_inference_steps=2).images
-print([np.asarray(image).tobytes().hex() for image in images] == {[p.hex() for p in here]!r})
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
-    assert done.stdout.strip() == "True", done.stderr[-2000:]
 
 
 def test_from_the_hub(tmp_path, monkeypatch):

@@ -66,6 +66,15 @@ def cannot_divide(scheduler, n):
 # ------------------------------------------------------------ agreement with diffusers
 
 
+def third(*axes):
+    """A third of all combinations, in which every pair of settings of two axes meets."""
+    wanted = [c for c in itertools.product(*map(enumerate, axes)) if sum(index for index, _ in c) % 3 == 0]
+    places = [[(axis, index) for axis, (index, _) in enumerate(c)] for c in wanted]
+    met = {pair for place in places for pair in itertools.combinations(place, 2)}
+    assert len(met) == sum(len(a) * len(b) for a, b in itertools.combinations(axes, 2))
+    return [tuple(value for _, value in c) for c in wanted]
+
+
 @pytest.mark.parametrize("variance_type", VARIANCES)
 def test_ddpm_step_is_the_algebra_of_diffusers(variance_type, monkeypatch):
     z = {}
@@ -74,7 +83,7 @@ def test_ddpm_step_is_the_algebra_of_diffusers(variance_type, monkeypatch):
     learned = variance_type.startswith("learned")
     output = torch.cat([seeded(2, 2, 3, 3, seed=2), seeded(2, 2, 3, 3, seed=3).sigmoid()], 1)[:, : 4 if learned else 2]
     schedules = SCHEDULES[:1] if variance_type.endswith("_log") else SCHEDULES
-    for schedule, prediction, spacing, zero_snr, bound in itertools.product(
+    for schedule, prediction, spacing, zero_snr, bound in third(
         schedules, PREDICTIONS, SPACINGS, [False, True], BOUNDS
     ):
         config = {
@@ -105,7 +114,7 @@ def test_ddpm_step_is_the_algebra_of_diffusers(variance_type, monkeypatch):
 @pytest.mark.parametrize("eta, clipped", [(0.0, False), (0.6, False), (1.0, True)])
 def test_ddim_step_is_the_algebra_of_diffusers(prediction, eta, clipped):
     x, output, noise = (seeded(2, 2, 3, 3, seed=seed) for seed in range(3))
-    for schedule, spacing, zero_snr, bound, to_one in itertools.product(
+    for schedule, spacing, zero_snr, bound, to_one in third(
         SCHEDULES, SPACINGS, [False, True], BOUNDS, [True] if eta else [False, True]
     ):
         config = {
