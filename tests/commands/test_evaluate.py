@@ -138,7 +138,7 @@ def test_sources_that_cannot_be_used_say_why(digits, tmp_path, monkeypatch):
 # --------------------------------------------------------------------------------------------------------- evaluate
 
 
-def test_real_digits_get_the_real_data_score_and_the_numbers_do_not_depend_on_the_batch(digits):
+def test_real_digits_score_as_real_data_in_every_batch_size(digits):
     found = evaluate(real_digits, digits, n=200, metrics=FAST, batch_size=200)
     assert abs(found.report["fd"].value - found.report["fd"].real) < 4 and found.about["kind"] == "function"
     one, two = (evaluate("pca", digits, n=60, metrics=FAST, batch_size=size) for size in (60, 7))
@@ -204,7 +204,7 @@ def test_too_few_files_and_unknown_shapes_are_refused(digits):
 # ----------------------------------------------------------------------------------------------- command line, cards
 
 
-def test_the_command_prints_writes_and_puts_the_numbers_into_the_card(saved, tmp_path, capsys):
+def test_the_command_prints_writes_and_fills_the_card(saved, tmp_path, capsys):
     card = model_card(
         name="tiny", pipeline_class="UnconditionalDiffusionPipeline", family="diffusion", dataset="digits",
         pipeline_tag="unconditional-image-generation", license="apache-2.0", recipe={"seed": 0}, minutes=1, seed=0,
@@ -334,7 +334,7 @@ def test_noise_goes_along_the_circle(pipe, digits):
     assert open_source(pipe, digits).latent_path == "slerp" and open_source("pca", digits).latent_path == "lerp"
 
 
-def test_several_runs_are_one_column_with_their_spread_and_failures(autoencoders, tmp_path, capsys):
+def test_several_runs_are_one_column_with_their_spread(autoencoders, tmp_path, capsys):
     argv = ["compare", f"ae={autoencoders}/ae-*,{autoencoders}/grey", "kde", "--n", "60", "--latent_images", "200"]
     main([*argv, "--output_dir", str(tmp_path), "--metrics", "fd", "missing_classes", "sharpness"])
     out = capsys.readouterr().out
@@ -398,7 +398,7 @@ def test_two_processes_give_what_one_gives(start, tmp_path):
 # ------------------------------------------------------------------------------------------------------------ people
 
 
-def test_a_blind_sheet_goes_from_the_command_line_to_the_rate_of_its_votes(saved, tmp_path, capsys):
+def test_a_blind_sheet_and_its_votes_on_the_command_line(saved, tmp_path, capsys):
     folder = tmp_path / "sheet"
     argv = ["sheet", str(saved), "--trials", "6", "--num_inference_steps", "2", "--output_dir", str(folder)]
     main(argv)

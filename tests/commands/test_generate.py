@@ -108,7 +108,7 @@ FAMILIES = [
 
 
 @pytest.mark.parametrize(("build", "flags"), FAMILIES, ids=lambda value: getattr(value, "__name__", ""))
-def test_every_family_writes_pictures_whose_recipe_makes_them_again(tmp_path, build, flags):
+def test_every_family_writes_images_that_can_be_made_again(tmp_path, build, flags):
     torch.manual_seed(0)
     build().save_pretrained(tmp_path / "saved")
     pictures, recipes, sheet = generated(tmp_path, "--num_images", 3, "--seed", 5, *flags)

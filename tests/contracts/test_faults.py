@@ -601,7 +601,7 @@ def streamed(log: str, env: dict[str, str], endpoint: str, cache: str, argv: lis
 
 
 @pytest.mark.parametrize("trouble", ["500", "cut"])
-def test_a_stream_that_breaks_ends_as_an_error_of_the_data_and_goes_on_later(start, tmp_path, monkeypatch, trouble):
+def test_a_broken_stream_is_a_data_error_and_can_be_resumed(start, tmp_path, monkeypatch, trouble):
     """The source breaks for good amid training, by its status or amid a file; later it answers again."""
     broken = threading.Event()
     real = Handler.resolve

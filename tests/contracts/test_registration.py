@@ -73,7 +73,7 @@ assert type(pipe.unet).__module__ == "latentia.models.unet", type(pipe.unet)
 """
 
 
-def test_import_is_light_and_registers_when_diffusers_comes_later(saved):
+def test_import_is_light_and_registers_with_diffusers_later(saved):
     command = [sys.executable, "-W", "ignore", "-c", CHILD, str(saved / "theirs")]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, done.stderr
@@ -278,7 +278,7 @@ def test_shards_are_plain_files_of_their_folder(folder, name):
             load(folder)
 
 
-def test_links_lead_nowhere_but_to_what_the_cache_of_the_hub_keeps(folder, tmp_path):
+def test_links_lead_only_into_the_cache_of_the_hub(folder, tmp_path):
     outside = (folder / "unet" / WEIGHTS).rename(tmp_path / "outside")
     (folder / "unet" / WEIGHTS).symlink_to(outside)
     for load in LOADERS.values():

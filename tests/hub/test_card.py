@@ -183,7 +183,7 @@ def test_training_anew_replaces_the_numbers_and_keeps_the_words():
     assert [r.metric_name for r in ModelCard(text).data.eval_results] == ["KID"]
 
 
-def test_a_card_that_cannot_be_read_is_put_aside_at_the_end_of_a_run(tmp_path):
+def test_an_unreadable_card_is_put_aside_at_the_end_of_a_run(tmp_path):
     path, new = tmp_path / "README.md", card()
     assert update_card(path, new) == (new, [])
     path.write_text("---\nlicense: [\n---\n# Mine\n")

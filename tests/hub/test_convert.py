@@ -163,7 +163,7 @@ def test_what_is_no_weights_is_refused(tmp_path, content):
     assert nothing_left(tmp_path) == ["a.bin"]
 
 
-def test_the_reader_gets_no_token_and_runs_nothing_that_lies_beside_the_file(tmp_path, monkeypatch):
+def test_the_reader_has_no_token_and_runs_nothing_beside_a_file(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_canarycanarycanary")
     monkeypatch.chdir(tmp_path)
     for name in ("torch.py", "psutil.py", "safetensors.py", "json.py"):
@@ -241,7 +241,7 @@ def test_a_whole_pipeline_of_diffusers(tmp_path):
     assert all(torch.equal(again[key], value) for key, value in encoder.state_dict().items())
 
 
-def test_weights_that_do_not_fit_their_configuration_leave_no_folder(tmp_path):
+def test_weights_unlike_their_configuration_leave_no_folder(tmp_path):
     network = diffusers.AutoencoderKL(block_out_channels=(32,))  # diffusers itself would only warn
     old = old_network(network, tmp_path / "old")
     weights = network.state_dict()

@@ -167,7 +167,7 @@ def test_bytes_that_differ_from_what_the_hub_lists_are_refused(pushed, tmp_path,
     assert nothing_is_left(tmp_path)
 
 
-def test_a_fault_that_passes_is_waited_for_and_one_that_stays_ends(pushed, tmp_path, capsys):
+def test_a_passing_fault_is_waited_for_and_a_lasting_one_ends(pushed, tmp_path, capsys):
     pushed.fail("GET /api/models/user/digits$", 503, times=2)  # one that the client itself does not ask again
     pull("user/digits", tmp_path / "new")
     assert len(pushed.naps) == 2

@@ -66,7 +66,7 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_batch(scheduler):
 
 
 @pytest.mark.parametrize("vae", AUTOENCODERS)
-def test_any_autoencoder_and_the_shift_and_scaling_of_its_configuration(vae):
+def test_any_autoencoder_with_its_shift_and_scaling(vae):
     pipe = pipeline(vae)
     images = torch.rand(3, 1, 16, 16, generator=seeded(0)) * 2 - 1
     mean, std = autoencoders.posterior(pipe.vae, images)
@@ -149,7 +149,7 @@ class GaussianVelocity(torch.nn.Module):
 
 
 @pytest.mark.parametrize("scheduler", [DDIMScheduler(**COSINE), FLOW()], ids=["ddim", "flow"])
-def test_an_exact_network_makes_the_gaussian_and_its_inversion_finds_the_noise(scheduler):
+def test_an_exact_network_makes_the_gaussian_and_is_inverted(scheduler):
     pipe = pipeline(lambda: kl().double(), scheduler=scheduler)
     pipe.unet = GaussianVelocity(scheduler)
     noise = torch.randn(8, 4, 8, 8, generator=seeded(0), dtype=torch.float64)
@@ -169,7 +169,7 @@ def test_an_exact_network_makes_the_gaussian_and_its_inversion_finds_the_noise(s
 
 
 @pytest.mark.parametrize("density", ["uniform", "logit_normal"])
-def test_the_flow_objective_of_the_exact_velocity_is_its_closed_form(density):
+def test_the_flow_loss_of_the_exact_velocity_is_its_closed_form(density):
     """Of x_t the velocity is known up to the variance s^2 / ((1 - t)^2 s^2 + t^2), and nothing is better."""
     network, s = GaussianVelocity(FLOW()), 0.4
     rng = Rng(0, 0, 4000, 0, 4000)
@@ -193,7 +193,7 @@ def test_the_flow_objective_of_the_exact_velocity_is_its_closed_form(density):
             setattr(network, name, before)
 
 
-def test_the_flow_objective_hides_labels_and_moves_only_the_network():
+def test_the_flow_loss_hides_labels_and_moves_only_the_network():
     network, seen = unet(classes=3).train(), []
     network.register_forward_pre_hook(lambda module, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
     batch = {"x": torch.randn(400, 4, 8, 8), "labels": torch.arange(400) % 3}
@@ -271,7 +271,7 @@ def test_cached_latents_are_those_of_the_batches_of_pictures(tmp_path, flip):
     torch.testing.assert_close(plain, autoencoders.posterior(quantised, same["x"])[0])
 
 
-def test_cached_latents_are_computed_once_and_never_taken_for_those_of_another(tmp_path):
+def test_cached_latents_are_computed_once_for_each_autoencoder(tmp_path):
     calls = []
 
     def encode(vae, images):
@@ -363,7 +363,7 @@ def run(example, autoencoder, folder, *argv):
     ],
     ids=["classes", "flow"],
 )
-def test_the_example_goes_on_bit_equal_and_leaves_a_whole_pipeline(example, autoencoder, tmp_path, capsys, flags):
+def test_the_example_resumes_bit_equal_and_leaves_a_pipeline(example, autoencoder, tmp_path, capsys, flags):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     assert run(example, autoencoder, straight, *flags, "--max_train_steps", 6) == 0
     assert run(example, autoencoder / "vae", broken, *flags, "--max_train_steps", 3) == 0
@@ -391,9 +391,7 @@ def test_the_example_goes_on_bit_equal_and_leaves_a_whole_pipeline(example, auto
     assert not private
 
 
-def test_a_run_does_not_go_on_with_another_autoencoder_and_flags_that_contradict_are_refused(
-    example, autoencoder, tmp_path
-):
+def test_another_autoencoder_and_contradicting_flags_are_refused(example, autoencoder, tmp_path):
     run(example, autoencoder, tmp_path / "run", "--max_train_steps", 2)
     other = tmp_path / "other"
     vae = kl(sample_size=8)

@@ -59,7 +59,7 @@ def test_the_text_matters_and_guidance_exaggerates_it():
     torch.testing.assert_close(drawn(WORDS[0], guidance_scale=3.0, negative_prompt=WORDS[0]), red, atol=1e-4, rtol=1e-3)
 
 
-def test_guidance_is_the_formula_and_rescaling_gives_the_spread_back():
+def test_guidance_is_the_formula_and_rescaling_keeps_the_spread():
     network, x = unet(3, 16, width=32), torch.randn(3, 3, 16, 16, generator=seeded(0))
     told, nothing = (
         {"encoder_hidden_states": torch.randn(3, 5, 32, generator=seeded(k)),
@@ -248,7 +248,7 @@ def run(folder, encoder, *argv):
 
 
 @pytest.mark.parametrize("kind", ["latents", "pixels", "flow"])
-def test_the_example_goes_on_bit_equal_and_leaves_a_whole_pipeline(tmp_path, encoder, autoencoder, kind):
+def test_the_example_resumes_bit_equal_and_leaves_a_pipeline(tmp_path, encoder, autoencoder, kind):
     flags = ["--patch_size", 2] if kind == "pixels" else ["--autoencoder", autoencoder]
     flags += ["--prediction_type", "flow"] if kind == "flow" else ["--loss_weighting", "min_snr"]
     assert run(tmp_path / "whole", encoder, *flags) == 0
@@ -335,7 +335,7 @@ def test_calls_that_make_no_sense(call, text):
         ("scheduler", lambda: unet(width=32), "scheduler must be one of"),
     ],
 )
-def test_a_part_that_was_swapped_for_one_that_does_not_fit_is_named(part, other, text):
+def test_a_swapped_part_that_does_not_fit_is_named(part, other, text):
     pipe = text_pipeline()
     setattr(pipe, part, other())
     for call in (
@@ -404,7 +404,7 @@ def test_json_of_the_index_names_classes_that_others_know(tmp_path):
 READY = Path(__file__).parents[2] / "pretrained" / "emoji"
 
 
-def test_the_ready_pipeline_draws_in_the_colour_that_is_asked_for():
+def test_the_ready_pipeline_draws_in_the_colour_asked_for():
     """The emoji that the repository ships, 8 MB in half precision, loaded without a network."""
     from latentia.data import load_images
 

@@ -144,7 +144,7 @@ def test_ddim_step_is_the_algebra_of_diffusers(prediction, eta, clipped):
 
 @pytest.mark.parametrize("cls", BOTH)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_a_float32_run_agrees_with_diffusers_and_its_own_float32_tables(cls, prediction):
+def test_a_float32_run_agrees_with_diffusers(cls, prediction):
     """Same seed, whole run, a smooth network. Of the cosine's last alpha_bar (2e-9) float32 keeps 4 digits and
     eps-prediction divides by it, so the run starts at t = 800; of its first 1 - alpha_bar (4e-5) it keeps 3."""
     x_T = seeded(2, 1, 4, 4, dtype=torch.float32)
@@ -161,7 +161,7 @@ def test_a_float32_run_agrees_with_diffusers_and_its_own_float32_tables(cls, pre
         assert relative(*ends) < (2e-5 if schedule == "squaredcos_cap_v2" else 1e-5), config
 
 
-def test_one_float32_step_agrees_with_diffusers_own_tables_at_every_time():
+def test_one_float32_step_agrees_with_diffusers_at_every_time():
     x0, noise = seeded(4, 1, 4, 4, dtype=torch.float32).clamp(-1, 1), seeded(4, 1, 4, 4, seed=1, dtype=torch.float32)
     for schedule, prediction in itertools.product(SCHEDULES[:2], PREDICTIONS):
         ours = DDIMScheduler(beta_schedule=schedule, prediction_type=prediction)
