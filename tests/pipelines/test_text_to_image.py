@@ -44,7 +44,7 @@ def test_a_picture_does_not_depend_on_its_batch(scheduler, latent):
     assert pixels(repeated) == pixels(single)
 
 
-def test_the_text_matters_and_guidance_exaggerates_it():
+def test_the_text_matters_and_guidance_exaggerates_it(real_chunks):
     pipe, z = text_pipeline(), torch.randn(1, 4, 8, 8, generator=seeded(0))
 
     def drawn(prompt, **options):
