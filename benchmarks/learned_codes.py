@@ -31,7 +31,7 @@ from latentia.training.loop import Phase, learning_rate_schedule, train
 
 HERE = Path(__file__).resolve().parent
 RATE, BATCH = 2e-3, 128
-NOISE = {"corruption": "gaussian", "corruption_level": 1.0}  # the standard deviation is half of the range of a pixel
+NOISE = {"corruption": "gaussian", "corruption_strength": 1.0}  # the standard deviation is half of the range of a pixel
 MNIST = {  # name: network and objective
     "denoising autoencoder": (
         lambda: Autoencoder(
@@ -45,7 +45,7 @@ MNIST = {  # name: network and objective
 DIGITS = {
     "denoising autoencoder": (
         lambda: Autoencoder(sample_size=8, latent_dim=16, hidden_sizes=(256,), activation="relu"),
-        NOISE | {"corruption_level": 0.5},
+        NOISE | {"corruption_strength": 0.5},
     ),
     "VAE": (lambda: VAE(sample_size=8, latent_dim=16, hidden_sizes=(256,), activation="relu"), None),
 }

@@ -261,7 +261,7 @@ def denoising(rows: Rows, data: Data, steps: int) -> None:
     for sigma in (0.3, 0.5):  # of images in [0, 1]
         level = 2 * sigma
         network = build(data, m, hidden)
-        fit(network, data.x, 2 * steps, 2e-3, corruption="gaussian", corruption_level=level)
+        fit(network, data.x, 2 * steps, 2e-3, corruption="gaussian", corruption_strength=level)
         noisy = corrupt(data.new, Rng(1, 0, len(data.new), 0, len(data.new)), "gaussian", level)
 
         def quality(images: Tensor) -> float:
@@ -286,7 +286,7 @@ def denoising(rows: Rows, data: Data, steps: int) -> None:
             ours - before >= 5 and ours > max(others.values()),
         )  # fmt: skip
 
-    network = fit(build(data, m, hidden), data.x, 2 * steps, 2e-3, corruption="masking", corruption_level=0.5)
+    network = fit(build(data, m, hidden), data.x, 2 * steps, 2e-3, corruption="masking", corruption_strength=0.5)
     hole = Rng(1, 0, len(data.new), 0, len(data.new)).uniform("corruption", (1, *data.size)) < 0.5
     holed = corrupt(data.new, Rng(1, 0, len(data.new), 0, len(data.new)), "masking", 0.5)
     assert torch.equal(holed, torch.where(hole, -1.0, data.new))
@@ -362,7 +362,7 @@ def few_labels(rows: Rows, data: Data, steps: int, count: int = 100, epochs: int
     def start(seed: int, pretrained: bool) -> Autoencoder:
         network = build(data, 32, (256, 128), seed)
         if pretrained:
-            fit(network, data.x, steps, seed=seed, corruption="masking", corruption_level=0.3)
+            fit(network, data.x, steps, seed=seed, corruption="masking", corruption_strength=0.3)
         return network
 
     def curve(network, chosen: Tensor, seed: int) -> list[float]:

@@ -177,7 +177,7 @@ MUTANTS = [
         "not_on_the_disk",
         "a checkpoint gets its name before the disk has its files",
         CHECKPOINT,
-        (("        _fsync_folder(staging)\n", ""),),
+        (("        sync(staging)\n", ""),),
         "tests/training/test_checkpoint.py",
     ),
     Mutant(

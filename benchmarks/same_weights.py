@@ -37,7 +37,7 @@ KINDS = {
     "autoencoder_sparse": (
         "autoencoder",
         f"{DIGITS} --latent_dim 5 --block_out_channels 4 --latent_activation sigmoid "
-        "--sparsity kl --sparsity_weight 0.5 --corruption masking --corruption_level 0.3",
+        "--sparsity kl --sparsity_weight 0.5 --corruption masking --corruption_strength 0.3",
     ),
     "vae": ("vae", f"{DIGITS} --latent_dim 2 --hidden_sizes 8"),
     "vae_layers": ("vae", f"{DIGITS} --latent_dim 3 2 --hidden_sizes 8 --upper_hidden_sizes 6 --capacity 2.0"),

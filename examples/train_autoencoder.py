@@ -43,7 +43,7 @@ class Arguments(RunArguments):
     )
     objective: NetworkArguments = network_arguments(
         autoencoder_loss,
-        "reconstruction corruption corruption_level sparsity sparsity_weight sparsity_target",
+        "reconstruction corruption corruption_strength sparsity sparsity_weight sparsity_target",
     )
     stages: StageArguments = StageArguments()
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Literal
 
 from latentia import DCGANDiscriminator, DCGANGenerator, GANPipeline, HashedWords
-from latentia.errors import UsageError
+from latentia.errors import UsageError, format_number
 from latentia.evaluation import extractor_for
 from latentia.functional.adversarial import WITH_LABELS
 from latentia.functional.schedules import linear_decay
@@ -117,10 +117,10 @@ def check(args: Arguments, run: Run) -> None:
         raise UsageError(f"--pack must divide --train_batch_size {batch}; got {pack}.")
     if group == 1 or group < 0:
         raise UsageError(f"--minibatch_std must be 0, or at least 2 images; got {group}.")
-    judged = batch // pack
-    if group and judged % group:
+    logits = batch // pack
+    if group and logits % group:
         raise UsageError(
-            f"--minibatch_std must divide the {judged} judgements of a batch (--train_batch_size / --pack), or be 0; "
+            f"--minibatch_std must divide the {logits} logits of a batch (--train_batch_size / --pack), or be 0; "
             f"got {group}."
         )
     if 0 < chosen.replay < run.global_batch:
@@ -144,7 +144,7 @@ def check(args: Arguments, run: Run) -> None:
         if not 0 <= value < float("inf"):
             raise UsageError(f"--{name} must be at least 0 and finite; got {value}.")
     if norm == "batch" and any(penalties.values()):
-        given = ", ".join(f"--{name} {value:g}" for name, value in penalties.items())
+        given = ", ".join(f"--{name} {format_number(value)}" for name, value in penalties.items())
         raise UsageError(
             "--discriminator_norm batch mixes the images of a batch, and penalties are of each by itself: add --r1 0 "
             f"--r2 0, or take spectral, instance or none; got {given}."

@@ -27,17 +27,17 @@ class Likelihood:
 
     Args:
         kind: "exact" or "lower bound".
-        of: "256 levels", a probability of images of 8 bits; "density", a density on [-1, 1], to be taken of dequantised
+        of: "256 bins", a probability of images of 8 bits; "density", a density on [-1, 1], to be taken of dequantised
             images; "binarised pixels", a probability after dynamic binarisation; "indices", a probability of the
             codebook indices of an image and of no pixels.
 
     Example:
-        >>> str(Likelihood("lower bound", "256 levels")), str(Likelihood("lower bound", "binarised pixels"))
+        >>> str(Likelihood("lower bound", "256 bins")), str(Likelihood("lower bound", "binarised pixels"))
         ('lower bound', 'lower bound, dynamic binarisation')
     """
 
     kind: Literal["exact", "lower bound"]
-    of: Literal["256 levels", "density", "binarised pixels", "indices"]
+    of: Literal["256 bins", "density", "binarised pixels", "indices"]
 
     def __str__(self) -> str:
         more = {"binarised pixels": ", dynamic binarisation", "indices": ", of the codes and not of the pixels"}

@@ -58,7 +58,7 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
     latents = "continuous"
     latent_conditions = ("class_labels",)
     latent_path = "slerp"
-    likelihood = Likelihood("lower bound", "256 levels")
+    likelihood = Likelihood("lower bound", "256 bins")
 
     def __init__(self, unet, scheduler, label_names: Sequence[str] | Mapping[str, str] | None = None):
         super().__init__()
@@ -214,7 +214,7 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
     ) -> Tensor:
         r"""A lower bound on log p(image), in nats per image: \(-L_T - \sum_t L_{t-1} - L_0\), summed over pixels.
 
-        Each term is estimated with one draw of noise. The pixels are taken to have 256 levels.
+        Each term is estimated with one draw of noise. The pixels are taken to have 256 bins.
 
         Args:
             images: images, or what `from_input` takes.

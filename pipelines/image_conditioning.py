@@ -11,7 +11,7 @@ from diffusers import PNDMScheduler
 from PIL import Image
 from torch import Tensor
 
-from latentia.errors import UsageError
+from latentia.errors import UsageError, format_number
 from latentia.pipelines.images import Images, from_input
 from latentia.pipelines.sampling import add_noise, initial_sample, is_flow
 
@@ -137,9 +137,9 @@ def _mask(mask: Any, size: tuple[int, int], device: torch.device) -> Tensor:
     if m.ndim != 4 or m.shape[1] != 1 or tuple(m.shape[2:]) != tuple(size):
         raise UsageError(f"mask must have the size of the image, {size[0]} by {size[1]}, and one channel; got {given}.")
     if not bool((m >= 0).all() & (m <= 1).all()):
+        least, most = format_number(m.min().item()), format_number(m.max().item())
         raise UsageError(
-            f"mask must be from 0, keep, to 1, make new; got values from {m.min():g} to {m.max():g}. Divide bytes by "
-            "255."
+            f"mask must be from 0, keep, to 1, make new; got values from {least} to {most}. Divide bytes by 255."
         )
     return m
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from latentia.errors import NumericsError, UsageError, did_you_mean
+from latentia.errors import NumericsError, UsageError, did_you_mean, format_number
 from latentia.functional.pixels import from_uint8
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -115,7 +115,8 @@ def from_input(
         high = 1.0
         if not (x.min() >= low and x.max() <= high):  # also if a value is not a number
             raise UsageError(
-                f"images must lie in [{low:g}, {high:g}], got values from {x.min():g} to {x.max():g}. Give pixels of "
+                f"images must lie in [{low:g}, {high:g}], got values from {format_number(float(x.min()))} to "
+                f"{format_number(float(x.max()))}. Give pixels of "
                 f"0 to 255 as uint8, and floats as {'an array in [0, 1]' if low == 0 else 'a tensor in [-1, 1]'}."
             )
     else:

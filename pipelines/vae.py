@@ -64,7 +64,7 @@ class VAEPipeline(DiffusionPipeline):
         """A lower bound, of what the decoder is a distribution of."""
         if self.vae.config.likelihood == "gaussian":
             return Likelihood("lower bound", "density")
-        return Likelihood("lower bound", "binarised pixels" if self._binary else "256 levels")
+        return Likelihood("lower bound", "binarised pixels" if self._binary else "256 bins")
 
     @torch.no_grad()
     def __call__(

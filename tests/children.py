@@ -17,6 +17,15 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 ONE_CORE = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
 
 
+def small_chunks(patch) -> None:
+    """Networks of pipelines see 8 images at once instead of up to 64: the fewer rows a padded chunk has, the faster."""
+    from latentia.functional.chunks import in_chunks
+    from latentia.pipelines import sampling
+
+    patch.setattr(in_chunks, "__kwdefaults__", {"size": 8})
+    patch.setattr(sampling, "chunk_size", lambda pixels, device_type: 8)
+
+
 def enter(log: str, env: dict[str, str]) -> None:
     """A child says everything into a file and has an environment of its own."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -46,6 +55,28 @@ def torchrun(log: str, env: dict[str, str], entry, trouble: str, folder: str, ar
 
     config, _, _ = config_from_args(parse_args([*options, "--start-method=fork", "--monitor-interval=0.05", "script"]))
     elastic_launch(config, entry)(trouble, folder, argv)
+
+
+def launch(log: str, env: dict[str, str], argv: list[str]) -> None:
+    """`accelerate launch` with processes that are forks of this one: its own choice of launcher, environment and
+    arguments, but no import at each start."""
+    enter(log, {**ONE_CORE, **env})
+    import torch.distributed.run
+    from accelerate.commands import launch
+    from torch.distributed.launcher.api import elastic_launch
+
+    def one(args) -> None:
+        _, environment = launch.prepare_simple_launcher_cmd_env(args)
+        os.environ.update(environment)
+        run_example(args.training_script, args.training_script_args)
+
+    def several(args) -> None:
+        args.start_method, args.monitor_interval = "fork", 0.05
+        config, _, _ = torch.distributed.run.config_from_args(args)
+        elastic_launch(config, run_example)(args.training_script, args.training_script_args)
+
+    launch.simple_launcher, torch.distributed.run.run = one, several
+    launch.launch_command(launch.launch_command_parser().parse_args(argv))
 
 
 def ended(child, timeout: float = 120) -> tuple[int, str]:

@@ -1,5 +1,6 @@
 """What every test gets: one thread, fixed seeds, a cache of its own, and no way out to the network."""
 
+import gc
 import ipaddress
 import multiprocessing
 import os
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from children import ONE_CORE, ended, example
+from children import ONE_CORE, ended, example, small_chunks
 from families import Family
 from filelock import FileLock
 
@@ -28,9 +29,31 @@ def is_local(address) -> bool:
         return address[0] in ("", "localhost", socket.gethostname())
 
 
+def pytest_collection_finish():
+    """What was imported and collected stays: the garbage collector need not search it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def chunks():
+    """Small ones; what is patched can be undone."""
+    with pytest.MonkeyPatch.context() as patch:
+        small_chunks(patch)
+        yield patch
+
+
+@pytest.fixture
+def real_chunks(chunks):
+    """Chunks as large as users have them."""
+    chunks.undo()
+    yield
+    small_chunks(chunks)
 
 
 @pytest.fixture(scope="session")

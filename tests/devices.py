@@ -8,12 +8,11 @@ indices that lie on the CPU.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 CPU, DEVICE = torch.device("cpu"), torch.device("cpu", 0)
@@ -37,6 +36,19 @@ def mark(tensor: torch.Tensor, device: torch.device | None) -> torch.Tensor:
     return tensor
 
 
+def tensors_in(values: Iterable[Any]) -> list[torch.Tensor]:
+    """The tensors in nested lists, tuples and dictionaries."""
+    found: list[torch.Tensor] = []
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += tensors_in(value)
+        elif isinstance(value, dict):
+            found += tensors_in(value.values())
+    return found
+
+
 class _Operations(TorchDispatchMode):
     """Checks the tensors of every operation, also of those in a backward pass, and marks what comes out."""
 
@@ -46,7 +58,7 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        tensors = tensors_in((args, kwargs))
         on_device = any(device_of(x) == DEVICE for x in tensors)
         if on_device and func not in COPIES:
             others = [x for x in tensors if x.dim() > 0 and device_of(x) == CPU]
@@ -65,7 +77,8 @@ class _Operations(TorchDispatchMode):
         ):
             result = None  # made in C++ by autograd or by an operation on tensors of the device: it knows one CPU only
         if result != CPU:
-            pytree.tree_map_only(torch.Tensor, lambda x: mark(x, result), out)
+            for tensor in tensors_in((out,)):
+                mark(tensor, result)
         return out
 
 
@@ -81,8 +94,7 @@ class _Functions(TorchFunctionMode):
             return DEVICE if own == CPU and device_of(args[0]) == DEVICE else own
         if func in TO_NUMPY and device_of(args[0]) == DEVICE:
             raise MixedDevices(f"{func.__name__} of a tensor {tuple(args[0].shape)} on the device; it needs .cpu()")
-        leaves = pytree.tree_leaves((args, kwargs))
-        self.on_device = any(isinstance(x, torch.Tensor) and device_of(x) == DEVICE for x in leaves)
+        self.on_device = any(device_of(x) == DEVICE for x in tensors_in((args, kwargs)))
         try:
             out = func(*args, **kwargs)
         finally:

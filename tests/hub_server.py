@@ -287,8 +287,8 @@ def environment_at(hub: Hub, home: Path, **more: str) -> dict[str, str]:
     }
 
 
-def picture_set(count: int = 32, shards: int = 1, seed: int = 0) -> dict[str, bytes]:
-    """A data set repository as `push_to_hub` of `datasets` lays it out: grey 8 x 8 pictures, dark and light ones."""
+def image_dataset(count: int = 32, shards: int = 1, seed: int = 0) -> dict[str, bytes]:
+    """A data set repository as `push_to_hub` of `datasets` lays it out: grey 8 x 8 images, dark and light ones."""
     import datasets
     import numpy as np
     from PIL import Image

@@ -1,8 +1,12 @@
 """Import what training scripts and commands import, and draw a first plot: forks of this process then start at once."""
 
+import gc
 import importlib
 import io
 import pkgutil
+from pathlib import Path
+
+from children import small_chunks
 
 import latentia
 import latentia.pipelines
@@ -26,7 +30,12 @@ def own_modules() -> list[str]:
 for name in (*LIBRARIES, *own_modules()):
     importlib.import_module(name)
 
+small_chunks(importlib.import_module("pytest").MonkeyPatch())
 figure = importlib.import_module("matplotlib.figure").Figure(layout="constrained")
 figure.subplots().plot([0, 1], label="first")
 figure.savefig(io.BytesIO())
+# Half of a second of every small training; test_surroundings.py has it drawn.
+importlib.import_module("latentia.runs.export").plot_curves = lambda rows, keys, out, **options: Path(out).touch()
+gc.collect()
+gc.freeze()  # children do not search, and so copy, all that was imported
 READY = True

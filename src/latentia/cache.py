@@ -139,7 +139,7 @@ def _unwritable(folder: Path, what: str, error: OSError) -> DataError:
     )
 
 
-def _sync(file: Any) -> None:
+def _sync_file(file: Any) -> None:
     file.flush()
     os.fsync(file.fileno())
 
@@ -186,7 +186,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor], made_of: Mapping[s
     try:
         save_file(tensors, temporary, metadata={**made_of, "blake2b": _digest_of(tensors)})
         with temporary.open("rb+") as written:
-            _sync(written)
+            _sync_file(written)
         os.replace(temporary, path)
     except SafetensorError as error:  # what it makes of a full disk
         raise OSError(str(error)) from error
@@ -229,16 +229,24 @@ def _write_bytes(folder: Path, key: str, build, what: str) -> None:
                 size += data.nbytes
 
             meta = build(write)
-            _sync(file)
+            _sync_file(file)
         with json_tmp.open("w", encoding="utf-8") as text:
             json.dump({"format": BYTES_FORMAT, "bytes": size, "blake2b": digest.hexdigest(), "meta": meta}, text)
-            _sync(text)
+            _sync_file(text)
         os.replace(bytes_tmp, folder / f"{key}.u8")
         os.replace(json_tmp, folder / f"{key}.json")  # last: it stands for a complete file
     finally:
         bytes_tmp.unlink(missing_ok=True)
         json_tmp.unlink(missing_ok=True)
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
+    sync(folder)
+
+
+def sync(path: Path) -> None:
+    """Make a file, or the names in a folder, survive a power failure."""
+    if os.name != "posix" and path.is_dir():  # which no other system can open
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
         os.fsync(descriptor)
+    finally:
         os.close(descriptor)

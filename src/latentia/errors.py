@@ -86,14 +86,33 @@ def _as_flag(found: re.Match[str]) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """` Did you mean "x"?` for the nearest of `known`, or an empty string.
+    """` Did you mean "x"?` for the nearest of `known`, or the only one with these words in it; or an empty string.
 
     Example:
         >>> did_you_mean("lerning_rate", ["learning_rate", "seed"])
         ' Did you mean "learning_rate"?'
+        >>> did_you_mean("steps", ["num_inference_steps", "seed"])
+        ' Did you mean "num_inference_steps"?'
     """
-    near = difflib.get_close_matches(name, list(known), n=1)
+    known = list(known)
+    longer = [one for one in known if set(name.split("_")) < set(one.split("_"))]
+    near = longer if len(longer) == 1 else difflib.get_close_matches(name, known, n=1)
     return f' Did you mean "{near[0]}"?' if near else ""
+
+
+def format_number(value: float, digits: int = 6) -> str:
+    """Format a number for a message: a whole number with all its digits, any other rounded.
+
+    Args:
+        value: the number; infinity and NaN are allowed.
+        digits: significant digits of a number that is not whole. Default 6.
+
+    Example:
+        >>> format_number(2**20), format_number(65535.0, 4), format_number(0.123456, 4)
+        ('1048576', '65535', '0.1235')
+    """
+    whole = math.isfinite(value) and value == int(value) and abs(value) < 2**53
+    return str(int(value)) if whole else f"{value:.{digits}g}"
 
 
 def check_choice(name: str, value: object, known: Iterable[str]) -> None:
@@ -153,13 +172,14 @@ def check_range(
         for v in values
     ):
         return
+    lowest, highest = format_number(low), format_number(high)
     if high == math.inf:
-        rule = f"at least {low:g}" if from_low else ("positive" if low == 0 else f"above {low:g}")
+        rule = f"at least {lowest}" if from_low else ("positive" if low == 0 else f"above {lowest}")
         rule = "finite" if low == -math.inf else rule
     elif low == -math.inf:
-        rule = f"at most {high:g}" if to_high else f"below {high:g}"
+        rule = f"at most {highest}" if to_high else f"below {highest}"
     else:
-        rule = f"in {'[' if from_low else '('}{low:g}, {high:g}{']' if to_high else ')'}"
+        rule = f"in {'[' if from_low else '('}{lowest}, {highest}{']' if to_high else ')'}"
     if rule != "finite" and not all(map(math.isfinite, values)):
         rule += " and finite"
     given = tuple(values) if several else value

@@ -1,7 +1,8 @@
-"""Files of strangers: fetched from one commit, and judged before they cost memory.
+"""Loading untrusted files: checks against arbitrary code, pickles, symbolic links and unbounded memory.
 
-What a configuration asks for is bounded by the file of weights beside it. The network is first built on torch's meta
-device, where it takes no memory, and building stops as soon as it asks for more tensors or numbers than lie there.
+Nothing is unpickled and no code of a repository is run. A network is first built on torch's meta device, where it
+takes no memory, and building stops as soon as its configuration asks for more tensors or numbers than the weights file
+beside it holds.
 """
 
 import json
@@ -28,7 +29,7 @@ MAX_DEPTH = 16
 MAX_HEADER = 2**24  # bytes; more than 100 000 tensors
 _SIDES = ("sample_size", "image_size", "resolution", "height", "width", "shortest_edge")
 _LARGE = ("theta", "model_max_length", "_version")  # keys of numbers that size nothing
-_FLAGS = {  # of loaders: a file that could set them would choose what is imported, fetched or unpickled
+_LOADER_OPTIONS = {  # a file that could set these would choose what is imported, fetched or unpickled
     *("trust_remote_code", "custom_pipeline", "use_safetensors", "weights_only", "device_map", "quantization_config"),
     *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "use_kernels"),
     *("experts_implementation", "_experts_implementation", "_experts_implementation_internal"),
@@ -49,10 +50,10 @@ class Weight(NamedTuple):
 
 
 def check_subfolder(subfolder: str | None) -> str:
-    """`subfolder`, "" for None.
+    """Check the name of a subfolder, so that it cannot lead out of its folder ("../x"); "" for None.
 
     Raises:
-        UsageError: it is more than plain names, joined by "/".
+        UsageError: it is not plain names joined by "/".
 
     Example:
         >>> check_subfolder("../x")
@@ -87,16 +88,19 @@ def check_repository(name: str, revision: str | None = None) -> None:
 
 
 def fetch(name: str, patterns: list[str], **options: Any) -> Path:
-    """The files of a Hub repository that match `patterns`, all of one commit, which the folder is named after.
+    """Download the files of a Hub repository that match `patterns`, all of one commit.
 
     Args:
         name: "user/name".
         patterns: of paths in the repository.
         **options: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download`, as in huggingface_hub.
 
+    Returns:
+        The folder that holds them, named after the commit.
+
     Raises:
-        HubError: the repository, its revision or a file of it cannot be had.
-        UsageError: `name` is no repository's.
+        HubError: the repository, its revision or one of its files cannot be downloaded.
+        UsageError: `name` is not the name of a repository.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -112,19 +116,22 @@ def fetch(name: str, patterns: list[str], **options: Any) -> Path:
 
 
 def check_link(path: Path, home: Path) -> None:
-    """Refuses a link out of `home`, but for those of the Hub's cache to the files that it keeps.
+    """Reject a symbolic link that leads out of `home`; links of the Hub's cache to its own blobs are allowed.
 
     Raises:
         CheckpointError: naming the link.
     """
     home, target = home.resolve(), path.resolve()
-    kept = [above.parents[1] / "blobs" for above in (home, *home.parents) if above.parent.name == "snapshots"]
-    if not any(target.is_relative_to(place) for place in (home, *kept)):
-        raise CheckpointError(f"{path} is a link out of its folder, to {target}. Put a copy there if it is yours.")
+    blobs = [above.parents[1] / "blobs" for above in (home, *home.parents) if above.parent.name == "snapshots"]
+    if not any(target.is_relative_to(place) for place in (home, *blobs)):
+        raise CheckpointError(
+            f"{path} is a symbolic link out of its folder, to {target}. If you trust that file, replace the link by a "
+            "copy."
+        )
 
 
 def check_files(folder: Path) -> None:
-    """Refuses what in a component's folder is no file or folder of its own, or larger than any text that is parsed.
+    """Reject symbolic links out of a component's folder, pipes and devices, and text files too large to be parsed.
 
     Raises:
         CheckpointError: naming the file.
@@ -132,26 +139,26 @@ def check_files(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         check_link(path, folder)
         if not path.is_file() and not path.is_dir():  # a pipe would be waited for without end
-            raise CheckpointError(f"{path} must be a file.")
+            raise CheckpointError(f"{path} must be a regular file or a folder; it is a pipe, a socket or a device.")
         if path.suffix in (".json", ".txt", ".jinja", ".model") and path.stat().st_size > MAX_TEXT:
-            raise CheckpointError(f"{path} has {path.stat().st_size} bytes; {MAX_TEXT} are the most that is read.")
+            raise CheckpointError(f"{path} has {path.stat().st_size} bytes; at most {MAX_TEXT} are read.")
 
 
 def read_json(path: Path, *, sizes: bool = True) -> dict[str, Any]:
-    """A JSON object of a stranger, within bounds.
+    """Read an untrusted JSON object, with limits on its size, its depth and its numbers.
 
     Args:
         path: the file.
-        sizes: whether its numbers become sizes of networks and tables, so that they are bounded by `MAX_NUMBER`.
+        sizes: whether its numbers are sizes of networks and tables, which `MAX_NUMBER` bounds. Default True.
 
     Raises:
-        CheckpointError: it is missing, no regular file, too large, too deep, no JSON object, or holds a number that is
-            not finite or larger than any size here.
+        CheckpointError: it is missing, not a regular file, too large, nested too deep, not a JSON object, or holds a
+            number that is not finite or larger than `MAX_NUMBER`.
     """
     if not path.is_file():
         raise CheckpointError(f"{path.parent} holds no file {path.name}.")
     if path.stat().st_size > MAX_JSON:
-        raise CheckpointError(f"{path} has {path.stat().st_size} bytes; {MAX_JSON} are the most that is read.")
+        raise CheckpointError(f"{path} has {path.stat().st_size} bytes; at most {MAX_JSON} are read.")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -163,15 +170,15 @@ def read_json(path: Path, *, sizes: bool = True) -> dict[str, Any]:
 
 
 def check_values(found: Any, where: str, *, sizes: bool = True) -> None:
-    """Refuses numbers that are not finite or, with `sizes`, larger than `MAX_NUMBER`; lists and nesting without end.
+    """Reject numbers that are not finite or, with `sizes`, larger than `MAX_NUMBER`, long lists and deep nesting.
 
     Raises:
-        CheckpointError: naming the first key that breaks a rule.
+        CheckpointError: names the first key that breaks a rule.
 
     Example:
         >>> check_values({"layers": 10**9}, "config.json")
         Traceback (most recent call last):
-        latentia.errors.CheckpointError: layers in config.json must be at most 1048576 as any size here, got 1000000000.
+        latentia.errors.CheckpointError: layers in config.json must be at most 1048576; got 1000000000.
     """
     todo = [("", found, 0)]
     while todo:
@@ -182,30 +189,32 @@ def check_values(found: Any, where: str, *, sizes: bool = True) -> None:
             todo += [(str(name), inner, depth + 1) for name, inner in value.items()]
         elif isinstance(value, list):
             if len(value) > MAX_ITEMS and sizes:
-                raise CheckpointError(f"{key[:100]} in {where} has {len(value)} items; at most {MAX_ITEMS} are taken.")
+                raise CheckpointError(
+                    f"{key[:100]} in {where} has {len(value)} items; at most {MAX_ITEMS} are allowed."
+                )
             todo += [(key, inner, depth + 1) for inner in value]
         elif isinstance(value, int | float) and not isinstance(value, bool):
             if not math.isfinite(value):
                 raise CheckpointError(f"{key[:100]} in {where} must be finite, got {value}.")
             most = math.inf if not sizes or key.endswith(_LARGE) else MAX_SIDE if key in _SIDES else MAX_NUMBER
             if value > most:
-                raise CheckpointError(f"{key[:100]} in {where} must be at most {most} as any size here, got {value}.")
+                raise CheckpointError(f"{key[:100]} in {where} must be at most {most}; got {value}.")
 
 
-def check_flags(config: Any, where: str) -> None:
-    """Refuses what only the caller of a loader may say, wherever in a configuration it stands.
+def check_loader_options(config: Any, where: str) -> None:
+    """Reject loader options in a configuration, such as `trust_remote_code` or `custom_pipeline`, at any depth.
 
     Raises:
-        CheckpointError: naming the flag.
+        CheckpointError: names the option.
     """
     todo = [config]
     while todo:
         value = todo.pop()
         if isinstance(value, Mapping):
-            if flags := sorted(_FLAGS.intersection(key for key in value if value[key] is not None)):
+            if flags := sorted(_LOADER_OPTIONS.intersection(key for key in value if value[key] is not None)):
                 raise CheckpointError(
-                    f"{where} sets {flags[0]}, which belongs to the one who loads and not to a file. Delete that line "
-                    "if the network works without it, or load it with its own library."
+                    f"{where} sets {flags[0]}, which only the caller of a loader may set, never a file. Delete that "
+                    "line if the network works without it, or load it with its own library."
                 )
             todo += value.values()
         elif isinstance(value, list):
@@ -215,8 +224,8 @@ def check_flags(config: Any, where: str) -> None:
 # -------------------------------------------------------------------------------------------------------------- weights
 
 
-def weights_in(folder: Path, stem: str, variant: str | None = None) -> dict[str, Weight]:
-    """What the headers of a saved network's files say; no weight is read.
+def read_weight_headers(folder: Path, stem: str, variant: str | None = None) -> dict[str, Weight]:
+    """Read the headers of a saved network's safetensors files: name, shape and type of each weight, no values.
 
     Args:
         folder: holds `stem.safetensors`, or `stem.safetensors.index.json` and the files that it names.
@@ -224,8 +233,8 @@ def weights_in(folder: Path, stem: str, variant: str | None = None) -> dict[str,
         variant: as in diffusers, "fp16" for `stem.fp16.safetensors`.
 
     Raises:
-        CheckpointError: a file is missing, damaged, pickled, or no plain name in the same folder.
-        UsageError: `variant` is no word.
+        CheckpointError: a file is missing, damaged, a pickle, or not a plain name in the same folder.
+        UsageError: `variant` is not letters, digits, _ and -.
     """
     if variant is not None and not re.fullmatch(r"[A-Za-z0-9_\-]+", str(variant)):
         raise UsageError(f"variant must be letters, digits, _ and -; got {variant!r}.")
@@ -233,7 +242,7 @@ def weights_in(folder: Path, stem: str, variant: str | None = None) -> dict[str,
     index = folder / (f"{stem}.safetensors.index.{variant}.json" if variant else f"{stem}.safetensors.index.json")
     if not index.exists():
         if not (folder / whole).exists():
-            _refuse_pickles(folder, whole)
+            _reject_pickles(folder, whole)
         return _header(folder / whole)
     parts = read_json(index, sizes=False).get("weight_map")
     if not isinstance(parts, dict) or not parts:
@@ -251,12 +260,12 @@ def weights_in(folder: Path, stem: str, variant: str | None = None) -> dict[str,
     return found
 
 
-def _refuse_pickles(folder: Path, wanted: str) -> None:
+def _reject_pickles(folder: Path, wanted: str) -> None:
     pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
     if pickled:
         raise CheckpointError(
-            f"{folder} holds its weights as {pickled[0]}, and such pickled files can run code when they are read. Turn "
-            f"them into {wanted} first, which runs nothing: latentia convert {folder} OUTPUT"
+            f"{folder} holds its weights as {pickled[0]}, a pickle, which can run arbitrary code when it is loaded. "
+            f"Convert it to {wanted} first, which runs none: latentia convert {folder} OUTPUT"
         )
     raise CheckpointError(f"{folder} holds no {wanted}.")
 
@@ -279,34 +288,34 @@ def _header(path: Path) -> dict[str, Weight]:
 # ------------------------------------------------------------------------------------------------------------- networks
 
 
-def build_without_memory(
+def build_on_meta(
     build: Callable[[], torch.nn.Module], held: Mapping[str, Weight], where: str, *, factor: int = 1
 ) -> torch.nn.Module:
-    """The network that `build` makes, on the meta device, or an error as soon as it is larger than what the file holds.
+    """Build a network on the meta device, without memory, and stop as soon as it is larger than its weights file.
 
     Args:
-        build: makes it.
-        held: what the file holds.
+        build: makes the network.
+        held: the weights in the file, of `read_weight_headers`.
         where: the folder, for messages.
         factor: how many times as many tensors and numbers as the file holds may be asked for. Default 1; more where
             weights are shared, or where not all of them are saved.
 
     Raises:
-        CheckpointError: it asks for more, or its configuration is none.
+        CheckpointError: it asks for more, or its configuration is invalid.
     """
     tensors, numbers = (factor * most for most in (len(held), sum(math.prod(weight.shape) for weight in held.values())))
     slack = 1024 + tensors // 4  # tables that are computed and not saved
     try:
-        with _counted(tensors + slack, numbers + max(2**20, numbers // 4), where), torch.device("meta"):
+        with _limit_size(tensors + slack, numbers + max(2**20, numbers // 4), where), torch.device("meta"):
             return build()
     except CheckpointError:
         raise
     except Exception as error:  # a hostile configuration can make a constructor raise anything
-        raise CheckpointError(f"The configuration in {where} makes no network: {error}") from error
+        raise CheckpointError(f"The configuration in {where} is invalid: {error}") from error
 
 
 @contextmanager
-def _counted(most_tensors: int, most_numbers: int, where: str) -> Iterator[None]:
+def _limit_size(most_tensors: int, most_numbers: int, where: str) -> Iterator[None]:
     thread, seen = threading.get_ident(), {"modules": 0, "tensors": 0, "numbers": 0}
 
     def count(what: str, number: int) -> None:
@@ -339,7 +348,7 @@ def _counted(most_tensors: int, most_numbers: int, where: str) -> Iterator[None]
 
 
 def differences(network: torch.nn.Module, held: Mapping[str, Weight]) -> dict[str, dict[str, str]]:
-    """How the weights that a network has and those that a file holds differ: kind -> {key: what is said of it}.
+    """Compare the weights of a network with those in a file: kind of difference -> {key: description}.
 
     Example:
         >>> differences(torch.nn.Linear(2, 3), {"weight": Weight((3, 2), True), "bias": Weight((2,), True)})
@@ -367,16 +376,23 @@ def differences(network: torch.nn.Module, held: Mapping[str, Weight]) -> dict[st
 def check_network(
     folder: Path, config: dict[str, Any], stem: str, build: Callable[[], torch.nn.Module], variant: str | None = None
 ) -> None:
-    """Judges a network of another library: `build` makes it of `config`, and `folder/stem.safetensors` bounds it.
+    """Check the files of a network of diffusers or transformers before it is loaded, and its size against its weights.
+
+    Args:
+        folder: holds config.json and the weights.
+        config: the parsed config.json.
+        stem: of the weights, as in `read_weight_headers`.
+        build: makes the network from `config`.
+        variant: of the weights, such as "fp16", where the folder has such files. Default none.
 
     Raises:
-        CheckpointError: a file is missing, a link out of the folder, without bounds, or sets what belongs to the one
-            who loads; the network asks for more than its weights hold.
+        CheckpointError: a file is missing, a symbolic link out of the folder, too large, or sets an option of a
+            loader; the network asks for more than its weights hold.
     """
     check_files(folder)
-    check_flags(config, str(folder / "config.json"))
+    check_loader_options(config, str(folder / "config.json"))
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(f"{folder} holds adapter_config.json, which names weights elsewhere. Merge them first.")
-    held = weights_in(folder, stem, variant if variant and any(folder.glob(f"{stem}*.{variant}*")) else None)
+    held = read_weight_headers(folder, stem, variant if variant and any(folder.glob(f"{stem}*.{variant}*")) else None)
     # Weights may be shared, of an older layout, or of one half of a network only.
-    build_without_memory(build, held, str(folder), factor=4)
+    build_on_meta(build, held, str(folder), factor=4)

@@ -1,13 +1,13 @@
 """`evaluate` and `compare`: every kind of source, the files they leave, two processes against one, and nonsense."""
 
 import json
-import subprocess
-import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from children import ended, enter, ranks
 from helpers import perturbed
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -141,7 +141,7 @@ def test_sources_that_cannot_be_used_say_why(digits, tmp_path, monkeypatch):
 # --------------------------------------------------------------------------------------------------------- evaluate
 
 
-def test_real_digits_get_the_real_data_score_and_the_numbers_do_not_depend_on_the_batch(digits):
+def test_real_digits_score_as_real_data_in_every_batch_size(digits):
     found = evaluate(real_digits, digits, n=200, metrics=FAST, batch_size=200)
     assert abs(found.report["fd"].value - found.report["fd"].real) < 4 and found.about["kind"] == "function"
     one, two = (evaluate("pca", digits, n=60, metrics=FAST, batch_size=size) for size in (60, 7))
@@ -207,7 +207,7 @@ def test_too_few_files_and_unknown_shapes_are_refused(digits):
 # ----------------------------------------------------------------------------------------------- command line, cards
 
 
-def test_the_command_prints_writes_and_puts_the_numbers_into_the_card(saved, tmp_path, capsys):
+def test_the_command_prints_writes_and_fills_the_card(saved, tmp_path, capsys):
     card = model_card(
         name="tiny", pipeline_class="UnconditionalDiffusionPipeline", family="diffusion", dataset="digits",
         pipeline_tag="unconditional-image-generation", license="apache-2.0", recipe={"seed": 0}, minutes=1, seed=0,
@@ -338,7 +338,7 @@ def test_noise_goes_along_the_circle(pipe, digits):
     assert open_source(pipe, digits).latent_path == "slerp" and open_source("pca", digits).latent_path == "lerp"
 
 
-def test_several_runs_are_one_column_with_their_spread_and_failures(autoencoders, tmp_path, capsys):
+def test_several_runs_are_one_column_with_their_spread(autoencoders, tmp_path, capsys):
     argv = ["compare", f"ae={autoencoders}/ae-*,{autoencoders}/grey", "kde", "--n", "60", "--latent_images", "200"]
     argv += ["--data", "digits"]
     main([*argv, "--output_dir", str(tmp_path), "--metrics", "fd", "missing_classes", "sharpness"])
@@ -373,29 +373,23 @@ def test_runs_that_do_not_exist_are_refused(source, digits):
 
 # ------------------------------------------------------------------------------------------------- several processes
 
-WORKER = """
-import sys, json
-import torch
-from accelerate import PartialState
-from latentia import evaluate
-from latentia.data import load_images
-torch.set_num_threads(1)
-state = PartialState(cpu=True)
-found = []
-for n, size in ((45, 10), (8, 10)):
-    e = evaluate("kde", "digits", n=n, batch_size=size, metrics=["fd", "kid", "sharpness", "inception_score"])
-    found.append([e.report.to_dict(), int(e.images.long().sum()), len(e.images), e.images[:, 0, 3, 3].tolist()])
-open(sys.argv[1] + f"/rank{state.process_index}-of-{state.num_processes}.json", "w").write(json.dumps(found))
-"""
+
+def evaluated(log, env, folder):
+    """One process of those that evaluate together; it writes down what it found."""
+    enter(log, env)
+    from accelerate import PartialState
+
+    state, found = PartialState(cpu=True), []
+    for n, size in ((45, 10), (8, 10)):
+        e = evaluate("kde", "digits", n=n, batch_size=size, metrics=["fd", "kid", "sharpness", "inception_score"])
+        found.append([e.report.to_dict(), int(e.images.long().sum()), len(e.images), e.images[:, 0, 3, 3].tolist()])
+    Path(folder, f"rank{state.process_index}-of-{state.num_processes}.json").write_text(json.dumps(found))
 
 
-def test_two_processes_give_what_one_gives(tmp_path):
-    (tmp_path / "worker.py").write_text(WORKER)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    launch += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-    for command in ([sys.executable], launch):
-        done = subprocess.run([*command, str(tmp_path / "worker.py"), str(tmp_path)], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
+def test_two_processes_give_what_one_gives(start, tmp_path):
+    for child in [start(evaluated, str(tmp_path)), *ranks(start, evaluated, str(tmp_path))]:
+        code, text = ended(child)
+        assert code == 0, text
     one, *two = (json.loads((tmp_path / f"rank{name}.json").read_text()) for name in ("0-of-1", "0-of-2", "1-of-2"))
     assert two[0] == two[1]
     for alone, shared in zip(one, two[0]):
@@ -409,7 +403,7 @@ def test_two_processes_give_what_one_gives(tmp_path):
 # ------------------------------------------------------------------------------------------------------------ people
 
 
-def test_a_blind_sheet_goes_from_the_command_line_to_the_rate_of_its_votes(saved, tmp_path, capsys):
+def test_a_blind_sheet_and_its_votes_on_the_command_line(saved, tmp_path, capsys):
     folder = tmp_path / "sheet"
     argv = [
         "sheet",

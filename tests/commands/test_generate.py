@@ -110,7 +110,7 @@ FAMILIES = [
 
 
 @pytest.mark.parametrize(("build", "flags"), FAMILIES, ids=lambda value: getattr(value, "__name__", ""))
-def test_every_family_writes_pictures_whose_recipe_makes_them_again(tmp_path, build, flags):
+def test_every_family_writes_images_that_can_be_made_again(tmp_path, build, flags):
     torch.manual_seed(0)
     build().save_pretrained(tmp_path / "saved")
     pictures, recipes, sheet = generated(tmp_path, "--num_images", 3, "--seed", 5, *flags)
@@ -246,3 +246,13 @@ def test_a_gan_without_texts_needs_no_prompt(tmp_path, capsys):
     pictures, recipes, _ = generated(tmp_path, "--num_images", 2)
     assert len(pictures) == 2 and recipes[0]["prompt"] is None
     assert "trained without captions" in fails(capsys, tmp_path / "saved", "--prompt", "a cat")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("--steps", "num_inference_steps"), ("--guidance", "guidance_scale")], ids=str
+)
+def test_the_short_flags_of_version_0_1_name_those_of_today(tmp_path, capsys, old, new):
+    diffusion().save_pretrained(tmp_path / "pipe")
+    said = fails(capsys, tmp_path / "pipe", old, 3, "--output_dir", tmp_path / "out")
+    assert f'{old} must be left out: UnconditionalDiffusionPipeline does not take it. Did you mean "{new}"?' in said
+    assert not (tmp_path / "out").exists()

@@ -94,7 +94,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(start, by_script, tmp_path):
     assert summary["restarts"] == 1 and exported(tmp_path / "run") == exported(by_script)
 
 
-def test_exit_codes_and_configuration_files_are_those_of_the_script(start, tmp_path):
+def test_exit_codes_and_configuration_files_equal_the_script(start, tmp_path):
     (tmp_path / "run.yaml").write_text("dataset_name: digits\nlearning_raet: 1\n")
     code, text = ended(start(command, ["train", "vae", "--config", str(tmp_path / "run.yaml")]))
     assert code == 2 and 'unknown key "learning_raet"' in text

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 from pathlib import Path
 
 import diffusers
@@ -174,7 +175,7 @@ def test_public_names_are_importable_and_explained(name):
         }
 
 
-def test_no_component_has_a_parent_package_that_diffusers_takes_for_its_own():
+def test_no_parent_package_is_taken_for_one_of_diffusers():
     for name in latentia.__all__:
         parts = public_modules().get(name, "").split(".")
         if parts[0] == "latentia":
@@ -185,3 +186,9 @@ def test_test_files_have_names_of_their_own():
     """pytest imports them by their names alone, in every process."""
     names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "__init__.py"]
     assert sorted(names) == sorted({*names})
+
+
+def test_test_names_have_at_most_60_characters():
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        names = re.findall(r"^ *(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE)
+        assert [name for name in names if len(name) > 60] == [], path.name

@@ -31,7 +31,7 @@ COMMAND = re.compile(
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_docstring_examples(name, tmp_path, monkeypatch):
+def test_docstring_examples(name, tmp_path, monkeypatch, real_chunks):
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEPTION_DETAIL
@@ -94,6 +94,20 @@ def test_every_flag_of_a_documented_command_exists():
                 assert not unknown, f"{page.name}: {line.strip()} has no --{', --'.join(unknown)}"
                 found += len(named)
     assert found > 60
+
+
+@pytest.mark.parametrize("command", commands.__all__)
+def test_every_flag_of_a_command_has_a_help_text(command):
+    """Flags of training scripts are checked in tests/runs/test_arguments.py."""
+    function = getattr(commands, command)
+    saver = getattr(typing.get_type_hints(function)["return"], "save", None)
+    known = {**arguments(function), **({} if saver is None else arguments(saver))}
+    texts = {name: [getattr(about, "help", None) for about in p.annotation.__metadata__] for name, p in known.items()}
+    if command == "generate":
+        pipelines = [latentia.registration.public(name) for name in latentia.__all__ if name.endswith("Pipeline")]
+        options = {key: one for pipeline in pipelines for key, one in call_options(pipeline.__call__).items()}
+        texts |= {key: [option.help] for key, option in options.items()}
+    assert texts and not [name for name, found in texts.items() if not any(text and len(text) > 5 for text in found)]
 
 
 SEARCHED = {  # a term of the field -> the page that must be found by it, in its title or first paragraph

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hub_server import TOKEN, environment_at, picture_set, point_client_at, running_hub
+from hub_server import TOKEN, environment_at, image_dataset, point_client_at, running_hub
 from PIL import Image
 
 from latentia.commands.main import main
@@ -31,7 +31,7 @@ def run(hub, home, *words, code=0, **more):
 @pytest.fixture(scope="module")
 def hub():
     with running_hub() as server:
-        server.commit = server.put("datasets/user/set", picture_set())
+        server.commit = server.put("datasets/user/set", image_dataset())
         yield server
 
 
@@ -51,7 +51,7 @@ def has_tensorboard() -> bool:
     return find_spec("tensorboard") is not None
 
 
-def test_a_data_set_of_the_hub_is_trained_on_and_the_model_pushed(hub, trained):
+def test_a_data_set_of_the_hub_is_trained_on_and_pushed(hub, trained):
     folder, printed = trained
     assert f"Pushed to {hub.endpoint}/me/ddpm" in printed
     assert json.loads((folder / "run_summary.json").read_text())["steps"] == 4
@@ -108,7 +108,7 @@ main(["generate", "me/ddpm", "--num_images", "2", "--num_inference_steps", "2", 
 """
 
 
-def test_a_fresh_interpreter_samples_from_the_hub_and_so_does_the_command(hub, trained, tmp_path):
+def test_a_fresh_interpreter_and_the_command_sample_from_the_hub(hub, trained, tmp_path):
     folder, _ = trained
     done = run(hub, tmp_path / "home", "-c", FRESH, folder, tmp_path / "generated")
     assert "2 images" in done.stdout
@@ -119,7 +119,7 @@ def test_a_fresh_interpreter_samples_from_the_hub_and_so_does_the_command(hub, t
             assert picture.size == (8, 8) and json.loads(picture.text["latentia"])["pipeline"] == "me/ddpm"
 
 
-def test_a_push_that_is_refused_leaves_the_export_and_the_command(hub, tmp_path, monkeypatch, capsys):
+def test_a_refused_push_leaves_the_export_and_the_command(hub, tmp_path, monkeypatch, capsys):
     hub.fail("POST /api/repos/create", 401, times=10**6)
     out = tmp_path / "out"
     words = ["--dataset_name", "digits", "--max_train_samples", "40", "--push_to_hub", "--hub_model_id", "me/late"]

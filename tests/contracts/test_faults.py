@@ -24,8 +24,19 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from children import EXAMPLES, ONE_CORE, ended, enter, example, free_port, ranks, steps_logged, torchrun, wait_for
-from hub_server import Handler, picture_set, point_client_at, point_datasets_at, running_hub
+from children import (
+    EXAMPLES,
+    ended,
+    enter,
+    example,
+    free_port,
+    launch,
+    ranks,
+    steps_logged,
+    torchrun,
+    wait_for,
+)
+from hub_server import Handler, image_dataset, point_client_at, point_datasets_at, running_hub
 from PIL import Image
 from safetensors.torch import load_file
 from torch.distributed.run import parse_args
@@ -135,19 +146,19 @@ def tidy(folder: Path) -> None:
     assert not [*folder.glob(".export")] and steps_logged(folder) == list(range(1, STEPS + 1))
 
 
-@pytest.fixture(scope="module")
-def undisturbed(context, tmp_path_factory):
+@pytest.fixture(scope="session")
+def undisturbed(make_once, starter):
     """The run that all others must equal, and how long it took."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    env = {"LATENTIA_CACHE": os.environ["LATENTIA_CACHE"], "LATENTIA_FAILPOINT": ""}
-    for _ in range(2):  # the first also starts the server and fills the cache
-        shutil.rmtree(folder)
-        started = time.perf_counter()
-        child = context.Process(target=example, args=(str(folder) + ".txt", env, EXAMPLE.name, command(folder)))
-        child.start()
-        child.join(200)
-        assert child.exitcode == 0, Path(f"{folder}.txt").read_text()
-    return folder, time.perf_counter() - started
+
+    def make(folder):
+        for name in ("first", "run"):  # the first also starts the server and fills the cache
+            started = time.perf_counter()
+            code, text = ended(starter(folder / "log.txt", example, EXAMPLE.name, command(folder / name)))
+            assert code == 0, text
+        (folder / "seconds").write_text(str(time.perf_counter() - started))
+
+    folder = make_once("undisturbed", make)
+    return folder / "run", float((folder / "seconds").read_text())
 
 
 # --------------------------------------------------------------------------------------------------------------- kills
@@ -265,27 +276,30 @@ def limited(log: str, env: dict[str, str], argv: list[str]) -> None:
 # --------------------------------------------------------------------------------------------------- several processes
 
 
-def launched(*argv) -> str:
-    env, pipe = {**os.environ, **ONE_CORE}, {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen([sys.executable, *map(str, argv)], env=env, **pipe) as process:
-        try:
-            text, _ = process.communicate(timeout=120)
-        except subprocess.TimeoutExpired:
-            process.terminate()  # the launcher ends its workers
-            text, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, text
-    return text
+HALF = ("--train_batch_size", 4)
 
 
-LAUNCH, HALF = ("-m", "accelerate.commands.launch", "--config_file"), ("--train_batch_size", 4)
+@pytest.fixture(scope="session")
+def accelerate(starter):
+    """`accelerate(log, config, *flags)`: the example under `accelerate launch`; test_packaging.py has new processes."""
+
+    def accelerate(log, config, *flags):
+        argv = ["--config_file", str(config), str(EXAMPLE), *flags]
+        code, text = ended(starter(log, launch, argv))
+        assert code == 0, text
+
+    return accelerate
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
+@pytest.fixture(scope="session")
+def pair(make_once, accelerate):
     """2 processes x 4 images, started as users start them."""
-    folder = tmp_path_factory.mktemp("pair") / "run"
-    launched(*LAUNCH, EXAMPLES / "accelerate" / "two_cpu_processes.yaml", EXAMPLE, *command(folder, *HALF))
-    return folder
+
+    def make(folder):
+        flags = command(folder / "run", *HALF)
+        accelerate(folder / "log.txt", EXAMPLES / "accelerate" / "two_cpu_processes.yaml", *flags)
+
+    return make_once("pair", make) / "run"
 
 
 def test_two_processes_equal_one(pair, undisturbed):
@@ -366,35 +380,35 @@ def worker(trouble: str, folder: str, argv: list[str]) -> None:
 
 
 @pytest.fixture
-def launch(start, tmp_path):
-    def launch(trouble, folder, *more, options=RESTARTS):
+def under_torchrun(start, tmp_path):
+    def under_torchrun(trouble, folder, *more, options=RESTARTS):
         argv = command(folder, *HALF, *more)
         return start(torchrun, worker, trouble, str(tmp_path), argv, options)
 
-    return launch
+    return under_torchrun
 
 
-def test_torchrun_starts_them_again(launch, pair, tmp_path):
+def test_torchrun_starts_them_again(under_torchrun, pair, tmp_path):
     """One dies in a step, one while it waits for a save, one amid a save; the end is that of an undisturbed run."""
-    code, text = ended(launch("kills", tmp_path / "run"))
+    code, text = ended(under_torchrun("kills", tmp_path / "run"))
     assert code == 0 and text.count(f"{STEPS} steps of 8 (") == 4, text
     assert end_of(tmp_path / "run") == end_of(pair)
     tidy(tmp_path / "run")
 
 
-def test_torchrun_shows_the_first_error(launch, tmp_path):
-    code, text = ended(launch("raises", tmp_path / "run", options=RESTARTS[:3]), 60)
+def test_torchrun_shows_the_first_error(under_torchrun, tmp_path):
+    code, text = ended(under_torchrun("raises", tmp_path / "run", options=RESTARTS[:3]), 60)
     assert code != 0 and "OSError: only here" in text, text
 
 
-def test_torchrun_is_asked_to_stop(launch, pair, tmp_path):
-    child = launch("slow", tmp_path / "run", "--checkpointing_steps", 1000)
+def test_torchrun_is_asked_to_stop(under_torchrun, pair, tmp_path):
+    child = under_torchrun("slow", tmp_path / "run", "--checkpointing_steps", 1000)
     wait_for(tmp_path / "run" / "metrics.jsonl", child, '"step": 3')
     os.kill(child.pid, signal.SIGTERM)
     code, text = ended(child, 60)
     assert code == 1, text  # torchrun's own; what its processes end with is 75
     assert json.loads((tmp_path / "run" / "run_summary.json").read_text())["status"] == "interrupted"
-    code, text = ended(launch("", tmp_path / "run"))
+    code, text = ended(under_torchrun("", tmp_path / "run"))
     assert code == 0 and end_of(tmp_path / "run") == end_of(pair), text
 
 
@@ -451,13 +465,13 @@ def train_on(start, tmp_path):
     return train_on
 
 
-def test_sharded_weights_equal_whole_ones(undisturbed, tmp_path):
+def test_sharded_weights_equal_whole_ones(accelerate, undisturbed, tmp_path):
     """By the file for GPUs on two CPU processes. Pictures on the way need whole weights, and then it trains on."""
     config = yaml.safe_load((EXAMPLES / "accelerate" / "fsdp2.yaml").read_text())
     config |= {"use_cpu": True, "num_processes": 2, "mixed_precision": "no"}
     folder, path = tmp_path / "run", tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))
-    launched(*LAUNCH, path, EXAMPLE, *command(folder, *HALF, "--validation_steps", 8))
+    accelerate(tmp_path / "log.txt", path, *command(folder, *HALF, "--validation_steps", 8))
     assert_close(folder, undisturbed[0], PARTS, 1e-5)
     pictures = [Image.open(root / "samples" / "grid.png") for root in (folder, undisturbed[0])]
     assert np.abs(np.subtract(*(np.asarray(picture, np.int16) for picture in pictures))).max() <= 1
@@ -538,8 +552,8 @@ def test_an_error_on_one_process_ends_all(start, tmp_path):
     assert 0 not in codes
 
 
-def test_accelerate_launch(undisturbed, tmp_path):
-    launched(*LAUNCH, EXAMPLES / "accelerate" / "one_cpu.yaml", EXAMPLE, *command(tmp_path / "run"))
+def test_accelerate_launch(accelerate, undisturbed, tmp_path):
+    accelerate(tmp_path / "log.txt", EXAMPLES / "accelerate" / "one_cpu.yaml", *command(tmp_path / "run"))
     assert end_of(tmp_path / "run") == end_of(undisturbed[0])
 
 
@@ -587,7 +601,7 @@ def streamed(log: str, env: dict[str, str], endpoint: str, cache: str, argv: lis
 
 
 @pytest.mark.parametrize("trouble", ["500", "cut"])
-def test_a_stream_that_breaks_ends_as_an_error_of_the_data_and_goes_on_later(start, tmp_path, monkeypatch, trouble):
+def test_a_broken_stream_is_a_data_error_and_can_be_resumed(start, tmp_path, monkeypatch, trouble):
     """The source breaks for good amid training, by its status or amid a file; later it answers again."""
     broken = threading.Event()
     real = Handler.resolve
@@ -606,7 +620,7 @@ def test_a_stream_that_breaks_ends_as_an_error_of_the_data_and_goes_on_later(sta
     monkeypatch.setattr(Handler, "resolve", resolve)
     more = ("--dataset_name", "user/set", "--streaming", "--eval_num_samples", 0)
     with running_hub() as hub:
-        hub.put("datasets/user/set", picture_set(shards=2))
+        hub.put("datasets/user/set", image_dataset(shards=2))
 
         def begin(name):
             argv = command(tmp_path / name, *more)

@@ -80,7 +80,7 @@ def learnt(tmp_path_factory):
     return fit(PointNetwork(), SCHEDULER, Mixture(), tmp_path_factory.mktemp("mixture"), STEPS, 128)
 
 
-def test_a_trained_network_samples_the_mixture_under_stock_solvers(learnt):
+def test_a_trained_network_samples_under_stock_solvers(learnt):
     n = 4000
     data = Mixture().batch(0, n, seed=1)["x"].flatten().sort().values
     x = torch.randn(n, 1, 1, 1)
@@ -106,7 +106,7 @@ def test_without_the_time_the_noise_is_predicted_worse(learnt, tmp_path):
     assert with_time < 0.95 * without < 0.95
 
 
-def test_the_loss_falls_from_that_of_zero_and_rises_without_the_skips(tmp_path):
+def test_the_loss_falls_from_zero_output_and_rises_without_skips(tmp_path):
     scheduler, looks = DDPMScheduler(beta_schedule="squaredcos_cap_v2"), []
     x0 = load_images("digits", split="train[80%:]").images.float() / 127.5 - 1
     torch.manual_seed(0)

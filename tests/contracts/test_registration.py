@@ -78,7 +78,7 @@ assert diffusers.DDPMScheduler.__module__.startswith("diffusers") and not hasatt
 """
 
 
-def test_import_is_light_and_registers_when_diffusers_comes_later(saved):
+def test_import_is_light_and_registers_with_diffusers_later(saved):
     command = [sys.executable, "-W", "ignore", "-c", CHILD, str(saved / "theirs"), str(saved / "ours")]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, done.stderr
@@ -248,7 +248,7 @@ def test_pickled_weights_are_never_read(folder, loader, monkeypatch):
     (folder / "unet" / WEIGHTS).unlink()
     (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04.")
     monkeypatch.setattr(torch, "load", lambda *_a, **_k: pytest.fail("unpickled"))
-    with pytest.raises(CheckpointError, match=r"diffusion_pytorch_model\.bin.*run code"):
+    with pytest.raises(CheckpointError, match=r"diffusion_pytorch_model\.bin.*run arbitrary code"):
         LOADERS[loader](folder)
 
 
@@ -275,13 +275,16 @@ HOSTILE = {
     "class dotted": ({"unet": ["latentia", "models.UNet2D"]}, "class of unet .* must match"),
     "class private": ({"unet": ["latentia", "_EXPORTS"]}, "class of unet .* must match"),
     "class list": ({"unet": ["latentia", ["UNet2D"]]}, "class of unet .* must match"),
-    "class module": ({"unet": ["diffusers", "utils"]}, "no network, scheduler or tokenizer"),
-    "class function": ({"unet": ["latentia", "push_to_hub"]}, "no network, scheduler or tokenizer"),
+    "class module": ({"unet": ["diffusers", "utils"]}, "not a network, scheduler or tokenizer"),
+    "class function": ({"unet": ["latentia", "push_to_hub"]}, "not a network, scheduler or tokenizer"),
     "class unknown": ({"unet": ["latentia", "UNet3D"]}, 'Did you mean "UNet2D"'),
-    "class pipeline": ({"unet": ["diffusers", "DDPMPipeline"]}, "no network, scheduler or tokenizer"),
-    "class automatic": ({"unet": ["transformers", "AutoModel"]}, "no network, scheduler or tokenizer"),
-    "pipeline that fetches others": ({"_class_name": "KandinskyCombinedPipeline"}, "fetches further repositories"),
-    "flag of a loader": ({"trust_remote_code": True}, "sets trust_remote_code, which belongs to the one who loads"),
+    "class pipeline": ({"unet": ["diffusers", "DDPMPipeline"]}, "not a network, scheduler or tokenizer"),
+    "class automatic": ({"unet": ["transformers", "AutoModel"]}, "not a network, scheduler or tokenizer"),
+    "pipeline that fetches others": ({"_class_name": "KandinskyCombinedPipeline"}, "downloads further repositories"),
+    "flag of a loader": (
+        {"trust_remote_code": True},
+        "sets trust_remote_code, which only the caller of a loader",
+    ),
     "number without bounds": ({"steps": 10**12}, "steps .* must be at most"),
     "component parent": ({"../evil": ["latentia", "UNet2D"]}, "component's name .* must match"),
     "component private": ({"_evil": ["latentia", "UNet2D"]}, "component's name .* must match"),
@@ -340,16 +343,16 @@ def test_shards_are_plain_files_of_their_folder(folder, name):
             load(folder)
 
 
-def test_links_lead_nowhere_but_to_what_the_cache_of_the_hub_keeps(folder, tmp_path):
+def test_links_lead_only_into_the_cache_of_the_hub(folder, tmp_path):
     outside = (folder / "unet" / WEIGHTS).rename(tmp_path / "outside")
     (folder / "unet" / WEIGHTS).symlink_to(outside)
     for load in LOADERS.values():
-        with pytest.raises(CheckpointError, match="is a link out of its folder"):
+        with pytest.raises(CheckpointError, match="is a symbolic link out of its folder"):
             load(folder)
     (folder / "unet").rename(tmp_path / "unet")
     (folder / "unet").symlink_to(tmp_path / "unet")
     for name in ("subfolder", "any pipeline"):
-        with pytest.raises(CheckpointError, match="unet is a link out of its folder"):
+        with pytest.raises(CheckpointError, match="unet is a symbolic link out of its folder"):
             LOADERS[name](folder)
     (folder / "unet").unlink()
     (tmp_path / "unet").rename(folder / "unet")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from children import EXAMPLES, ONE_CORE, ended, example
+from PIL import Image
 
 SMALL = [
     *("--dataset_name", "digits", "--max_train_samples", "40", "--block_out_channels", "4", "32", "--patch_size", "2"),
@@ -29,9 +30,11 @@ def test_odd_surroundings_change_no_bit(start, tmp_path):
     assert code == 0, text
     (tmp_path / "file").write_text("no folder")
     folder = tmp_path / "Zahlen größer 空"
+    places = [place for place in ("/dev/shm", "/tmp") if os.access(place, os.W_OK)]
+    elsewhere = next((p for p in places if os.stat(p).st_dev != os.stat(tmp_path).st_dev), "/tmp")
     odd = {
         **{"LC_ALL": "C", "LANG": "C", "PYTHONHASHSEED": "77"},
-        **{"HOME": str(tmp_path / "file" / "home"), "TMPDIR": "/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp"},
+        **{"HOME": str(tmp_path / "file" / "home"), "TMPDIR": elsewhere},
         **ONE_CORE,
     }
     left_out = ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "LATENTIA_FAILPOINT")
@@ -40,6 +43,8 @@ def test_odd_surroundings_change_no_bit(start, tmp_path):
     done = subprocess.run(command, capture_output=True, env=env, timeout=200)
     assert done.returncode == 0, done.stderr.decode(errors="replace")[-3000:]
     assert weights(folder) == weights(tmp_path / "plain")
+    with Image.open(folder / "loss.png") as curves:
+        assert min(curves.size) > 200 and len(curves.getcolors(10**6)) > 20
     told = json.loads((folder / "training_config.json").read_text(encoding="utf-8"))
     assert told["output_dir"] == str(folder)
     assert not (tmp_path / "file" / "home").exists()

@@ -7,14 +7,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hub_server import picture_set, point_client_at, point_datasets_at, running_hub
+from hub_server import image_dataset, point_client_at, point_datasets_at, running_hub
 from PIL import Image
 
 from latentia.data import StreamedImages, load_images
 from latentia.errors import DataError
 
 NAME, REPO = "user/set", "datasets/user/set"
-FILES, OTHER = picture_set(shards=2), picture_set(seed=1)
+FILES, OTHER = image_dataset(shards=2), image_dataset(seed=1)
 
 
 def content_of(files, split="train"):

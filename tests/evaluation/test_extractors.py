@@ -398,7 +398,7 @@ def without_key(folder):
 
 
 DAMAGE = {
-    "no weights": (lambda f: (f / MODEL).rename(f / "pytorch_model.bin"), "run code"),
+    "no weights": (lambda f: (f / MODEL).rename(f / "pytorch_model.bin"), "run arbitrary code"),
     "half a file": (lambda f: (f / MODEL).write_bytes((f / MODEL).read_bytes()[:999]), "cannot be read as safetensors"),
     "a missing tensor": (without_key, "must agree"),
     "no preprocessing": (lambda f: (f / "preprocessor_config.json").unlink(), "holds no preprocessor_config.json"),

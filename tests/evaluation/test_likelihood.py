@@ -289,7 +289,7 @@ def test_bad_input_of_annealing_is_refused():
 
 
 def test_uniform_noise_costs_eight_bits_whatever_the_space():
-    """The density of uniform noise is 2^-D on [-1, 1]^D and 1 on [0, 1]^D; the 256 levels have probability 256^-D."""
+    """The density of uniform noise is 2^-D on [-1, 1]^D and 1 on [0, 1]^D; the 256 bins have probability 256^-D."""
     for dimensions in (1, 784):
         for nats, span in ((-dimensions * math.log(2), 2.0), (0.0, 1.0), (-dimensions * math.log(256), None)):
             assert bits_per_dimension(nats, dimensions, span=span) == pytest.approx(8, abs=1e-12)
@@ -307,7 +307,7 @@ def test_dequantised_bytes_fill_their_level_evenly():
     assert scipy.stats.kstest(within.flatten(), "uniform").pvalue > 1e-3
     assert torch.equal(dequantise(images, seed=3).values, pixels.values)
     assert not torch.equal(dequantise(images, seed=4).values, pixels.values)
-    assert (pixels.levels, pixels.span) == (256, 2.0)
+    assert (pixels.bins, pixels.span) == (256, 2.0)
 
 
 def test_dequantised_density_bounds_the_probability_of_the_bytes():
@@ -329,7 +329,7 @@ def test_dequantised_density_bounds_the_probability_of_the_bytes():
 def test_binarisation_is_stated_repeatable_and_of_the_right_mean(how):
     images = torch.arange(256, dtype=torch.uint8).repeat(400, 1).view(400, 1, 16, 16)
     pixels = binarise(images, seed=1, how=how)
-    assert how in pixels.about and (pixels.levels, pixels.span) == (2, None)
+    assert how in pixels.about and (pixels.bins, pixels.span) == (2, None)
     assert set(pixels.values.unique().tolist()) == {0.0, 1.0}
     assert torch.equal(binarise(images, seed=1, how=how).values, pixels.values)
     assert torch.equal(binarise(images[:7], seed=1, how=how).values, pixels.values[:7])

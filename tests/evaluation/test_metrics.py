@@ -286,7 +286,7 @@ def test_the_interval_covers_the_expected_distance(shift, scale):
     fresh = [frechet_distance(scale * randn(n, 3, seed=5000 + i) + shift, reference) for i in range(400)]
     expected = sum(fresh) / len(fresh)
     intervals = [
-        frechet_interval(scale * randn(n, 3, seed=i) + shift, reference, resamples=50, level=0.9, seed=i)
+        frechet_interval(scale * randn(n, 3, seed=i) + shift, reference, resamples=50, confidence_level=0.9, seed=i)
         for i in range(trials)
     ]
     hits = sum(low <= expected <= high for low, high in intervals)
@@ -427,8 +427,8 @@ def test_uncertainty_refuses_what_it_cannot_measure():
     with pytest.raises(UsageError, match=r"2 \* points = 42.*Got 40"):
         frechet_distance_infinity(good, good, points=21)
     for level in (0, 1, 95):
-        with pytest.raises(UsageError, match=f"`level`.*Got {level}"):
-            frechet_interval(good, good, level=level)
+        with pytest.raises(UsageError, match=f"`confidence_level`.*Got {level}"):
+            frechet_interval(good, good, confidence_level=level)
     with pytest.raises(UsageError, match=r"`resamples`.*Got 2"):
         frechet_interval(good, good, resamples=2)
     with pytest.raises(UsageError, match="Got 3"):

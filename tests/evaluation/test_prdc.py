@@ -345,7 +345,7 @@ def test_the_test_halves_are_not_trained_on():
 def test_the_interval_is_that_of_clopper_and_pearson():
     from scipy.stats import beta
 
-    result = two_sample_test(real=randn(100, 2, seed=1), fake=randn(100, 2, seed=2) + 1, level=0.9)
+    result = two_sample_test(real=randn(100, 2, seed=1), fake=randn(100, 2, seed=2) + 1, confidence_level=0.9)
     right = round(result.accuracy * 100)
     assert result.low == pytest.approx(beta.ppf(0.05, right, 100 - right + 1))
     assert result.high == pytest.approx(beta.ppf(0.95, right + 1, 100 - right))
@@ -379,7 +379,7 @@ def test_classifiers_refuse_what_they_cannot_learn(digits):
     with pytest.raises(UsageError, match=r"`real`, `fake`.*equal shape"):
         two_sample_test(real=good, fake=good[:, :2])
     with pytest.raises(UsageError, match="Got 95"):
-        two_sample_test(real=good, fake=good, level=95)
+        two_sample_test(real=good, fake=good, confidence_level=95)
     with pytest.raises(NumericsError, match="40 of 40"):
         two_sample_test(real=good, fake=good * math.nan)
     named = {"synthetic": good, "real": good, "test": good}

@@ -32,7 +32,6 @@ from latentia.evaluation import (
     probe_report,
     untrained_like,
 )
-from latentia.evaluation.representation.path_length import _slerp
 from latentia.evaluation.representation.probes import _fit_linear, _interval, _probe
 
 PROBES = (linear_probe, knn_probe, few_label_probe)
@@ -356,18 +355,6 @@ def test_a_great_circle_is_passed_at_constant_speed():
         )
         assert found.mean == pytest.approx((2 * math.sin(angle * 0.05) / 0.1) ** 2, rel=1e-9)
         assert found.standard_error < 1e-8
-
-
-def test_slerp_has_the_right_ends_and_keeps_the_length():
-    a, b = torch.randn(2, 20, 8, generator=generator(), dtype=torch.float64)
-    torch.testing.assert_close(_slerp(a, b, torch.zeros(20, 1)), a)
-    torch.testing.assert_close(_slerp(a, b, torch.ones(20, 1)), b)
-    b = b / b.norm(dim=1, keepdim=True) * a.norm(dim=1, keepdim=True)
-    middle = _slerp(a, b, torch.full((20, 1), 0.3))
-    torch.testing.assert_close(middle.norm(dim=1), a.norm(dim=1))
-    torch.testing.assert_close(_slerp(a, a, torch.full((20, 1), 0.3)), a)
-    nearly = a + 1e-12
-    torch.testing.assert_close(_slerp(a, nearly, torch.full((20, 1), 0.3)), a)
 
 
 def test_t_is_uniform_and_the_step_stays_on_the_path():

@@ -36,6 +36,18 @@ def test_slerp_of_nearly_equal_directions_is_the_line():
         torch.testing.assert_close(slerp(a, b, torch.full((4, 1), 0.3)), lerp(a, b, torch.tensor(0.3)))
 
 
+def test_slerp_has_the_right_ends_and_keeps_the_length():
+    a, b = torch.randn(2, 20, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(slerp(a, b, torch.zeros(20, 1)), a)
+    torch.testing.assert_close(slerp(a, b, torch.ones(20, 1)), b)
+    b = b / b.norm(dim=1, keepdim=True) * a.norm(dim=1, keepdim=True)
+    middle = slerp(a, b, torch.full((20, 1), 0.3))
+    torch.testing.assert_close(middle.norm(dim=1), a.norm(dim=1))
+    torch.testing.assert_close(slerp(a, a, torch.full((20, 1), 0.3)), a)
+    nearly = a + 1e-12
+    torch.testing.assert_close(slerp(a, nearly, torch.full((20, 1), 0.3)), a)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

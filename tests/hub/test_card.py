@@ -15,7 +15,7 @@ from latentia.commands.main import main
 from latentia.errors import CheckpointError, UsageError
 from latentia.hub.blocks import put_block, read_blocks
 from latentia.hub.card import add_results
-from latentia.hub.folder_card import folder_card, lacks, merged, renewed
+from latentia.hub.folder_card import folder_card, merge_cards, missing_parts, update_card
 
 NUMBERS = {"title": "Frechet distance", "value": 12.5, "low": 10.0, "high": 15.0, "real": 2.0}
 RUN = {
@@ -81,7 +81,7 @@ def test_the_card_of_a_run_has_all_that_a_reader_needs(run, capsys):
     ):
         assert said in text, said
     assert "s3cret" not in text and "alice" not in text
-    assert lacks(text, run) == []
+    assert missing_parts(text, run) == []
 
 
 def test_what_a_card_lacks_is_said_with_the_way_to_it(folder, run, capsys):
@@ -94,15 +94,15 @@ def test_what_a_card_lacks_is_said_with_the_way_to_it(folder, run, capsys):
         assert exit.value.code == 2 and f"{missing} is missing" in capsys.readouterr().err
     main(["card", str(folder), "--dataset", "me/pets", "--license", "mit", "--write"])
     out = capsys.readouterr().out
-    for what in ("numbers with n", "a picture of samples", "the recipe", "command, seed"):
+    for what in ("numbers with n", "an image of samples", "the recipe", "command, seed"):
         assert f"The card lacks {what}" in out, what
     assert (
         "latentia evaluate" in out and "licence" not in out and "## Training" not in (folder / "README.md").read_text()
     )
     full = card(command=["python", "x.py"], lineage={"torch": "2"}, metrics=[])
-    assert [line for line in lacks(str(full), folder) if "numbers" not in line] == []
+    assert [line for line in missing_parts(str(full), folder) if "numbers" not in line] == []
     half = card(metrics=[{"name": "FID", "value": 1.0, "n": 10}], lineage={"torch": "2"}, command=["x"])
-    assert len(lacks(str(half), folder)) == 1  # a number without its extractor
+    assert len(missing_parts(str(half), folder)) == 1  # a number without its extractor
 
 
 HANDMADE = "\n## My story\n\nI | wrote <b>this</b> ---\n\n## Evaluation by eye\n\nGood.\n"
@@ -178,20 +178,20 @@ def test_a_card_that_a_person_made_alone_keeps_every_word(run):
 def test_training_anew_replaces_the_numbers_and_keeps_the_words():
     old = ModelCard(str(card()).replace("\n<!-- latentia:use", HANDMADE + "\n<!-- latentia:use"))
     new = card(metrics=[{"name": "KID", "value": 0.5, "n": 1000}], minutes=99.0)
-    text, kept = merged(old, new, keep_results=False)
+    text, kept = merge_cards(old, new, keep_results=False)
     assert kept == [] and HANDMADE in text and "99 minutes" in text and "3.25" not in text
     assert [r.metric_name for r in ModelCard(text).data.eval_results] == ["KID"]
 
 
-def test_a_card_that_cannot_be_read_is_put_aside_at_the_end_of_a_run(tmp_path):
+def test_an_unreadable_card_is_put_aside_at_the_end_of_a_run(tmp_path):
     path, new = tmp_path / "README.md", card()
-    assert renewed(path, new) == (new, [])
+    assert update_card(path, new) == (new, [])
     path.write_text("---\nlicense: [\n---\n# Mine\n")
-    found, [remark] = renewed(path, new)
+    found, [remark] = update_card(path, new)
     [aside] = tmp_path.iterdir()
     assert found is new and aside.name in remark and aside.read_text() == "---\nlicense: [\n---\n# Mine\n"
     path.write_text(str(new).replace("\n<!-- /latentia:limits", "\nMine.\n<!-- /latentia:limits"))
-    found, [remark] = renewed(path, card(minutes=99.0))
+    found, [remark] = update_card(path, card(minutes=99.0))
     assert "Mine." in str(found) and "99 minutes" in str(found) and "part limits" in remark
 
 
@@ -251,5 +251,5 @@ def test_the_card_of_a_real_run_lacks_nothing(tmp_path):
     torch.manual_seed(0)
     assert train_ddpm.main(parse_arguments(train_ddpm.Arguments, flags, description="")) == 0
     text = (tmp_path / "run" / "README.md").read_text()
-    assert lacks(text, tmp_path / "run") == []
+    assert missing_parts(text, tmp_path / "run") == []
     assert folder_card(tmp_path / "run").content == text

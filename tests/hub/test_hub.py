@@ -328,8 +328,8 @@ def broken_copies():
         "no index": (without("model_index.json"), "model_index.json"),
         "no card": (without("README.md"), "README.md"),
         "no component": (no_unet, "unet"),
-        "no weights": (without(EXPORT[-1]), "no export that loads"),
-        "truncated weights": (truncated, "no export that loads"),
+        "no weights": (without(EXPORT[-1]), "does not load"),
+        "truncated weights": (truncated, "does not load"),
     }
 
 
@@ -366,7 +366,7 @@ def test_a_link_cannot_publish_a_file_of_this_machine(hub, trained, tmp_path, na
     root = shutil.copytree(trained, tmp_path / "run")
     (root / name).rename(tmp_path / "secret")
     (root / name).symlink_to(tmp_path / "secret")
-    with pytest.raises(CheckpointError, match=f"{name} is a link out of its folder"):
+    with pytest.raises(CheckpointError, match=f"{name} is a symbolic link out of its folder"):
         push_to_hub(root, "user/digits")
     assert hub.requests == []
 
@@ -414,7 +414,7 @@ def test_one_commit_is_fetched_even_if_the_branch_moves(hub, trained, tmp_path, 
     monkeypatch.undo()
 
 
-def test_a_network_alone_comes_from_one_commit_even_if_the_branch_moves(hub, trained, tmp_path, monkeypatch):
+def test_a_network_is_of_one_commit_even_if_the_branch_moves(hub, trained, tmp_path, monkeypatch):
     push_to_hub(trained, "user/digits")
     first = hub.refs["user/digits"]["main"]
     answer, asked = type(hub).find, []
@@ -474,7 +474,7 @@ def test_a_network_alone_that_the_hub_has_not(hub, tmp_path):
         latentia.UNet2D.from_pretrained("no/such/folder")
 
 
-def test_a_hostile_repository_is_refused_before_its_other_files_are_fetched(hub, tmp_path):
+def test_a_hostile_repository_is_refused_before_other_files(hub, tmp_path):
     index = {"_class_name": ["pipeline", "Evil"], "unet": ["evil", "Evil"]}
     files = {"model_index.json": json.dumps(index).encode(), "pipeline.py": b"raise SystemExit", "unet/evil.py": b"1/0"}
     hub.put("user/evil", files)

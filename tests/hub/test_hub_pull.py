@@ -16,7 +16,7 @@ import latentia
 from latentia.commands import verify
 from latentia.commands.main import main
 from latentia.errors import CheckpointError, HubError, UsageError
-from latentia.hub.files import staged
+from latentia.hub.files import write_atomically
 from latentia.hub.pull import pull
 from latentia.hub.push import export_files, push_to_hub
 
@@ -162,12 +162,12 @@ def test_bytes_that_differ_from_what_the_hub_lists_are_refused(pushed, tmp_path,
             return found
 
         monkeypatch.setattr(hub_server, "entry", lies)
-        with pytest.raises(HubError, match=f"{name} came with .* of other content than the Hub lists"):
+        with pytest.raises(HubError, match=f"{name} was downloaded with .* that differ from what the Hub lists"):
             pull("user/digits", tmp_path / "new")
     assert nothing_is_left(tmp_path)
 
 
-def test_a_fault_that_passes_is_waited_for_and_one_that_stays_ends(pushed, tmp_path, capsys):
+def test_a_passing_fault_is_waited_for_and_a_lasting_one_ends(pushed, tmp_path, capsys):
     pushed.fail("GET /api/models/user/digits$", 503, times=2)  # one that the client itself does not ask again
     pull("user/digits", tmp_path / "new")
     assert len(pushed.naps) == 2
@@ -205,17 +205,17 @@ def test_private_and_gated_repositories_say_what_to_do(pushed, tmp_path, monkeyp
 
 
 def test_a_place_takes_its_name_only_at_the_end(tmp_path):
-    with pytest.raises(KeyboardInterrupt), staged(tmp_path / "a" / "b") as staging:
+    with pytest.raises(KeyboardInterrupt), write_atomically(tmp_path / "a" / "b") as staging:
         staging.mkdir()
         (staging / "x").write_text("half")
         raise KeyboardInterrupt
     assert not list((tmp_path / "a").iterdir())
-    with staged(tmp_path / "c") as staging:
+    with write_atomically(tmp_path / "c") as staging:
         staging.write_text("whole")
         assert not (tmp_path / "c").exists()
     assert (tmp_path / "c").read_text() == "whole"
     blocked = tmp_path / "c" / "d"  # below a file
-    with pytest.raises(UsageError, match="cannot be written"), staged(blocked):
+    with pytest.raises(UsageError, match="cannot be written"), write_atomically(blocked):
         pass
 
 

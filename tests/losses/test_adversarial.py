@@ -110,7 +110,7 @@ def test_a_trained_discriminator_is_the_share_of_the_data():
     assert (d(x).logits.sigmoid() - true).abs().max() < 0.05
 
 
-def test_where_fakes_are_bad_only_the_non_saturating_game_has_a_gradient():
+def test_only_the_non_saturating_loss_moves_away_from_bad_fakes():
     for logit in (-12.0, -3.0, 0.0, 2.0):
         f = t(logit).requires_grad_()
         gradients = [
@@ -385,7 +385,7 @@ def test_mismatched_labels_count_as_fake_with_half_the_weight():
     torch.testing.assert_close(values["mismatched"], other.mean().detach())
 
 
-def test_captions_are_mismatched_with_those_of_neighbours_unless_they_say_the_same():
+def test_captions_are_mismatched_with_different_neighbours():
     words = HashedWords(dim=32)
     d, g = discriminator(text_embed_dim=32), generator(text_embed_dim=32)
     d.head.projection.weight.data.mul_(50)
@@ -405,7 +405,7 @@ def test_captions_are_mismatched_with_those_of_neighbours_unless_they_say_the_sa
     assert told["loss"].isfinite()
 
 
-def test_an_auxiliary_classifier_is_taught_by_both_and_teaches_the_generator():
+def test_an_auxiliary_classifier_learns_of_both_and_teaches():
     labels = torch.arange(8) % 10
     d, g, batch = discriminator(num_aux_classes=10), generator(num_class_embeds=10).eval(), batch_of(labels=labels)
     fakes = [

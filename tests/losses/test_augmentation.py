@@ -31,7 +31,7 @@ def test_shape_and_identity_and_gradient(shape, policy):
     assert (x.grad.flatten(1).abs().sum(1) > 0).all()
 
 
-def test_it_is_a_function_of_the_draw_and_cut_into_parts_the_same():
+def test_augmentation_is_a_function_of_the_draw_alone():
     x = torch.randn(6, 3, 8, 8)
     whole = random_augment(x, draws(6))
     torch.manual_seed(5)
@@ -56,7 +56,7 @@ def test_a_share_p_of_the_pictures_is_changed_each_on_its_own():
         assert changed.item() == pytest.approx(0.3 * (8 / 9 if name == "translation" else 1), abs=0.04)
 
 
-def test_a_translation_is_a_shift_by_whole_pixels_and_all_are_equally_likely():
+def test_translations_are_equally_likely_shifts_by_whole_pixels():
     h, w, n = 8, 16, 9000
     picture = torch.arange(1.0, h * w + 1).view(1, 1, h, w)
     moved = random_augment(picture.expand(n, -1, -1, -1), draws(n), policy=("translation",))
@@ -88,7 +88,7 @@ def test_a_cutout_is_one_box_and_every_place_can_be_hit():
     torch.testing.assert_close(share, side[:, None] * side, atol=0.03, rtol=0)
 
 
-def test_colour_moves_brightness_scales_contrast_and_leaves_the_rest():
+def test_colour_moves_brightness_and_scales_contrast_alone():
     x = torch.rand(3000, 3, 4, 4, dtype=torch.float64) * 2 - 1
     y = random_augment(x, draws(3000), policy=("color",))
     shift = (y - x).mean((1, 2, 3))
@@ -131,7 +131,7 @@ def test_the_probability_follows_the_sign_of_overfitting():
     assert ada.p.item() == pytest.approx(0.8)  # not beyond
 
 
-def test_the_probability_is_part_of_the_state_and_repeats_count_once():
+def test_the_probability_is_state_and_repeats_count_once():
     first, second = (AdaptiveAugmentation(images=1000, window=30) for _ in range(2))
     for step in range(5):
         for start in (0, 5, 5):  # the last is shown again
@@ -152,7 +152,7 @@ def test_the_probability_is_part_of_the_state_and_repeats_count_once():
     assert len([*first.buffers()]) == 3 and first.count == 20
 
 
-def test_the_loss_shows_it_how_far_real_pictures_are_above_the_threshold():
+def test_the_loss_shows_the_share_of_real_images_above_zero():
     g = DCGANGenerator(sample_size=8, latent_dim=4, block_out_channels=(4,))
     d = DCGANDiscriminator(sample_size=8, block_out_channels=(4,), norm="none")
     batch, seen = {"x": torch.rand(4, 1, 8, 8) * 2 - 1}, []
@@ -251,7 +251,7 @@ def run(folder: Path, accumulate: int = 1) -> tuple[AdaptiveAugmentation, Replay
     return ada, pool
 
 
-def test_a_run_that_goes_on_is_bit_equal_and_micro_batches_change_nothing(tmp_path):
+def test_resuming_is_bit_equal_and_micro_batches_change_nothing(tmp_path):
     ada, pool = run(tmp_path / "whole")
     assert pool.filled == 8 and ada.p > 0 and ada.count == 0
     folder = part_of(tmp_path / "whole", 3, tmp_path / "again")

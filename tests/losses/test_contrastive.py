@@ -120,7 +120,7 @@ def test_two_processes_equal_one(start, tmp_path):
         torch.testing.assert_close(two[key], value, rtol=1e-10, atol=1e-12)
 
 
-def test_moved_images_keep_their_colours_and_depend_on_their_position_alone():
+def test_moved_images_keep_colours_and_depend_on_position_alone():
     images = torch.rand(8, 3, 16, 16) * 2 - 1
     whole = random_affine(images, Rng(0, 0, 8, 0, 8))
     assert torch.equal(random_affine(images[4:], Rng(0, 0, 8, 4, 4)), whole[4:])

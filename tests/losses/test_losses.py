@@ -51,7 +51,7 @@ def test_logit_normal_times_have_the_quantiles_of_the_density():
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
-def test_the_target_is_what_the_scheduler_says_and_a_perfect_network_has_no_loss(kind):
+def test_a_network_equal_to_the_target_has_no_loss(kind):
     scheduler, x0 = DDPMScheduler(prediction_type=kind), torch.rand(64, 1, 4, 4) * 2 - 1
     eps = draws().normal("noise", (1, 4, 4))
     t = sample_timesteps(draws(), 1000)
@@ -69,7 +69,7 @@ def test_a_network_that_predicts_no_noise_has_loss_one():
     assert abs(loss["loss"] - 1) < 0.05
 
 
-def test_min_snr_is_one_weight_of_the_clean_image_in_all_three_spaces():
+def test_min_snr_is_one_weight_of_the_clean_image_everywhere():
     t = torch.arange(0, 1000, 37)
     a = DDPMScheduler().alphas_cumprod[t].double()
     weights = {k: snr_weight(a, k, "min_snr", 5.0).double() for k in ("sample", "epsilon", "v_prediction")}
@@ -81,7 +81,7 @@ def test_min_snr_is_one_weight_of_the_clean_image_in_all_three_spaces():
     torch.testing.assert_close(weights["v_prediction"] * (snr + 1), weights["sample"], rtol=1e-6, atol=0)
 
 
-def test_labels_are_hidden_as_often_as_asked_for_and_else_unchanged():
+def test_labels_are_hidden_as_often_as_asked_for():
     labels = torch.randint(0, 10, (4000,))
     batch = {"x": torch.zeros(4000, 1, 1, 1), "labels": labels}
     for rate in (0.0, 0.25, 1.0):
@@ -92,7 +92,7 @@ def test_labels_are_hidden_as_often_as_asked_for_and_else_unchanged():
         assert abs(hidden.float().mean() - rate) < 0.03 and torch.equal(given[~hidden], labels[~hidden])
 
 
-def test_the_hybrid_loss_trains_means_by_the_simple_loss_and_variances_by_the_bound():
+def test_the_hybrid_loss_separates_means_and_variances():
     scheduler, x0 = DDPMScheduler(variance_type="learned_range"), torch.rand(16, 1, 4, 4) * 2 - 1
     prediction = torch.randn(16, 2, 4, 4, requires_grad=True)
     values = diffusion_loss(Fixed(lambda x, t: prediction), scheduler, {"x": x0}, draws(16))
@@ -103,7 +103,7 @@ def test_the_hybrid_loss_trains_means_by_the_simple_loss_and_variances_by_the_bo
     torch.testing.assert_close(values["loss"], values["simple"] + 1e-3 * 1000 * values["vlb"])
 
 
-def test_a_bound_term_is_the_kl_of_gaussians_and_zero_for_the_true_posterior():
+def test_a_bound_term_is_the_kl_and_zero_for_the_true_posterior():
     scheduler = DDPMScheduler(variance_type="fixed_small")
     x0 = torch.rand(3, 1, 2, 2, dtype=torch.float64) * 2 - 1
     eps, t, not_last = torch.randn_like(x0), torch.tensor([10, 500, 900]), torch.zeros(3, dtype=torch.bool)

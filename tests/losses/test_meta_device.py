@@ -166,7 +166,7 @@ CASES = [
     )),
     *(Case(f"autoencoder-{corruption}", lambda corruption=corruption, sparsity=sparsity: autoencoder_loss(
         on_meta(Autoencoder(sample_size=8, latent_dim=4, latent_activation="sigmoid")), batch(), rng(),
-        corruption=corruption, corruption_level=0.5, sparsity=sparsity, sparsity_weight=0.1,
+        corruption=corruption, corruption_strength=0.5, sparsity=sparsity, sparsity_weight=0.1,
     )) for corruption, sparsity in (("gaussian", "kl"), ("masking", "l1"))),
     Case("autoencoder-recurrent", lambda: autoencoder_loss(
         on_meta(RecurrentAutoencoder(3, 2, 4)),

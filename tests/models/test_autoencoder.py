@@ -102,7 +102,7 @@ def test_the_pyramid_halves_and_its_mirror_gives_the_shape_back(size, channels, 
     assert Decoder(5, channels, size, 2, "none", "relu", upsample)(features).shape == (2, 5, h, w)
 
 
-def test_every_pixel_gets_as_many_contributions_from_a_transposed_convolution():
+def test_a_transposed_convolution_reaches_every_pixel_as_often():
     up = Decoder(1, (1, 1), 16, norm="none", activation="none")
     for parameter in up.parameters():
         nn.init.constant_(parameter, 1.0 if parameter.ndim > 1 else 0.0)
@@ -127,7 +127,7 @@ def test_tied_weights_halve_the_parameters_and_stay_tied(tmp_path):
 
 
 @pytest.mark.parametrize("tie", [False, True])
-def test_layer_by_layer_moves_one_pair_at_a_time_and_each_layer_helps(digits, tie):
+def test_layer_by_layer_moves_one_pair_and_each_layer_helps(digits, tie):
     torch.manual_seed(0)
     network = Autoencoder(sample_size=8, latent_dim=4, hidden_sizes=(48, 24), tie_weights=tie)
     start = fit(network, digits, 1, 0.0)["reconstruction"]
@@ -145,7 +145,7 @@ def test_layer_by_layer_moves_one_pair_at_a_time_and_each_layer_helps(digits, ti
     assert fit(network, digits, 60)["reconstruction"] < greedy < 0.8 * start
 
 
-def test_a_recurrent_encoder_is_the_gru_of_torch_on_packed_sequences():
+def test_a_recurrent_encoder_is_the_gru_of_packed_sequences():
     network = RecurrentAutoencoder(3, 4, 8)
     gru = nn.GRU(3, 8, batch_first=True)
     for name, parameter in network.encoder_rnn.named_parameters():
@@ -193,10 +193,10 @@ def test_the_kl_to_a_target_activation_has_the_known_values():
     assert bernoulli_kl(0.1, torch.tensor([0.0, 1.0])).isfinite().all()
 
 
-def test_gaussian_corruption_has_its_level_and_the_target_is_clean():
+def test_gaussian_corruption_has_its_level_and_a_clean_target():
     x = torch.rand(500, 1, 8, 8) * 2 - 1
     network = Copy(torch.zeros(500, 2))
-    values = autoencoder_loss(network, {"x": x}, draws(500), corruption="gaussian", corruption_level=0.4)
+    values = autoencoder_loss(network, {"x": x}, draws(500), corruption="gaussian", corruption_strength=0.4)
     noise = network.seen - x
     assert abs(noise.std() - 0.4) < 0.01 and abs(noise.mean()) < 0.01
     # the copy of the noisy input is off by the noise: E ||eps||^2 = 64 sigma^2 per image, summed over pixels
@@ -252,7 +252,7 @@ def test_sparse_codes_come_near_the_target(digits):
 def test_a_denoiser_removes_noise_that_it_was_not_shown(digits):
     torch.manual_seed(0)
     network = Autoencoder(sample_size=8, latent_dim=24, hidden_sizes=(64,))
-    fit(network, digits[:500], 200, corruption="gaussian", corruption_level=0.6)
+    fit(network, digits[:500], 200, corruption="gaussian", corruption_strength=0.6)
     noisy = digits[500:] + 0.6 * torch.randn_like(digits[500:])
     pipe = AutoencoderPipeline(network)
     clean = pipe.denoise(noisy, output_type="latent")
@@ -272,7 +272,7 @@ def pipe(digits):
     return AutoencoderPipeline(network, prior=latentia.LatentMixture.fit(pipe.encode(digits), 3))
 
 
-def test_without_a_density_it_does_not_sample_and_says_how_to_fit_one(pipe):
+def test_without_a_density_sampling_is_refused_with_a_way_out(pipe):
     with pytest.raises(UsageError, match=r"LatentMixture\.fit\(pipe\.encode\(images\)"):
         AutoencoderPipeline(pipe.autoencoder)(batch_size=2)
 
@@ -375,7 +375,7 @@ def test_codes_longer_than_the_image_are_possible_on_purpose():
         (lambda: outer_layers(Autoencoder(block_out_channels=(8,)), 1), "Train jointly"),
         (
             lambda: corrupt(torch.zeros(2, 1, 4, 4), draws(2), "masking", 1.0),
-            r"corruption_level must be in \[0, 1\); got 1.0",
+            r"corruption_strength must be in \[0, 1\); got 1.0",
         ),
         (lambda: corrupt(torch.zeros(2, 1, 4, 4), draws(2), "gaussian", -1), "at least 0; got -1"),
         (lambda: corrupt(torch.zeros(2, 1, 4, 4), draws(2), "gausian", 1), 'Did you mean "gaussian"'),
@@ -412,13 +412,13 @@ def test_the_pipeline_refuses_what_it_cannot_do(pipe, digits):
 # ------------------------------------------------------------ the example
 
 
-def test_the_example_trains_layer_by_layer_resumes_and_leaves_a_pipeline(tmp_path, capsys):
+def test_the_example_trains_layer_by_layer_and_resumes(tmp_path, capsys):
     example = load_example("train_autoencoder")
     from latentia.runs.command_line import parse_arguments
 
     flags = f"""--dataset_name digits --hidden_sizes 16 --latent_dim 4 --layerwise_steps 2 --max_train_steps 3
         --train_batch_size 32 --eval_num_samples 20 --prior_samples 100 --prior_components 2 --validation_steps 2
-        --corruption masking --corruption_level 0.2 --output_dir {tmp_path}""".split()
+        --corruption masking --corruption_strength 0.2 --output_dir {tmp_path}""".split()
     args = parse_arguments(example.Arguments, flags, description="test", prog="train")
     assert example.main(args) == 0
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

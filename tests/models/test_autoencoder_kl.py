@@ -154,7 +154,7 @@ def test_with_squared_errors_it_is_the_elbo_of_gaussian_pixels(sigma):
         torch.testing.assert_close(values["loss"] * 64 / (2 * sigma**2), (-log_p + beta * kl).mean() - constant)
 
 
-def test_the_distance_is_nothing_between_equal_pictures_and_has_a_gradient_between_others():
+def test_the_distance_of_equal_images_is_zero_and_others_move():
     x, distance = pictures(), partial(perceptual_loss, model=load_extractor("digits").model)
     assert distance(x, x).abs().max() == 0
     grads = []
@@ -278,7 +278,7 @@ def test_the_critic_waits_and_then_plays(whole):
         assert [key in row for row in rows] == [False, False, True, True, True, True]
 
 
-def test_a_run_that_goes_on_is_bit_equal_before_and_after_the_critic_began(whole, tmp_path):
+def test_resuming_is_bit_equal_before_and_after_the_critic_began(whole, tmp_path):
     for step in (1, 4):
         folder = part_of(whole, step, tmp_path / str(step))
         run(folder)
@@ -535,7 +535,7 @@ def test_the_example_leaves_a_pipeline_and_goes_on(example, tmp_path, capsys, mo
         assert again.size == (8, 8)
 
 
-def test_evaluation_says_that_a_density_is_missing_and_works_with_one(example, tmp_path, capsys):
+def test_evaluation_needs_a_density_and_works_with_one(example, tmp_path, capsys):
     folder = tmp_path / "kl"
     assert example.main(arguments(example, folder, "--perceptual_weight", 0, "--adversarial_weight", 0)) == 0
     words = [folder, "--n", 40, "--output_dir", tmp_path / "report", "--metrics", "fd"]

@@ -60,7 +60,7 @@ def test_wrong_components_are_refused():
             clip_towers(train_tokenizer(["a"], 300), 16, **sizes)
 
 
-def test_saved_and_loaded_it_is_the_same_and_holds_a_text_encoder(tmp_path):
+def test_a_saved_pipeline_is_the_same_and_holds_a_text_encoder(tmp_path):
     pipe = pipeline()
     pipe.save_pretrained(tmp_path)
     found = latentia.DiffusionPipeline.from_pretrained(tmp_path)

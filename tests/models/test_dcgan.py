@@ -38,7 +38,7 @@ def test_pictures_of_every_size_and_colour(size, upsample):
         assert out.logits.shape == (2,) and out.class_logits is None
 
 
-def test_the_same_noise_gives_the_same_picture_whatever_its_neighbours():
+def test_the_same_noise_gives_the_same_image_in_every_batch():
     g, z = generator().eval(), torch.randn(4, 4)
     assert torch.equal(g(z).sample, g(z).sample) and torch.equal(g.decode(z), g(z).sample)
     torch.testing.assert_close(g(z[:1]).sample, g(z).sample[:1])
@@ -79,7 +79,7 @@ def test_without_norms_a_signal_keeps_its_size():
     ("kernel", "stride", "counts", "spread"),
     [(3, 2, {1, 2}, 1 / 3), (5, 2, {2, 3}, 1 / 5), (4, 2, {2}, 0), (6, 3, {2}, 0)],
 )
-def test_a_kernel_that_the_stride_divides_reaches_every_pixel_equally_often(kernel, stride, counts, spread):
+def test_a_kernel_that_the_stride_divides_is_even(kernel, stride, counts, spread):
     overlap = nn.functional.conv_transpose1d(torch.ones(1, 1, 40), torch.ones(1, 1, kernel), stride=stride)[0, 0]
     inner = overlap[12:-12] if len(overlap[12:-12]) % stride == 0 else overlap[12 : -12 - len(overlap) % stride]
     assert {*inner.int().tolist()} == counts
@@ -129,7 +129,7 @@ def test_spectral_norm_holds_the_largest_singular_value_at_one(network):
     assert all(torch.equal(value, before[key]) for key, value in d.state_dict().items())
 
 
-def test_the_gradient_through_spectral_norm_is_that_of_the_quotient():
+def test_the_gradient_of_spectral_norm_is_that_of_the_quotient():
     norm, weight = SpectralNorm(torch.randn(3, 5)).double().eval(), torch.randn(3, 5, dtype=torch.float64)
     for _ in range(200):
         norm.train()(weight)

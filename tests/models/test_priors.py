@@ -68,7 +68,7 @@ def test_the_scale_of_the_latents_does_not_matter(scale):
     torch.testing.assert_close(other.log_prob(z * scale), base.log_prob(z) - shift, rtol=1e-4, atol=1e-3)
 
 
-def test_samples_have_the_moments_and_the_shares_of_the_components():
+def test_samples_have_the_moments_and_shares_of_the_components():
     mixture = LatentMixture.fit(clusters(), num_components=2)
     z = mixture.sample(3000, generators(3000)).double()
     assert z.shape == (3000, 4)

@@ -69,7 +69,7 @@ def test_with_the_true_posterior_every_bound_is_log_p_of_x():
     assert abs(elbo_loss(vae, {"x": same}, draws(20_000))["nats"] + expected[0]) < 0.05
 
 
-def test_with_another_posterior_bounds_rise_with_k_from_the_elbo_towards_log_p():
+def test_bounds_rise_with_k_from_the_elbo_towards_log_p():
     vae, exact = linear_gaussian(offset=0.3)
     x = exact.sample((1,)).view(1, 1, 4, 4).clamp(-1, 1)
     top = exact.log_prob(x.flatten(1)).item()
@@ -83,7 +83,7 @@ def test_with_another_posterior_bounds_rise_with_k_from_the_elbo_towards_log_p()
     assert found[0] < top and abs(found[1] - top) < 0.03
 
 
-def test_the_bound_of_one_sample_is_the_elbo_in_the_levels_own_units():
+def test_the_bound_of_one_sample_is_the_elbo():
     vae, x = tall(), binary(5)
     noise = draws(5).normal("posterior", (1, 9)).double()
     out = vae(x, noise)
@@ -167,7 +167,7 @@ def test_the_doubly_reparameterised_gradient_is_its_formula():
     )
 
 
-def test_both_gradients_agree_on_average_and_the_second_varies_less():
+def test_both_gradients_agree_and_the_second_varies_less():
     vae, n = linear_gaussian(offset=0.4)[0], 200
     x = torch.full((50, 1, 4, 4), 0.2, **DOUBLE)
 
@@ -184,7 +184,7 @@ def test_both_gradients_agree_on_average_and_the_second_varies_less():
     torch.testing.assert_close(standard[:, 8:], double[:, 8:])  # the prior's is the bound's own
 
 
-def test_at_the_true_posterior_the_doubly_reparameterised_encoder_is_at_rest_without_noise():
+def test_doubly_reparameterised_rests_at_the_true_posterior():
     vae, exact = linear_gaussian()
     x = exact.sample((6,)).view(6, 1, 4, 4).clamp(-1, 1)
     for gradient, rests in (("doubly_reparameterised", True), ("standard", False)):
@@ -269,7 +269,7 @@ def example():
     return load_example("train_vae")
 
 
-def test_every_word_of_the_pipeline_means_what_it_means_for_one_level(tmp_path):
+def test_every_word_means_the_same_as_for_one_level(tmp_path):
     pipe, x = VAEPipeline(tall().float().eval()), pictures(3).float()
     codes = pipe.encode(x)
     assert codes.shape == (3, 9)

@@ -44,7 +44,7 @@ def test_the_kl_has_its_known_values(mean, std, nats):
     assert abs(kl.item() - nats) < 1e-5
 
 
-def test_the_kl_is_that_of_torch_and_has_no_rounding_where_it_vanishes():
+def test_the_kl_is_that_of_torch_without_rounding_near_zero():
     mean, log_variance = torch.randn(100, **DOUBLE), torch.randn(100, **DOUBLE)
     expected = kl_divergence(Normal(mean, (0.5 * log_variance).exp()), Normal(0.0, 1.0))
     torch.testing.assert_close(gaussian_kl(mean, log_variance), expected)
@@ -53,7 +53,7 @@ def test_the_kl_is_that_of_torch_and_has_no_rounding_where_it_vanishes():
 
 
 @pytest.mark.parametrize("phi, value, slope", [(0.5, 2.7659334, 5.7281641), (-0.1, 0.8180677, None)])
-def test_a_reparameterised_sample_has_the_exact_expectation_and_gradient(phi, value, slope):
+def test_a_reparameterised_sample_has_the_exact_gradient(phi, value, slope):
     # E[x^2 + sin x], x ~ N(phi^3, e^(2 phi)), the noise being the nodes of a Gauss-Hermite rule.
     nodes, weights = (torch.from_numpy(a) for a in hermegauss(60))
     phi = torch.tensor(phi, **DOUBLE, requires_grad=True)
@@ -65,7 +65,7 @@ def test_a_reparameterised_sample_has_the_exact_expectation_and_gradient(phi, va
         assert abs(found.item() - slope) < 1e-6
 
 
-def test_the_reparameterised_gradient_varies_less_than_the_score_functions():
+def test_the_reparameterised_gradient_varies_less():
     eps, mean = torch.randn(20_000, **DOUBLE), torch.zeros(20_000, **DOUBLE, requires_grad=True)
     x = reparameterize(mean, torch.zeros(20_000, **DOUBLE), eps)
     (path,) = torch.autograd.grad((x.square() + x.sin()).sum(), mean)
@@ -73,7 +73,7 @@ def test_the_reparameterised_gradient_varies_less_than_the_score_functions():
     assert abs(path.mean() - score.mean()) < 0.1 and path.var() < 0.5 * score.var()
 
 
-def test_bernoulli_pictures_are_torchs_and_their_probabilities_add_to_one():
+def test_bernoulli_is_that_of_torch_and_adds_to_one():
     logits = torch.randn(1, 1, 2, 2, **DOUBLE)
     every = torch.tensor([[i >> k & 1 for k in range(4)] for i in range(16)]).double().view(16, 1, 2, 2)
     found = log_likelihood("bernoulli", 2 * every - 1, logits.expand(16, -1, -1, -1))
@@ -89,7 +89,7 @@ def test_gaussian_pictures_are_torchs_for_one_or_several_samples():
 
 @pytest.mark.parametrize("log_scale", [-7.0, -3.0, 0.0, 3.0])
 @pytest.mark.parametrize("mean", [-1.4, -1.0, 0.013, 0.9])
-def test_the_256_levels_have_probability_one_and_the_right_one_each(mean, log_scale):
+def test_the_256_levels_have_the_right_probabilities(mean, log_scale):
     levels = torch.arange(256, **DOUBLE).div(127.5).sub(1).view(256, 1, 1, 1)
     location = torch.full((256, 1, 1, 1), mean, **DOUBLE, requires_grad=True)
     scale = torch.tensor(log_scale, **DOUBLE, requires_grad=True)
@@ -119,7 +119,7 @@ def test_with_the_true_posterior_every_bound_is_log_p_of_x():
     assert abs(values["nats"] + exact.log_prob(x[:1].flatten(1)).item()) < 0.03
 
 
-def test_with_another_posterior_bounds_rise_with_k_from_the_elbo_towards_log_p():
+def test_bounds_rise_with_k_from_the_elbo_towards_log_p():
     vae, exact = linear_gaussian(offset=0.7)
     x = torch.zeros(4000, 1, 4, 4, **DOUBLE)
     batch, top = {"x": x}, exact.log_prob(x[0].flatten()).item()
@@ -162,7 +162,7 @@ def test_below_the_floor_of_free_bits_the_loss_is_flat_in_the_kl():
     )
 
 
-def test_capacity_pulls_the_kl_of_each_picture_to_it_from_both_sides():
+def test_capacity_pulls_the_kl_of_each_image_from_both_sides():
     vae, batch = tiny(), {"x": binary(5)}
     kl = gaussian_kl(*vae.encode(batch["x"])).sum(1).detach()
     values = elbo_loss(vae, batch, draws(5), capacity=kl.median().item(), capacity_weight=3.0)
@@ -198,7 +198,7 @@ def test_the_weight_on_a_mean_squared_error_is_this_beta():
     assert beta_of_mse_weight(weight, 16, math.sqrt(weight * 16 / 2)) == pytest.approx(1)
 
 
-def test_a_learned_variance_is_at_rest_where_it_is_the_mean_squared_error():
+def test_a_learned_variance_rests_at_the_mean_squared_error():
     vae, x = tiny(likelihood="gaussian"), pictures(7)
     out = vae(x, draws(7).normal("posterior", (3,)).double())
     error = (out.reconstruction - x).square().mean().detach()
@@ -257,7 +257,7 @@ def test_the_doubly_reparameterised_gradient_is_its_formula():
     assert encoder and not torch.allclose(found["posterior.weight"], other["posterior.weight"])
 
 
-def test_both_gradients_agree_on_average_and_the_second_varies_less():
+def test_both_gradients_agree_and_the_second_varies_less():
     vae, n = linear_gaussian(offset=0.4)[0], 200
     x = torch.full((50, 1, 4, 4), 0.2, **DOUBLE)
 
@@ -270,7 +270,7 @@ def test_both_gradients_agree_on_average_and_the_second_varies_less():
     assert (double.var(0) < 0.7 * standard.var(0)).all()
 
 
-def test_at_the_true_posterior_the_doubly_reparameterised_encoder_is_at_rest_without_noise():
+def test_doubly_reparameterised_rests_at_the_true_posterior():
     vae, exact = linear_gaussian()
     x = exact.sample((6,)).view(6, 1, 4, 4).clamp(-1, 1)
     for gradient, rests in (("doubly_reparameterised", True), ("standard", False)):
@@ -312,7 +312,7 @@ def test_encoder_and_decoder_are_both_told_the_label():
     assert not torch.allclose(vae.decode(z, a), vae.decode(z, b))
 
 
-def test_grey_pixels_are_binarised_anew_and_with_their_probability():
+def test_grey_pixels_are_binarised_with_their_probability():
     seen = []
 
     class Recorder(VAE):
@@ -427,7 +427,7 @@ def test_traversals_move_one_dimension_a_row():
     assert rows.shape == (2, 5, 1, 4, 4) and pipe.traversals(x).size == (9 * 4, 3 * 4)
 
 
-def test_the_manifold_lies_at_the_quantiles_x_to_the_right_and_y_upwards():
+def test_the_manifold_lies_at_the_quantiles():
     pipe = pipe_of(latent_dim=2)
     rows = pipe.manifold(4, output_type="latent")
     at = Normal(0.0, 1.0).icdf(torch.tensor([1 / 8, 3 / 8, 5 / 8, 7 / 8]))
@@ -446,7 +446,7 @@ def test_an_attribute_is_the_difference_of_mean_codes():
     torch.testing.assert_close(moved, pipe.decode(pipe.encode(lacking) + 2 * vector, output_type="latent"))
 
 
-def test_the_likelihood_of_a_pipeline_is_exact_where_the_posterior_is():
+def test_the_likelihood_is_exact_where_the_posterior_is():
     vae, exact = linear_gaussian()
     pipe = VAEPipeline(vae)
     x = exact.sample((3,)).view(3, 1, 4, 4).clamp(-1, 1)
@@ -459,7 +459,7 @@ def test_the_likelihood_of_a_pipeline_is_exact_where_the_posterior_is():
     assert bounds[0] < bounds[1] < expected.mean() and expected.mean() - bounds[1] < 0.1
 
 
-def test_without_a_label_the_likelihood_is_the_mean_over_the_classes():
+def test_without_a_label_the_likelihood_is_the_mean_over_classes():
     pipe, x = VAEPipeline(tiny(num_class_embeds=2, likelihood="gaussian").eval()), pictures(2)
     found = pipe.log_likelihood(x, samples=3, generator=[seeded(5), seeded(6)])
     generators = [seeded(5), seeded(6)]
@@ -468,7 +468,7 @@ def test_without_a_label_the_likelihood_is_the_mean_over_the_classes():
     assert "binarisation" in str(pipe_of().likelihood)
 
 
-def test_a_fitted_prior_is_drawn_from_counted_in_the_likelihood_and_saved(tmp_path):
+def test_a_fitted_prior_is_sampled_counted_and_saved(tmp_path):
     pipe = pipe_of()
     codes = torch.randn(200, 3) * 0.1 + 4
     full = VAEPipeline(pipe.vae, prior=LatentMixture.fit(codes, num_components=1), label_names=None)

@@ -73,7 +73,7 @@ def constant(network, scores):
 # ------------------------------------------------------------ the sequence
 
 
-def test_codes_classes_and_texts_are_disjoint_ranges_of_one_vocabulary():
+def test_codes_classes_and_texts_are_disjoint_ranges():
     words = tokenizer()
     network = transformer(tokenizer=words)
     prefix = code_prefix(K, text_tokens(words, ["a red heart", ""]), 2)
@@ -163,7 +163,7 @@ def test_what_has_no_probability_is_not_drawn_at_either_end():
     assert inverse_cdf(scores, least).item() == 1 and inverse_cdf(scores, most).item() == 2
 
 
-def test_samples_have_the_probabilities_of_the_network_and_the_options_reach_them():
+def test_samples_have_the_probabilities_of_the_network():
     pipe = plain()
     p = torch.tensor([0.5, 0.3, 0.1, *[0.1 / 9] * 9])
     constant(pipe.transformer, torch.cat([p.log(), torch.zeros(1)]))
@@ -199,7 +199,7 @@ def test_probabilities_of_all_pictures_sum_to_one():
         assert total == pytest.approx(1, abs=1e-5)
 
 
-def test_the_likelihood_is_that_of_the_codes_given_what_is_asked_for():
+def test_the_likelihood_is_that_of_the_codes_given_the_condition():
     pipe, images = texts(), torch.rand(3, 1, 8, 8, generator=seeded(0)) * 2 - 1
     prompts = ASKED[texts]["prompt"]
     nats = pipe.log_likelihood(images, prompt=prompts)
@@ -360,7 +360,7 @@ def run(example, folder, network, *argv, data="digits"):
     ],
     ids=["plain", "classes", "captions"],
 )
-def test_the_example_goes_on_bit_equal_and_leaves_a_whole_pipeline(example, tmp_path, capsys, data, flags):
+def test_the_example_resumes_bit_equal_and_leaves_a_pipeline(example, tmp_path, capsys, data, flags):
     network = saved_vqvae(tmp_path / "vqvae", data)
     straight, broken, moved = tmp_path / "straight", tmp_path / "broken", tmp_path / "moved"
     assert run(example, straight, network, *flags, "--max_train_steps", 4, data=data) == 0

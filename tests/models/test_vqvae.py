@@ -73,7 +73,7 @@ def test_the_decoder_sees_the_quantised_latents_to_the_last_bit(make):
     torch.testing.assert_close(vqvae.decode(vqvae.lookup(out.codes)), out.reconstruction)
 
 
-def test_the_gradient_of_the_encoder_is_that_of_the_decoder_input():
+def test_the_encoder_gets_the_gradient_of_the_decoder_input():
     vqvae, seen = network(), []
     vqvae.post_quant_conv.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     vqvae.post_quant_conv.register_full_backward_hook(lambda module, into, out: seen.append(into[0]))
@@ -83,7 +83,7 @@ def test_the_gradient_of_the_encoder_is_that_of_the_decoder_input():
     assert torch.equal(out.latents.grad, seen[1]) and out.latents.grad.abs().sum() > 0
 
 
-def test_the_gradient_of_scalar_quantisation_is_that_of_the_squeezed_latent():
+def test_scalar_quantisation_has_the_gradient_of_the_squeezed():
     vqvae, seen = fsq(), []
     vqvae.post_quant_conv.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     vqvae.post_quant_conv.register_full_backward_hook(lambda module, into, out: seen.append(into[0]))
@@ -140,7 +140,7 @@ def test_the_loss_closed_form(update):
     assert all(gradients.values()) and ("quantize.codebook" in gradients) == (update == "gradient")
 
 
-def test_commitment_moves_the_encoder_and_the_codebook_loss_the_codebook():
+def test_commitment_moves_the_encoder_the_other_the_codebook():
     vqvae, x = network(codebook_update="gradient"), pictures()
     loss = {}
     for beta in (0.0, 1.0):
@@ -508,5 +508,5 @@ def test_the_example_leaves_a_pipeline_and_goes_on(example, tmp_path, capsys, fl
 
 
 def test_flags_that_the_network_cannot_heed(example, tmp_path):
-    with pytest.raises(UsageError, match="--gradient_checkpointing must be left out"):
+    with pytest.raises(UsageError, match="gradient_checkpointing must be left out"):
         example.main(arguments(example, tmp_path, "--gradient_checkpointing"))

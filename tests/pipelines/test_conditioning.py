@@ -184,7 +184,7 @@ def test_what_is_kept_draws_what_is_new_to_itself():
     ids=lambda s: f"{type(s).__module__.split('.')[0]}-{type(s).__name__}-{s.config.get('prediction_type')}",
 )  # fmt: skip
 @pytest.mark.parametrize("factor", [2, 4])
-def test_blocks_of_a_sharpened_picture_have_the_means_that_were_given(scheduler, factor):
+def test_blocks_of_a_sharpened_image_have_the_given_means(scheduler, factor):
     pipe = pixel_pipeline(scheduler)
     small = torch.rand(3, 1, 16 // factor, 16 // factor, generator=seeded(2)) * 1.6 - 0.8
     x = pipe(low_resolution=small, num_inference_steps=4, generator=seeded(0), output_type="latent").images

@@ -80,7 +80,7 @@ def test_a_picture_does_not_depend_on_its_batch(pipe):
     assert many.std(0).max() > 0.05
 
 
-def test_sampling_is_in_evaluation_mode_and_leaves_the_mode_alone(pipe):
+def test_sampling_is_in_evaluation_mode_and_restores_the_mode(pipe):
     first = pipe(2, generator=seeded(0), output_type="latent").images
     pipe.generator.train()
     assert torch.equal(pipe(2, generator=seeded(0), output_type="latent").images, first) and pipe.generator.training
@@ -142,7 +142,7 @@ def test_pictures_of_the_generator_are_found_again(pipe):
     assert pipe.encode(x).requires_grad is False and all(p.grad is None for p in pipe.generator.parameters())
 
 
-def test_encoding_does_not_depend_on_the_batch_and_more_starts_are_better(pipe):
+def test_encoding_ignores_the_batch_and_more_starts_are_better(pipe):
     x = torch.rand(20, 1, 8, 8, generator=seeded(0)) * 2 - 1
     many = pipe.encode(x, steps=5)
     assert torch.equal(pipe.encode(x[:2], steps=5), many[:2]) and torch.equal(pipe.encode(x, steps=5), many)
@@ -150,7 +150,7 @@ def test_encoding_does_not_depend_on_the_batch_and_more_starts_are_better(pipe):
     assert (more <= few + 1e-5).all() and more.mean() < few.mean()
 
 
-def test_interpolation_stays_on_the_sphere_and_ends_where_it_should(pipe):
+def test_interpolation_stays_on_the_sphere_and_hits_its_ends(pipe):
     a, b = torch.randn(2, 6, generator=seeded(0))
     a, b = a / a.norm(), b / b.norm()
     seen = []
@@ -192,7 +192,7 @@ def test_rejection_makes_the_density_that_the_logits_say():
     assert rejection_sample(draw, [seeded(i) for i in range(300)], percentile=0.95).mean() > kept.mean() + 0.03
 
 
-def test_a_discriminator_that_was_shown_groups_judges_pictures_alone_afterwards(pipe):
+def test_a_packed_discriminator_judges_single_images_afterwards(pipe):
     d = discriminator(minibatch_std=4).train()
     x = pipe(16, generator=seeded(0), output_type="latent").images
     for _ in range(60):
@@ -252,7 +252,7 @@ def digits():
     return load_images("digits").images.float() / 127.5 - 1
 
 
-def test_samples_of_the_data_are_healthy_and_few_pictures_are_a_collapse(digits):
+def test_samples_of_the_data_are_healthy_and_few_are_a_collapse(digits):
     monitor = SampleMonitor(digits[:256])
     values, found = monitor.check(digits[300:556])
     assert not found and abs(values["diversity"] - 1) < 0.05 and values["distance"] < 0.02
@@ -364,7 +364,7 @@ def test_gradients_that_explode_are_named(tmp_path):
     assert "exploding gradients" in named
 
 
-def test_a_discriminator_that_learns_nothing_lets_the_generator_win(tmp_path):
+def test_a_discriminator_without_learning_lets_the_other_win(tmp_path):
     named = plane_run(tmp_path, 100, rates=(2e-3, 0.0), objective="non_saturating", r1=0, r2=0)
     assert "discriminator too weak" in named or "mode collapse" in named
 
@@ -584,7 +584,7 @@ def test_training_in_the_plane_is_animated(tmp_path, capsys, flags):
         (["--n_critic", 0], "--n_critic must be at least 1; got 0"),
         (["--regularise_every", 0], "--regularise_every must be at least 1"),
         (["--pack", 3], "--pack must divide --train_batch_size 8; got 3"),
-        (["--minibatch_std", 3], "--minibatch_std must divide the 8 judgements of a batch"),
+        (["--minibatch_std", 3], "--minibatch_std must divide the 8 logits of a batch"),
         (["--minibatch_std", 1], "--minibatch_std must be 0, or at least 2 images; got 1"),
         (["--replay", 7], "--replay must be 0, or at least the global batch of 8; got 7"),
         (["--caption"], "--caption needs captions, and this data set has none"),
@@ -604,7 +604,7 @@ def test_flags_that_make_no_sense(tmp_path, argv, text):
 
 
 def test_classes_need_labels(tmp_path):
-    with pytest.raises(UsageError, match="--class_conditional needs labels"):
+    with pytest.raises(UsageError, match="class_conditional needs labels"):
         run(tmp_path, "--class_conditional", "--label_column", "", source="emoji")
 
 

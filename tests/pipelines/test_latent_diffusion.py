@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -68,7 +66,7 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_batch(scheduler):
 
 
 @pytest.mark.parametrize("vae", AUTOENCODERS)
-def test_any_autoencoder_and_the_shift_and_scaling_of_its_configuration(vae):
+def test_any_autoencoder_with_its_shift_and_scaling(vae):
     pipe = pipeline(vae)
     images = torch.rand(3, 1, 16, 16, generator=seeded(0)) * 2 - 1
     mean, std = autoencoders.posterior(pipe.vae, images)
@@ -99,21 +97,7 @@ def test_the_network_of_diffusers_runs_too_but_cannot_be_guided():
         pipe(2, class_labels=[0, 2], num_inference_steps=2, guidance_scale=2.0)
 
 
-FRESH = """
-import sys, torch
-import latentia
-torch.set_num_threads(1)
-for folder in sys.argv[1:]:
-    pipe = latentia.DiffusionPipeline.from_pretrained(folder)
-    pipe.set_progress_bar_config(disable=True)
-    asked = dict(class_labels="owl", num_inference_steps=3, guidance_scale=2.0, output_type="pt")
-    images = pipe(2, generator=torch.Generator().manual_seed(3), **asked).images
-    print(type(pipe).__name__, type(pipe.vae).__name__, images.sum().item().hex())
-"""
-
-
-def test_it_saves_and_loads_in_this_and_in_a_fresh_interpreter(tmp_path):
-    said = []
+def test_it_saves_and_loads_with_its_class_names(tmp_path):
     for vae, scheduler in [(kl, DDIMScheduler(**COSINE)), (vqvae, FLOW(shift=2.0))]:
         pipe = pipeline(vae, classes=3, scheduler=scheduler, names=["cat", "dog", "owl"])
         asked = {"class_labels": "owl", "num_inference_steps": 3, "guidance_scale": 2.0, "output_type": "pt"}
@@ -124,12 +108,8 @@ def test_it_saves_and_loads_in_this_and_in_a_fresh_interpreter(tmp_path):
         assert type(again) is LatentDiffusionPipeline and type(again.vae) is type(pipe.vae)
         found = again(2, generator=seeded(3), **asked).images
         torch.testing.assert_close(found, expected)  # not to the last bit: loaded weights lie elsewhere in memory
-        said.append(f"LatentDiffusionPipeline {type(pipe.vae).__name__} {found.sum().item().hex()}")
         again.save_pretrained(tmp_path / "twice")
         assert not [p for p in (tmp_path / "twice").rglob("*.json") if str(tmp_path) in p.read_text()]
-    command = [sys.executable, "-W", "ignore", "-c", FRESH, tmp_path / "kl", tmp_path / "vqvae"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.stdout.splitlines() == said, done.stderr
 
 
 def test_schedulers_can_be_swapped_and_agree_on_a_fine_grid():
@@ -169,7 +149,7 @@ class GaussianVelocity(torch.nn.Module):
 
 
 @pytest.mark.parametrize("scheduler", [DDIMScheduler(**COSINE), FLOW()], ids=["ddim", "flow"])
-def test_an_exact_network_makes_the_gaussian_and_its_inversion_finds_the_noise(scheduler):
+def test_an_exact_network_makes_the_gaussian_and_is_inverted(scheduler):
     pipe = pipeline(lambda: kl().double(), scheduler=scheduler)
     pipe.unet = GaussianVelocity(scheduler)
     noise = torch.randn(8, 4, 8, 8, generator=seeded(0), dtype=torch.float64)
@@ -189,7 +169,7 @@ def test_an_exact_network_makes_the_gaussian_and_its_inversion_finds_the_noise(s
 
 
 @pytest.mark.parametrize("density", ["uniform", "logit_normal"])
-def test_the_flow_objective_of_the_exact_velocity_is_its_closed_form(density):
+def test_the_flow_loss_of_the_exact_velocity_is_its_closed_form(density):
     """Of x_t the velocity is known up to the variance s^2 / ((1 - t)^2 s^2 + t^2), and nothing is better."""
     network, s = GaussianVelocity(FLOW()), 0.4
     rng = Rng(0, 0, 4000, 0, 4000)
@@ -213,7 +193,7 @@ def test_the_flow_objective_of_the_exact_velocity_is_its_closed_form(density):
             setattr(network, name, before)
 
 
-def test_the_flow_objective_hides_labels_and_moves_only_the_network():
+def test_the_flow_loss_hides_labels_and_moves_only_the_network():
     network, seen = unet(classes=3).train(), []
     network.register_forward_pre_hook(lambda module, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
     batch = {"x": torch.randn(400, 4, 8, 8), "labels": torch.arange(400) % 3}
@@ -291,7 +271,7 @@ def test_cached_latents_are_those_of_the_batches_of_pictures(tmp_path, flip):
     torch.testing.assert_close(plain, autoencoders.posterior(quantised, same["x"])[0])
 
 
-def test_cached_latents_are_computed_once_and_never_taken_for_those_of_another(tmp_path):
+def test_cached_latents_are_computed_once_for_each_autoencoder(tmp_path):
     calls = []
 
     def encode(vae, images):
@@ -383,7 +363,7 @@ def run(example, autoencoder, folder, *argv):
     ],
     ids=["classes", "flow"],
 )
-def test_the_example_goes_on_bit_equal_and_leaves_a_whole_pipeline(example, autoencoder, tmp_path, capsys, flags):
+def test_the_example_resumes_bit_equal_and_leaves_a_pipeline(example, autoencoder, tmp_path, capsys, flags):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     assert run(example, autoencoder, straight, *flags, "--max_train_steps", 6) == 0
     assert run(example, autoencoder / "vae", broken, *flags, "--max_train_steps", 3) == 0
@@ -411,9 +391,7 @@ def test_the_example_goes_on_bit_equal_and_leaves_a_whole_pipeline(example, auto
     assert not private
 
 
-def test_a_run_does_not_go_on_with_another_autoencoder_and_flags_that_contradict_are_refused(
-    example, autoencoder, tmp_path
-):
+def test_another_autoencoder_and_contradicting_flags_are_refused(example, autoencoder, tmp_path):
     run(example, autoencoder, tmp_path / "run", "--max_train_steps", 2)
     other = tmp_path / "other"
     vae = kl(sample_size=8)
@@ -430,7 +408,7 @@ def test_a_run_does_not_go_on_with_another_autoencoder_and_flags_that_contradict
         ("loss_weighting must be none", ("--prediction_type", "flow", "--loss_weighting", "min_snr"), UsageError),
         ("must hold an autoencoder", ("--autoencoder", nothing), UsageError),
         ("must have 1 channels.*got 3", ("--dataset_name", "emoji", "--resolution", "8"), UsageError),
-        (r"--resolution must.*\(1, 9, 9\).*\(1, 8, 8\)", ("--resolution", "9"), UsageError),
+        (r"resolution must.*\(1, 9, 9\).*\(1, 8, 8\)", ("--resolution", "9"), UsageError),
         ("StreamedImages.*without streaming", ("--streaming", "--max_train_steps", 2), UsageError),
     ]:
         with pytest.raises(kind, match=words):

@@ -55,7 +55,7 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_batch(scheduler):
     assert pixels(pipe(2, num_inference_steps=4, generator=seeded(8)).images) != many[:2]
 
 
-def test_images_do_not_depend_on_the_batch_with_classes_and_guidance(class_pipe):
+def test_images_ignore_the_batch_with_classes_and_guidance(class_pipe):
     def sample(labels):
         return pixels(
             class_pipe(
@@ -67,7 +67,7 @@ def test_images_do_not_depend_on_the_batch_with_classes_and_guidance(class_pipe)
     assert sample([0, 1, 2, 1])[:2] == sample([0, 1])
 
 
-def test_any_other_network_of_diffusers_runs_in_ours_and_ours_in_its(pipe):
+def test_networks_of_diffusers_run_in_ours_and_ours_in_its(pipe):
     theirs = diffusers.UNet2DModel(
         sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 16), norm_num_groups=4,
         down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
@@ -182,7 +182,7 @@ def gaussian_pipe():
     return pipe
 
 
-def test_encode_then_decode_returns_the_images_with_an_exact_network():
+def test_encode_then_decode_is_exact_with_an_exact_network():
     pipe = gaussian_pipe()
     x = (0.3 + 0.4 * torch.randn(16, 1, 8, 8, generator=seeded(0), dtype=torch.float64)).clamp(-1, 1)
     z = pipe.encode(x, num_inference_steps=50, refinements=3)
@@ -202,14 +202,14 @@ def test_interpolation_starts_and_ends_at_the_images():
     torch.testing.assert_close(path[-1:], b, atol=0.02, rtol=0)
 
 
-def test_the_bound_of_an_exact_network_is_the_entropy_of_the_data():
+def test_the_bound_of_an_exact_network_is_the_entropy():
     pipe = gaussian_pipe()
     pipe.scheduler = pipe.unet.scheduler = DDIMScheduler(
         beta_schedule="linear", prediction_type="v_prediction", clip_sample=False
     )
     x = 0.3 + 0.2 * torch.randn(20, 1, 8, 8, generator=seeded(0), dtype=torch.float64)
     pipe.unet.std = 0.2
-    x = ((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1  # 256 levels
+    x = ((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1  # 256 bins
     nats = -pipe.log_likelihood(x, generator=seeded(1)).mean() / 64
     entropy = 0.5 * math.log(2 * math.pi * math.e * 0.2**2) - math.log(2 / 255)
     assert entropy * 0.98 < nats < entropy * 1.04
@@ -217,7 +217,7 @@ def test_the_bound_of_an_exact_network_is_the_entropy_of_the_data():
     assert -pipe.log_likelihood(x, generator=seeded(1)).mean() / 64 > nats + 0.05
 
 
-def test_a_network_with_learned_variance_samples_under_any_scheduler_and_has_a_bound():
+def test_learned_variance_has_a_bound_under_any_scheduler():
     torch.manual_seed(0)
     network = perturbed(
         UNet2D(sample_size=8, in_channels=1, out_channels=2, block_out_channels=(8,), attention_head_dim=8)

@@ -1,8 +1,6 @@
 """Texts to images: Stable Diffusion's parts, any scheduler, guidance, swaps, the example, and colours asked for."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import diffusers
@@ -37,16 +35,16 @@ def test_a_picture_does_not_depend_on_its_batch(scheduler, latent):
     def sample(n):
         return pixels(pipe([WORDS[i % 4] for i in range(n)], generator=seeded(7), **asked).images)
 
-    many = sample(35)
-    assert len(set(many)) == 35
-    for n in (1, 2, 33):
+    many = sample(11)  # chunks of 8
+    assert len(set(many)) == 11
+    for n in (1, 9):
         assert sample(n) == many[:n]
     repeated = pipe(WORDS[:2], num_images_per_prompt=2, generator=[seeded(i) for i in range(4)], **asked).images
     single = pipe([WORDS[0], WORDS[0], WORDS[1], WORDS[1]], generator=[seeded(i) for i in range(4)], **asked).images
     assert pixels(repeated) == pixels(single)
 
 
-def test_the_text_matters_and_guidance_exaggerates_it():
+def test_the_text_matters_and_guidance_exaggerates_it(real_chunks):
     pipe, z = text_pipeline(), torch.randn(1, 4, 8, 8, generator=seeded(0))
 
     def drawn(prompt, **options):
@@ -61,7 +59,7 @@ def test_the_text_matters_and_guidance_exaggerates_it():
     torch.testing.assert_close(drawn(WORDS[0], guidance_scale=3.0, negative_prompt=WORDS[0]), red, atol=1e-4, rtol=1e-3)
 
 
-def test_guidance_is_the_formula_and_rescaling_gives_the_spread_back():
+def test_guidance_is_the_formula_and_rescaling_keeps_the_spread():
     network, x = unet(3, 16, width=32), torch.randn(3, 3, 16, 16, generator=seeded(0))
     told, nothing = (
         {"encoder_hidden_states": torch.randn(3, 5, 32, generator=seeded(k)),
@@ -116,24 +114,6 @@ def test_each_part_is_swapped_alone():
     assert torch.equal(seen[1], seen[3]) and pixels(first) != pixels(second)  # the decoder leaves latents alone
     words = quiet(TextToImagePipeline(*texts(seed=3), pipe.unet, pipe.scheduler, pipe.vae))
     assert pixels(words(WORDS[0], generator=seeded(0), num_inference_steps=2).images) != pixels(first)
-
-
-@pytest.mark.parametrize("latent", [True, False], ids=["latents", "pixels"])
-def test_save_and_load_in_a_new_process(tmp_path, latent):
-    pipe = text_pipeline(latent, unconditional=False)
-    pipe.save_pretrained(tmp_path / "saved")
-    here = pixels(pipe(WORDS[:2], generator=seeded(0), num_inference_steps=2).images)
-    code = f"""
-import torch, latentia, numpy as np
-pipe = latentia.DiffusionPipeline.from_pretrained({str(tmp_path / "saved")!r})
-assert type(pipe) is latentia.TextToImagePipeline and pipe.config.unconditional is False
-assert (pipe.vae is None) == {not latent}
-pipe.set_progress_bar_config(disable=True)
-images = pipe({WORDS[:2]!r}, generator=torch.Generator().manual_seed(0), num_inference_steps=2).images
-print([np.asarray(image).tobytes().hex() for image in images] == {[p.hex() for p in here]!r})
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
-    assert done.stdout.strip() == "True", done.stderr[-2000:]
 
 
 def test_from_the_hub(tmp_path, monkeypatch):
@@ -268,7 +248,7 @@ def run(folder, encoder, *argv):
 
 
 @pytest.mark.parametrize("kind", ["latents", "pixels", "flow"])
-def test_the_example_goes_on_bit_equal_and_leaves_a_whole_pipeline(tmp_path, encoder, autoencoder, kind):
+def test_the_example_resumes_bit_equal_and_leaves_a_pipeline(tmp_path, encoder, autoencoder, kind):
     flags = ["--patch_size", 2] if kind == "pixels" else ["--autoencoder", autoencoder]
     flags += ["--prediction_type", "flow"] if kind == "flow" else ["--loss_weighting", "min_snr"]
     assert run(tmp_path / "whole", encoder, *flags) == 0
@@ -291,7 +271,7 @@ def test_the_example_goes_on_bit_equal_and_leaves_a_whole_pipeline(tmp_path, enc
         (["--caption_dropout", 1], r"--caption_dropout must be in \[0, 1\); got 1"),
         (["--caption_dropout", 0], "--guidance_scale must be 1 with --caption_dropout 0"),
         (["--autoencoder", "x", "--patch_size", 2], "--patch_size must be 1 with --autoencoder"),
-        (["--prediction_type", "flow", "--loss_weighting", "min_snr"], "--loss_weighting must be none"),
+        (["--prediction_type", "flow", "--loss_weighting", "min_snr"], "loss_weighting must be none"),
     ],
 )
 def test_flags_that_make_no_sense(tmp_path, encoder, flags, text):
@@ -355,7 +335,7 @@ def test_calls_that_make_no_sense(call, text):
         ("scheduler", lambda: unet(width=32), "scheduler must be one of"),
     ],
 )
-def test_a_part_that_was_swapped_for_one_that_does_not_fit_is_named(part, other, text):
+def test_a_swapped_part_that_does_not_fit_is_named(part, other, text):
     pipe = text_pipeline()
     setattr(pipe, part, other())
     for call in (
@@ -424,7 +404,7 @@ def test_json_of_the_index_names_classes_that_others_know(tmp_path):
 READY = Path(__file__).parents[2] / "pretrained" / "emoji"
 
 
-def test_the_ready_pipeline_draws_in_the_colour_that_is_asked_for():
+def test_the_ready_pipeline_draws_in_the_colour_asked_for():
     """The emoji that the repository ships, 8 MB in half precision, loaded without a network."""
     from latentia.data import load_images
 

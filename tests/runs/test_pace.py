@@ -64,7 +64,7 @@ def test_scripts_of_several_parts_and_phases(script, flags, start, tmp_path):
 def test_minutes_and_steps_exclude_each_other(start, tmp_path):
     argv = [*SHORT, "--minutes", "1", "--max_train_steps", "5", "--output_dir", str(tmp_path / "run")]
     code, text = ended(start(example, "train_vae.py", argv))
-    assert code == 2 and "Give --minutes or --max_train_steps, not both" in text
+    assert code == 2 and "--minutes and --max_train_steps exclude each other" in text
     code, text = ended(
         start(example, "train_vae.py", [*SHORT, "--minutes", "0", "--output_dir", str(tmp_path / "run")])
     )

@@ -16,7 +16,7 @@ def network(**config):
     return VAE(sample_size=8, latent_dim=3, hidden_sizes=(8,), likelihood="gaussian", **config)
 
 
-def test_a_sampler_asks_for_each_class_in_turn_and_leaves_the_mode_as_it_was():
+def test_a_sampler_asks_for_each_class_and_restores_the_mode():
     vae, seen = network(num_class_embeds=3), []
     vae.decoder_mlp.insert(0, nn.Dropout(0.5))  # the mode shows
 

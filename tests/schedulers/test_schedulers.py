@@ -78,6 +78,15 @@ def cannot_divide(scheduler, n):
 # ------------------------------------------------------------ agreement with diffusers
 
 
+def third(*axes):
+    """A third of all combinations, in which every pair of settings of two axes meets."""
+    wanted = [c for c in itertools.product(*map(enumerate, axes)) if sum(index for index, _ in c) % 3 == 0]
+    places = [[(axis, index) for axis, (index, _) in enumerate(c)] for c in wanted]
+    met = {pair for place in places for pair in itertools.combinations(place, 2)}
+    assert len(met) == sum(len(a) * len(b) for a, b in itertools.combinations(axes, 2))
+    return [tuple(value for _, value in c) for c in wanted]
+
+
 @pytest.mark.parametrize("variance_type", VARIANCES)
 def test_ddpm_step_is_the_algebra_of_diffusers(variance_type, monkeypatch):
     z = {}
@@ -86,7 +95,7 @@ def test_ddpm_step_is_the_algebra_of_diffusers(variance_type, monkeypatch):
     learned = variance_type.startswith("learned")
     output = torch.cat([seeded(2, 2, 3, 3, seed=2), seeded(2, 2, 3, 3, seed=3).sigmoid()], 1)[:, : 4 if learned else 2]
     schedules = SCHEDULES[:1] if variance_type.endswith("_log") else SCHEDULES
-    for schedule, prediction, spacing, zero_snr, bound in itertools.product(
+    for schedule, prediction, spacing, zero_snr, bound in third(
         schedules, PREDICTIONS, SPACINGS, [False, True], BOUNDS
     ):
         config = {
@@ -117,7 +126,7 @@ def test_ddpm_step_is_the_algebra_of_diffusers(variance_type, monkeypatch):
 @pytest.mark.parametrize("eta, clipped", [(0.0, False), (0.6, False), (1.0, True)])
 def test_ddim_step_is_the_algebra_of_diffusers(prediction, eta, clipped):
     x, output, noise = (seeded(2, 2, 3, 3, seed=seed) for seed in range(3))
-    for schedule, spacing, zero_snr, bound, to_one in itertools.product(
+    for schedule, spacing, zero_snr, bound, to_one in third(
         SCHEDULES, SPACINGS, [False, True], BOUNDS, [True] if eta else [False, True]
     ):
         config = {
@@ -147,7 +156,7 @@ def test_ddim_step_is_the_algebra_of_diffusers(prediction, eta, clipped):
 
 @pytest.mark.parametrize("cls", BOTH)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_a_float32_run_agrees_with_diffusers_and_its_own_float32_tables(cls, prediction):
+def test_a_float32_run_agrees_with_diffusers(cls, prediction):
     """Same seed, whole run, a smooth network. Of the cosine's last alpha_bar (2e-9) float32 keeps 4 digits and
     eps-prediction divides by it, so the run starts at t = 800; of its first 1 - alpha_bar (4e-5) it keeps 3."""
     x_T = seeded(2, 1, 4, 4, dtype=torch.float32)
@@ -164,7 +173,7 @@ def test_a_float32_run_agrees_with_diffusers_and_its_own_float32_tables(cls, pre
         assert relative(*ends) < (2e-5 if schedule == "squaredcos_cap_v2" else 1e-5), config
 
 
-def test_one_float32_step_agrees_with_diffusers_own_tables_at_every_time():
+def test_one_float32_step_agrees_with_diffusers_at_every_time():
     x0, noise = seeded(4, 1, 4, 4, dtype=torch.float32).clamp(-1, 1), seeded(4, 1, 4, 4, seed=1, dtype=torch.float32)
     for schedule, prediction in itertools.product(SCHEDULES[:2], PREDICTIONS):
         ours = DDIMScheduler(beta_schedule=schedule, prediction_type=prediction)

@@ -210,7 +210,7 @@ def test_only_the_network_in_training_gets_gradients(tmp_path):
     assert penalty.trains is critic.trains
 
 
-def test_a_phase_without_optimizer_changes_only_what_it_changes_itself(tmp_path):
+def test_a_phase_without_optimizer_changes_only_its_own(tmp_path):
     phases, _ = run(tmp_path, 4, gan)
     data, mean = Points(), torch.zeros(2, dtype=torch.float64)
     for k in range(4):
@@ -352,7 +352,7 @@ def test_resumed_after_any_step_the_end_is_the_same(whole, tmp_path, step):
     assert result.progress.restarts == 1
 
 
-def test_each_epoch_shows_every_point_once_in_an_order_of_its_own(whole):
+def test_each_epoch_shows_every_point_once_in_its_own_order(whole):
     rows = whole[2].rows
     epochs = [rows[k : k + 10] for k in range(0, len(rows) - 9, 10)]
     assert len(epochs) >= 2 and all(sorted(epoch) == list(range(10)) for epoch in epochs)
@@ -609,7 +609,7 @@ class Without(Points):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_step_that_is_passed_over_is_as_if_its_batch_were_not_there(tmp_path, accumulate):
+def test_a_skipped_step_is_as_if_its_batch_were_not_there(tmp_path, accumulate):
     make = lambda: regression(noise=0, dropout=0, learning_rate=learning_rate_schedule("cosine", 2, 6))  # noqa: E731
     options = {"batch_size": 6 // accumulate, "accumulate": accumulate}
     phases, result = run(tmp_path / "a", 6, phases=bad_at(make(), 12), max_skips=1, **options)
@@ -623,7 +623,7 @@ def test_a_step_that_is_passed_over_is_as_if_its_batch_were_not_there(tmp_path, 
     assert rates[0] == rates[1]
 
 
-def test_buffers_and_the_other_players_stay_whole_when_a_step_is_passed_over(tmp_path):
+def test_buffers_and_other_networks_survive_a_skipped_step(tmp_path):
     def make():
         phases = gan()
         real, d = phases[0].loss, phases[0].trains
@@ -640,7 +640,7 @@ def test_buffers_and_the_other_players_stay_whole_when_a_step_is_passed_over(tmp
 
 
 @pytest.mark.parametrize("step", range(6))
-def test_resumed_around_a_step_that_was_passed_over_the_end_is_the_same(tmp_path, step):
+def test_resumed_around_a_skipped_step_the_end_is_the_same(tmp_path, step):
     make = lambda: bad_at(gan(), 0, 15, 20, name="critic")  # noqa: E731
     options = {"batch_size": 5, "max_skips": 3}
     _, result = run(tmp_path / "whole", 6, phases=make(), **options)
@@ -768,7 +768,7 @@ def test_fp16_with_two_optimizers_over_one_network(tmp_path):
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
 
 
-def test_an_overflow_at_any_scale_is_passed_over_and_the_scale_put_back(tmp_path):
+def test_an_overflow_at_any_scale_is_skipped_and_scale_restored(tmp_path):
     net = nn.Linear(2, 2)
 
     def loss(batch, rng):
@@ -837,7 +837,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint(whole, tmp_path, number):
     assert handlers == [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
 
 
-def test_a_signal_in_the_last_step_leaves_scoring_to_the_next_start(tmp_path):
+def test_a_signal_in_the_last_step_leaves_scoring_for_later(tmp_path):
     called = []
     hook = Hook(0, lambda progress: called.append(1))
     _, result = run(tmp_path, 3, phases=signalled(regression(), 3, signal.SIGTERM), hooks=[hook])

@@ -1,3 +1,3 @@
-"""Convert old weights (.bin, .pt, .pth, .ckpt) to safetensors, without running what may hide in them."""
+"""Convert pickled weights (.bin, .pt, .pth, .ckpt) to safetensors, without running arbitrary code in them."""
 
 from latentia.hub.convert import convert as convert

@@ -18,7 +18,7 @@ from huggingface_hub import HfApi, constants, get_token
 from packaging.requirements import Requirement
 
 from latentia.cache import cache_folder
-from latentia.errors import UsageError
+from latentia.errors import UsageError, format_number
 
 PACKAGES = "latentia torch diffusers accelerate datasets safetensors huggingface_hub transformers".split()
 # What constraints.txt names, which is not installed with the package; a test compares the two.
@@ -157,4 +157,4 @@ def _answer_of_the_hub(wait: float) -> str:
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(wait)
-    return said[0] if said else f"did not answer within {wait:g} s"
+    return said[0] if said else f"did not answer within {format_number(wait)} s"

@@ -137,7 +137,7 @@ def generate(
         given["class_labels"] = [int(x) if str(x).isdecimal() and x not in names else x for x in labels]
     files = {key: Path(given[key]) for key in given if able.options[key].type is Image.Image}
     shared = {key: value for key, value in given.items() if key not in files and key not in _OF_EACH}
-    pictures = {key: _opened(key, path) for key, path in files.items()}
+    opened = {key: _opened(key, path) for key, path in files.items()}
     _choose(pipe, sampler)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -150,7 +150,7 @@ def generate(
     images: list[Image.Image] = []
     for start in range(0, num_images, _CHUNK):
         part = slice(start, min(start + _CHUNK, num_images))
-        asked = {**shared, **pictures, **{key: values[part] for key, values in of_each.items()}}
+        asked = {**shared, **opened, **{key: values[part] for key, values in of_each.items()}}
         if "prompt" not in asked:  # which says how many
             asked["batch_size"] = part.stop - part.start
         images += pipe(generator=generators[part], **asked).images

@@ -123,7 +123,7 @@ def measure_likelihood(opened: Source, reference: Reference, count: int, seed: i
     if opened.has_density:
         pixels = dequantise(chosen, seed)
     else:
-        pixels = Pixels(from_uint8(chosen), "256 levels", 256, None)
+        pixels = Pixels(from_uint8(chosen), "256 bins", 256, None)
     nats = torch.cat([opened.log_likelihood(part).double().cpu() for part in pixels.values.split(100)])
     return exact_likelihood(nats, pixels, kind=f"{opened.likelihood_kind}, {seen}")
 

@@ -42,7 +42,7 @@ class Source:
         notes: what a reader should know of its images.
         log_likelihood: images (B, C, H, W) in [-1, 1] -> nats per image (B,); None if the family has none.
         likelihood_kind: of that number: "exact" or "lower bound", with what it is of.
-        has_density: whether it is a density on [-1, 1], taken of dequantised pixels, and no probability of 256 levels.
+        has_density: whether it is a density on [-1, 1], taken of dequantised pixels, and no probability of 256 bins.
         encode: images (B, C, H, W) in [-1, 1] -> latents (B, ...), floats; None if the family has none. A network that
             is conditioned on the class of the image raises a UsageError.
         decode: latents -> images in [-1, 1]; None as for `encode`.
@@ -237,7 +237,7 @@ def _fixed(name: str, images: Any, real: ImageData, about: dict[str, Any], notes
 
 
 def _bytes(images: Tensor) -> Tensor:
-    """What a PNG would hold: samples are compared as they would be delivered, with 256 levels like the real ones."""
+    """What a PNG would hold: samples are compared as they would be delivered, with 256 bins like the real ones."""
     return to_uint8(images.float()).cpu()
 
 

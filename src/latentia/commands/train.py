@@ -92,7 +92,7 @@ def train(
     if eject:
         return _eject(family, Path(output or f"{_PREFIX}{family}.py"))
     if output is not None:
-        raise UsageError("output is for eject only; a training script takes --output_dir after the family.")
+        raise UsageError("output is for eject only; a training script takes its own output_dir, after the family.")
     before = sys.argv
     sys.argv = [before[0], *flags]
     try:

@@ -74,7 +74,7 @@ def frechet_interval(
     reference: torch.Tensor | Moments,
     *,
     resamples: int = 100,
-    level: float = 0.95,
+    confidence_level: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]:
     """Confidence interval of `E FD_n`: the mean distance of n fresh images of this generator to this very reference.
@@ -90,14 +90,14 @@ def frechet_interval(
         reference: real features (m, D), m >= 2, or their `Moments`.
         resamples: of the bootstrap, at least 20. Each costs about n D^2 multiplications and one D x D eigenvalue
             problem, on one core about 1.5 s at n = 10 000, D = 2048, and 10 ms at D = 64.
-        level: of confidence, in (0, 1).
+        confidence_level: of the interval, in (0, 1).
         seed: of the resamples.
 
     Returns:
         Lower end (>= 0) and upper end, in the unit of the features squared.
 
     Raises:
-        UsageError: n < 2, another D, too few resamples, or `level` outside (0, 1).
+        UsageError: n < 2, another D, too few resamples, or `confidence_level` outside (0, 1).
         NumericsError: a feature is NaN or infinite.
 
     References:
@@ -111,8 +111,8 @@ def frechet_interval(
     """
     if resamples < 20:
         raise UsageError(f"`resamples` must be at least 20, or there are no quantiles to speak of. Got {resamples}.")
-    if not 0 < level < 1:
-        raise UsageError(f"`level` must lie between 0 and 1. Got {level}; write 0.95 for 95 %.")
+    if not 0 < confidence_level < 1:
+        raise UsageError(f"`confidence_level` must lie between 0 and 1. Got {confidence_level}; write 0.95 for 95 %.")
     check_features(features)
     n = len(features)
     distance = _weighted_distance(features, reference)
@@ -125,7 +125,7 @@ def frechet_interval(
         dtype=torch.float64,
     )
     value = distance(torch.ones(n, dtype=torch.float64))
-    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    tails = torch.tensor([(1 - confidence_level) / 2, (1 + confidence_level) / 2], dtype=torch.float64)
     low, high = (value - (values - values.mean()).quantile(tails).flip(0)).tolist()
     return max(0.0, low), high
 

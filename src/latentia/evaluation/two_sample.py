@@ -58,7 +58,9 @@ class Augmentation(NamedTuple):
     n_synthetic: int
 
 
-def two_sample_test(*, real: torch.Tensor, fake: torch.Tensor, level: float = 0.95, seed: int = 0) -> TwoSampleTest:
+def two_sample_test(
+    *, real: torch.Tensor, fake: torch.Tensor, confidence_level: float = 0.95, seed: int = 0
+) -> TwoSampleTest:
     """Classifier two-sample test: held-out accuracy of a new classifier of real against generated images.
 
     Equally many of either are chosen at random; half of them train a logistic regression on at most 50 principal
@@ -68,14 +70,14 @@ def two_sample_test(*, real: torch.Tensor, fake: torch.Tensor, level: float = 0.
     Args:
         real: features (n, D) or images (n, C, H, W), any range, n >= 20.
         fake: generated ones likewise, (m, ...), m >= 20.
-        level: of the confidence interval, in (0, 1).
+        confidence_level: of the confidence interval, in (0, 1).
         seed: of the random halves.
 
     Returns:
         `(accuracy, low, high, n_test)`.
 
     Raises:
-        UsageError: too few images, another shape, or `level` outside (0, 1).
+        UsageError: too few images, another shape, or `confidence_level` outside (0, 1).
         NumericsError: a value is NaN or infinite.
 
     References:
@@ -91,8 +93,8 @@ def two_sample_test(*, real: torch.Tensor, fake: torch.Tensor, level: float = 0.
     """
     from scipy.stats import binomtest
 
-    if not 0 < level < 1:
-        raise UsageError(f"`level` must lie between 0 and 1. Got {level}; write 0.95 for 95 %.")
+    if not 0 < confidence_level < 1:
+        raise UsageError(f"`confidence_level` must lie between 0 and 1. Got {confidence_level}; write 0.95 for 95 %.")
     sets = _rows(real=real, fake=fake)
     size = min(map(len, sets.values())) // 2 * 2
     if size < 20:
@@ -104,7 +106,7 @@ def two_sample_test(*, real: torch.Tensor, fake: torch.Tensor, level: float = 0.
         test.append(second)
     labels = torch.arange(2).repeat_interleave(size // 2)
     right = round(classifier_accuracy(torch.cat(train), labels, torch.cat(test), labels) * size)
-    interval = binomtest(right, size).proportion_ci(level)
+    interval = binomtest(right, size).proportion_ci(confidence_level)
     return TwoSampleTest(right / size, float(interval.low), float(interval.high), size)
 
 

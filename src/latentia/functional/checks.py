@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from latentia.errors import UsageError
+from latentia.errors import UsageError, format_number
 
 
 def is_false(condition: Tensor) -> bool:
@@ -36,9 +36,9 @@ def check_values(name: str, values: Tensor, low: float, high: float, *, advice: 
     """
     least, most = values.detach().amin(), values.detach().amax()
     if is_false((least >= low) & (most <= high)):
+        lowest, highest, first, last = (format_number(value) for value in (low, high, least.item(), most.item()))
         raise UsageError(
-            f"{name} must be in [{low:g}, {high:g}]; got values from {least.item():g} to {most.item():g}."
-            f"{advice and ' ' + advice}"
+            f"{name} must be in [{lowest}, {highest}]; got values from {first} to {last}.{advice and ' ' + advice}"
         )
 
 

@@ -48,12 +48,12 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
 
     norm_a, norm_b = length(a), length(b)
     if is_false((norm_a > 0).all() & (norm_b > 0).all()):
-        raise UsageError('a and b must not be 0 for mode="slerp": they have no direction. Use "lerp".')
+        raise UsageError('latents must not be 0 for mode="slerp": they have no direction. Use "lerp".')
     unit_a, unit_b = a / norm_a, b / norm_b
     # From the chords, which keep their digits for nearly equal directions as a cosine does not.
     angle = 2 * torch.atan2(length(unit_a - unit_b), length(unit_a + unit_b))
     if is_false((angle <= 3.14159).all()):
-        raise UsageError('a and b must not be opposite for mode="slerp": no great circle is the shortest. Use "lerp".')
+        raise UsageError('latents must not be opposite for mode="slerp": no great circle is the shortest. Use "lerp".')
     sine = torch.where(angle > 1e-9, angle.sin(), 1)
     curved = ((1 - t) * angle).sin() / sine * a + (t * angle).sin() / sine * b
     return torch.where(angle > 1e-9, curved, lerp(a, b, t))

@@ -1,1 +1,1 @@
-"""Sharing: model cards, pushing to the Hub, and what a saved pipeline may name."""
+"""Hugging Face Hub: model cards, push and pull, conversion of pickles, checks of saved pipelines."""

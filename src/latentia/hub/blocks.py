@@ -1,6 +1,6 @@
-"""Parts of a card that are written by latentia, between marks; everything around them is the user's.
+"""Generated sections of a model card, between HTML comments; text outside of them belongs to the user.
 
-A mark holds a hash of what it encloses. So a part that was changed by hand is known, and it is left as it is.
+Each comment holds a hash of its section. A section that was edited by hand is recognised by it and left as it is.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ _BLOCK = re.compile(r"<!-- latentia:(\w+) ([0-9a-f]{8}) -->\n(.*?)\n<!-- /latent
 
 
 def block(name: str, lines: Sequence[str]) -> str:
-    """The marked part `name`.
+    """Make the marked section `name`.
 
     Example:
         >>> print(block("use", ["Like this."]), end="")
@@ -28,14 +28,15 @@ def _hash(body: str) -> str:
 
 
 def read_blocks(text: str) -> dict[str, str | None]:
-    """The marked parts of a card by name: their text, or None for one that was changed by hand."""
+    """Read the marked sections of a card: name -> text, or None for one that was edited by hand."""
     return {name: body if _hash(body) == seen else None for name, seen, body in _BLOCK.findall(text)}
 
 
 def put_block(text: str, name: str, lines: Sequence[str], before: str | None = None) -> tuple[str, bool]:
-    """`text` with its part `name` written anew, and whether it was: one that was changed by hand stays.
+    """Replace the section `name` of a card, unless it was edited by hand; a new one goes before `before` or at the end.
 
-    A part that is not there yet comes before the part `before`, or at the end.
+    Returns:
+        The text, and whether the section was written.
     """
     there = read_blocks(text)
     if name in there and there[name] is None:

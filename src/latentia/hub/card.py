@@ -1,4 +1,4 @@
-"""Model cards: what was trained, on what, how well, and how to load it, from plain data."""
+"""Model cards: training, data set, evaluation results and usage, written from plain data."""
 
 import math
 import re
@@ -17,7 +17,7 @@ from latentia.hub.blocks import block, put_block
 _SECRET_KEY = re.compile(r"token|key|secret|password", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b|\b\w+://[^/\s:@]+:[^/\s@]+@")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
-_PICTURE = re.compile(r"[\w\-]+(/[\w.\-]+)*\.(png|jpg|jpeg|webp|gif)")
+_IMAGE_PATH = re.compile(r"[\w\-]+(/[\w.\-]+)*\.(png|jpg|jpeg|webp|gif)")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
 
 
@@ -40,10 +40,10 @@ def model_card(
     repo_id: str | None = None,
     limits: Sequence[str] = (),
 ) -> ModelCard:
-    """The card of a trained pipeline, to be saved as README.md beside model_index.json.
+    """Write the model card of a trained pipeline, to be saved as README.md beside model_index.json.
 
-    What is written here stands between marks, so that it can be written anew without touching what a person adds.
-    User strings are escaped in YAML and in Markdown. What may be secret is left out: entries of `recipe` whose key has
+    Sections are marked, so that they can be updated without touching what a user adds. Strings are escaped in YAML and
+    in Markdown. Possible secrets are left out: entries of `recipe` whose key has
     token, key, secret or password in it, and values that look like an access token. Absolute paths lose their folders.
 
     Args:
@@ -53,26 +53,26 @@ def model_card(
         pipeline_tag: the Hub's task, as in "unconditional-image-generation".
         dataset: its Hub id, or any name.
         license: the Hub's identifier, as in "apache-2.0".
-        recipe: the resolved training arguments; nested mappings become dotted keys. None if nothing is known of the
-            training; then the card has no section about it.
+        recipe: the resolved training arguments; nested mappings become dotted keys. None if they are not known; then
+            the card has no section on training.
         metrics: one mapping each, with "name" and "value"; "real" (the same metric of real images),
-            "type" (its short name on leaderboards), "n" (samples), "extractor", "extractor_sha256" and whatever else is
-            worth knowing are optional.
+            "type" (its short name on leaderboards), "n" (samples), "extractor", "extractor_sha256" and any
+            further keys are optional.
         hardware: what it was trained on, as in "2 CPU cores".
         minutes: how long it took.
         seed: of the run.
-        command: the words that started it.
-        lineage: what it came from, as in {"torch": "2.13.0", "commit": "866f060"}.
-        grid: a picture of samples, relative to the folder; None for none.
+        command: the command line that started it, split into words.
+        lineage: versions and commit, as in {"torch": "2.13.0", "commit": "866f060"}.
+        grid: an image of samples, relative to the folder; None for none.
         repo_id: "user/name", if it is known.
-        limits: sentences about what the model does not do.
+        limits: sentences about limitations of the model.
 
     Returns:
         The card. `card.save(folder / "README.md")` writes it.
 
     Raises:
-        UsageError: `pipeline_class` is no class name, `grid` is no relative picture path, or a metric lacks its name
-            or value.
+        UsageError: `pipeline_class` is not the name of a class, `grid` is not a relative path of an image, or a metric
+            lacks its name or value.
 
     Example:
         >>> card = model_card(
@@ -85,8 +85,10 @@ def model_card(
     """
     if not re.fullmatch(r"[A-Za-z]\w*", pipeline_class):
         raise UsageError(f"pipeline_class must be the name of a class, got {pipeline_class!r}.")
-    if grid is not None and (not _PICTURE.fullmatch(grid) or ".." in PurePosixPath(grid).parts):
-        raise UsageError(f'grid must be a picture inside the folder, as in "samples/grid.png", got {grid!r}.')
+    if grid is not None and (not _IMAGE_PATH.fullmatch(grid) or ".." in PurePosixPath(grid).parts):
+        raise UsageError(
+            f'grid must be the path of an image inside the folder, such as "samples/grid.png"; got {grid!r}.'
+        )
     if repo_id is not None and not _HUB_ID.fullmatch(repo_id):
         raise UsageError(f'repo_id must be "user/name", got {repo_id!r}.')
     for metric in metrics:
@@ -124,10 +126,10 @@ def model_card(
 
 
 def add_results(path: Path, metrics: Sequence[Mapping[str, Any]], *, dataset: str, seed: int) -> bool:
-    """Put the numbers of an evaluation into a saved card: its `model-index` and its section "Evaluation".
+    """Add evaluation results to a saved card: to its `model-index` and its section "Evaluation".
 
-    Numbers of the same metric on the same data set are replaced, others stay. Everything else is left as it is, and so
-    is a section that was changed by hand.
+    Results of the same metric on the same data set are replaced; everything else, and a section that was edited by
+    hand, is left as it is.
 
     Args:
         path: the README.md.
@@ -136,7 +138,7 @@ def add_results(path: Path, metrics: Sequence[Mapping[str, Any]], *, dataset: st
         seed: of the samples.
 
     Returns:
-        Whether the section was written; False: it was changed by hand, and only the metadata have the numbers.
+        Whether the section was written; False: it was edited by hand, and only the metadata have the results.
 
     Raises:
         UsageError: the file has no metadata of a model, or a metric lacks its name or value.
@@ -157,21 +159,21 @@ def add_results(path: Path, metrics: Sequence[Mapping[str, Any]], *, dataset: st
 
 
 def save_card(path: Path, text: str) -> None:
-    """Write a card so that a reader sees the old one or the new one."""
+    """Write a card atomically: a reader sees the old one or the new one."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 
 def join_results(old: Iterable[EvalResult], new: Iterable[EvalResult]) -> list[EvalResult]:
-    """The results of both, the new one where both have the same metric on the same data set."""
+    """Join two lists of results; a new result replaces an old one of the same metric and data set."""
     new = list(new)
     replaced = {(result.dataset_name, result.metric_type) for result in new}
     return [*(r for r in old if (r.dataset_name, r.metric_type) not in replaced), *new]
 
 
 def evaluation_lines(results: Iterable[EvalResult], unranked: Sequence[Mapping[str, Any]] = ()) -> list[str]:
-    """The section with the numbers: those of the metadata, and those that are not finite, which cannot stand there."""
+    """Write the section "Evaluation": results of the metadata and any that are not finite."""
     columns = ("metric", "value", "real-data score", "samples", "extractor", "data")
     rows = []
     for result in results:
@@ -193,12 +195,12 @@ def evaluation_lines(results: Iterable[EvalResult], unranked: Sequence[Mapping[s
 
 
 def use_lines(pipeline_tag: str, repo_id: str | None, diffusers_code: bool = False) -> list[str]:
-    """The section that says how to load it, for latentia and, if a pipeline.py lies beside it, for diffusers alone."""
+    """Write the section "Use": loading with latentia and, with `diffusers_code`, with diffusers and pipeline.py."""
     place = repo_id or "path/to/this/folder"
     call = 'pipe("a prompt")' if pipeline_tag == "text-to-image" else "pipe()"
     use = [f'{call}.images[0].save("sample.png")']
     if pipeline_tag == "image-feature-extraction":  # an encoder and decoder, which may have nothing to sample from
-        use = ['latents = pipe.encode(PIL.Image.open("picture.png"))', 'pipe.decode(latents)[0].save("again.png")']
+        use = ['latents = pipe.encode(PIL.Image.open("image.png"))', 'pipe.decode(latents)[0].save("again.png")']
     lines = [
         "## Use",
         "",
@@ -231,7 +233,7 @@ def use_lines(pipeline_tag: str, repo_id: str | None, diffusers_code: bool = Fal
 def _training(recipe, command, hardware, minutes, seed, lineage) -> list[str]:
     lines = ["## Training", "", *_table(("argument", "value"), list(_recipe_rows(recipe)))]
     if command:
-        line = " ".join(shlex.join(public_words(command)).split())
+        line = " ".join(shlex.join(redact_command(command)).split())
         fence = "`" * (max((len(run) for run in re.findall("`+", line)), default=0) + 3)
         lines += ["", f"{fence}text", line, fence]
     took = "" if minutes is None else f" in {minutes:.4g} minutes"
@@ -244,8 +246,8 @@ def _training(recipe, command, hardware, minutes, seed, lineage) -> list[str]:
     ]
 
 
-def public_words(command: Iterable[str]) -> Iterator[str]:
-    """The words of a command, without secrets and without folders of the machine."""
+def redact_command(command: Iterable[str]) -> Iterator[str]:
+    """Remove secrets and absolute folders from the words of a command line."""
     hide = False
     for word in command:
         flag, equals, value = word.partition("=")
@@ -303,7 +305,7 @@ def _recipe_rows(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[
 
 
 def _plain(value: Any) -> Any:
-    """JSON's types only, and no folders of the machine that trained."""
+    """Convert to JSON types; absolute paths lose their folders."""
     if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:  # a number of numpy or torch
         return value.item()
     if isinstance(value, (list, tuple)):
@@ -324,6 +326,6 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _escape(text: str) -> str:
-    """`text` as it stands, in one line, whatever Markdown or HTML it holds."""
+    """Escape Markdown and HTML, so that `text` appears as it is, in one line."""
     text = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _MARKDOWN.sub(r"\\\1", text)

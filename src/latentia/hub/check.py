@@ -1,4 +1,4 @@
-"""Proving that a saved pipeline or network loads, every weight in its place, whichever library its parts are of."""
+"""Strict loading: check that a saved pipeline or network loads and that no weight is missing or of another shape."""
 
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,16 @@ from latentia.safety import read_json
 
 
 def check_loads(folder: Path) -> str:
-    """Loads what is saved in `folder`, and says what it is.
+    """Load what is saved in `folder` and check that every weight is there; describe it.
 
-    diffusers leaves a weight that is missing at random and only warns, and so does transformers; here each network of
-    theirs is loaded once more by itself and must come whole.
+    diffusers and transformers initialise a missing weight at random and only warn. Here each of their networks is
+    loaded once more by itself, and a missing weight is an error.
 
     Args:
         folder: a saved pipeline (model_index.json), network (config.json) or scheduler (scheduler_config.json).
 
     Returns:
-        What was loaded, as in "a DDPMPipeline: scheduler DDPMScheduler, unet UNet2D, 1.3 M weights".
+        A description, such as "a DDPMPipeline: scheduler DDPMScheduler, unet UNet2D, 1.3 M weights".
 
     Raises:
         CheckpointError: it does not load, or weights are missing or do not fit.
@@ -40,15 +40,15 @@ def check_loads(folder: Path) -> str:
             loaded = load_component(kind, folder)
             return f"a {kind.__name__}{_weights([loaded])}"
     raise CheckpointError(
-        f"{folder} holds neither {INDEX_NAME} nor config.json, so nothing is saved in it that could be loaded."
+        f"{folder} holds neither {INDEX_NAME} nor config.json, so it is not a saved pipeline or network."
     )
 
 
 def saved_class(config: Path) -> type:
-    """The class that a network's or scheduler's configuration file names, by the rules of model_index.json.
+    """Find the class that the configuration of a network or scheduler names, by the rules of model_index.json.
 
     Raises:
-        CheckpointError: the file is no JSON object, or names no class that is loaded.
+        CheckpointError: the file is not a JSON object, or names a class that is not allowed.
     """
     values = read_json(config)
     name, library = values.get("_class_name"), "diffusers"
@@ -62,7 +62,7 @@ def saved_class(config: Path) -> type:
 
 
 def load_component(kind: Any, folder: Path) -> Any:
-    """What `kind` saved in `folder`, with every weight in its place.
+    """Load a component and check that every weight is there.
 
     Raises:
         CheckpointError: it does not load, or weights are missing or of another shape.
@@ -90,7 +90,7 @@ def load_component(kind: Any, folder: Path) -> Any:
 
 
 def _pipeline(folder: Path) -> str:
-    pipe = public("DiffusionPipeline").from_pretrained(folder)  # with all that this refuses
+    pipe = public("DiffusionPipeline").from_pretrained(folder)  # with all of its checks
     parts = {name: part for name, part in pipe.components.items() if part is not None}
     said = ", ".join(f"{name} {type(part).__name__}" for name, part in parts.items()) + _weights(parts.values())
     saved = {name: type(part) for name, part in parts.items() if (folder / name).is_dir()}

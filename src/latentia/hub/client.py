@@ -1,4 +1,4 @@
-"""Asking the Hub: a few attempts where waiting can help, and reasons in words that say what to do."""
+"""Requests to the Hub: retries of transient errors, and error messages with a way out."""
 
 import time
 from collections.abc import Callable
@@ -17,29 +17,29 @@ T = TypeVar("T")
 WAITS = (2.0, 6.0)  # seconds before the second and the third attempt
 
 
-def ask(call: Callable[[], T], may_repeat: Callable[[BaseException], bool] | None = None) -> T:
-    """The answer of `call`, which is tried three times if the fault may pass.
+def retry(call: Callable[[], T], may_repeat: Callable[[BaseException], bool] | None = None) -> T:
+    """Call a function up to three times, as long as its error is transient.
 
     Args:
-        call: asks the Hub.
-        may_repeat: whether to try again after this error; `may_pass` if not given.
+        call: the request.
+        may_repeat: whether to try again after this error; `is_transient` if not given.
 
     Example:
-        >>> ask(lambda: 3)
+        >>> retry(lambda: 3)
         3
     """
     for wait in WAITS:
         try:
             return call()
         except Exception as error:
-            if not (may_repeat or may_pass)(error):
+            if not (may_repeat or is_transient)(error):
                 raise
             time.sleep(wait)
     return call()
 
 
-def may_pass(error: BaseException | None) -> bool:
-    """Whether the same request may succeed a little later."""
+def is_transient(error: BaseException | None) -> bool:
+    """Whether the same request may succeed a little later: no connection, a timeout, too many requests, status 5xx."""
     while error is not None:
         if isinstance(error, HfHubHTTPError):
             return error.response.status_code in (408, 429) or error.response.status_code >= 500
@@ -51,13 +51,13 @@ def may_pass(error: BaseException | None) -> bool:
     return False
 
 
-def reason(error: BaseException, repo_id: str, *, write: bool) -> str:
-    """Why the Hub said no, never with a token in it, and what to do about it.
+def explain_error(error: BaseException, repo_id: str, *, write: bool) -> str:
+    """Explain why a request failed and what to do about it; access tokens are removed from the text.
 
     Args:
         error: of huggingface_hub.
-        repo_id: of the repository that was asked for.
-        write: whether it was to be written.
+        repo_id: the repository.
+        write: whether the request was to write.
     """
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, HfHubHTTPError):

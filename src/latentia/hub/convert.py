@@ -1,4 +1,4 @@
-"""Conversion of old weights to safetensors: pickles are read in a separate process, and nothing is written half."""
+"""Conversion of pickled weights to safetensors, in a separate process with limits, without running arbitrary code."""
 
 import json
 import math
@@ -14,9 +14,9 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from latentia.errors import CheckpointError, UsageError, check_range
+from latentia.errors import CheckpointError, UsageError, check_range, format_number
 from latentia.hub.check import check_loads, saved_class
-from latentia.hub.files import CARD_NAME, check_free, may_hold, staged
+from latentia.hub.files import CARD_NAME, check_is_new, may_hold, write_atomically
 from latentia.hub.load import INDEX_NAME, read_index
 from latentia.safety import check_link
 
@@ -27,10 +27,10 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written.
+    """Result of a conversion.
 
     Args:
-        lines: names, shapes and bytes of the weights, and where they are.
+        lines: names, shapes and bytes of the weights, and the path of the output.
     """
 
     lines: list[str]
@@ -48,35 +48,35 @@ def convert(
     max_memory_gb: float | None = None,
     max_seconds: float = 600,
 ) -> Converted:
-    """Convert old weights (.bin, .pt, .pth, .ckpt) to safetensors, without running what may hide in them.
+    """Convert pickled weights (.bin, .pt, .pth, .ckpt) to safetensors, without running arbitrary code in them.
 
-    A file is read with `torch.load(weights_only=True)` in a process without credentials in its environment, whose
-    memory, time and output are bounded. A name that shares its memory with another is written out by itself. In a
-    folder of diffusers' format, a network or a whole pipeline, each component's weights are converted, what an export
-    may hold is copied, and the result must load with every weight in its place. What is refused leaves nothing behind.
+    A file is read with `torch.load(weights_only=True)` in a process without credentials in its environment, with
+    limits on memory, time and output. Weights that share memory are written separately. In a folder of diffusers'
+    format, a network or a whole pipeline, the weights of each component are converted, the other files of an export are
+    copied, and the result must load without a missing weight. If anything is refused, no output is left.
 
     Args:
         source: a file of weights; or a folder of diffusers' format, a network or a whole pipeline, with such weights.
         output: the .safetensors file, or the folder, which must be new or empty.
-        key: the entry of the file that holds the weights, such as state_dict, if there are several; for a file alone.
-        max_memory_gb: for reading, beside torch itself; three times the largest file and 1 GB if not given.
-        max_seconds: of the processor, for reading.
+        key: the entry of the file that holds the weights, such as state_dict, if there are several; only for a file.
+        max_memory_gb: limit for reading, torch itself not counted; default: three times the largest file plus 1 GB.
+        max_seconds: limit of processor time for reading. Default 600.
 
     Returns:
-        What was written.
+        The weights and the path of the output.
 
     Raises:
-        CheckpointError: a file holds more than data, is damaged, or asks for more than it may have; nothing is left.
-        UsageError: an argument is wrong, or this system cannot bound a process.
+        CheckpointError: a file holds code, is damaged, or exceeds a limit; no output is left.
+        UsageError: an argument is wrong, or this system cannot limit a process.
 
     Example:
         >>> convert("old.bin", "old.zip")
         Traceback (most recent call last):
-        latentia.errors.UsageError: source old.bin is not there.
+        latentia.errors.UsageError: source old.bin does not exist.
     """
     source, target = Path(source), Path(output)
     if not source.exists():
-        raise UsageError(f"source {source} is not there.")
+        raise UsageError(f"source {source} does not exist.")
     check_range("max_memory_gb", max_memory_gb, 0, closed="neither")
     check_range("max_seconds", max_seconds, 0, closed="neither")
     bounds = (max_memory_gb, max_seconds)
@@ -84,34 +84,34 @@ def convert(
         if target.suffix != ".safetensors":
             raise UsageError(f"output must end in .safetensors for a file; got {target}.")
         if os.path.lexists(target):
-            raise UsageError(f"output {target} is there already. Choose another name.")
-        with staged(target) as staging:
+            raise UsageError(f"output {target} exists. Choose another name.")
+        with write_atomically(target) as staging:
             lines = _read({source: staging}, key or "", *bounds)
         return Converted([*lines, f"Written: {target}"])
     if key is not None:
-        raise UsageError("key is for a file; the weights of a folder's components have no entries.")
-    check_free(target, "output")
-    with staged(target) as staging:
+        raise UsageError("key selects an entry of a file; source is a folder. Leave key out.")
+    check_is_new(target, "output")
+    with write_atomically(target) as staging:
         staging.mkdir()
         files = _plan(source, staging)
         if not files:
-            raise UsageError(f"{source} has no old weights ({', '.join(PICKLED)}) to convert.")
+            raise UsageError(f"{source} has no pickled weights ({', '.join(PICKLED)}) to convert.")
         lines = _read(files, "", *bounds)
         _write_shard_indexes(files)
         try:
             loaded = check_loads(staging)
         except CheckpointError as error:
             raise CheckpointError(f"{source} was converted, but {str(error).replace(str(staging), 'it')}") from error
-    return Converted([*lines, f"Written: {target}, {loaded}; it loads, every weight in place"])
+    return Converted([*lines, f"Written: {target}, {loaded}; it loads, no weight is missing"])
 
 
 def _plan(source: Path, target: Path) -> dict[Path, Path]:
-    """Copies what needs no conversion, and says which file is to become which."""
+    """Copy the files that need no conversion, and map each file of weights to its output."""
     if not (source / INDEX_NAME).is_file():
         if not (source / "config.json").is_file():
             raise CheckpointError(
-                f"{source} has neither {INDEX_NAME} nor config.json, so its weights belong to no network of diffusers' "
-                "format. Give the file itself."
+                f"{source} has neither {INDEX_NAME} nor config.json, so it is not a network or pipeline of diffusers' "
+                "format. Give the file of weights as source."
             )
         return _plan_component(source, target, saved_class(source / "config.json").__module__.partition(".")[0])
     files: dict[Path, Path] = {}
@@ -147,7 +147,7 @@ def _plan_component(source: Path, target: Path, library: str) -> dict[Path, Path
 
 
 def _write_shard_indexes(files: dict[Path, Path]) -> None:
-    """The index of each network whose weights are several files, from what is in them."""
+    """Write the index of each network whose weights are several files."""
     for folder in {path.parent for path in files.values()}:
         parts = {path.name: _header(path) for path in files.values() if path.parent == folder}
         if len(parts) > 1:
@@ -161,11 +161,11 @@ def _write_shard_indexes(files: dict[Path, Path]) -> None:
 
 
 def _read(files: dict[Path, Path], key: str, max_memory_gb: float | None, max_seconds: float) -> list[str]:
-    """Has each old file read and written anew, in one process, and says what came of it."""
+    """Convert the files in one process with limits, and describe the result."""
     try:
         import resource  # noqa: F401
     except ImportError as error:
-        raise UsageError("latentia convert needs a system that can bound a process: Linux or macOS.") from error
+        raise UsageError("latentia convert needs a system that can limit a process: Linux or macOS.") from error
     largest = max(path.stat().st_size for path in files)
     memory = int(3 * largest + 1e9 if max_memory_gb is None else max_memory_gb * 1e9)
     script = Path(__file__).with_name("unpickle.py")
@@ -173,7 +173,7 @@ def _read(files: dict[Path, Path], key: str, max_memory_gb: float | None, max_se
     arguments = [key, memory, math.ceil(max_seconds), *paths]
     kept = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH", "HOME", "LANG")  # no tokens among them
     environment = {name: os.environ[name] for name in kept if name in os.environ} | {"OMP_NUM_THREADS": "1"}
-    names, late = ", ".join(map(str, files)), f"took more than {max_seconds:g} s; see max_seconds"
+    names, late = ", ".join(map(str, files)), f"took more than {format_number(max_seconds)} s; see max_seconds"
     with tempfile.TemporaryDirectory() as empty:  # so that no module can lie where the process starts
         try:
             done = subprocess.run(
@@ -227,5 +227,5 @@ def _header(path: Path) -> list[tuple[str, list[int], int]]:
 
 
 def _shown(text: str) -> str:
-    """In one line, with nothing that a terminal would obey: names in a file are whatever its maker liked."""
+    """Escape control characters, as names in an untrusted file may hold sequences for the terminal."""
     return text.encode("unicode_escape").decode()

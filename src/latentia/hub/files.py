@@ -1,4 +1,4 @@
-"""Which files an export holds, the same ones in a push and in a pull; and folders that are whole or not there."""
+"""Files of an export, the same in a push and in a pull, and atomic writing of files and folders."""
 
 import os
 import re
@@ -10,12 +10,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from latentia.cache import sync
 from latentia.errors import CheckpointError, UsageError
 from latentia.hub.load import INDEX_NAME
 from latentia.safety import check_link
 
 CARD_NAME = "README.md"
-PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif"}
 # What a component's folder may hold. Anything else there, an optimizer's state for one, stays where it is.
 _NETWORK_FILES = (
     "config.json",
@@ -24,7 +25,7 @@ _NETWORK_FILES = (
     "diffusion_pytorch_model*.safetensors.index.json",
 )
 _TRANSFORMERS_FILES = ("*.json", "model*.safetensors", "*.txt", "*.model")
-_CARD_PICTURE = re.compile(r"!\[[^\]]*\]\(([^()\s]+)\)")
+_CARD_IMAGE = re.compile(r"!\[[^\]]*\]\(([^()\s]+)\)")
 
 
 def may_hold(library: str, name: str) -> bool:
@@ -39,11 +40,11 @@ def may_hold(library: str, name: str) -> bool:
 
 
 def component_files(index: Mapping[str, Any], names: Iterable[str], where: str) -> set[str]:
-    """The files of the components that `index` names.
+    """Select the files of the components that `index` names.
 
     Args:
         index: a model_index.json that `check_index` has passed.
-        names: what there is, as paths with "/" relative to the index.
+        names: all files, as paths with "/" relative to the index.
         where: the folder or the repository, for messages.
 
     Raises:
@@ -69,20 +70,20 @@ def component_files(index: Mapping[str, Any], names: Iterable[str], where: str) 
     return files
 
 
-def card_pictures(text: str) -> set[str]:
-    """The pictures that a card shows, as far as they lie beside it.
+def card_images(text: str) -> set[str]:
+    """Find the images that a card shows, if they lie in the folder of the card.
 
     Example:
-        >>> card_pictures("![a](samples/grid.png) ![b](../x.png) ![c](https://x/y.png) ![d](run.sh)")
+        >>> card_images("![a](samples/grid.png) ![b](../x.png) ![c](https://x/y.png) ![d](run.sh)")
         {'samples/grid.png'}
     """
-    paths = [PurePosixPath(name) for name in _CARD_PICTURE.findall(text) if "://" not in name]
+    paths = [PurePosixPath(name) for name in _CARD_IMAGE.findall(text) if "://" not in name]
     inside = [path for path in paths if not path.is_absolute() and not {"..", ".cache"} & set(path.parts)]
-    return {str(path) for path in inside if path.suffix.lower() in PICTURE_SUFFIXES}
+    return {str(path) for path in inside if path.suffix.lower() in IMAGE_SUFFIXES}
 
 
 def is_inside(path: Path, root: Path) -> bool:
-    """Whether `path` is no link out of `root`."""
+    """Whether `path`, symbolic links resolved, is inside `root`."""
     try:
         check_link(path, root)
     except CheckpointError:
@@ -90,8 +91,8 @@ def is_inside(path: Path, root: Path) -> bool:
     return True
 
 
-def check_free(target: Path, argument: str) -> None:
-    """Refuses a folder to be made if something is there already.
+def check_is_new(target: Path, argument: str) -> None:
+    """Reject an output folder that exists and is not empty.
 
     Args:
         target: the folder.
@@ -101,32 +102,32 @@ def check_free(target: Path, argument: str) -> None:
         UsageError: `target` is a file, or a folder with something in it.
     """
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise UsageError(f"{argument} must be a new or an empty folder; {target} is a file or a link.")
+        raise UsageError(f"{argument} must be a new or an empty folder; {target} is a file or a symbolic link.")
     if target.is_dir() and any(target.iterdir()):
         raise UsageError(f"{argument} must be a new or an empty folder; {target} is not empty. Choose another one.")
 
 
 @contextmanager
-def staged(target: Path) -> Iterator[Path]:
-    """A place beside `target` that takes its name when the block ends well, and is gone when it does not.
+def write_atomically(target: Path) -> Iterator[Path]:
+    """Write a file or folder atomically: a temporary path that is renamed to `target` if no error is raised.
 
-    Whoever looks sees all of `target` or nothing, also after a power failure. A process that is killed may leave a
-    hidden `.NAME.partial-*` behind, which can be deleted.
+    `target` is complete or absent, also after a power failure. A process that is killed may leave a hidden
+    `.NAME.partial-*` behind, which can be deleted.
 
     Args:
-        target: a file or folder that is not there, or an empty folder.
+        target: a file or folder that does not exist, or an empty folder.
 
     Raises:
-        UsageError: the place cannot be written.
+        UsageError: `target` cannot be written.
     """
     staging = target.with_name(f".{target.name}.partial-{uuid.uuid4().hex[:8]}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield staging
         for path in [staging, *staging.rglob("*")] if staging.is_dir() else [staging]:
-            _sync(path)
+            sync(path)
         os.replace(staging, target)
-        _sync(target.parent)
+        sync(target.parent)
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         raise UsageError(f"{target} cannot be written: {error}. Choose another place.") from error
     finally:
@@ -134,11 +135,3 @@ def staged(target: Path) -> Iterator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
         elif staging.exists():
             staging.unlink()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""The card of a saved pipeline from what lies in its folder, without losing what a person wrote into it."""
+"""Model card of a saved pipeline, made from its folder; text that a user wrote into it is kept."""
 
 import json
 import re
@@ -21,12 +21,12 @@ _PARTS = ("summary", "use", "training", "evaluation", "limits")
 
 @dataclass(frozen=True)
 class FolderCard:
-    """A card, and what it lacks.
+    """A model card and remarks on what it lacks.
 
     Args:
         path: where it belongs, the README.md of its folder.
         content: the card.
-        remarks: what it lacks, and which parts were left as they are, since they were changed by hand.
+        remarks: what it lacks, and which sections were left as they are because they were edited by hand.
         written: whether it is at `path`.
     """
 
@@ -49,11 +49,10 @@ def folder_card(
     license: str | None = None,
     repo_id: str | None = None,
 ) -> FolderCard:
-    """Make the card of a saved pipeline from what its folder holds, and list what the card lacks.
+    """Make the model card of a saved pipeline from the files in its folder, and list what the card lacks.
 
-    What is given comes first, then what the present card holds, then what the run left. What a person wrote stays:
-    sections and keys of the metadata that are not latentia's, and generated parts that were changed by hand. Numbers of
-    the present card stay too, since `latentia evaluate` may have put them there after the run.
+    Arguments take precedence over the present card, and that over the files of the run. Sections and metadata that a
+    user wrote or edited stay, and so do results of the present card, which `latentia evaluate` may have added.
 
     Args:
         folder: a saved pipeline, such as the output folder of a run.
@@ -67,8 +66,8 @@ def folder_card(
         The card and the remarks.
 
     Raises:
-        CheckpointError: `folder` is no saved pipeline.
-        UsageError: data set or licence are not known, or the card's metadata cannot be read.
+        CheckpointError: `folder` is not a saved pipeline.
+        UsageError: the data set or the licence is not known, or the card's metadata cannot be read.
 
     Example:
         >>> folder_card("/nowhere")
@@ -82,12 +81,12 @@ def folder_card(
     config, summary = (_json(folder / file) for file in ("training_config.json", "run_summary.json"))
     kind = index["_class_name"]
     found: dict[str, Any] = {
-        "dataset": dataset or next(iter(said.get("datasets") or ()), None) or _trained_on(config),
+        "dataset": dataset or next(iter(said.get("datasets") or ()), None) or _dataset_name(config),
         "license": license or said.get("license") or config.get("hub_license"),
     }
     for argument, value in found.items():
         if not value:
-            raise UsageError(f"{argument} is missing: nothing in {folder} says it. Give it, as in {_LIKE[argument]}.")
+            raise UsageError(f"{argument} is missing: no file in {folder} names it. Give it, as in {_LIKE[argument]}.")
     tags = [tag for tag in said.get("tags") or () if tag not in ("diffusers", "latentia")]
     texts = any(index.get(part, [None])[0] for part in ("tokenizer", "text_encoder"))
     guess = "text-to-image" if texts else "unconditional-image-generation"
@@ -99,7 +98,7 @@ def folder_card(
         family=tags[0] if tags else summary.get("family") or re.sub(r"(?<=[a-z])(?=[A-Z])", "-", kind[:-8]).lower(),
         pipeline_tag=said.get("pipeline_tag") or summary.get("pipeline_tag") or guess,
         recipe=recipe,
-        metrics=_measured(summary.get("score")),
+        metrics=_run_metrics(summary.get("score")),
         hardware=summary.get("hardware"),
         minutes=None if seconds is None else seconds / 60,
         seed=config.get("seed"),
@@ -110,25 +109,27 @@ def folder_card(
         limits=summary.get("limits") or (),
         **found,
     )
-    unknown = () if summary else ("limits",)  # what the run said of itself stays, where nothing else is left of it
-    text, kept = merged(old, card, keep_results=True, leave=unknown) if old else (str(card), [])
+    unknown = () if summary else ("limits",)  # without a summary of the run, the present card is the only source
+    text, kept = merge_cards(old, card, keep_results=True, leave=unknown) if old else (str(card), [])
     remarks = [f"The part {part} was changed by hand, so it is left as it is." for part in kept]
     if write:
         save_card(path, text)
-    return FolderCard(path, text, [*remarks, *lacks(text, folder)], written=write)
+    return FolderCard(path, text, [*remarks, *missing_parts(text, folder)], written=write)
 
 
 _LIKE = {"dataset": "user/name", "license": "apache-2.0"}
 
 
-def merged(old: ModelCard, new: ModelCard, *, keep_results: bool, leave: Sequence[str] = ()) -> tuple[str, list[str]]:
-    """The card `new` with what a person wrote into `old`, and the names of the parts that were changed by hand.
+def merge_cards(
+    old: ModelCard, new: ModelCard, *, keep_results: bool, leave: Sequence[str] = ()
+) -> tuple[str, list[str]]:
+    """Merge a new card with what a user wrote into the old one; also return the names of the sections edited by hand.
 
     Args:
-        old: a card, perhaps one without marks; all its text outside of latentia's parts stays.
+        old: a card, with or without marks; its text outside of the marked sections stays.
         new: of `model_card`.
         leave: parts that stay as they are in `old`, if it has them.
-        keep_results: whether the numbers in `old` stay where both have one; False for a network that was trained anew.
+        keep_results: whether results in `old` replace those of `new`; False for a network that was trained further.
     """
     text, parts, data, before = old.text, read_blocks(new.text), _metadata(new), _metadata(old)
     kept: list[str] = []
@@ -146,21 +147,21 @@ def merged(old: ModelCard, new: ModelCard, *, keep_results: bool, leave: Sequenc
             text, written = put_block(text, part, body.split("\n"), before=later)
             kept += [] if written else [part]
     data.tags = list(dict.fromkeys([*(data.tags or []), *(before.tags or [])]))
-    for key, value in before.to_dict().items():  # whatever else a person has put there
+    for key, value in before.to_dict().items():  # further keys of the user
         if key not in data.to_dict() and key != "model-index":
             data[key] = value
     return f"---\n{data.to_yaml()}\n---\n{text if text.startswith(chr(10)) else chr(10) + text}", kept
 
 
-def renewed(path: Path, new: ModelCard) -> tuple[ModelCard, list[str]]:
-    """The card of a network that was trained further, with what a person wrote into the one at `path`, and remarks.
+def update_card(path: Path, new: ModelCard) -> tuple[ModelCard, list[str]]:
+    """Update the card at `path` after further training, keeping what a user wrote; returns the card and remarks.
 
-    A card that cannot be read is put aside, so that a run never fails at its end for it, and nothing is lost.
+    A card that cannot be read is renamed instead of failing, so that a run does not fail at its end.
     """
     if not path.is_file():
         return new, []
     try:
-        text, kept = merged(_load(path), new, keep_results=False)
+        text, kept = merge_cards(_load(path), new, keep_results=False)
     except UsageError as error:
         aside = path.with_name(f"README.before-{path.stat().st_mtime_ns}.md")
         path.replace(aside)
@@ -170,8 +171,8 @@ def renewed(path: Path, new: ModelCard) -> tuple[ModelCard, list[str]]:
     ]
 
 
-def lacks(text: str, folder: Path) -> list[str]:
-    """What a reader of the card would miss, each with the way to it."""
+def missing_parts(text: str, folder: Path) -> list[str]:
+    """List what a card lacks, each with the way to add it."""
     card = ModelCard(text)
     data, body = card.data.to_dict(), card.text
     results = [r.metric_args or {} for r in _metadata(card).eval_results or []]
@@ -184,7 +185,7 @@ def lacks(text: str, folder: Path) -> list[str]:
         "a licence": (data.get("license"), "name it as license"),
         "a data set": (data.get("datasets") or "trained on" in body, "name it as dataset"),
         "numbers with n, extractor and its hash": (measured, f"latentia evaluate {folder} measures and enters them"),
-        "a picture of samples": ("![" in body, "save one as samples/grid.png and run this again"),
+        "an image of samples": ("![" in body, "save one as samples/grid.png and run this again"),
         "how to load it": ("from_pretrained(" in body, "latentia card --write puts it in"),
         "the recipe": ("## Training" in body, "it comes from training_config.json of a run; write it by hand"),
         "command, seed, hardware, minutes and versions": (
@@ -195,7 +196,7 @@ def lacks(text: str, folder: Path) -> list[str]:
     return [f"The card lacks {what}: {way}." for what, (there, way) in wanted.items() if not there]
 
 
-def _measured(score: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:
+def _run_metrics(score: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:
     """The metrics of a run's summary, as `model_card` takes them."""
     if not score:
         return []
@@ -209,7 +210,7 @@ def _measured(score: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:
     ]  # fmt: skip
 
 
-def _trained_on(config: Mapping[str, Any]) -> str | None:
+def _dataset_name(config: Mapping[str, Any]) -> str | None:
     return config.get("dataset_name") or (Path(config["train_data_dir"]).name if config.get("train_data_dir") else None)
 
 

@@ -1,7 +1,7 @@
-"""What a saved pipeline may name: components of three libraries, by public class name, and nothing else.
+"""Checks of model_index.json: a saved pipeline may name public classes of three libraries, and no arbitrary code.
 
-`model_index.json` comes with a repository, and importing a module runs it. So every name is checked here before
-anything is imported or any path is joined, and no code that lies in a repository is ever run.
+`model_index.json` is untrusted, and importing a module runs it. So every name is checked before anything is imported
+or any path is joined, and code in a repository is never run.
 """
 
 import inspect
@@ -16,10 +16,10 @@ import torch
 
 from latentia.errors import CheckpointError, did_you_mean
 from latentia.registration import public, public_names
-from latentia.safety import check_files, check_flags, check_link, check_network, read_json
+from latentia.safety import check_files, check_link, check_loader_options, check_network, read_json
 
 INDEX_NAME = "model_index.json"
-_PARTS = {  # of each library; a pipeline in a pipeline would bring an index of its own
+_BASES = {  # of the components of each library; a pipeline in a pipeline would bring an index of its own
     "latentia": ("ModelMixin", "SchedulerMixin"),
     "diffusers": ("ModelMixin", "SchedulerMixin"),
     "transformers": (
@@ -27,7 +27,7 @@ _PARTS = {  # of each library; a pipeline in a pipeline would bring an index of 
         *("FeatureExtractionMixin", "ImageProcessingMixin", "ProcessorMixin"),
     ),
 }
-LIBRARIES = tuple(_PARTS)
+LIBRARIES = tuple(_BASES)
 _NOT_NEEDED = {"safety_checker", "feature_extractor", "image_encoder"}
 _COMPONENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]*")
 _CLASS = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -35,7 +35,7 @@ _OWN_KEYS = {"_class_name", "_diffusers_version", "_name_or_path", "_module"}
 
 
 def read_index(folder: str | os.PathLike) -> dict[str, Any]:
-    """The checked contents of `folder/model_index.json`.
+    """Read and check `folder/model_index.json`.
 
     Args:
         folder: a saved pipeline.
@@ -56,13 +56,13 @@ def read_index(folder: str | os.PathLike) -> dict[str, Any]:
         )
     check_link(path, path.parent)
     index = read_json(path)
-    check_flags(index, str(path))
+    check_loader_options(index, str(path))
     check_index(index, str(path))
     return index
 
 
 def check_index(index: dict[str, Any], where: str) -> None:
-    """Refuses any name in `index` that does not follow the rules; imports nothing.
+    """Reject component, library and class names in `index` that are not allowed; imports nothing.
 
     Args:
         index: the parsed model_index.json.
@@ -111,11 +111,11 @@ def component_class(library: str, name: str, where: str) -> type:
         raise CheckpointError(
             f"{where} needs {name} of {library}, which cannot be imported: {error}. Install {library} and try again."
         ) from error
-    bases = tuple(base for base in map(find, _PARTS[library]) if base)
+    bases = tuple(base for base in map(find, _BASES[library]) if base)
     if not isinstance(found, type) or not issubclass(found, bases):
         hint = did_you_mean(name, getattr(import_module(library), "__all__", []))
         raise CheckpointError(
-            f"{where} names the class {name} of {library}, which is no network, scheduler or tokenizer there.{hint} "
+            f"{where} names the class {name} of {library}, which is not a network, scheduler or tokenizer there.{hint} "
             f"Perhaps it was saved with another version of {library}."
         )
     return found
@@ -137,8 +137,8 @@ def pipeline_class(index: dict[str, Any], where: str) -> type:
         )
     if found._load_connected_pipes:
         raise CheckpointError(
-            f"{where} names the pipeline {name}, which fetches further repositories that the card names. Load the "
-            "pipelines that it is made of one by one."
+            f"{where} names the pipeline {name}, which downloads further repositories that its card names. Load "
+            "those pipelines one by one."
         )
     return found
 
@@ -162,7 +162,7 @@ def check_kept(kind: Any, index: dict[str, Any], where: str) -> None:
 
 
 def check_component(kind: Any, root: Path, name: str, variant: str | None = None) -> None:
-    """Judges the files of a component of diffusers or transformers; networks of latentia judge their own.
+    """Check the untrusted files of a component of diffusers or transformers; networks of latentia check their own.
 
     Args:
         kind: its class, from `component_class`.
@@ -171,8 +171,8 @@ def check_component(kind: Any, root: Path, name: str, variant: str | None = None
         variant: of the weights, such as "fp16", where there are such.
 
     Raises:
-        CheckpointError: a file is missing, a link out of the folder, without bounds, or sets what belongs to the one
-            who loads; the network asks for more than its weights hold.
+        CheckpointError: a file is missing, a symbolic link out of the folder, too large, or sets an option of a
+            loader; the network asks for more than its weights hold.
     """
     folder = root / name if (root / name).is_dir() else root
     check_link(folder, root)
@@ -180,7 +180,7 @@ def check_component(kind: Any, root: Path, name: str, variant: str | None = None
         return
     check_files(folder)
     if issubclass(kind, diffusers.SchedulerMixin):
-        check_flags(read_json(folder / kind.config_name), str(folder / kind.config_name))
+        check_loader_options(read_json(folder / kind.config_name), str(folder / kind.config_name))
     elif issubclass(kind, diffusers.ModelMixin):
         config = read_json(folder / kind.config_name)
         check_network(folder, config, "diffusion_pytorch_model", lambda: kind.from_config(config), variant)

@@ -1,4 +1,4 @@
-"""Fetching a saved pipeline or network from the Hub: one commit, what an export may hold, all or nothing."""
+"""Download of a saved pipeline or network from the Hub: files of one commit, hashes checked, no pickles, no code."""
 
 import hashlib
 import shutil
@@ -13,23 +13,23 @@ from huggingface_hub.utils import validate_repo_id
 
 from latentia.errors import CheckpointError, HubError, UsageError
 from latentia.hub.check import check_loads, saved_class
-from latentia.hub.client import ask, reason
-from latentia.hub.files import CARD_NAME, card_pictures, check_free, component_files, may_hold, staged
+from latentia.hub.client import explain_error, retry
+from latentia.hub.files import CARD_NAME, card_images, check_is_new, component_files, may_hold, write_atomically
 from latentia.hub.load import INDEX_NAME, read_index
 
 
 @dataclass(frozen=True)
 class Pulled:
-    """What was fetched.
+    """Result of a download.
 
     Args:
         repo_id: "user/name".
-        folder: where it is.
-        commit: the one commit that all of it is of.
-        files: names of the files.
-        size: their bytes.
-        loaded: what it is, with its parts.
-        left: files of the repository that are no part of an export.
+        folder: the local folder.
+        commit: of all files.
+        files: their names.
+        size: in bytes, of all files.
+        loaded: description of the pipeline or network.
+        left: files of the repository that were not downloaded, as they do not belong to an export.
     """
 
     repo_id: str
@@ -41,64 +41,64 @@ class Pulled:
     left: list[str]
 
     def text(self) -> str:
-        """Commit, contents, and what was left on the Hub."""
+        """Commit, contents, and the files that were left on the Hub."""
         size = f"{len(self.files)} files, {self.size / 1e6:.1f} MB"
         lines = [
             f"{self.repo_id} at commit {self.commit}",
-            f"{self.folder}: {self.loaded}; {size}, every hash and weight right",
+            f"{self.folder}: {self.loaded}; {size}, all hashes and weights checked",
         ]
         if self.left:
             more = f" and {len(self.left) - 5} more" if len(self.left) > 5 else ""
-            lines.append(f"Left on the Hub, as it is no part of an export: {', '.join(self.left[:5])}{more}")
+            lines.append(f"Left on the Hub, not part of an export: {', '.join(self.left[:5])}{more}")
         return "\n".join(lines)
 
 
 def pull(repo_id: str, folder: str | Path, *, revision: str | None = None) -> Pulled:
-    """Fetch a saved pipeline or network from the Hub, all of it or nothing, and check that it loads.
+    """Download a saved pipeline or network from the Hub, completely or not at all, and check that it loads.
 
-    The revision is resolved to one commit, and everything comes from it. Only files that a push would upload are
-    fetched: no pickles, no code. Sizes and hashes are compared with the Hub's, and every weight must be in its place.
-    The folder is there only when all of this is done. For private and gated repositories log in with `hf auth login`,
+    The revision is resolved to one commit, of which all files are. Only files that a push would upload are
+    downloaded: no pickles, no code. Sizes and hashes are compared with the Hub's, and no weight may be missing. The
+    folder appears only when all checks have passed. For private and gated repositories log in with `hf auth login`,
     or set HF_TOKEN.
 
     Args:
         repo_id: "user/name".
-        folder: where it goes; new or empty.
+        folder: local folder, new or empty.
         revision: branch, tag or commit; the main branch if not given.
 
     Returns:
-        What was fetched.
+        Folder, commit, files and their size.
 
     Raises:
-        UsageError: `folder` is not empty, `repo_id` is no name of a repository, or the disk is too small.
-        HubError: the repository cannot be fetched after three attempts.
-        CheckpointError: it is no saved pipeline or network, or one that does not load.
+        UsageError: `folder` is not empty, `repo_id` is not the name of a repository, or the disk is too small.
+        HubError: the repository cannot be downloaded after three attempts.
+        CheckpointError: it is not a saved pipeline or network, or does not load.
 
     Example:
         >>> pull("me/digits", "outputs/digits")  # doctest: +SKIP
         Pulled(repo_id='me/digits', ...)
     """
     target = Path(folder)
-    check_free(target, "folder")
-    with staged(target) as staging:
+    check_is_new(target, "folder")
+    with write_atomically(target) as staging:
         return replace(fetch(repo_id, staging, revision=revision), folder=target)
 
 
 def fetch(repo_id: str, folder: Path, *, revision: str | None = None) -> Pulled:
-    """`pull` into a folder that is being made: what is in it after an error is not to be used."""
+    """Download into a temporary folder; after an error its contents must not be used."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise UsageError(f'"{repo_id}" is neither there nor the name of a Hub repository ("user/name").') from error
+        raise UsageError(f'"{repo_id}" is neither a folder nor the name of a Hub repository ("user/name").') from error
     api, asked = HfApi(library_name="latentia"), revision or "main"
-    with _explained(repo_id, asked, folder):
-        commit = str(ask(lambda: api.model_info(repo_id, revision=revision)).sha)
-    with _explained(repo_id, f"{asked}, commit {commit}", folder):
-        entries = ask(lambda: list(api.list_repo_tree(repo_id, recursive=True, revision=commit)))
+    with _explain_errors(repo_id, asked, folder):
+        commit = str(retry(lambda: api.model_info(repo_id, revision=revision)).sha)
+    with _explain_errors(repo_id, f"{asked}, commit {commit}", folder):
+        entries = retry(lambda: list(api.list_repo_tree(repo_id, recursive=True, revision=commit)))
         listed = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
         def get(name: str) -> Path:
-            path = Path(ask(lambda: hf_hub_download(repo_id, name, revision=commit, local_dir=folder)))
+            path = Path(retry(lambda: hf_hub_download(repo_id, name, revision=commit, local_dir=folder)))
             _check_hash(path, listed[name])
             return path
 
@@ -112,7 +112,7 @@ def fetch(repo_id: str, folder: Path, *, revision: str | None = None) -> Pulled:
             )
         for name in sorted(wanted):
             get(name)
-        shutil.rmtree(folder / ".cache", ignore_errors=True)  # what the client notes about its downloads
+        shutil.rmtree(folder / ".cache", ignore_errors=True)  # notes of the Hub client on its downloads
         loaded = check_loads(folder)
     return Pulled(
         repo_id, folder, commit, sorted(wanted), size, loaded, sorted(set(listed) - wanted - {".gitattributes"})
@@ -134,7 +134,7 @@ def _wanted(where: str, listed: dict[str, RepoFile], get) -> set[str]:
         )
     if CARD_NAME in wanted:
         text = get(CARD_NAME).read_text(encoding="utf-8", errors="replace")
-        wanted |= card_pictures(text) & set(listed)
+        wanted |= card_images(text) & set(listed)
     return wanted
 
 
@@ -145,13 +145,13 @@ def _check_hash(path: Path, entry: RepoFile) -> None:
             content.update(part)
     if path.stat().st_size != entry.size or content.hexdigest() != (entry.lfs.sha256 if entry.lfs else entry.blob_id):
         raise HubError(
-            f"{entry.path} came with {path.stat().st_size} bytes of other content than the Hub lists ({entry.size} "
-            "bytes). Try again."
+            f"{entry.path} was downloaded with {path.stat().st_size} bytes that differ from what the Hub lists "
+            f"({entry.size} bytes). Try again."
         )
 
 
 @contextmanager
-def _explained(repo_id: str, revision: str, folder: Path) -> Iterator[None]:
+def _explain_errors(repo_id: str, revision: str, folder: Path) -> Iterator[None]:
     try:
         yield
     except (UsageError, HubError):
@@ -160,5 +160,5 @@ def _explained(repo_id: str, revision: str, folder: Path) -> Iterator[None]:
         raise CheckpointError(f"{repo_id} ({revision}): {str(error).replace(str(folder), repo_id)}") from error
     except (HTTPError, OSError, ValueError) as error:
         raise HubError(
-            f"{repo_id} ({revision}) cannot be fetched from the Hub: {reason(error, repo_id, write=False)}"
+            f"{repo_id} ({revision}) cannot be fetched from the Hub: {explain_error(error, repo_id, write=False)}"
         ) from error

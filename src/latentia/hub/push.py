@@ -15,23 +15,23 @@ from latentia.errors import CheckpointError, HubError, LatentiaError, UsageError
 from latentia.hub.blocks import put_block, read_blocks
 from latentia.hub.card import SECRET_VALUE, use_lines
 from latentia.hub.check import check_loads
-from latentia.hub.client import ask, may_pass, reason
-from latentia.hub.files import CARD_NAME, PICTURE_SUFFIXES, card_pictures, component_files, is_inside
+from latentia.hub.client import explain_error, is_transient, retry
+from latentia.hub.files import CARD_NAME, IMAGE_SUFFIXES, card_images, component_files, is_inside
 from latentia.hub.load import INDEX_NAME, pipeline_class, read_index
 from latentia.safety import check_link
 
 
 def export_files(folder: str | Path) -> list[str]:
-    """The files of `folder` that make up the export, as sorted relative paths.
+    """List the files of `folder` that belong to the export, as sorted relative paths.
 
     Args:
-        folder: a saved pipeline with its card, perhaps amid checkpoints and logs of the run that made it.
+        folder: a saved pipeline with its card; it may also hold checkpoints and logs of a run.
 
     Returns:
-        model_index.json, README.md, the files of the components that the index names, and the card's pictures.
+        model_index.json, README.md, the files of the components that the index names, and the card's images.
 
     Raises:
-        CheckpointError: the folder is no saved pipeline, a component or the card is missing, or a file of them is a
+        CheckpointError: the folder is not a saved pipeline, a component or the card is missing, or a file is a symbolic
             link out of the folder.
 
     Example:
@@ -54,7 +54,7 @@ def export_files(folder: str | Path) -> list[str]:
         raise CheckpointError(f"{root} has no README.md. Write a card first: latentia card {root} --write")
     for name in files:
         check_link(root / name, root)
-    for name in card_pictures(card.read_text(encoding="utf-8")):
+    for name in card_images(card.read_text(encoding="utf-8")):
         if (root / name).is_file() and is_inside(root / name, root):
             files.add(name)
     return sorted(files)
@@ -72,29 +72,29 @@ def push_to_hub(
 ) -> str:
     """Upload a saved pipeline and its card to the Hub, in one commit, after checking that it loads.
 
-    Checkpoints, optimizer state, logs and training state are never uploaded, wherever they lie. The card that goes up
-    names the repository in its lines on loading; the folder stays as it is. There is no token argument: log in with
+    Checkpoints, optimizer state, logs and training state are never uploaded. The uploaded card names the repository in
+    its section "Use"; the folder is not changed. There is no token argument: log in with
     `hf auth login`, or set HF_TOKEN.
 
     Args:
         folder: a saved pipeline with its card; the output folder of a training run is one.
-        repo_id: "user/name". The repository is made if there is none.
-        private: make a repository that is not there yet private.
+        repo_id: "user/name". The repository is created if it does not exist.
+        private: create the repository as private; an existing one stays as it is.
         create_pr: open a pull request instead of committing.
         revision: the branch to commit to; "main" if not given.
         commit_message: of the commit; "Upload with latentia" if not given.
         diffusers_code: upload a pipeline.py of a few lines too, by which a program that knows diffusers
             alone loads the repository once it has its files: `DiffusionPipeline.from_pretrained(folder,
-            custom_pipeline="pipeline", trust_remote_code=True)`. latentia must be installed there. Whatever code lies
-            in `folder` is never uploaded, and latentia's own loaders never run any.
+            custom_pipeline="pipeline", trust_remote_code=True)`. latentia must be installed there. Code in `folder` is
+            never uploaded, and latentia's own loaders never run code of a repository.
 
     Returns:
         The address of the repository, or of the pull request.
 
     Raises:
-        CheckpointError: the folder is no export that loads.
-        UsageError: `repo_id` is no name of a repository, or a file holds what looks like an access token.
-        HubError: the Hub refused, or could not be reached after three attempts. The folder is as complete as before.
+        CheckpointError: the folder is not an export, or does not load.
+        UsageError: `repo_id` is not the name of a repository, or a file seems to hold an access token.
+        HubError: the Hub refused, or could not be reached after three attempts. The folder is not changed.
 
     Example:
         >>> push_to_hub("runs/digits", "me/digits")  # doctest: +SKIP
@@ -130,8 +130,8 @@ def push_to_hub(
         return str(commit.pr_url) if create_pr else str(home)
 
     try:
-        # A pull request may have been opened before the answer was lost, and a second one would be a nuisance.
-        return ask(upload, lambda error: not create_pr and may_pass(error))
+        # A pull request may have been opened before the answer was lost, so a retry could open a second one.
+        return retry(upload, lambda error: not create_pr and is_transient(error))
     except Exception as error:  # whatever the client raises, the folder is complete and the user wants the command
         command = ["latentia", "push", str(root), repo_id]
         command += ["--private"] * private + ["--create_pr"] * create_pr
@@ -139,13 +139,14 @@ def push_to_hub(
         command += [] if revision is None else ["--revision", revision]
         size = sum((root / name).stat().st_size for name in files) / 1e6
         raise HubError(
-            f"{repo_id} was not updated: {reason(error, repo_id, write=True)}\nThe export in {root} is complete: "
-            f"{len(files)} files, {size:.1f} MB, card included. Run again: {shlex.join(command)}"
+            f"{repo_id} was not updated: {explain_error(error, repo_id, write=True)}\n"
+            f"The export in {root} is complete: {len(files)} files, {size:.1f} MB, card included. "
+            f"Run again: {shlex.join(command)}"
         ) from error
 
 
 def diffusers_pipeline(index: dict[str, Any], where: str) -> str:
-    """The pipeline.py by which diffusers alone finds the class of a saved pipeline; data of the index, no more.
+    """Make the pipeline.py by which diffusers alone finds the class of a saved pipeline.
 
     Example:
         >>> print(diffusers_pipeline({"_class_name": "GANPipeline"}, "here"))  # doctest: +ELLIPSIS
@@ -169,7 +170,7 @@ def diffusers_pipeline(index: dict[str, Any], where: str) -> str:
 
 
 def _card(root: Path, repo_id: str, diffusers_code: bool) -> str:
-    """The card as it is uploaded: it says how to load it from there, unless a person has changed that part."""
+    """Make the card for the upload: its section "Use" names the repository, unless it was edited by hand."""
     card = ModelCard.load(root / CARD_NAME)
     if "use" not in read_blocks(card.text):
         return card.content
@@ -181,7 +182,7 @@ def _card(root: Path, repo_id: str, diffusers_code: bool) -> str:
 def _check_secrets(root: Path, files: list[str]) -> None:
     token = get_token()
     for name in files:
-        if name.endswith((".safetensors", *PICTURE_SUFFIXES)):
+        if name.endswith((".safetensors", *IMAGE_SUFFIXES)):
             continue
         text = (root / name).read_text(encoding="utf-8", errors="replace")
         if (token and token in text) or SECRET_VALUE.search(text):
@@ -192,7 +193,7 @@ def _check_secrets(root: Path, files: list[str]) -> None:
 
 
 def _check_loads(root: Path, files: list[str]) -> None:
-    """Loads the pipeline from exactly the files that will be uploaded."""
+    """Check that the pipeline loads from exactly the files that will be uploaded."""
     with tempfile.TemporaryDirectory() as scratch:
         for name in files:
             link = Path(scratch, name)
@@ -205,4 +206,4 @@ def _check_loads(root: Path, files: list[str]) -> None:
             check_loads(Path(scratch))
         except LatentiaError as error:
             text = str(error).replace(scratch, str(root))
-            raise CheckpointError(f"{root} is no export that loads, so it was not pushed: {text}") from error
+            raise CheckpointError(f"{root} does not load, so it was not pushed: {text}") from error

@@ -1,10 +1,10 @@
-"""Reads old weights and writes safetensors: run as a script, in a process that is there for nothing else.
+"""Convert untrusted pickles of weights to safetensors: a script for a process of its own.
 
     python -P unpickle.py KEY MEMORY_BYTES SECONDS SOURCE OUTPUT [SOURCE OUTPUT ...]
 
-The only place where a pickle is read, by torch's reader for data alone, and only after this process has given up
-memory, time and disk beyond its bounds. It prints a JSON list: for each file what was written, or why it was refused,
-and then it reads no further. It imports nothing of latentia, so that nothing but torch can be reached.
+The only place where a pickle is read, with `torch.load(weights_only=True)`, which runs no arbitrary code, and after
+limits on memory, time and disk are set. It prints a JSON list: for each file what was written, or why it was refused,
+which ends the conversion. It imports nothing of latentia, so that a pickle can reach nothing but torch.
 """
 
 import json
@@ -15,7 +15,7 @@ import time
 
 
 def select(loaded, key: str, is_tensor) -> tuple[dict, list[str], str]:
-    """The mapping of names to tensors in what a file holds, the names of what is left out, and the entry it came from.
+    """Select the weights in a loaded file: names to tensors, the names left out, and the entry they came from.
 
     Example:
         >>> select({"epoch": 3, "state_dict": {"w": 1.0}}, "", lambda value: isinstance(value, float))
@@ -44,11 +44,11 @@ def select(loaded, key: str, is_tensor) -> tuple[dict, list[str], str]:
     return tensors, left, entry
 
 
-def give_up(memory: int, seconds: int) -> None:
-    """From here on this process has so many more bytes of memory and of each file, and seconds of the processor."""
+def limit_resources(memory: int, seconds: int) -> None:
+    """Limit the memory, file size and processor time of this process from here on."""
     import psutil
 
-    until = int(time.process_time()) + seconds  # also when nobody waits any more
+    until = int(time.process_time()) + seconds  # also if the parent process has ended
     room = psutil.Process().memory_info().vms + memory
     resource.setrlimit(resource.RLIMIT_AS, (room, room))
     resource.setrlimit(resource.RLIMIT_CPU, (until, until + 5))
@@ -57,7 +57,7 @@ def give_up(memory: int, seconds: int) -> None:
 
 
 def rewrite(source: str, output: str, key: str, memory: int) -> dict:
-    """Reads `source` and writes `output`; what is not in its weights is left out and named."""
+    """Read `source`, write its weights to `output`, and name what is left out."""
     import torch
     from safetensors.torch import save_file
 
@@ -65,7 +65,7 @@ def rewrite(source: str, output: str, key: str, memory: int) -> dict:
     tensors, left, entry = select(loaded, key, lambda value: isinstance(value, torch.Tensor))
     for name, value in tensors.items():
         if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
-            raise ValueError(f"{name} is no plain tensor ({value.layout}, {value.dtype}, {value.device})")
+            raise ValueError(f"{name} is not a plain tensor ({value.layout}, {value.dtype}, {value.device})")
     if (total := sum(value.numel() * value.element_size() for value in tensors.values())) > memory:
         raise MemoryError(f"its tensors take {total} bytes")
     seen: dict[int, list[str]] = {}
@@ -82,32 +82,32 @@ def rewrite(source: str, output: str, key: str, memory: int) -> dict:
     return {"entry": entry, "left": left, "shared": shared}
 
 
-def explained(error: BaseException) -> str:
-    """Why the file was refused, without the advice of others to trust it."""
+def explain(error: BaseException) -> str:
+    """Explain why a file was refused, without torch's advice to trust it."""
     text = str(error)
     if named := re.search(r"GLOBAL ([\w.]+)", text):
-        return f"it names {named[1]}, which is no data but something to be run"
+        return f"it names {named[1]}, which is code and not data"
     if isinstance(error, MemoryError) or "can't allocate memory" in text or "alloc" in text:
-        return f"it asks for more memory than it may have ({text[:200]}). See max_memory_gb"
+        return f"it needs more memory than the limit ({text[:200]}). See max_memory_gb"
     if "TorchScript" in text:
         return "it is a TorchScript archive, which holds a program"
     if "Weights only load failed" in text or "weights_only" in text:
-        return "it is no file of weights alone, or it is damaged"
+        return "it holds more than weights, or it is damaged"
     return text[:300]
 
 
 def main(key: str, memory: str, seconds: str, *paths: str) -> None:
-    import safetensors.torch  # noqa: F401  all that is needed is here before memory is given up
+    import safetensors.torch  # noqa: F401  imported before the limits are set
     import torch
 
     torch.set_num_threads(1)
-    give_up(int(memory), int(seconds))
+    limit_resources(int(memory), int(seconds))
     answers = []
     for source, output in zip(paths[::2], paths[1::2]):
         try:
             answers.append(rewrite(source, output, key, int(memory)))
         except Exception as refused:
-            answers.append({"refused": explained(refused)})
+            answers.append({"refused": explain(refused)})
             break
     print(json.dumps(answers))
 

@@ -245,7 +245,7 @@ class ReplayPool(nn.Module):
         if capacity < n:
             raise UsageError(
                 f"capacity must be at least the global batch, {n}, so that each sample has a place of its own; got "
-                f"{capacity}. Use a larger pool or a smaller --train_batch_size."
+                f"{capacity}. Use a larger pool or a smaller train_batch_size."
             )
         generator = torch.Generator().manual_seed(seed_from(rng.seed, "replay", rng.position))
         slots = torch.randperm(capacity, generator=generator)[:n].to(device)

@@ -1,4 +1,4 @@
-"""A discriminator in a training step: what it is shown, in how many passes, and its gradient penalties."""
+"""A discriminator in a training step: augmentation of its input, number of passes, gradient penalties."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentia.errors import UsageError, check_choice, check_range
+from latentia.errors import UsageError, check_choice, check_range, format_number
 from latentia.functional.gradient_penalty import one_centred_penalty, zero_centred_penalty
 from latentia.losses.conditions import Conditions, TextEncoder, conditions_of
 from latentia.losses.networks import config_of, has_batch_norm
@@ -44,7 +44,7 @@ def generate(
 
 
 def augment_with_noise(x: Tensor, rng: Rng, augment: Augment | None, sigma: float, stream: str) -> Tensor:
-    """What the discriminator is shown in place of x: augmented, then with Gaussian noise of deviation `sigma`.
+    """The input of the discriminator in place of x: augmented, then with Gaussian noise of deviation `sigma`.
 
     Raises:
         UsageError: a negative or infinite `sigma`.
@@ -112,7 +112,7 @@ def real_and_generated(
     for name, value in weights.items():
         check_range(name, value, 0)
     if any(weights.values()) and has_batch_norm(discriminator):
-        given = ", ".join(f"{name}={value:g}" for name, value in weights.items())
+        given = ", ".join(f"{name}={format_number(value)}" for name, value in weights.items())
         raise UsageError(
             f"A gradient penalty ({given}) is of each image by itself, but batch norm mixes those of a batch. Build "
             'the discriminator with norm="none", "instance" or "spectral", or set the penalties to 0.'

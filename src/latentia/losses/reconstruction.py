@@ -16,23 +16,23 @@ SPARSITIES = ("none", "l1", "l2", "kl")
 RECONSTRUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"mse": torch.square, "l1": torch.abs, "log_cosh": log_cosh}
 
 
-def corrupt(x: Tensor, rng: Rng, corruption: str = "none", level: float = 0.0, masked_value: float = -1.0) -> Tensor:
+def corrupt(x: Tensor, rng: Rng, corruption: str = "none", strength: float = 0.0, masked_value: float = -1.0) -> Tensor:
     r"""The input of a denoising autoencoder: \(\tilde x = x + \sigma \epsilon\), or x with pixels switched off.
 
     Args:
         x: images (B, C, H, W) in [-1, 1], or sequences (B, T, D).
         rng: the randomness of this micro-batch.
         corruption: "none", "gaussian" or "masking".
-        level: of "gaussian" the standard deviation sigma in units of x, so that 1 is half of the range [-1, 1] (0.5 of
-            images in [0, 1]); of "masking" the share of pixels, or of elements of a sequence, in [0, 1). A masked pixel
-            is off in all its channels.
+        strength: of "gaussian" the standard deviation sigma in units of x, so that 1 is half of the range [-1, 1] (0.5
+            of images in [0, 1]); of "masking" the share of pixels, or of elements of a sequence, in [0, 1). A masked
+            pixel is off in all its channels.
         masked_value: what is put in their place; -1 (default) is black.
 
     Returns:
         Shaped as `x`, not clamped. The same `rng` gives the same corruption.
 
     Raises:
-        UsageError: unknown `corruption`, or a level out of its range.
+        UsageError: unknown `corruption`, or a strength out of its range.
 
     Extracting and Composing Robust Features with Denoising Autoencoders (Vincent et al., 2008), section 2.3.
 
@@ -45,11 +45,11 @@ def corrupt(x: Tensor, rng: Rng, corruption: str = "none", level: float = 0.0, m
     if corruption == "none":
         return x
     if corruption == "gaussian":
-        check_range("corruption_level", level, 0)
-        return x + level * rng.normal("corruption", tuple(x.shape[1:])).to(x.dtype)
-    check_range("corruption_level", level, 0, 1, closed="left", advice="It is a share.")
+        check_range("corruption_strength", strength, 0)
+        return x + strength * rng.normal("corruption", tuple(x.shape[1:])).to(x.dtype)
+    check_range("corruption_strength", strength, 0, 1, closed="left", advice="It is a share.")
     place = (1, *x.shape[2:]) if x.ndim == 4 else (x.shape[1], 1)
-    return torch.where(rng.uniform("corruption", place) < level, masked_value, x)
+    return torch.where(rng.uniform("corruption", place) < strength, masked_value, x)
 
 
 def autoencoder_loss(
@@ -58,7 +58,7 @@ def autoencoder_loss(
     rng: Rng,
     *,
     corruption: str = "none",
-    corruption_level: float = 0.0,
+    corruption_strength: float = 0.0,
     masked_value: float = -1.0,
     sparsity: str = "none",
     sparsity_weight: float = 0.0,
@@ -77,7 +77,7 @@ def autoencoder_loss(
             True where an element counts.
         rng: the randomness of this micro-batch.
         corruption: of the input, while the target is clean: "none", "gaussian" or "masking", see `corrupt`.
-        corruption_level: standard deviation (1 is half of the range), or share of masked pixels.
+        corruption_strength: standard deviation (1 is half of the range), or share of masked pixels.
         masked_value: value of masked pixels; -1 (default) is black.
         sparsity: penalty on the latents: "none", "l1", "l2" or "kl"; "kl" needs latents in (0, 1), by
             `latent_activation="sigmoid"`.
@@ -91,7 +91,7 @@ def autoencoder_loss(
         squared for "mse"); "per_value", the same per value; and "sparsity", Omega before its weight, if there is one.
 
     Raises:
-        UsageError: unknown names, a negative weight, a target or level out of its range, "kl" without a sigmoid.
+        UsageError: unknown names, a negative weight, a target or strength out of its range, "kl" without a sigmoid.
 
     Denoising: Vincent et al., 2010, JMLR 11, eq. 9. Sparsity: Ng, 2011, CS294A lecture notes, section 3.
 
@@ -116,7 +116,7 @@ def autoencoder_loss(
             )
     x = batch["x"]
     mask = {"mask": batch["mask"]} if "mask" in batch else {}
-    out = network(corrupt(x, rng, corruption, corruption_level, masked_value), **mask)
+    out = network(corrupt(x, rng, corruption, corruption_strength, masked_value), **mask)
 
     gap = out.reconstruction.float() - x
     error = RECONSTRUCTIONS[reconstruction](gap)

@@ -12,19 +12,20 @@ from diffusers.models.modeling_utils import ModelMixin as DiffusersModelMixin
 from latentia.errors import CheckpointError, UsageError, did_you_mean
 from latentia.safety import (
     Weight,
-    build_without_memory,
+    build_on_meta,
     check_files,
     check_link,
     check_subfolder,
     differences,
     fetch,
     read_json,
-    weights_in,
+    read_weight_headers,
 )
 
 STEM = "diffusion_pytorch_model"
 # The names of the parts of networks and of their settings, as a number in each saved configuration: raised when names
-# change, so that an earlier file is refused as such. 2: encoder, decoder, quantize, ... as in diffusers.
+# change, so that files of another version are refused as such. Files of latentia 0.1 have no number, which counts as 1.
+# 2: encoder, decoder, quantize, ... as in diffusers.
 FORMAT_KEY, FORMAT = "_latentia_format", 2
 # What diffusers' `EMAModel.save_pretrained` adds to the configuration of the network that it averages.
 _EMA_KEYS = {
@@ -89,8 +90,8 @@ class ModelMixin(DiffusersModelMixin):
         """
         if kwargs.pop("use_safetensors", True) is False:
             raise UsageError(
-                "use_safetensors must be True, got False: pickled weights can run code. Turn them into safetensors "
-                "first, which runs nothing: latentia convert FOLDER OUTPUT"
+                "use_safetensors must be True, got False: pickled weights can run arbitrary code. Convert them to "
+                "safetensors first, which runs none: latentia convert FOLDER OUTPUT"
             )
         name, subfolder = str(pretrained_model_name_or_path), check_subfolder(kwargs.pop("subfolder", None))
         local = os.path.isdir(name)
@@ -108,7 +109,7 @@ class ModelMixin(DiffusersModelMixin):
         held, empty, current = cls._weights_and_network(folder, kwargs, strict)
         unfit = differences(empty, held)
         if unfit and not current:
-            raise CheckpointError(cls._earlier(folder))
+            raise CheckpointError(cls._other_format(folder))
         if unfit and strict:
             raise CheckpointError(
                 f"The weights in {folder} do not fit {cls.__name__}: "
@@ -138,10 +139,12 @@ class ModelMixin(DiffusersModelMixin):
         return result
 
     @classmethod
-    def _earlier(cls, folder: Path) -> str:
+    def _other_format(cls, folder: Path) -> str:
+        saved = read_json(folder / cls.config_name).get(FORMAT_KEY)
+        version = "0.1" if saved is None else f"with format {saved} of its networks"
         return (
-            f"{folder} holds a {cls.__name__} of an earlier version of latentia, whose parts have other names today. "
-            "Train it again, or load it with the version that saved it."
+            f"{folder} holds a {cls.__name__} saved by latentia {version}, whose parts have other names than in this "
+            f"version, which reads format {FORMAT}. Train it again, or load it with the version that saved it."
         )
 
     @classmethod
@@ -159,15 +162,15 @@ class ModelMixin(DiffusersModelMixin):
         for key in config:
             if key not in known and not key.startswith("_") and key not in _EMA_KEYS:
                 if not current and config.get("_class_name") == cls.__name__:
-                    raise CheckpointError(cls._earlier(folder))
+                    raise CheckpointError(cls._other_format(folder))
                 raise CheckpointError(
                     f"{where} has {key!r}, which is no setting of {cls.__name__}.{did_you_mean(key, known)} Was it "
                     "saved with a newer version, or does it belong to another network?"
                 )
         if not isinstance(config.get("_class_name", ""), str):
             raise CheckpointError(f"_class_name in {where} must be plain text, got {config['_class_name']!r}.")
-        held = weights_in(folder, STEM, changes.get("variant"))
+        held = read_weight_headers(folder, STEM, changes.get("variant"))
         changes = {key: value for key, value in changes.items() if key in known}
         factor = 1 if strict else 8
-        network = build_without_memory(lambda: cls.from_config(config, **changes), held, str(folder), factor=factor)
+        network = build_on_meta(lambda: cls.from_config(config, **changes), held, str(folder), factor=factor)
         return held, network, current

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from latentia.errors import UsageError, check_range
 from latentia.models.layers.attention import AttentionBlock
 from latentia.models.layers.conditioning import sinusoidal_embedding
-from latentia.models.layers.convolution import image_size
+from latentia.models.layers.convolution import image_size, nearest_multiples
 from latentia.models.layers.norm import GroupNorm, group_count
 from latentia.models.layers.residual import ResidualBlock, zero_init
 from latentia.models.modeling import ModelMixin
@@ -194,11 +194,10 @@ class UNet2D(ModelMixin, ConfigMixin):
         factor = patch_size * 2 ** (stages - 1)
         for side in image_size(sample_size):
             if side % factor:
-                below, above = side // factor * factor, (side // factor + 1) * factor
-                sizes = f"{below} or {above}" if below else f"{above}"
                 raise UsageError(
                     f"sample_size must be divisible by patch_size * 2 ** (stages - 1) = {factor}, so that each "
-                    f"stage can halve it; got {side}. Use {sizes}, fewer block_out_channels, or smaller patches."
+                    f"stage can halve it; got {side}. Use {nearest_multiples(side, factor)}, "
+                    "fewer block_out_channels, or smaller patches."
                 )
 
     def _embed(self, timestep: Tensor | float, class_labels: Tensor | None, sample: Tensor) -> Tensor:

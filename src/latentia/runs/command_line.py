@@ -102,7 +102,10 @@ def with_values(default: Any, values: Mapping[str, Any], source: str) -> Any:
     groups: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
         if key not in known:
-            raise UsageError(f'{source}: unknown key "{key}".{did_you_mean(str(key), known)} See --help for all keys.')
+            raise UsageError(
+                f'{source}: unknown key "{key}".{did_you_mean(str(key), known)} See --help for all keys; a file of '
+                "latentia 0.1 may have other names."
+            )
         group = getattr(default, known[key])
         hint = typing.get_type_hints(type(group))[key]
         groups.setdefault(known[key], {})[key] = _checked(value, hint, f"{source}: {key}")

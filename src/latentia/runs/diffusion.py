@@ -59,11 +59,11 @@ def check_objective(chosen: DiffusionArguments) -> None:
     """Before anything is computed: a known objective, and no weighting that it does not have."""
     if chosen.prediction_type not in PREDICTIONS:
         near = did_you_mean(chosen.prediction_type, PREDICTIONS)
-        raise UsageError(f'--prediction_type must be one of {PREDICTIONS}; got "{chosen.prediction_type}".{near}')
+        raise UsageError(f'prediction_type must be one of {PREDICTIONS}; got "{chosen.prediction_type}".{near}')
     if chosen.prediction_type == "flow" and chosen.loss_weighting != "none":
         raise UsageError(
-            f"--loss_weighting must be none with --prediction_type flow; got {chosen.loss_weighting}. "
-            "Where the effort lies is said by --time_sampling, --time_loc and --time_scale."
+            f"loss_weighting must be none with prediction_type flow; got {chosen.loss_weighting}. "
+            "Where the effort lies is said by time_sampling, time_loc and time_scale."
         )
 
 
@@ -74,7 +74,7 @@ def latents_of(run: Run, chosen: LatentArguments) -> tuple[Any, LatentData]:
         UsageError: none was named, or images that do not come back in their size.
     """
     if chosen.autoencoder is None:
-        raise UsageError("--autoencoder must name a trained one; examples/train_autoencoder_kl.py trains it.")
+        raise UsageError("autoencoder must name a trained one; examples/train_autoencoder_kl.py trains it.")
     vae = load_autoencoder(chosen.autoencoder).requires_grad_(False).to(run.device)
     latents = cached_latents(
         run.data,
@@ -86,7 +86,7 @@ def latents_of(run: Run, chosen: LatentArguments) -> tuple[Any, LatentData]:
     again = tuple(decode_latents(vae, latents.mean[:1]).shape[1:])
     if again != tuple(run.data.shape):
         raise UsageError(
-            f"--resolution must make images that the autoencoder gives back in their size; got "
+            f"resolution must make images that the autoencoder gives back in their size; got "
             f"{tuple(run.data.shape)}, which come back as {again}. Take the resolution that it was trained with."
         )
     std = float(latents.batch(0, min(len(latents), 1000))["x"].std())

@@ -17,8 +17,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from latentia.errors import HubError, UsageError
 from latentia.evaluation import image_grid, plot_curves
-from latentia.hub.card import model_card, public_words
-from latentia.hub.folder_card import renewed
+from latentia.hub.card import model_card, redact_command
+from latentia.hub.folder_card import update_card
 from latentia.hub.push import push_to_hub
 from latentia.runs.command_line import flat_values
 from latentia.runs.program import lineage, program
@@ -73,7 +73,7 @@ def export_run(
             repo_id=args.hub.hub_model_id,
             limits=said,
         )
-        card, remarks = renewed(folder / "README.md", card)
+        card, remarks = update_card(folder / "README.md", card)
         print(*remarks, sep="\n", end="\n" if remarks else "")
         export(pipe, folder, card)
         replace_file(folder / "run_summary.json", json.dumps(summary, indent=1, default=str) + "\n")
@@ -107,9 +107,9 @@ def check_push(args: Any) -> None:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise UsageError(f'--hub_model_id must be "user/name"; got "{name}": {error}') from error
+        raise UsageError(f'hub_model_id must be "user/name"; got "{name}": {error}') from error
     if get_token() is None:
-        raise HubError("--push_to_hub needs a login; run `hf auth login` or set HF_TOKEN, then start again.")
+        raise HubError("push_to_hub needs a login; run `hf auth login` or set HF_TOKEN, then start again.")
 
 
 def _summary(run: Any, result: Result, limits: Sequence[str]) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _summary(run: Any, result: Result, limits: Sequence[str]) -> dict[str, Any]:
         "training_seconds": round(progress.seconds, 1), "images_per_second": round(result.images_per_second, 1),
         "peak_memory_mb": round(result.peak_memory_mb), "resumed_from": result.resumed_from, "score": None,
         "family": run.family, "pipeline_tag": run.pipeline_tag, "limits": list(limits),
-        "hardware": _hardware(run.accelerator), "command": [*public_words([*program(), *sys.argv[1:]])],
+        "hardware": _hardware(run.accelerator), "command": [*redact_command([*program(), *sys.argv[1:]])],
         "lineage": lineage(),
     }  # fmt: skip
 

@@ -42,7 +42,9 @@ def fitting(args: Any, main: Callable[[Any], Any]) -> Any:
     default_steps = type(args)().optimization.max_train_steps
     found = _found_before(Path(args.output.output_dir), options.minutes)
     if options.max_train_steps not in (None, default_steps, found):
-        raise UsageError("Give --minutes or --max_train_steps, not both: the one follows from the other.")
+        raise UsageError(
+            "minutes and max_train_steps exclude each other: the one follows from the other. Leave one out."
+        )
     if found is None or args.output.overwrite_output_dir:
         with tempfile.TemporaryDirectory() as folder:
             output = {"output_dir": folder, "resume_from_checkpoint": "none", "report_to": None}

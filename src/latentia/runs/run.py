@@ -140,8 +140,8 @@ class Run:
             return None
         if self.data.label_names is None:
             raise UsageError(
-                "--class_conditional needs labels, and this data set has none. Put each class in a folder, or "
-                "name a column with --label_column."
+                "class_conditional needs labels, and this data set has none. Put each class in a folder, or "
+                "name a column with label_column."
             )
         return list(self.data.label_names)
 
@@ -354,11 +354,11 @@ class Run:
         networks = [prepared.module for prepared in self.prepared]
         if options.gradient_checkpointing and not self.checkpointed:
             names = " and ".join(type(network).__name__ for network in networks)
-            raise UsageError(f"--gradient_checkpointing must be left out: {names} has no blocks that support it.")
+            raise UsageError(f"gradient_checkpointing must be left out: {names} has no blocks that support it.")
         if options.init_from is not None:
             if not self.initial:
                 names = " or ".join(type(network).__name__ for network in networks)
-                raise UsageError(f"--init_from {options.init_from} holds no {names}. Name a pipeline of this family.")
+                raise UsageError(f"init_from {options.init_from} holds no {names}. Name a pipeline of this family.")
             self.accelerator.print(f"Initial weights of {options.init_from}: {', '.join(sorted(self.initial))}")
         parameters = [p for network in networks for p in network.parameters()]
         size = sum(p.numel() * p.element_size() for p in parameters)
@@ -366,8 +366,8 @@ class Run:
         free = shutil.disk_usage(self.folder).free
         if free < need:
             raise UsageError(
-                f"--output_dir {self.folder} has {free / 2**20:.0f} MB free, but its checkpoints need "
-                f"{need / 2**20:.0f} MB. Free space or lower --checkpoints_total_limit."
+                f"output_dir {self.folder} has {free / 2**20:.0f} MB free, but its checkpoints need "
+                f"{need / 2**20:.0f} MB. Free space or lower checkpoints_total_limit."
             )
         if isinstance(self.data, StreamedImages):
             self.accelerator.print(

@@ -53,7 +53,7 @@ def start(args: Any) -> Accelerator:
     )
     if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
         raise UsageError(
-            f"--mixed_precision fp16 needs a GPU: on the {accelerator.device.type} accelerate would train in float32. "
+            f"mixed_precision fp16 needs a GPU: on the {accelerator.device.type} accelerate would train in float32. "
             "Use bf16 or no."
         )
     if not accelerator.is_main_process:
@@ -61,13 +61,13 @@ def start(args: Any) -> Accelerator:
     if accelerator.is_main_process:
         try:
             if folder.exists() and not folder.is_dir():
-                raise UsageError(f"--output_dir must be a folder; {folder} is a file.")
+                raise UsageError(f"output_dir must be a folder; {folder} is a file.")
             if args.output.overwrite_output_dir and folder.exists():
                 _delete_run(folder)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / ".lock").touch()
         except OSError as error:
-            raise UsageError(f"--output_dir {folder} cannot be written: {error.strerror}.") from error
+            raise UsageError(f"output_dir {folder} cannot be written: {error.strerror}.") from error
     accelerator.wait_for_everyone()
     if args.output.report_to is not None:
         config = {key: str(value) for key, value in flat_values(args).items()}
@@ -99,22 +99,22 @@ def _check_tracker(name: str | None) -> None:
         return
     check_choice("report_to", name, LOGGER_TYPE_TO_CLASS)
     if name not in map(str, get_available_trackers()):
-        raise UsageError(f"--report_to {name} needs the package {name}, which is not installed: pip install {name}.")
+        raise UsageError(f"report_to {name} needs the package {name}, which is not installed: pip install {name}.")
 
 
 def _delete_run(folder: Path) -> None:
     """Delete what a run wrote, and refuse to touch a folder that no run made."""
     if any(folder.iterdir()) and not (folder / "training_config.json").exists():
         raise UsageError(
-            f"--overwrite_output_dir deletes only what a run left, and {folder} has no training_config.json. "
-            "Choose another --output_dir."
+            f"overwrite_output_dir deletes only what a run left, and {folder} has no training_config.json. "
+            "Choose another output_dir."
         )
     try:
         with FileLock(folder / ".lock", timeout=0):
             shutil.rmtree(folder)
     except Timeout:
         held = owner(folder / ".lock")
-        raise UsageError(f"--output_dir {folder} is in use by another run{held}; choose another.") from None
+        raise UsageError(f"output_dir {folder} is in use by another run{held}; choose another.") from None
 
 
 def load_data(args: DataArguments):
@@ -126,7 +126,7 @@ def load_data(args: DataArguments):
     if (args.dataset_name is None) == (args.train_data_dir is None):
         given = "neither" if args.dataset_name is None else "both"
         raise UsageError(
-            f"Give --dataset_name (a Hub id, digits or emoji) or --train_data_dir (a folder or parquet); got {given}."
+            f"Give dataset_name (a Hub id, digits or emoji) or train_data_dir (a folder or parquet); got {given}."
         )
     folder = args.train_data_dir or ""
     pattern = any(sign in folder for sign in "*?[") and not Path(folder).expanduser().exists()

@@ -101,7 +101,7 @@ class Validation:
         self._real: Sample | None = None
         for key, metric in check_metrics(args.evaluation.eval_metrics).items():  # before hours of training
             if "labels" in metric.needs:
-                raise UsageError(f"--eval_metrics {key} needs labels, which only `latentia evaluate` asks for.")
+                raise UsageError(f"eval_metrics {key} needs labels, which only `latentia evaluate` asks for.")
 
     def hooks(self) -> list[Hook]:
         return [

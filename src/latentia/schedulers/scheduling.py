@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from diffusers.schedulers.scheduling_utils import SchedulerMixin as DiffusersSchedulerMixin
 
 from latentia.errors import CheckpointError, LatentiaError
-from latentia.safety import check_flags, check_link, check_subfolder, fetch, read_json
+from latentia.safety import check_link, check_loader_options, check_subfolder, fetch, read_json
 
 
 class SchedulerMixin(DiffusersSchedulerMixin):
@@ -52,7 +52,7 @@ class SchedulerMixin(DiffusersSchedulerMixin):
         path = root / subfolder / cls.config_name
         check_link(path, root)
         config = read_json(path)
-        check_flags(config, str(path))
+        check_loader_options(config, str(path))
         known, saved = [cls.__name__, *cls._compatibles], config.get("_class_name", cls.__name__)
         if saved not in known:  # such as one of flow matching, which has no betas
             raise CheckpointError(

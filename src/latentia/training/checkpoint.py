@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from latentia.cache import sync
 from latentia.errors import CheckpointError, LatentiaError, NumericsError
 from latentia.safety import check_files
 
@@ -80,14 +81,6 @@ def replace_file(path: Path, text: str) -> None:
     os.replace(staging, path)
 
 
-def _fsync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -140,9 +133,9 @@ def save_checkpoint(root: Path, step: int, state: Mapping[str, Any], info: Mappi
         manifest["sha256"] = _manifest_sha256(manifest)
         write_durably(staging / "manifest.json", json.dumps(manifest, indent=1).encode())
         fail_point("after-manifest")
-        _fsync_folder(staging)
+        sync(staging)
         _commit(staging, final)
-        _fsync_folder(root)
+        sync(root)
         fail_point("after-rename")
     except LatentiaError:
         shutil.rmtree(staging, ignore_errors=True)
@@ -151,7 +144,7 @@ def save_checkpoint(root: Path, step: int, state: Mapping[str, Any], info: Mappi
         shutil.rmtree(staging, ignore_errors=True)
         raise CheckpointError(
             f"{final} could not be written: {error}. Earlier checkpoints are intact; free space or choose another "
-            "--output_dir, then start the same command again."
+            "output_dir, then start the same command again."
         ) from error
     return final
 
@@ -173,7 +166,7 @@ def _commit(staging: Path, final: Path) -> None:
         final.mkdir()
         for path in sorted(staging.iterdir(), key=lambda path: path.name == "manifest.json"):
             write_durably(final / path.name, path.read_bytes())
-        _fsync_folder(final)
+        sync(final)
         shutil.rmtree(staging)
     shutil.rmtree(aside, ignore_errors=True)
 
@@ -216,7 +209,7 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
         by = f" by latentia {written['latentia']}" if isinstance(written, Mapping) and "latentia" in written else ""
         raise OtherFormatError(
             f"{path} was written{by}, in checkpoint format {version}; this version reads format {FORMAT}, in which "
-            "weights have other names and random numbers are made otherwise. Train anew in another --output_dir, or "
+            "weights have other names and random numbers are made otherwise. Train anew in another output_dir, or "
             "install that version to go on with it."
         )
     named = isinstance(manifest.get("run_id"), str) and re.fullmatch(r"[A-Za-z0-9_\-]+", manifest["run_id"])
@@ -291,15 +284,15 @@ def resolve_resume(value: str | None, root: Path) -> Path | None:
         found = find_checkpoint(root)
         if found is None and (value == "latest" or _numbered(root)):
             raise CheckpointError(
-                f"--resume_from_checkpoint {value}: there is no whole checkpoint in {root}. "
-                "Use --resume_from_checkpoint none to start from the beginning."
+                f"resume_from_checkpoint {value}: there is no whole checkpoint in {root}. "
+                "Use resume_from_checkpoint none to start from the beginning."
             )
         return found
     path = Path(value)
     if not path.is_dir():
         there = ", ".join(path.name for _, path in _numbered(root)) or "none"
         raise CheckpointError(
-            f'--resume_from_checkpoint must be "auto", "latest", "none" or the folder of a checkpoint; got "{value}", '
+            f'resume_from_checkpoint must be "auto", "latest", "none" or the folder of a checkpoint; got "{value}", '
             f"which is not there. Checkpoints of this run: {there}."
         )
     verify_checkpoint(path)

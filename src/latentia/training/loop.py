@@ -228,7 +228,7 @@ def train(
                 batch = data.batch(position, position + batch_size, seed=seed, device=device)
                 micros.append((batch, Rng(seed, progress.images, global_batch, offset, batch_size, device)))
             step, metrics = progress.step, {}
-            with skips.passed_over(progress):
+            with skips.skip_nonfinite(progress):
                 for phase in phases:
                     if step % phase.every or step < phase.after:
                         continue
@@ -285,7 +285,7 @@ def _take(accelerator, phase: Phase, phases, micros, seed: int, progress: Progre
             return {**values, "grad_norm": norm}
     raise NumericsError(
         f'The gradient of phase "{phase.name}" overflows at step {progress.step + 1} ({progress.images} images) at any '
-        "scale. Nothing was updated with it; the last checkpoint is good. Use --mixed_precision bf16 or no."
+        "scale. Nothing was updated with it; the last checkpoint is good. Use mixed_precision bf16 or no."
     )
 
 
@@ -314,7 +314,7 @@ def _run(accelerator, phase: Phase, phases, micros, seed: int, progress: Progres
     if finite.item() < 1:
         raise NumericsError(
             f'The loss of phase "{phase.name}" is not finite at step {progress.step + 1} ({progress.images} images). '
-            "Nothing was updated with it; the last checkpoint is good. Lower --learning_rate, or train without fp16."
+            "Nothing was updated with it; the last checkpoint is good. Lower learning_rate, or train without fp16."
         )
     return totals
 
@@ -330,7 +330,7 @@ def _step(accelerator, phase: Phase, parameters, progress: Progress) -> Tensor:
     if accelerator.scaler is None and not math.isfinite(float(norm)):
         raise NumericsError(
             f'The gradient of phase "{phase.name}" is not finite at step {progress.step + 1} ({progress.images} '
-            "images). Nothing was updated with it; the last checkpoint is good. Lower --learning_rate."
+            "images). Nothing was updated with it; the last checkpoint is good. Lower learning_rate."
         )
     # The wrapper is for the scaler; without one it only looks for a package on the disk at every step.
     optimizer = phase.optimizer if accelerator.scaler is not None else plain_optimizer(phase.optimizer)

@@ -39,7 +39,7 @@ class ShardingAccelerator(Accelerator):
                 if self.mixed_precision != "no":
                     self.state.fsdp_plugin.set_mixed_precision(self.mixed_precision)
             if self.distributed_type == DistributedType.FSDP and not self.is_fsdp2:
-                raise UsageError("fsdp_version must be 2; got 1. Say `--fsdp_version 2` or FSDP_VERSION=2.")
+                raise UsageError("fsdp_version must be 2; got 1. Use `accelerate launch --fsdp_version 2`.")
 
     def prepare(self, *things: Any, **options: Any) -> Any:
         if self.is_fsdp2:

@@ -1,4 +1,4 @@
-"""Passing over a batch whose loss or gradient is not finite, if that is asked for."""
+"""Skipping non-finite steps: batches whose loss or gradient is not finite leave the training state unchanged."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,22 +12,23 @@ from latentia.training.progress import Progress
 
 
 class Skips:
-    """Up to `limit` steps of a run may fail for want of a finite number; each is then as if its batch were not there.
+    """Skips up to `limit` steps of a run whose loss or gradient norm is not finite.
 
-    The images count as seen, the step does not count: weights, moments, averages and learning rates stay where they
-    are, and buffers and the scale of fp16 are put back. Turns that the step had already finished keep their update.
+    A skipped step leaves the training state unchanged: its images count as seen, the step does not count, weights,
+    moments, averages and learning rates stay, and buffers and the scale of fp16 are restored. Phases that the step
+    had already completed keep their update.
 
     Args:
         accelerator: of the run.
         phases: of the run.
-        limit: of steps that are passed over, in all; 0: none.
+        limit: number of steps that may be skipped, in all; 0: none.
     """
 
     def __init__(self, accelerator: Accelerator, phases: Sequence[Any], limit: int):
         self.scaler, self.phases, self.limit = accelerator.scaler, phases, limit
 
     @contextmanager
-    def passed_over(self, progress: Progress) -> Iterator[None]:
+    def skip_nonfinite(self, progress: Progress) -> Iterator[None]:
         """Around one step. A NumericsError in it is counted in `progress` and goes no further, up to the limit."""
         if not self.limit:
             yield

@@ -71,12 +71,12 @@ def check_config(path: Path, saved: Any, config: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{path} is not a checkpoint of a run: its manifest holds no configuration.")
     keys = sorted(key for key in {*saved, *config} if saved.get(key) != config.get(key))
     if keys:
-        batch = "--train_batch_size x --gradient_accumulation_steps x processes must be {}.\n"
+        batch = "train_batch_size x gradient_accumulation_steps x processes must be {}.\n"
         hint = batch.format(saved.get("global_batch")) if "global_batch" in keys else ""
         rows = "\n".join(f"  {key}: {saved.get(key)} in the checkpoint, {config.get(key)} now" for key in keys)
         raise CheckpointError(
             f"{path} was written by a run of another configuration:\n{rows}\n{hint}"
-            "Give the same values to go on with it, or use another --output_dir or --resume_from_checkpoint none."
+            "Give the same values to go on with it, or use another output_dir or resume_from_checkpoint none."
         )
 
 
@@ -86,7 +86,7 @@ def lock(stack: ExitStack, output_dir: Path) -> None:
     try:
         stack.enter_context(FileLock(path).acquire(timeout=0))
     except Timeout:
-        raise UsageError(f"--output_dir {output_dir} is in use by another run{owner(path)}; choose another.") from None
+        raise UsageError(f"output_dir {output_dir} is in use by another run{owner(path)}; choose another.") from None
     held = {"host": socket.gethostname(), "pid": os.getpid(), "since": f"{datetime.now(UTC):%F %T}"}
     path.write_text(json.dumps(held))
 

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from latentia.errors import DataError, NumericsError, UsageError
+from latentia.errors import DataError, NumericsError, UsageError, format_number
 from latentia.functional.pixels import from_uint8
 
 _range_is_known = ContextVar("range_is_known", default=False)
@@ -160,8 +160,8 @@ def check_images(images: torch.Tensor, image_shape: Sequence[int] | None = None)
         )
     if low < -1.001 or high > 1.001:
         raise UsageError(
-            f"`images` must lie in [-1, 1]. Got [{low:.4g}, {high:.4g}]; for [0, 255] convert with x / 127.5 - 1, "
-            "for a sampler that overshoots clamp to [-1, 1] as pipelines do."
+            f"`images` must lie in [-1, 1]. Got [{format_number(low, 4)}, {format_number(high, 4)}]; for [0, 255] "
+            "convert with x / 127.5 - 1, for a sampler that overshoots clamp to [-1, 1] as pipelines do."
         )
     # A few images may well be bright all over, as the last batch of a data set, and constant ones are no range at all.
     if low >= 0 and high > low and len(images) >= 8 and not _range_is_known.get():

@@ -16,7 +16,7 @@ from latentia.evaluation.features.base import Predictions, check_images, in_batc
 from latentia.evaluation.features.classifier import WEIGHTS_FILE, check_statement, hash_of
 from latentia.evaluation.features.preprocessing import Preprocessing, read_preprocessing
 from latentia.registration import public
-from latentia.safety import check_network, fetch, read_json, weights_in
+from latentia.safety import check_network, fetch, read_json, read_weight_headers
 
 # Of pt_inception-2015-12-05, the file that pytorch-fid and torch-fidelity download, before it is made a safetensors.
 INCEPTION_PTH_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -129,7 +129,7 @@ def inception_extractor(
     file = _only_weights(place) if place.is_dir() else place
     if file.suffix != ".safetensors":
         raise CheckpointError(
-            f"{file} must be a .safetensors file: pickled weights can run code. Convert it once, "
+            f"{file} must be a .safetensors file: pickled weights can run arbitrary code. Convert it once, "
             'safetensors.torch.save_file(torch.load(path, weights_only=True), "inception.safetensors"); the sha256 of '
             f"pytorch-fid's pt_inception-2015-12-05-6726825d.pth is {INCEPTION_PTH_SHA256}."
         )
@@ -286,6 +286,6 @@ def _hash_of_shards(folder: Path) -> str:
     """sha256 of model.safetensors or, of a model in parts, of the list of their hashes."""
     if (folder / "model.safetensors").is_file():
         return hash_of(folder / "model.safetensors")
-    weights_in(folder, "model")  # which refuses what is none
+    read_weight_headers(folder, "model")  # which refuses what is none
     names = sorted(set(read_json(folder / "model.safetensors.index.json", sizes=False)["weight_map"].values()))
     return hashlib.sha256("\n".join(hash_of(folder / name) for name in names).encode()).hexdigest()

@@ -94,7 +94,7 @@ def exact_likelihood(log_likelihoods: Tensor, pixels: Pixels, kind: str = "exact
     return Likelihood(
         nats=mean,
         standard_error=float(values.std() / n**0.5) if n > 1 else None,
-        bits_per_dimension=bits_per_dimension(mean, dimensions, pixels.levels, pixels.span),
+        bits_per_dimension=bits_per_dimension(mean, dimensions, pixels.bins, pixels.span),
         sampling_error=0.0,
         effective_samples=None,
         kind=kind,

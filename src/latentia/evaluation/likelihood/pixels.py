@@ -18,13 +18,13 @@ class Pixels(NamedTuple):
     Args:
         values: (N, C, H, W), float32.
         about: the dequantisation or binarisation, which every likelihood has to state.
-        levels: of a pixel before.
-        span: length of the interval that the levels fill, if `values` have a density; `None` if they are the levels.
+        bins: values that a pixel had before, 256 for bytes.
+        span: length of the interval that the bins fill, if `values` have a density; `None` if they are indices of bins.
     """
 
     values: Tensor
     about: str
-    levels: int
+    bins: int
     span: float | None
 
 
@@ -35,7 +35,7 @@ def dequantise(images: Tensor, seed: int = 0) -> Pixels:
     `E_u log p(v + u) <= log P(v)`: the mean log-density bounds the log-probability of the bytes from below.
 
     Args:
-        images: (N, C, H, W), uint8. Data that uses few of the 256 levels, such as scikit-learn's digits with 17, still
+        images: (N, C, H, W), uint8. Data that uses few of the 256 values, such as scikit-learn's digits with 17, still
             rewards a model that finds them, and its bits compare with no other data set's.
         seed: of u.
 
@@ -45,11 +45,11 @@ def dequantise(images: Tensor, seed: int = 0) -> Pixels:
     Example:
         >>> pixels = dequantise(torch.full((1, 1, 1, 1), 255, dtype=torch.uint8))
         >>> 127 / 128 <= pixels.values.item() <= 1, pixels.about
-        (True, 'uniform dequantisation of 256 levels')
+        (True, 'uniform dequantisation of 256 bins')
     """
     _check_bytes(images)
     noise = _uniform(images, seed, "dequantise")
-    return Pixels(((images + noise) / 128 - 1).float(), "uniform dequantisation of 256 levels", 256, 2.0)
+    return Pixels(((images + noise) / 128 - 1).float(), "uniform dequantisation of 256 bins", 256, 2.0)
 
 
 def binarise(images: Tensor, seed: int = 0, how: str = "dynamic") -> Pixels:
@@ -85,32 +85,32 @@ def binarise(images: Tensor, seed: int = 0, how: str = "dynamic") -> Pixels:
     return Pixels(values, f"{how} binarisation, seed {seed}", 2, None)
 
 
-def bits_per_dimension(log_likelihood: Any, dimensions: int, levels: int = 256, span: float | None = 2.0) -> Any:
-    """`(-log_likelihood / dimensions + ln(levels / span)) / ln 2`: bits that a coder spends on each value of an image.
+def bits_per_dimension(log_likelihood: Any, dimensions: int, bins: int = 256, span: float | None = 2.0) -> Any:
+    """`(-log_likelihood / dimensions + ln(bins / span)) / ln 2`: bits that a coder spends on each value of an image.
 
-    A density is per unit of length, and a level is span / levels long; who leaves the second term out is off by 7 bits
+    A density is per unit of length, and a bin is span / bins long; who leaves the second term out is off by 7 bits
     on [-1, 1] and by 8 on [0, 1]. Constant padding lowers the bits per dimension and not the nats, and a logit
     transform of the pixels changes both unless its Jacobian was counted.
 
     Args:
         log_likelihood: in nats per image: a number or a tensor.
         dimensions: pixels times channels of an image.
-        levels: of a value, default 256.
-        span: length of the interval that the levels fill in the space of the density: 2 for [-1, 1] (default, what
-            `dequantise` gives), 1 for [0, 1]; `None` if `log_likelihood` is of the levels themselves.
+        bins: values that a pixel can have, default 256.
+        span: length of the interval that the bins fill in the space of the density: 2 for [-1, 1] (default, what
+            `dequantise` gives), 1 for [0, 1]; `None` if `log_likelihood` is a probability of the bins.
 
     Example:
         >>> bits_per_dimension(-784 * math.log(2), 784), bits_per_dimension(0.0, 784, span=1)  # uniform noise
         (8.0, 8.0)
-        >>> bits_per_dimension(-784 * math.log(2), 784, levels=2, span=None)  # fair coins
+        >>> bits_per_dimension(-784 * math.log(2), 784, bins=2, span=None)  # fair coins
         1.0
     """
-    if dimensions < 1 or levels < 2 or (span is not None and not span > 0):
+    if dimensions < 1 or bins < 2 or (span is not None and not span > 0):
         raise UsageError(
-            f"`dimensions` must be at least 1, `levels` at least 2 and `span` positive or None. Got {dimensions}, "
-            f"{levels} and {span}."
+            f"`dimensions` must be at least 1, `bins` at least 2 and `span` positive or None. Got {dimensions}, "
+            f"{bins} and {span}."
         )
-    width = 0.0 if span is None else math.log(levels / span)
+    width = 0.0 if span is None else math.log(bins / span)
     return (-log_likelihood / dimensions + width) / math.log(2)
 
 

@@ -7,6 +7,7 @@ import torch
 
 from latentia.errors import NumericsError, UsageError, did_you_mean
 from latentia.evaluation.features.base import FeatureExtractor, check_features
+from latentia.functional.interpolation import lerp, slerp
 from latentia.rng import seed_from
 
 _CHUNK = 500  # pairs that are decoded at once
@@ -76,7 +77,7 @@ def perceptual_path_length(
     generator = torch.Generator().manual_seed(seed_from(seed, "path length"))
     t = torch.rand(len(latents_a), generator=generator, dtype=torch.float64) * (1 - epsilon)
     precision = torch.promote_types(latents_a.dtype, torch.float32)  # half precision has no room for epsilon
-    between = _lerp if mode == "lerp" else _slerp
+    between = slerp if mode == "slerp" else lerp
     parts = []
     for a, b, part in zip(latents_a.split(_CHUNK), latents_b.split(_CHUNK), t.split(_CHUNK)):
         ends = []
@@ -89,24 +90,3 @@ def perceptual_path_length(
         parts.append((ends[1] - ends[0]).square().sum(1) / epsilon**2)
     lengths = torch.cat(parts)
     return PathLength(float(lengths.mean()), float(lengths.std() / len(lengths) ** 0.5), len(lengths))
-
-
-def _lerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    return a + t * (b - a)
-
-
-def _slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """`(sin((1 - t) w) a + sin(t w) b) / sin w`, w the angle between a and b (Shoemake 1985)."""
-    norm_a, norm_b = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
-    if not (norm_a > 0).all() or not (norm_b > 0).all():
-        raise UsageError('Latents must not be 0 for mode="slerp": they have no direction. Use "lerp".')
-    unit_a, unit_b = a / norm_a, b / norm_b
-    # From the chords, which keep their digits for nearly equal directions as a cosine does not.
-    angle = 2 * torch.atan2((unit_a - unit_b).norm(dim=1, keepdim=True), (unit_a + unit_b).norm(dim=1, keepdim=True))
-    if (angle > 3.14159).any():
-        raise UsageError(
-            '`latents_a` and `latents_b` must not be opposite for mode="slerp": no circle is the shortest.'
-        )
-    sine = torch.where(angle > 1e-9, angle.sin(), 1)
-    curved = (((1 - t) * angle).sin() * a + (t * angle).sin() * b) / sine
-    return torch.where(angle > 1e-9, curved, _lerp(a, b, t))

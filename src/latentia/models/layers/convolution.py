@@ -30,6 +30,17 @@ def image_size(sample_size: int | Sequence[int]) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
+def nearest_multiples(side: int, factor: int) -> str:
+    """The multiples of `factor` next to `side`, for an error.
+
+    Example:
+        >>> nearest_multiples(30, 8), nearest_multiples(3, 8)
+        ('24 or 32', '8')
+    """
+    below = side // factor * factor
+    return f"{below} or {below + factor}" if below else f"{below + factor}"
+
+
 def check_stages(block_out_channels: Sequence[int]) -> None:
     """Raises a `UsageError` unless there is a stage, and none has less than 1 or less than the channels before it.
 
@@ -64,11 +75,10 @@ def feature_size(sample_size: int | Sequence[int], block_out_channels: Sequence[
     sides = image_size(sample_size)
     for side in sides:
         if side % factor:
-            below, above = side // factor * factor, (side // factor + 1) * factor
-            sizes = f"{below} or {above}" if below else f"{above}"
             raise UsageError(
                 f"sample_size must be divisible by 2 ** {stages} = {factor}, so that each of the {stages} stages of "
-                f"block_out_channels can halve it and be mirrored; got {side}. Use {sizes}, or fewer stages."
+                f"block_out_channels can halve it and be mirrored; got {side}. Use {nearest_multiples(side, factor)}, "
+                "or fewer stages."
             )
     return sides[0] // factor, sides[1] // factor
 
