@@ -13,7 +13,7 @@ from typing import Literal
 
 from latentia import DCGANDiscriminator, DCGANGenerator, GANPipeline, HashedWords
 from latentia.errors import UsageError, format_number
-from latentia.evaluation import extractor_for
+from latentia.evaluation import extractor_for, fitting_extractor
 from latentia.functional.adversarial import WITH_LABELS
 from latentia.functional.schedules import linear_decay
 from latentia.losses.adversarial import gan_discriminator_loss, gan_generator_loss, gan_penalty_loss
@@ -249,7 +249,10 @@ def main(args: Arguments) -> int:
     if generator.ema is not None:
         samplers["raw"] = partial(sample, generator.module)
     real = run.data.batch(0, 256, seed=0)["x"]
-    monitor = FailureMonitor(run.folder, real, partial(sample, generator.final), extractor_for(run.data.shape))
+    classifier = extractor_for(run.data.shape)
+    if classifier is not None:  # one of other classes than the data's counts none
+        classifier, _ = fitting_extractor(classifier, run.data.label_names)
+    monitor = FailureMonitor(run.folder, real, partial(sample, generator.final), classifier)
     check_steps = max(1, min(200, run.steps // 10)) if chosen.monitor_steps is None else chosen.monitor_steps
     hooks = monitor.hooks(args.output.logging_steps, check_steps)
     return run.train(phases, pipeline, samplers=samplers, hooks=hooks, limits=monitor.sentences)

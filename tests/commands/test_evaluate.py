@@ -150,7 +150,7 @@ def test_real_digits_score_as_real_data_in_every_batch_size(digits):
     assert len(evaluate("pca", digits, n=150, metrics=["kid"]).images) == KEPT
 
 
-def test_a_conditional_pipeline_is_asked_for_each_class_as_often_as_it_occurs(pipe, digits):
+def test_classes_are_asked_for_as_often_as_they_occur(pipe, digits):
     found = evaluate(pipe, digits, n=25, num_inference_steps=2, metrics=["label_agreement", "train_on_synthetic"])
     assert sorted(found.sample.labels.bincount(minlength=10).tolist()) == [2] * 5 + [3] * 5  # nearly equal in digits
     assert set(found.report.scores) == {"label_agreement", "train_on_synthetic"}

@@ -67,7 +67,7 @@ def test_commands_read_the_data_as_the_run_did(photos, tmp_path, capsys):
     assert json.loads((tmp_path / "embed" / "embedding.json").read_text())["shape"] == [120, 2]
 
 
-def test_flags_override_the_run_and_those_of_training_are_all_there(photos, tmp_path, capsys):
+def test_flags_override_the_run_and_are_all_there(photos, tmp_path, capsys):
     run = run_of(tmp_path / "run", resolution=16, channels=1, on_bad_image="skip", train_data_dir=str(photos))
     assert reference.find_reference(None, [run], {"resolution": 8}).images.shape == (1, 8, 8)
     words = ["evaluate", str(run), "--resolution", "8", "--max_train_samples", "104", "--no_center_crop"]

@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
 import runpy
@@ -17,6 +18,7 @@ import latentia
 import latentia.commands as commands
 from latentia import DDIMScheduler, UnconditionalDiffusionPipeline, UNet2D
 from latentia.commands.main import arguments
+from latentia.commands.reference import data_options
 from latentia.pipelines.capabilities import call_options
 from latentia.runs.command_line import flat_values
 
@@ -78,6 +80,8 @@ def flags(script, command):
     if command == "generate":  # the other options are those of the saved pipeline
         pipelines = [latentia.registration.public(name) for name in latentia.__all__ if name.endswith("Pipeline")]
         known |= {option for pipeline in pipelines for option in call_options(pipeline.__call__)}
+    elif any(one.kind is one.VAR_KEYWORD for one in inspect.signature(function).parameters.values()):
+        known |= {*data_options()}  # the flags of the data of the training scripts
     return known
 
 

@@ -105,6 +105,7 @@ def test_diffusers_loads_what_latentia_saved(saved, tmp_path):
     assert diffusers.DDPMScheduler is not latentia.DDPMScheduler
 
 
+@pytest.mark.filterwarnings("ignore:It is deprecated to pass a pretrained model name:FutureWarning")  # diffusers' own
 def test_an_average_of_diffusers_is_read_back(tmp_path):
     """Training scripts of diffusers resume their averages so; the settings lie in the configuration of the network."""
     network = tiny_unet()

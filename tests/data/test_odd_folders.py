@@ -164,6 +164,17 @@ ROWS = [
     Row("classes of digits with zeros", TWO | {"metadata.csv": b"file_name,label\n0.png,007\n1.png,010\n"},
         labels=["007", "010"]),
     Row("class folders in another spelling", images("A\u0308/0.png", "b/1.png"), labels=["Ä", "b"]),
+    Row("a file name that is not UTF-8", images("0.png", "Gr\udce4s.png") | {"\udce4.txt": b""},
+        said=(r"1 x .txt \(\?.txt\)",)),
+    Row("a class that is not UTF-8", images("a/0.png", "Gr\udce4s/1.png"),
+        error=r"the class 'Gr\\udce4s' cannot be written as UTF-8"),
+    Row("a caption that is not UTF-8", TWO | {"metadata.jsonl": b'{"file_name": "0.png", "text": "\\ud83d"}'},
+        error=r"0.png: caption column \"text\" holds '\\ud83d', not a text"),
+    Row("metadata by another case", TWO | {"Metadata.CSV": CAPTIONS}, captions=["a cat", "a dog"]),
+    Row("a class without images", TWO | {"metadata.csv": b"file_name,label\n0.png,0\n1.png,2\n"}, labels=["0", "2"],
+        said=(r"1 x class \(1\): it has no image here",)),
+    Row("a part of sorted classes", images("a/0.png", "b/1.png"), {"split": "train[:1]"}, names=1, labels=["a"],
+        said=(r"1 x class \(b\): it has no image here",)),
     Row("another case", images("0.PNG") | {"metadata.csv": b"file_name,text\n0.png,x\n"},
         error='no image file "0.png" in .*Did you mean "0.PNG"'),
     # ---------------------------------------------------------------- what is an image
@@ -334,7 +345,7 @@ def test_errors_of_the_command_line_name_its_flags(tmp_path, capsys):
     assert "Give --resolution to bring all images to one size" in said[1]
 
 
-def test_a_run_says_at_its_start_and_in_its_card_what_is_not_taken(tmp_path):
+def test_a_run_and_its_card_say_what_is_not_taken(tmp_path):
     folder = tmp_path / "photos"
     for name, content in (images(*(f"{i}.png" for i in range(8)), "notes.txt") | {"8.tif": encoded(8, "TIFF")}).items():
         (folder / name).parent.mkdir(exist_ok=True)

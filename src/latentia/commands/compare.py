@@ -54,7 +54,11 @@ class Comparison(list[Evaluation]):
         folder = open_output(output_dir, "compare", overwrite)
         for i, evaluation in enumerate(self):
             evaluation.save(folder / str(i), update_card=False)
-        reports = {evaluation.source: evaluation.report for evaluation in self}
+        names = [evaluation.source for evaluation in self]
+        reports = {
+            name if names.count(name) == 1 else f"{name} [{i}]": evaluation.report
+            for i, (name, evaluation) in enumerate(zip(names, self))
+        }
         plots.plot_precision_recall(reports, folder / "precision_recall.png")
         return [page.write_page([evaluation.to_dict() for evaluation in self], folder, title)]
 

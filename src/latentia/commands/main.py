@@ -35,11 +35,12 @@ def main(argv: list[str] | None = None) -> None:
             sys.exit(0)
         elif code := run(words[0], words[1:], flags):
             sys.exit(code)
+        sys.stdout.flush()  # here, where a closed pipe is no traceback
     except LatentiaError as error:
         print(f"error: {add_dashes(str(error), flags)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("Stopped; nothing was written.", file=sys.stderr)
+        print("Stopped.", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # who read the output has seen enough, such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else it fails again when Python ends

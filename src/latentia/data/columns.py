@@ -1,7 +1,7 @@
 """Columns of a data set: which ones hold images, labels and captions, and which values they may have."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from latentia.data.left_out import LeftOut
+from latentia.data.names import class_order, is_unicode
 from latentia.errors import DataError, UsageError, did_you_mean
 
 MAX_CLASSES = 65_536  # of a plain integer column, so that one damaged value does not make 2**40 classes
@@ -95,19 +96,6 @@ def _by_convention(role: str, columns: dict[str, Column]) -> str | None:
     return next((name for name in ("text", "caption") if name in columns and columns[name].kind == "text"), None)
 
 
-def class_order(names: Iterable[str]) -> list[str]:
-    """The names of classes, each once, sorted: whole numbers by value, so that class "10" is not the third.
-
-    Example:
-        >>> class_order(["10", "2", "0", "2"]), class_order(["b", "10", "a"])
-        (['0', '2', '10'], ['10', 'a', 'b'])
-    """
-    different = set(names)
-    if all(name.isascii() and name.isdecimal() for name in different):
-        return sorted(different, key=lambda name: (int(name), name))
-    return sorted(different)
-
-
 class Labels:
     """Checks labels one by one and numbers them at the end.
 
@@ -119,6 +107,8 @@ class Labels:
     def __init__(self, column: str, names: Sequence[str] | None):
         self.column, self.names = column, None if names is None else [str(name) for name in names]
         self.values: list[int | str] = []
+        if wrong := [name for name in self.names or () if not is_unicode(name)]:
+            raise DataError(f'label column "{column}": the class {wrong[0]!a} cannot be written as UTF-8; rename it.')
 
     def add(self, value: Any, where: str) -> int | str:
         """The label as an integer, or as text while the classes are not known."""
@@ -130,6 +120,8 @@ class Labels:
         at = f'{where}: label column "{self.column}"'
         advice = 'Repair the data, choose another label_column, or give label_column="" to do without labels.'
         if isinstance(value, str):
+            if not is_unicode(value):
+                raise DataError(f"{at} holds {value!a:.40}, which cannot be written as UTF-8. {advice}")
             if self.names is None:
                 return value
             if value not in self.names:
@@ -159,8 +151,8 @@ class Labels:
 
 def check_caption(value: Any, where: str, column: str) -> str:
     """`value`, if it is text with something in it."""
-    if not isinstance(value, str) or not value.strip():
-        shown = "no value" if value is None else repr(value)[:40]
+    if not isinstance(value, str) or not value.strip() or not is_unicode(value):
+        shown = "no value" if value is None else ascii(value)[:40] if isinstance(value, str) else repr(value)[:40]
         raise DataError(
             f'{where}: caption column "{column}" holds {shown}, not a text. '
             'Repair the data, choose another caption_column, or give caption_column="" to do without captions.'

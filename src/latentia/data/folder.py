@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latentia.data.columns import Column, Source, Table, class_order
+from latentia.data.columns import Column, Source, Table
 from latentia.data.decode import SUFFIXES, format_of
 from latentia.data.left_out import LeftOut
 from latentia.data.metadata import METADATA, read_metadata
+from latentia.data.names import class_order, printable
 from latentia.data.parquet import SPLIT_WORDS, check_parts, holds_images, of_split, parquet_source
 from latentia.errors import DataError
 
@@ -74,7 +75,7 @@ def contents(root: Path, source: str) -> Contents:
             if hidden or path.name.startswith("."):
                 if suffix in (*SUFFIXES, ".parquet"):
                     found.others.append((path, suffix, "hidden"))
-            elif path.stem == "metadata" and suffix in METADATA:
+            elif path.stem.lower() == "metadata" and suffix in METADATA:
                 found.metadata.append(path)
             elif suffix == ".parquet":
                 found.parquet.append(path)
@@ -220,7 +221,7 @@ def _table(
 
     def rows_of(names: Sequence[str]) -> Iterator[tuple[str, tuple]]:
         for i, file in enumerate(table["image"]):
-            yield file.relative_to(chosen).as_posix(), tuple(table[name][i] for name in names)
+            yield printable(file.relative_to(chosen).as_posix()), tuple(table[name][i] for name in names)
 
     return Table(columns, rows_of, len(table["image"]))
 

@@ -1,5 +1,7 @@
 """What of a source is not taken, and why: files by suffix, folders, columns, images that cannot be read."""
 
+from latentia.data.names import printable
+
 _SHOWN = 3  # names in a line
 
 
@@ -30,7 +32,7 @@ class LeftOut:
             reason: why it is not taken, without a period.
             name: of the file, relative to the source.
         """
-        self._names.setdefault((kind, reason), []).append(name)
+        self._names.setdefault((printable(kind), printable(reason)), []).append(printable(name))
 
     def counts(self) -> list[str]:
         """One line for each kind and reason, the most frequent first, without names of files: for a model card."""

@@ -177,15 +177,18 @@ def load_images(
     found = find_source(source, split_name, config_name, revision, cache_dir, streaming)
     found.about.update({"split": split, "resolution": resolution, "center_crop": center_crop})
     asked = (image_column, label_column, caption_column)
-    for line in found.left_out.lines():
-        logger.warning("%s: not taken: %s.", found.name, line)
     if streaming:
         if "[" in split:
             raise UsageError(f'a stream has no length, so split="{split}" cannot be cut from it; use max_samples.')
-        return StreamedImages(found, plan, asked, random_flip, max_samples)
-    if found.key is None:
+        data: ImageData | StreamedImages = StreamedImages(found, plan, asked, random_flip, max_samples)
+    elif found.key is None:
         raise UsageError(f"{found.name} can only be read as a stream; give streaming=True.")
-    return _load(found, plan, asked, split, part, max_samples, random_flip, cache_folder(cache_dir), num_workers)
+    else:
+        folder = cache_folder(cache_dir)
+        data = _load(found, plan, asked, split, part, max_samples, random_flip, folder, num_workers)
+    for line in data.left_out.lines():
+        logger.warning("%s: not taken: %s.", found.name, line)
+    return data
 
 
 def _load(
@@ -214,13 +217,13 @@ def _load(
     content = content_key(found.files, folder / "contents")
     key = key_of([_DECODER, found.key, content, split, asked, asdict(plan), max_samples])
     flat, meta = cached_bytes(make, key, folder / "images", "decoded images")
-    if meta["skipped"]:
-        shown = "; ".join(meta["skipped"][:3])
-        logger.warning("%d bad images of %s were left out: %s", len(meta["skipped"]), found.name, shown)
     data = ImageData.from_cache(flat, meta, plan, random_flip, found.about)
     data.left_out = found.left_out
     for bad in data.skipped:
         data.left_out.add("bad image", "skipped, as on_bad_image says", bad)
+    if data.labels is not None and data.label_names is not None:
+        for i in sorted({*range(len(data.label_names))} - {*data.labels.tolist()}):
+            data.left_out.add("class", "it has no image here", data.label_names[i])
     return data
 
 

@@ -15,6 +15,7 @@ from latentia.data.builtin import BUILTIN, builtin_source
 from latentia.data.columns import Column, Source, Table
 from latentia.data.decode import SUFFIXES
 from latentia.data.folder import folder_source, kind_of
+from latentia.data.names import is_unicode
 from latentia.data.parquet import of_split, parquet_source
 from latentia.errors import DataError, UsageError, did_you_mean
 
@@ -35,6 +36,8 @@ def find_source(
     if not isinstance(source, str | Path):
         return _object_source(source, split)
     text = str(source)
+    if not is_unicode(text):
+        raise UsageError(f"source must be a name that can be written as UTF-8; got {text!a}. Rename the folder.")
     if text in BUILTIN and not isinstance(source, Path):  # a folder may have such a name
         return builtin_source(text, split, parquet_source)
     path = Path(text).expanduser()

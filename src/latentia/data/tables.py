@@ -14,7 +14,7 @@ from torch import Tensor
 
 from latentia.cache import key_of
 from latentia.data.base import annotate, check_annotations, description, require
-from latentia.data.columns import class_order
+from latentia.data.names import class_order
 from latentia.data.order import check_positions, indices
 from latentia.errors import DataError, UsageError
 

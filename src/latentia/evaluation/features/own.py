@@ -128,8 +128,9 @@ def own_extractor(
         "format": FORMAT, "fingerprint": data.fingerprint, "seed": str(seed), "steps": str(steps),
     }  # fmt: skip
     weights = cached_tensors(lambda: _train(data.images, seed, steps), made_of, "extractors", cache_dir=cache_dir)
-    network = OwnNetwork(data.shape[0], max(data.shape[1:]))
-    network.load_state_dict(weights)
+    with torch.device("meta"):  # no random weights, which would move the caller's random numbers on
+        network = OwnNetwork(data.shape[0], max(data.shape[1:]))
+    network.load_state_dict(weights, assign=True)
     digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
