@@ -14,7 +14,7 @@ from PIL import Image
 
 import latentia
 from latentia import DDIMScheduler, UnconditionalDiffusionPipeline, UNet2D, compare, evaluate, model_card
-from latentia.commands.compare import failed
+from latentia.commands.compare import _runs, failed
 from latentia.commands.main import main
 from latentia.commands.measurement import KEPT
 from latentia.commands.sources import open_source
@@ -336,6 +336,13 @@ def test_latents_are_measured_by_the_common_words(autoencoders, pipe, digits):
 
 def test_noise_goes_along_the_circle(pipe, digits):
     assert open_source(pipe, digits).latent_path == "slerp" and open_source("pca", digits).latent_path == "lerp"
+
+
+def test_a_run_that_exists_is_a_path_and_no_pattern(tmp_path):
+    for name in ("run*", "run1", "run [2]"):
+        (tmp_path / name).mkdir()
+    for text, names in (("run*", ["run*"]), ("r*", ["run [2]", "run*", "run1"]), ("run [2]", ["run [2]"])):
+        assert _runs(f"x={tmp_path}/{text}") == [("x", str(tmp_path / name)) for name in names]
 
 
 def test_several_runs_are_one_column_with_their_spread(autoencoders, tmp_path, capsys):

@@ -193,7 +193,10 @@ def _runs(source: Any) -> list[tuple[str | None, Any]]:
         return [(None, source)]
     name, _, listed = source.partition("=")
     parts = [part.strip() for part in listed.split(",") if part.strip()]
-    found = [path for part in parts for path in (sorted(glob(str(Path(part).expanduser()))) if "*" in part else [part])]
+    found: list[str] = []
+    for part in parts:
+        place = Path(part).expanduser()
+        found += sorted(glob(str(place))) if "*" in part and not place.exists() else [part]  # what exists is a path
     if not name.strip() or not found:
         raise UsageError(
             f'sources of several runs are given as "name=folder,folder"; got "{source}", which names none that exist.'

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from latentia.data.columns import Labels, Table, check_caption
-from latentia.data.decode import BadImage, Fit, decode_all, open_image
+from latentia.data.decode import BadImage, Decoded, Fit, decode_all, open_image
 from latentia.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -64,9 +64,10 @@ def build(
     captions: list[str] | None = [] if "caption" in picked else None
     sizes: list[tuple[int, int]] = []
     bad: list[str] = []
-    for where, values, pixels in _decode(table.rows(names), rows, plan, num_workers):
-        if isinstance(pixels, BadImage):
-            bad.append(f"{where} {pixels}")
+    several: list[str] = []
+    for where, values, decoded in _decode(table.rows(names), rows, plan, num_workers):
+        if isinstance(decoded, BadImage):
+            bad.append(f"{where} {decoded}")
             if plan.on_bad_image == "skip" and len(bad) > MAX_SKIPPED * len(rows):
                 raise DataError(
                     f"{len(bad)} of the first {len(sizes) + len(bad)} images are bad, more than 1 % of "
@@ -77,8 +78,11 @@ def build(
             if len(bad) == MAX_NAMED:
                 break
             continue
-        if isinstance(pixels, Exception):
-            raise DataError(f"{where} {pixels}.") from pixels
+        if isinstance(decoded, Exception):
+            raise DataError(f"{where} {decoded}.") from decoded
+        pixels = decoded.pixels
+        if decoded.several:
+            several.append(where)
         if plan.crop and sizes and pixels.shape[1:] != sizes[0]:
             (height, width), (first_height, first_width) = pixels.shape[1:], sizes[0]
             raise DataError(
@@ -110,6 +114,7 @@ def build(
         "label_names": classes,
         "captions": captions,
         "skipped": bad,
+        "several": several,
     }
 
 
@@ -132,7 +137,7 @@ def _check_room(folder: Path, wanted: int) -> None:
 
 def _decode(
     found: Iterator[tuple[str, tuple]], rows: Sequence[int], plan: Plan, num_workers: int
-) -> Iterator[tuple[str, tuple, np.ndarray | Exception]]:
+) -> Iterator[tuple[str, tuple, Decoded | Exception]]:
     """(where, values, pixels or error) of each wanted row. The first good image decides open questions."""
     wanted = iter(rows)
     following = next(wanted, None)
@@ -186,7 +191,7 @@ class _workers:
         if self.pool is not None:
             self.pool.shutdown(wait=False, cancel_futures=True)
 
-    def __call__(self, payloads: list[Any], fit: Fit, grey_only: bool) -> Iterator[np.ndarray | Exception]:
+    def __call__(self, payloads: list[Any], fit: Fit, grey_only: bool) -> Iterator[Decoded | Exception]:
         if self.pool is None:
             yield from decode_all(payloads, fit, grey_only)
             return

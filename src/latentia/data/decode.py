@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
@@ -109,32 +109,36 @@ def open_image(payload: Any) -> Image.Image:
         >>> open_image(np.full((2, 3), 255, np.uint8)).size
         (3, 2)
     """
+    return _plain(_opened(payload)[0])
+
+
+def _opened(payload: Any) -> tuple[Image.Image, bool]:
+    """The decoded image as Pillow gives it, and whether its file holds several."""
     if isinstance(payload, dict):
         payload = payload.get("bytes")
     if isinstance(payload, np.ndarray):
-        image = _from_array(payload)
-    elif isinstance(payload, Image.Image):
-        image = payload
-    elif isinstance(payload, str | Path):
+        return _from_array(payload), False
+    if isinstance(payload, Image.Image):
+        return payload, False
+    if isinstance(payload, str | Path):
         try:
-            image = _from_bytes(Path(payload).read_bytes())
+            payload = Path(payload).read_bytes()
         except OSError as error:
             raise BadImage(f"cannot be read ({error.strerror or error})") from None
-    elif isinstance(payload, bytes | bytearray | memoryview):
-        image = _from_bytes(bytes(payload))
-    elif payload is None:
+    if isinstance(payload, bytes | bytearray | memoryview):
+        return _from_bytes(bytes(payload))
+    if payload is None:
         raise BadImage("holds no image bytes (a null, or only a path, which is not followed)")
-    else:
-        raise BadImage(f"is a {type(payload).__name__}, not an image")
-    return _plain(image)
+    raise BadImage(f"is a {type(payload).__name__}, not an image")
 
 
-def _from_bytes(data: bytes) -> Image.Image:
+def _from_bytes(data: bytes) -> tuple[Image.Image, bool]:
     if not data:
         raise BadImage("is empty (0 bytes)")
     known, found = readable_formats(), format_of(data)
     if found in _NEEDS and found not in known:
         raise BadImage(f"is {found}, which needs {_NEEDS[found]}")
+    several = found == "PNG" and b"acTL" in data[: data.find(b"IDAT")]  # of an animation
     if found == "PNG":
         data = _without_notes(data)
     try:
@@ -144,6 +148,7 @@ def _from_bytes(data: bytes) -> Image.Image:
         if image.format == "PNG":  # load() leaves the checksums of a PNG alone, verify() needs a second open
             image.verify()
             image = Image.open(io.BytesIO(data), formats=known)
+        several = several or (image.format != "MPO" and getattr(image, "is_animated", False))  # MPO: a photo's depth
         image.load()
     except BadImage:
         raise
@@ -156,7 +161,7 @@ def _from_bytes(data: bytes) -> Image.Image:
         if isinstance(error, Image.UnidentifiedImageError):
             raise BadImage(f"is not one of {', '.join(FORMATS)}, or damaged in its first bytes") from None
         raise BadImage(f"is damaged ({error})") from None
-    return image
+    return image, several
 
 
 def _without_notes(data: bytes) -> bytes:
@@ -263,18 +268,26 @@ class Fit:
         return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
 
 
-def decode_all(payloads: list[Any], fit: Fit, grey_only: bool) -> list[np.ndarray | Exception]:
+class Decoded(NamedTuple):
+    """Pixels of an image, uint8 (C, H, W), and whether its file holds more images, of which this is the first."""
+
+    pixels: np.ndarray
+    several: bool
+
+
+def decode_all(payloads: list[Any], fit: Fit, grey_only: bool) -> list[Decoded | Exception]:
     """Every payload as pixels, or the error it made. `grey_only`: a colour image is an error. Runs in a worker too."""
-    out: list[np.ndarray | Exception] = []
+    out: list[Decoded | Exception] = []
     for payload in payloads:
         try:
-            image = open_image(payload)
+            found, several = _opened(payload)
+            image = _plain(found)
             if grey_only and image.mode in ("RGB", "RGBA"):
                 raise DataError(
                     "is in colour, but the first image of the data set is grey. Give channels=3 to keep the colours, "
                     "or channels=1 to turn all images grey"
                 )
-            out.append(fit(image))
+            out.append(Decoded(fit(image), several))
         except DataError as error:
             out.append(error)
     return out

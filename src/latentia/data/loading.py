@@ -19,7 +19,7 @@ from latentia.errors import DataError, UsageError, check_choice, check_range
 
 logger = logging.getLogger(__name__)
 
-_DECODER = 2  # raise it when the same file would give other pixels or labels
+_DECODER = 3  # raise it when the same file would give other pixels or labels
 
 
 def parse_split(split: str) -> tuple[str, Callable[[int], range]]:
@@ -219,6 +219,8 @@ def _load(
     flat, meta = cached_bytes(make, key, folder / "images", "decoded images")
     data = ImageData.from_cache(flat, meta, plan, random_flip, found.about)
     data.left_out = found.left_out
+    for where in meta["several"]:
+        data.left_out.add("file of several images", "only the first is taken", where)
     for bad in data.skipped:
         data.left_out.add("bad image", "skipped, as on_bad_image says", bad)
     if data.labels is not None and data.label_names is not None:

@@ -96,7 +96,7 @@ class StreamedImages:
                 decoded = decode_all([values[0]], fit, grey_only=False)[0]
                 if isinstance(decoded, Exception):
                     raise decoded
-                self.shape: tuple[int, int, int] = (channels, *decoded.shape[1:])  # type: ignore[assignment]
+                self.shape: tuple[int, int, int] = (channels, *decoded.pixels.shape[1:])  # type: ignore[assignment]
                 self._fit = Fit(channels, self._plan.size, self._plan.crop)
                 self._grey_only = self._plan.channels is None and channels == 1
                 return
@@ -182,12 +182,13 @@ class StreamedImages:
         """The image and values at the next position, those of the next good row if its own is bad."""
         for ahead in range(_LOOK_AHEAD):
             where, values = self._peek(ahead)
-            image = decode_all([values[0]], self._fit, self._grey_only)[0]
-            if isinstance(image, BadImage):
-                self._skip(where, image, count=ahead == 0)
+            decoded = decode_all([values[0]], self._fit, self._grey_only)[0]
+            if isinstance(decoded, BadImage):
+                self._skip(where, decoded, count=ahead == 0)
                 continue
-            if isinstance(image, Exception):
-                raise DataError(f"{where} {image}.") from image
+            if isinstance(decoded, Exception):
+                raise DataError(f"{where} {decoded}.") from decoded
+            image = decoded.pixels
             if self._fit.crop and image.shape != self.shape:
                 raise DataError(
                     f"{where} is {image.shape[2]} x {image.shape[1]}, but the first image is "
