@@ -10,6 +10,7 @@ EXTRAS = {
         *("setuptools>=80", "pytest>=9", "pytest-timeout>=2.4", "pytest-xdist>=3.8", "hypothesis>=6.100"),
         *("ruff>=0.14", "mypy>=2", "types-PyYAML", "types-tqdm", "types-psutil", "types-requests"),
         *("transformers>=5.0", "torchmetrics>=1.9"),  # what extractors and metrics are compared with
+        "peft>=0.21",  # adapters and wrapped networks
     ],
     "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
 }

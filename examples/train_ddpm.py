@@ -85,7 +85,9 @@ def main(args: Arguments) -> int:
         )
 
     def pipeline(weights) -> UnconditionalDiffusionPipeline:
-        return UnconditionalDiffusionPipeline(weights, DDIMScheduler(**noise), label_names=run.label_names)
+        return UnconditionalDiffusionPipeline(
+            weights, DDIMScheduler(**noise), label_names=run.label_names, unconditional=chosen.class_dropout > 0
+        )
 
     return run.train([unet.phase(loss)], pipeline, num_inference_steps=args.evaluation.num_inference_steps)
 

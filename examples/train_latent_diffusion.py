@@ -60,7 +60,8 @@ def main(args: Arguments) -> int:
     loss = objective(unet.network, noise, args.diffusion, args.condition.class_dropout)
 
     def pipeline(weights) -> LatentDiffusionPipeline:
-        return LatentDiffusionPipeline(vae, weights, sampling, label_names=run.label_names)
+        dropped = args.condition.class_dropout > 0
+        return LatentDiffusionPipeline(vae, weights, sampling, label_names=run.label_names, unconditional=dropped)
 
     return run.train([unet.phase(loss)], pipeline, num_inference_steps=args.evaluation.num_inference_steps)
 

@@ -51,8 +51,9 @@ def image_generators(generator: Generators, batch_size: int) -> list[torch.Gener
     """One generator for each image, so that an image does not depend on how many are made beside it.
 
     Args:
-        generator: a list of `batch_size`, which is returned; or one (`None`: torch's own), from which the seed of each
-            image is drawn in turn, so that the first images of a large batch are those of a small one.
+        generator: one (`None`: torch's own), from which the seed of each image is drawn in turn, so that the first
+            images of a large batch are those of a small one; or a list of `batch_size`, each of which gives its image
+            as it would alone.
         batch_size: number of images.
 
     Raises:
@@ -62,16 +63,41 @@ def image_generators(generator: Generators, batch_size: int) -> list[torch.Gener
         >>> few, many = (image_generators(torch.Generator().manual_seed(0), n) for n in (1, 3))
         >>> few[0].initial_seed() == many[0].initial_seed() != many[1].initial_seed()
         True
+        >>> image_generators([torch.Generator().manual_seed(0)], 1)[0].initial_seed() == few[0].initial_seed()
+        True
     """
     if isinstance(generator, Sequence):
         if len(generator) != batch_size:
             raise UsageError(f"generator must be one or a list of batch_size={batch_size}; got {len(generator)}.")
-        return list(generator)
+        return [image_generators(each, 1)[0] for each in generator]
     device = generator.device if generator is not None else torch.device("cpu")
-    seeds = torch.empty(batch_size, dtype=torch.int64, device=device)
-    for i in range(batch_size):
-        seeds[i : i + 1].random_(generator=generator)
-    return [torch.Generator(device).manual_seed(seed) for seed in seeds.tolist()]
+    return [torch.Generator(device).manual_seed(draw_seed(generator)) for _ in range(batch_size)]
+
+
+def draw_seed(generator: torch.Generator | None) -> int:
+    """The next seed of a generator, from 0 to 2^63 - 1; None: torch's own.
+
+    Example:
+        >>> draw_seed(torch.Generator().manual_seed(0)) == draw_seed(torch.Generator().manual_seed(0))
+        True
+    """
+    device = generator.device if generator is not None else torch.device("cpu")
+    return int(torch.empty(1, dtype=torch.int64, device=device).random_(generator=generator))
+
+
+def renamed(name: str, value: Any, alias: str, other: Any) -> Any:
+    """The value of an argument that diffusers calls `alias`.
+
+    Raises:
+        UsageError: both are given.
+
+    Example:
+        >>> renamed("mask", None, "mask_image", 3)
+        3
+    """
+    if value is not None and other is not None:
+        raise UsageError(f"{name} and {alias} are two names of one argument; give one of them.")
+    return other if value is None else value
 
 
 def draw_noise(

@@ -16,6 +16,7 @@ from latentia.models.autoencoder_kl import latent_statistics
 from latentia.pipelines.arguments import Generators, count_images, draw_noise, image_generators
 from latentia.pipelines.base import DiffusionPipeline
 from latentia.pipelines.images import Images, check_output_type, from_input, to_output
+from latentia.pipelines.latents import check_autoencoder
 
 _PIXELS = 16 * 64**2  # at once: 16 images of 64 x 64, or one of 256 x 256 or more
 
@@ -55,6 +56,7 @@ class AutoencoderKLPipeline(DiffusionPipeline):
 
     def __init__(self, vae, prior=None):
         super().__init__()
+        check_autoencoder(vae)
         self.register_modules(vae=vae, prior=prior)
 
     @torch.no_grad()

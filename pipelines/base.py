@@ -1,5 +1,6 @@
 """Base class of all pipelines: loading, declared capabilities and shared methods."""
 
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,13 @@ _LATENT_WORDS: dict[Latents | None, tuple[str, ...]] = {
     None: (),
 }
 Labels = int | str | Sequence[int | str] | Tensor | None
+
+
+class _AnyClass(tuple):
+    """A tuple of classes that holds every class."""
+
+    def __contains__(self, kind: object) -> bool:
+        return True
 
 
 class DiffusionPipeline(DiffusersPipeline):
@@ -82,6 +90,11 @@ class DiffusionPipeline(DiffusersPipeline):
     def is_text_conditional(self) -> bool:
         """Whether the pipeline is conditioned on text."""
         return any(self.components.get(part) is not None for part in ("text_encoder", "tokenizer"))
+
+    @classmethod
+    def _get_signature_types(cls) -> dict[str, tuple]:
+        """The classes of components that diffusers' `from_pipe` carries over: any, as constructors check contracts."""
+        return {name: _AnyClass((inspect.Signature.empty,)) for name in inspect.signature(cls).parameters}
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:

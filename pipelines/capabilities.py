@@ -18,7 +18,7 @@ CONDITIONS = ("class_labels", "prompt", "negative_prompt", "image", "mask", "low
 Latents = Literal["continuous", "indices", "embeddings"]
 LatentPath = Literal["lerp", "slerp"]
 _WRITTEN = (Image.Image, str, float, int, bool)  # what can be typed, an image as its path; the first that fits
-_CALLERS_OWN = ("batch_size", "num_images_per_prompt", "output_type", "return_dict")
+_CALLERS_OWN = ("batch_size", "num_images_per_prompt", "output_type", "return_dict", "mask_image")
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,8 @@ def capabilities(pipe: Any) -> Capabilities:
 def call_options(call: Callable) -> dict[str, Option]:
     """The arguments of a function that can be typed, with their help from its Google docstring.
 
-    Left out are what only Python can give, such as tensors, generators and functions, and `batch_size`, `output_type`
-    and `return_dict`, which whoever calls it chooses.
+    Left out are what only Python can give, such as tensors, generators and functions, `batch_size`, `output_type` and
+    `return_dict`, which whoever calls it chooses, and `mask_image`, another name for `mask`.
 
     Example:
         >>> def call(pipe, batch_size: int = 1, *, top_k: int | None = None, latents: torch.Tensor | None = None):

@@ -1,6 +1,6 @@
 """Pixel-space diffusion: unconditional, class-conditional, img2img, inpainting and super-resolution, any scheduler."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,34 +10,40 @@ from torch import Tensor
 from latentia.errors import UsageError, check_range
 from latentia.functional.bounds import diffusion_bound_term
 from latentia.functional.interpolation import interpolate
-from latentia.models.layers.convolution import image_size
-from latentia.pipelines.arguments import Generators, count_images, draw_noise, image_generators
-from latentia.pipelines.base import DiffusionPipeline, Labels
+from latentia.pipelines.arguments import Generators, count_images, draw_noise, image_generators, renamed
+from latentia.pipelines.base import Labels
 from latentia.pipelines.capabilities import Likelihood
+from latentia.pipelines.denoising import Callback, DenoisingPipeline
 from latentia.pipelines.image_conditioning import source_image, super_resolution
 from latentia.pipelines.images import Images, check_output_type, from_input, to_output
+from latentia.pipelines.latents import check_latents, check_unet, latent_shape, sample_shape
 from latentia.pipelines.sampling import (
+    Conditioning,
+    check_scheduler,
     check_steps,
     class_conditioning,
     initial_sample,
     invert_ode,
-    is_flow,
+    noise_schedule,
     predict,
     sample_ode,
     scale_input,
+    set_steps,
     step_options,
     takes_variance,
 )
 from latentia.schedulers.ddpm import DDPMScheduler
 
 
-class UnconditionalDiffusionPipeline(DiffusionPipeline):
+class UnconditionalDiffusionPipeline(DenoisingPipeline):
     """Diffusion in pixel space: sampling, img2img, inpainting, super-resolution, DDIM inversion and a likelihood bound.
 
     Args:
         unet: `UNet2D` or diffusers' `UNet2DModel`.
         scheduler: any scheduler of latentia or diffusers; it says what the network predicts.
         label_names: names of the classes, in the order of their indices; `None` (default): none.
+        unconditional: whether the network was trained with class dropout, as guidance and sampling without a class
+            need. Default True.
 
     Example:
         >>> from latentia import DDIMScheduler, UNet2D
@@ -48,11 +54,7 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         (8, 8)
     """
 
-    unet: Any
-    scheduler: Any
-
     model_cpu_offload_seq = "unet"
-    _callback_tensor_inputs = ("latents",)
 
     conditions = ("class_labels", "image", "mask", "low_resolution")
     latents = "continuous"
@@ -60,10 +62,19 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
     latent_path = "slerp"
     likelihood = Likelihood("lower bound", "256 bins")
 
-    def __init__(self, unet, scheduler, label_names: Sequence[str] | Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        unet,
+        scheduler,
+        label_names: Sequence[str] | Mapping[str, str] | None = None,
+        unconditional: bool = True,
+    ):
         super().__init__()
+        check_unet(unet, "a UNet2D or UNet2DModel")
+        check_scheduler(scheduler)
         self.register_modules(unet=unet, scheduler=scheduler)
         self._register_label_names(label_names)
+        self.register_to_config(unconditional=unconditional)
 
     @torch.no_grad()
     def __call__(
@@ -73,16 +84,23 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         class_labels: Labels = None,
         guidance_scale: float = 1.0,
         num_inference_steps: int = 50,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
         eta: float = 0.0,
+        use_clipped_model_output: bool = True,
+        height: int | None = None,
+        width: int | None = None,
         generator: Generators = None,
         latents: Tensor | None = None,
         image: Images | None = None,
         mask: Images | None = None,
+        mask_image: Images | None = None,
         strength: float | None = None,
         low_resolution: Images | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[[Any, int, Tensor, dict], dict | None] | None = None,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> ImagePipelineOutput | tuple:
         r"""Sample images; with `image` img2img, with `mask` inpainting, with `low_resolution` super-resolution.
 
@@ -93,12 +111,19 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
                 \(w\) of \(f_\varnothing + w (f_c - f_\varnothing)\) (Ho and Salimans, 2022, 2207.12598, eq. 6 with
                 w + 1).
             num_inference_steps: from 1 to the number trained with. Default 50.
+            timesteps, sigmas: a descending list of time steps, or of noise levels, in its place, for schedulers that
+                take one. Default none.
             eta: 0 (default): deterministic DDIM; 1: as noisy as DDPM. For schedulers that know it.
+            use_clipped_model_output: compute eps anew from a clipped x_0, as a clipped x_0 with the eps of the
+                unclipped one drifts off the data, and under guidance far off. Default True; in diffusers False.
+            height: of the images in pixels; `None` (default): the height that the network was trained on.
+            width: as `height`.
             generator: one `torch.Generator` or one per image. The same seed gives the same images whatever the batch.
             latents: start from this noise, (B, C, H, W), instead of drawing it.
             image: an image to start from, or one for each; `None` (default): none.
             mask: inpainting: 1 where new pixels are made, 0 where those of `image` are kept, exactly: (H, W) or
                 (B, 1, H, W), or a grey image. `None` (default): everywhere.
+            mask_image: diffusers' name for `mask`.
             strength: share of the steps that is run: 0 returns `image`, 1 starts from noise alone. `None` (default):
                 0.8, or 1 with a mask.
             low_resolution: small images that the blocks of pixels of the large ones shall have as their means, one or
@@ -107,7 +132,8 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
             output_type: "pil", "np" ((B, H, W, C) in [0, 1]), "pt" ((B, C, H, W) in [0, 1]) or "latent" (raw).
             return_dict: `False` returns the tuple `(images,)`.
             callback_on_step_end: called with (pipeline, step index, time step, {"latents": x}) after each step; may
-                return a dict with other latents.
+                return a dict with other latents. Those of `diffusers.callbacks` work too, see `DenoisingPipeline`.
+            callback_on_step_end_tensor_inputs: what the dict holds: "latents" (default).
 
         Returns:
             `.images`.
@@ -116,36 +142,46 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
             UsageError: an argument out of its range, or a class for a network that has none.
         """
         check_output_type(output_type)
-        check_steps(self.scheduler, num_inference_steps)
         if low_resolution is not None and image is not None:
             raise UsageError("low_resolution and image ask for two different images; give one of them.")
-        labels, device, shape = self._class_indices(class_labels), self._execution_device, self._shape
+        labels, device = self._class_indices(class_labels), self._execution_device
+        mask = renamed("mask", mask, "mask_image", mask_image)
+        shape = latent_shape(None, self.unet, height, width, device)
         source = source_image(image, mask, strength, channels=shape[0], size=shape[1:], device=device)
         low = super_resolution(low_resolution, channels=shape[0], size=shape[1:], device=device)
         given = {"image": source and source.image, "low_resolution": low and low.low}
         batch_size = count_images(batch_size, {"latents": latents}, class_labels=labels, **given)
-        conditioning = class_conditioning(self.unet, labels, batch_size, guidance_scale)
+        conditioning = self._conditioning(labels, batch_size, guidance_scale)
         generators = image_generators(generator, batch_size)
+        if latents is not None:
+            check_latents(latents, self.unet)
         noise = draw_noise(generators, shape, device, self.unet.dtype) if latents is None else latents
         noise = noise.to(device, self.unet.dtype)
 
         scheduler = self.scheduler
-        scheduler.set_timesteps(num_inference_steps, device=device)
-        options, with_variance = step_options(scheduler, generators, eta), takes_variance(scheduler)
-        x, timesteps = initial_sample(scheduler, noise), scheduler.timesteps
+        count = set_steps(scheduler, num_inference_steps, device, timesteps, sigmas)
+        options, with_variance = (
+            step_options(scheduler, generators, eta, use_clipped_model_output),
+            takes_variance(scheduler),
+        )
+        x, times = initial_sample(scheduler, noise), scheduler.timesteps
         if source is not None:  # img2img
             source = source.expand(batch_size)
-            x, timesteps = source.start(scheduler, noise, num_inference_steps)
-        for i, t in enumerate(self.progress_bar(timesteps)):
+            x, times = source.start(scheduler, noise, count)
+        self._begin(times, guidance_scale, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        for i, t in enumerate(self.progress_bar(times)):
             model_input = scale_input(scheduler, x, t)
             output = predict(self.unet, model_input, t, conditioning, with_variance)
             if low is not None:  # super-resolution
                 output = low.correct(scheduler, output, model_input, t)
             x = scheduler.step(output, t, x, **options).prev_sample
             if source is not None:  # inpainting
-                x = source.keep_known(x, scheduler, noise, timesteps[i + 1 :])
-            if callback_on_step_end is not None:
-                x = (callback_on_step_end(self, i, t, {"latents": x}) or {}).get("latents", x)
+                x = source.keep_known(x, scheduler, noise, times[i + 1 :])
+            x, conditioning = self._end_step(
+                i, t, x, conditioning, callback_on_step_end, callback_on_step_end_tensor_inputs
+            )
+            if self.interrupt:
+                break
         x = x if low is None else low.project(x)
         x = x if source is None else source.composite(x)
 
@@ -172,7 +208,7 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         DDIM (Song et al., 2020, 2010.02502), section 4.3.
         """
         x = self._input(images)
-        conditioning = class_conditioning(self.unet, self._class_indices(class_labels, len(x)), len(x))
+        conditioning = self._conditioning(self._class_indices(class_labels, len(x)), len(x))
         return invert_ode(self.unet, self.scheduler, x, conditioning, num_inference_steps, refinements)
 
     @torch.no_grad()
@@ -181,8 +217,9 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
     ) -> Any:
         """The images that deterministic DDIM makes of noise, (B, C, H, W); the inverse of `encode`."""
         check_output_type(output_type)
+        check_latents(latents, self.unet)
         labels = self._class_indices(class_labels, len(latents))
-        conditioning = class_conditioning(self.unet, labels, len(latents))
+        conditioning = self._conditioning(labels, len(latents))
         x = latents.to(self._execution_device, self.unet.dtype)
         return to_output(sample_ode(self.unet, self.scheduler, x, conditioning, num_inference_steps), output_type)
 
@@ -227,20 +264,15 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
 
         DDPM (Ho et al., 2020, 2006.11239), eq. 5.
         """
-        if is_flow(self.scheduler):
-            raise UsageError(
-                "log_likelihood is a bound of a chain of noise, and the scheduler is one of flow matching, which has "
-                "none. Train with prediction_type epsilon or v_prediction for it."
-            )
         x0 = self._input(images)
         learned = self.unet.config.out_channels == 2 * self.unet.config.in_channels
         kind = "learned_range" if learned else "fixed_large"
-        scheduler = DDPMScheduler.from_config(self.scheduler.config, variance_type=kind)
+        scheduler = noise_schedule(self.scheduler, DDPMScheduler, variance_type=kind)
         steps = scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
         check_steps(self.scheduler, steps)
         scheduler.set_timesteps(steps, device=x0.device)
         generators = image_generators(generator, len(x0))
-        conditioning = class_conditioning(self.unet, self._class_indices(class_labels, len(x0)), len(x0))
+        conditioning = self._conditioning(self._class_indices(class_labels, len(x0)), len(x0))
         first, last = scheduler.timesteps[0], scheduler.timesteps[-1]
         alpha_bar = scheduler.alphas_cumprod[first].float()
         # L_T = KL(q(x_T | x_0) || N(0, 1))
@@ -254,11 +286,9 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         return -total
 
     def _input(self, images: Images) -> Tensor:
-        channels, *size = self._shape
+        channels, *size = sample_shape(self.unet)
         place = {"device": self._execution_device, "dtype": self.unet.dtype}
         return from_input(images, channels=channels, size=(size[0], size[1]), **place)
 
-    @property
-    def _shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image."""
-        return (self.unet.config.in_channels, *image_size(self.unet.config.sample_size))
+    def _conditioning(self, labels: Tensor | None, count: int, guidance_scale: float = 1.0) -> Conditioning | None:
+        return class_conditioning(self.unet, labels, count, guidance_scale, self.config.unconditional)

@@ -13,7 +13,7 @@ from latentia.errors import UsageError
 from latentia.functional.chunks import in_chunks
 from latentia.functional.interpolation import interpolate
 from latentia.models.layers.convolution import image_size
-from latentia.pipelines.arguments import Generators, count_images, draw_noise, image_generators
+from latentia.pipelines.arguments import Generators, count_images, draw_noise, draw_seed, image_generators
 from latentia.pipelines.base import DiffusionPipeline, Labels
 from latentia.pipelines.images import Images, check_output_type, from_input, to_output
 from latentia.pipelines.rejection import rejection_sample
@@ -105,8 +105,9 @@ class GANPipeline(DiffusionPipeline):
         if rejection:
             images = self._rejection_sample(image_generators(generator, batch_size), truncation, inputs)
         else:
-            z = self._noise(image_generators(generator, batch_size)) if latents is None else self._latents(latents)
-            images = self._generate(truncation * z, inputs)
+            generators = image_generators(generator, batch_size)
+            z = self._noise(generators) if latents is None else self._latents(latents)
+            images = self._generate(truncation * z, inputs, generators)
         self.maybe_free_model_hooks()
         output = to_output(images, output_type)
         return ImagePipelineOutput(images=output) if return_dict else (output,)
@@ -120,7 +121,10 @@ class GANPipeline(DiffusionPipeline):
         prompt: str | Sequence[str] | None = None,
         output_type: str = "pil",
     ) -> Any:
-        """Images of latents (B, latent_dim): a generator is a decoder that was trained in another way."""
+        """Images of latents (B, latent_dim): a generator is a decoder that was trained in another way.
+
+        Dropout that stays on (`keep_dropout`) is drawn from torch's generator here; the call seeds it for each image.
+        """
         check_output_type(output_type)
         z = self._latents(latents)
         return to_output(self._generate(z, self._inputs(class_labels, prompt, len(z))), output_type)
@@ -270,9 +274,23 @@ class GANPipeline(DiffusionPipeline):
             return self._latents(end if end.ndim == 2 else end[None])
         return self.encode(end, **conditions)
 
-    def _generate(self, z: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    def _generate(
+        self, z: Tensor, inputs: dict[str, Tensor], generators: Sequence[torch.Generator] | None = None
+    ) -> Tensor:
+        """Images of latents; dropout that stays on is drawn for each image, seeded by its generator."""
+
+        def images(z: Tensor, *values: Tensor) -> Tensor:
+            return self._mean(z, dict(zip(inputs, values)))
+
         with _evaluating(self.generator):
-            return in_chunks(lambda z, *values: self._mean(z, dict(zip(inputs, values))), z, *inputs.values())
+            if generators is None or not self.generator.config.get("keep_dropout"):
+                return in_chunks(images, z, *inputs.values())
+            made = []
+            with torch.random.fork_rng([z.device] if z.device.type == "cuda" else []):
+                for i, generator in enumerate(generators):
+                    torch.manual_seed(draw_seed(generator))
+                    made.append(images(z[i : i + 1], *(value[i : i + 1] for value in inputs.values())))
+            return torch.cat(made)
 
     def _mean(self, z: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """The generator's images; of a VAE as a generator, whose `decode` gives parameters of p(x|z), its mean."""
@@ -330,7 +348,7 @@ class GANPipeline(DiffusionPipeline):
 
         def draw(rows: Tensor, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
             part = {key: value[rows.to(value.device)] for key, value in inputs.items()}
-            images = self._generate(truncation * self._noise(generators), part)
+            images = self._generate(truncation * self._noise(generators), part, generators)
             return images, self._logits(images, part)
 
         return rejection_sample(draw, generators, groups)

@@ -1,6 +1,6 @@
 """Latent diffusion and latent flow matching: images from noise in the latent space of an autoencoder, any scheduler."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,8 +9,9 @@ from torch import Tensor
 
 from latentia.errors import UsageError, check_range
 from latentia.functional.interpolation import interpolate
-from latentia.pipelines.arguments import Generators, count_images, draw_noise, image_generators
-from latentia.pipelines.base import DiffusionPipeline, Labels
+from latentia.pipelines.arguments import Generators, count_images, draw_noise, image_generators, renamed
+from latentia.pipelines.base import Labels
+from latentia.pipelines.denoising import Callback, DenoisingPipeline
 from latentia.pipelines.images import Images, check_output_type, from_input, to_output
 from latentia.pipelines.latents import (
     check_latents,
@@ -18,24 +19,26 @@ from latentia.pipelines.latents import (
     check_parts,
     check_unet,
     decode_latents,
+    latent_shape,
     latent_source_image,
     posterior,
     sample_shape,
 )
 from latentia.pipelines.sampling import (
-    check_steps,
+    Conditioning,
     class_conditioning,
     initial_sample,
     invert_ode,
     predict,
     sample_ode,
     scale_input,
+    set_steps,
     step_options,
     takes_variance,
 )
 
 
-class LatentDiffusionPipeline(DiffusionPipeline):
+class LatentDiffusionPipeline(DenoisingPipeline):
     r"""Diffusion of scaled latents \((z - \text{shift}) \cdot \text{scaling}\), which the decoder turns into images.
 
     Args:
@@ -45,6 +48,8 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         scheduler: any scheduler of latentia or diffusers that does not clip, as latents have no bounds; with diffusers'
             `FlowMatchEulerDiscreteScheduler` the network gives the velocity of `flow_matching_loss`.
         label_names: names of the classes, in the order of their indices; `None` (default): none.
+        unconditional: whether the network was trained with class dropout, as guidance and sampling without a class
+            need. Default True.
 
     Raises:
         UsageError: a component of another class, latents of other channels than the network's, a scheduler that clips.
@@ -67,19 +72,26 @@ class LatentDiffusionPipeline(DiffusionPipeline):
     scheduler: Any
 
     model_cpu_offload_seq = "unet->vae"
-    _callback_tensor_inputs = ("latents",)
 
     conditions = ("class_labels", "image", "mask")
     latents = "continuous"
     latent_conditions = ("class_labels",)
     latent_path = "slerp"
 
-    def __init__(self, vae, unet, scheduler, label_names: Sequence[str] | Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        vae,
+        unet,
+        scheduler,
+        label_names: Sequence[str] | Mapping[str, str] | None = None,
+        unconditional: bool = True,
+    ):
         super().__init__()
         check_unet(unet, "a UNet2D or UNet2DModel")
         check_parts(vae, unet, scheduler)
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler)
         self._register_label_names(label_names)
+        self.register_to_config(unconditional=unconditional)
 
     @torch.no_grad()
     def __call__(
@@ -89,15 +101,21 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         class_labels: Labels = None,
         guidance_scale: float = 1.0,
         num_inference_steps: int = 50,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
         eta: float = 0.0,
+        height: int | None = None,
+        width: int | None = None,
         generator: Generators = None,
         latents: Tensor | None = None,
         image: Images | None = None,
         mask: Images | None = None,
+        mask_image: Images | None = None,
         strength: float | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[[Any, int, Tensor, dict], dict | None] | None = None,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> ImagePipelineOutput | tuple:
         r"""Sample images; with `image` img2img, with `mask` inpainting.
 
@@ -108,19 +126,25 @@ class LatentDiffusionPipeline(DiffusionPipeline):
                 \(w\) of \(f_\varnothing + w (f_c - f_\varnothing)\) (Ho and Salimans, 2022, 2207.12598, eq. 6 with
                 w + 1).
             num_inference_steps: from 1 to the number trained with. Default 50.
+            timesteps, sigmas: a descending list of time steps, or of noise levels, in its place, for schedulers that
+                take one. Default none.
             eta: 0 (default): deterministic DDIM; 1: as noisy as DDPM. For schedulers that know it.
+            height: of the images in pixels; `None` (default): the height that the network was trained on.
+            width: as `height`.
             generator: one `torch.Generator` or one per image. The same seed gives the same images whatever the batch.
             latents: start from this noise, (B, D, h, w), instead of drawing it.
             image: an image to start from, or one for each; `None` (default): none.
             mask: inpainting: 1 where new pixels are made, 0 where those of `image` are kept, exactly: (H, W) or
                 (B, 1, H, W), or a grey image. `None` (default): everywhere.
+            mask_image: diffusers' name for `mask`.
             strength: share of the steps that is run: 0 returns `image`, 1 starts from noise alone. `None` (default):
                 0.8, or 1 with a mask.
             output_type: "pil", "np" ((B, H, W, C) in [0, 1]), "pt" ((B, C, H, W) in [0, 1]) or "latent" (the decoder's
                 output as it is; the latents themselves are what the callback of the last step sees).
             return_dict: `False` returns the tuple `(images,)`.
             callback_on_step_end: called with (pipeline, step index, time step, {"latents": x}) after each step; may
-                return a dict with other latents.
+                return a dict with other latents. Those of `diffusers.callbacks` work too, see `DenoisingPipeline`.
+            callback_on_step_end_tensor_inputs: what the dict holds: "latents" (default).
 
         Returns:
             `.images`.
@@ -130,33 +154,38 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         """
         check_output_type(output_type)
         check_no_clipping(self.scheduler)
-        check_steps(self.scheduler, num_inference_steps)
         labels, device = self._class_indices(class_labels), self._execution_device
-        source = latent_source_image(self.vae, self.unet, image, mask, strength, device)
+        mask = renamed("mask", mask, "mask_image", mask_image)
+        shape = latent_shape(self.vae, self.unet, height, width, device)
+        source = latent_source_image(self.vae, self.unet, shape, image, mask, strength, device)
         given = {"class_labels": labels, "image": source and source.image}
         batch_size = count_images(batch_size, {"latents": latents}, **given)
-        conditioning = class_conditioning(self.unet, labels, batch_size, guidance_scale)
+        conditioning = self._conditioning(labels, batch_size, guidance_scale)
         generators = image_generators(generator, batch_size)
         if latents is None:
-            noise = draw_noise(generators, sample_shape(self.unet), device, self.unet.dtype)
+            noise = draw_noise(generators, shape, device, self.unet.dtype)
         else:
             check_latents(latents, self.unet)
             noise = latents.to(device, self.unet.dtype)
 
         scheduler = self.scheduler
-        scheduler.set_timesteps(num_inference_steps, device=device)
+        count = set_steps(scheduler, num_inference_steps, device, timesteps, sigmas)
         options, with_variance = step_options(scheduler, generators, eta), takes_variance(scheduler)
-        x, timesteps = initial_sample(scheduler, noise), scheduler.timesteps
+        x, times = initial_sample(scheduler, noise), scheduler.timesteps
         if source is not None:  # img2img
             source = source.expand(batch_size)
-            x, timesteps = source.start(scheduler, noise, num_inference_steps)
-        for i, t in enumerate(self.progress_bar(timesteps)):
+            x, times = source.start(scheduler, noise, count)
+        self._begin(times, guidance_scale, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        for i, t in enumerate(self.progress_bar(times)):
             output = predict(self.unet, scale_input(scheduler, x, t), t, conditioning, with_variance)
             x = scheduler.step(output, t, x, **options).prev_sample
             if source is not None:  # inpainting
-                x = source.keep_known(x, scheduler, noise, timesteps[i + 1 :])
-            if callback_on_step_end is not None:
-                x = (callback_on_step_end(self, i, t, {"latents": x}) or {}).get("latents", x)
+                x = source.keep_known(x, scheduler, noise, times[i + 1 :])
+            x, conditioning = self._end_step(
+                i, t, x, conditioning, callback_on_step_end, callback_on_step_end_tensor_inputs
+            )
+            if self.interrupt:
+                break
         made = decode_latents(self.vae, x)
         made = made if source is None else source.composite(made)
 
@@ -190,7 +219,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
                 f"images must have latents of shape {sample_shape(self.unet)}, as the network takes them; those of "
                 f"{x.shape[2]} by {x.shape[3]} have {tuple(latents.shape[1:])}. Resize images first."
             )
-        conditioning = class_conditioning(self.unet, self._class_indices(class_labels, len(x)), len(x))
+        conditioning = self._conditioning(self._class_indices(class_labels, len(x)), len(x))
         latents = latents.to(self.unet.dtype)
         return invert_ode(self.unet, self.scheduler, latents, conditioning, num_inference_steps, refinements)
 
@@ -203,7 +232,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         check_output_type(output_type)
         check_latents(latents, self.unet)
         labels = self._class_indices(class_labels, len(latents))
-        conditioning = class_conditioning(self.unet, labels, len(latents))
+        conditioning = self._conditioning(labels, len(latents))
         noise = latents.to(self._execution_device, self.unet.dtype)
         x = sample_ode(self.unet, self.scheduler, noise, conditioning, num_inference_steps)
         return to_output(decode_latents(self.vae, x), output_type)
@@ -224,3 +253,6 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         options: dict[str, Any] = {"class_labels": class_labels, "num_inference_steps": num_inference_steps}
         path = interpolate(self.encode(a, **options), self.encode(b, **options), steps, "slerp")
         return self.decode(path, output_type=output_type, **options)
+
+    def _conditioning(self, labels: Tensor | None, count: int, guidance_scale: float = 1.0) -> Conditioning | None:
+        return class_conditioning(self.unet, labels, count, guidance_scale, self.config.unconditional)

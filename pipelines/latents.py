@@ -21,6 +21,7 @@ from latentia.models.layers.convolution import image_size
 from latentia.pipelines.base import DiffusionPipeline
 from latentia.pipelines.image_conditioning import SourceImage, check_without_image, source_image
 from latentia.pipelines.images import Images
+from latentia.pipelines.sampling import check_scheduler
 
 KNOWN = "AutoencoderKL, AutoencoderTiny, VQModel, VQVAE"
 _CHUNK = 16  # images at once: large ones fill the memory
@@ -51,8 +52,7 @@ def check_unet(unet: Any, known: str) -> None:
 def check_parts(vae: Any, unet: Any, scheduler: Any) -> None:
     """UsageError unless autoencoder, network and scheduler fit each other."""
     check_autoencoder(vae)
-    if not hasattr(scheduler, "set_timesteps"):
-        raise UsageError(f"scheduler must be one of latentia or diffusers; got {type(scheduler).__name__}.")
+    check_scheduler(scheduler)
     if unet.config.in_channels != latent_channels(vae):
         raise UsageError(
             f"unet must have as many in_channels as the latents of vae, {latent_channels(vae)}; got "
@@ -84,23 +84,56 @@ def check_latents(latents: Tensor, unet: Any) -> None:
 
 
 @torch.no_grad()
+def latent_shape(
+    vae: Any, unet: Any, height: int | None, width: int | None, device: torch.device
+) -> tuple[int, int, int]:
+    """Channels, height and width of what the network makes for an image of so many pixels; None: its own size.
+
+    Raises:
+        UsageError: a size that the autoencoder does not give back.
+    """
+    channels, h, w = sample_shape(unet)
+    if height is None and width is None:
+        return channels, h, w
+    of_one = (1, 1) if vae is None else _pixels(vae, unet, (channels, h, w), device)[1:]
+    sides = []
+    for name, size, latent, pixels in (("height", height, h, of_one[0]), ("width", width, w, of_one[1])):
+        factor = 1 if vae is None else pixels // latent
+        if size is not None and (size < 1 or size % factor):
+            raise UsageError(f"{name} must be a positive multiple of {factor}, the pixels of one latent; got {size}.")
+        sides.append(latent if size is None else size // factor)
+    return channels, sides[0], sides[1]
+
+
+def _pixels(vae: Any, unet: Any, shape: tuple[int, int, int], device: torch.device) -> tuple[int, int, int]:
+    """Channels, height and width of the image of latents of a shape."""
+    made = decode_latents(vae, torch.zeros(1, *shape, device=device, dtype=unet.dtype))
+    return made.shape[1], made.shape[2], made.shape[3]
+
+
+@torch.no_grad()
 def latent_source_image(
-    vae: Any, unet: Any, image: Images | None, mask: Images | None, strength: float | None, device: torch.device
+    vae: Any,
+    unet: Any,
+    shape: tuple[int, int, int],
+    image: Images | None,
+    mask: Images | None,
+    strength: float | None,
+    device: torch.device,
 ) -> SourceImage | None:
     """The `source_image` of a pipeline that works on the latents of `vae`, or on pixels with None for a `vae`."""
     if image is None:
         check_without_image(mask, strength)
         return None
-    channels, height, width = sample_shape(unet)
     if vae is None:
-        return source_image(image, mask, strength, channels=channels, size=(height, width), device=device)
-    made = decode_latents(vae, torch.zeros(1, channels, height, width, device=device, dtype=unet.dtype))
+        return source_image(image, mask, strength, channels=shape[0], size=shape[1:], device=device)
+    channels, height, width = _pixels(vae, unet, shape, device)
     return source_image(
         image,
         mask,
         strength,
-        channels=made.shape[1],
-        size=(made.shape[2], made.shape[3]),
+        channels=channels,
+        size=(height, width),
         device=device,
         encode=lambda x: posterior(vae, x)[0].to(unet.dtype),
     )

@@ -1,6 +1,7 @@
 """Parts of the sampling loops of diffusion: guided predictions in chunks, what schedulers differ in, DDIM inversion."""
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from latentia.errors import UsageError
+from latentia.pipelines.arguments import draw_seed
 from latentia.schedulers.ddim import DDIMScheduler
 
 
@@ -46,7 +48,7 @@ class Conditioning:
 
 
 def class_conditioning(
-    unet: Any, labels: Tensor | None, batch_size: int, guidance_scale: float = 1.0
+    unet: Any, labels: Tensor | None, batch_size: int, guidance_scale: float = 1.0, unconditional: bool = True
 ) -> Conditioning | None:
     """The conditioning of a network on class labels, one or (B,); None for none.
 
@@ -55,10 +57,23 @@ def class_conditioning(
         labels: integers, or None.
         batch_size: number of images.
         guidance_scale: see `Conditioning`. Default 1.
+        unconditional: whether the row for "no class" was trained, by class dropout. Default True.
 
     Raises:
-        UsageError: guidance without labels, or of a network that has no row for "no class".
+        UsageError: guidance without labels, or of a network that has no trained row for "no class"; no labels for one
+            that was always trained with its class.
     """
+    if not unconditional and getattr(unet.config, "num_class_embeds", None) is not None:
+        if guidance_scale != 1:
+            raise UsageError(
+                "guidance_scale must be 1, as this network was trained without class dropout, always with its class; "
+                f"got {guidance_scale}. Train it with class_dropout=0.1."
+            )
+        if labels is None:
+            raise UsageError(
+                "class_labels are missing: this network was trained without class dropout, always with its class. "
+                "Train it with class_dropout=0.1 to sample without."
+            )
     if labels is None:
         if guidance_scale != 1:
             raise UsageError(f"guidance_scale={guidance_scale} needs class_labels: there is nothing to be guided to.")
@@ -72,8 +87,7 @@ def class_conditioning(
             f"guidance_scale must be 1 with a {type(unet).__name__}, which has no row for no class; got "
             f"{guidance_scale}. Train a UNet2D for guidance."
         )
-    unconditional = {"class_labels": torch.full_like(labels, no_class)}
-    return Conditioning({"class_labels": labels}, unconditional, guidance_scale)
+    return Conditioning({"class_labels": labels}, {"class_labels": torch.full_like(labels, no_class)}, guidance_scale)
 
 
 def predict(
@@ -132,19 +146,71 @@ def _predict_chunk(unet: Any, x: Tensor, t: Tensor, conditioning: Conditioning |
 # ------------------------------------------------------------ what schedulers differ in
 
 
-def check_steps(scheduler: Any, num_inference_steps: int) -> None:
-    """UsageError unless the number of steps is from 1 to the length of the trained chain."""
-    trained = scheduler.config.num_train_timesteps
-    if not 1 <= num_inference_steps <= trained:
+def check_scheduler(scheduler: Any) -> None:
+    """UsageError unless a scheduler steps as the loops here do, from `step(model_output, timestep, sample)` alone."""
+    step = getattr(scheduler, "step", None)
+    wanted: list[str] = []
+    if step is not None and hasattr(scheduler, "set_timesteps"):
+        arguments = inspect.signature(step).parameters.values()
+        wanted = [a.name for a in arguments if a.default is a.empty and a.kind == a.POSITIONAL_OR_KEYWORD]
+    if wanted != ["model_output", "timestep", "sample"]:
+        more = f", whose step takes {', '.join(wanted)}" if wanted else ""
         raise UsageError(
-            f"num_inference_steps must be from 1 to {trained}, the length of the trained chain; "
-            f"got {num_inference_steps}."
+            "scheduler must be one of latentia or diffusers that steps from (model_output, timestep, sample); got "
+            f"{type(scheduler).__name__}{more}. Take diffusers.DPMSolverMultistepScheduler or a DDIMScheduler."
         )
 
 
+def check_steps(scheduler: Any, num_inference_steps: int) -> None:
+    """UsageError unless the number of steps is from 1 to the length of the trained chain, if the scheduler has one."""
+    trained = scheduler.config.get("num_train_timesteps")
+    if num_inference_steps < 1 or (trained is not None and num_inference_steps > trained):
+        rule = "at least 1" if trained is None else f"from 1 to {trained}, the length of the trained chain"
+        raise UsageError(f"num_inference_steps must be {rule}; got {num_inference_steps}.")
+
+
+def set_steps(
+    scheduler: Any,
+    num_inference_steps: int,
+    device: torch.device,
+    timesteps: Sequence[int] | None = None,
+    sigmas: Sequence[float] | None = None,
+) -> int:
+    """Sets the time steps of a scheduler, and returns how many there are.
+
+    Args:
+        scheduler: of latentia or diffusers.
+        num_inference_steps: chosen by the scheduler, if neither of the lists is given.
+        device: where samples are.
+        timesteps: a list in their place, descending; `sigmas`: one of noise levels, as flow matching has them.
+
+    Raises:
+        UsageError: another kind of scheduler, a number out of range, or a list that the scheduler does not take.
+    """
+    check_scheduler(scheduler)
+    lists = {"timesteps": timesteps, "sigmas": sigmas}
+    given = {name: list(values) for name, values in lists.items() if values is not None}
+    if not given:
+        check_steps(scheduler, num_inference_steps)
+        scheduler.set_timesteps(num_inference_steps, device=device)
+        return num_inference_steps
+    if len(given) > 1:
+        raise UsageError("timesteps and sigmas are two ways to choose the steps; give one of them.")
+    name, values = given.popitem()
+    if name not in inspect.signature(scheduler.set_timesteps).parameters:
+        raise UsageError(f"{name} must be left out: {type(scheduler).__name__} chooses its own steps.")
+    scheduler.set_timesteps(device=device, **{name: values})
+    return len(values)
+
+
 def is_flow(scheduler: Any) -> bool:
-    """Whether the network predicts the velocity of rectified flow, eps - x_0 on x_t = (1 - t) x_0 + t eps."""
-    return hasattr(scheduler, "scale_noise") or scheduler.config.get("prediction_type") == "flow_prediction"
+    """Whether the network predicts the velocity of rectified flow, eps - x_0 on x_t = (1 - t) x_0 + t eps.
+
+    Every scheduler of flow matching has noise levels, and neither betas nor a standard deviation to start from.
+    """
+    if scheduler.config.get("prediction_type") == "flow_prediction" or hasattr(scheduler, "scale_noise"):
+        return True
+    return hasattr(scheduler, "sigmas") and not (hasattr(scheduler, "betas") or hasattr(scheduler, "init_noise_sigma"))
 
 
 def takes_variance(scheduler: Any) -> bool:
@@ -152,13 +218,17 @@ def takes_variance(scheduler: Any) -> bool:
     return str(scheduler.config.get("variance_type")).startswith("learned")
 
 
-def step_options(scheduler: Any, generators: list[torch.Generator], eta: float) -> dict[str, Any]:
-    """Arguments of `scheduler.step` beside output, time step and sample.
+def step_options(
+    scheduler: Any, generators: list[torch.Generator], eta: float, use_clipped_model_output: bool = True
+) -> dict[str, Any]:
+    """Arguments of `scheduler.step` beside output, time step and sample, once its time steps are set.
 
-    Schedulers of diffusers take different ones, and only the signature of `step` says which.
+    Schedulers of diffusers take different ones, and only the signature of `step` says which. One that draws from a
+    Brownian path of its own gets a seed of each image's generator for it.
     """
-    # A clipped x_0 with the eps of the unclipped one drifts off the data, and under guidance far off.
-    known = {"generator": generators, "eta": eta, "use_clipped_model_output": True}
+    if hasattr(scheduler, "noise_sampler_seed"):
+        scheduler.noise_sampler_seed = [draw_seed(generator) for generator in generators]
+    known = {"generator": generators, "eta": eta, "use_clipped_model_output": use_clipped_model_output}
     taken = inspect.signature(scheduler.step).parameters
     return {key: value for key, value in known.items() if key in taken}
 
@@ -178,6 +248,9 @@ def add_noise(scheduler: Any, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     times = t.reshape(1).expand(len(noise))
     if hasattr(scheduler, "scale_noise"):  # of flow matching; its arguments have another order
         return scheduler.scale_noise(x, times, noise)
+    if is_flow(scheduler):
+        part = t / scheduler.config.num_train_timesteps
+        return (1 - part) * x + part * noise
     return scheduler.add_noise(x, noise, times)
 
 
@@ -230,6 +303,20 @@ def _deterministic(scheduler: Any, num_inference_steps: int, device: torch.devic
         shift = config.get("shift", config.get("flow_shift", 1.0))
         run = FlowMatchEulerDiscreteScheduler(num_train_timesteps=config.num_train_timesteps, shift=shift)
     else:
-        run = DDIMScheduler.from_config(scheduler.config, clip_sample=False, thresholding=False)
+        run = noise_schedule(scheduler, DDIMScheduler, clip_sample=False, thresholding=False)
     run.set_timesteps(num_inference_steps, device=device)
     return run
+
+
+def noise_schedule(scheduler: Any, kind: Any, **changes: Any) -> Any:
+    """A scheduler of `kind` over the betas of another one.
+
+    Raises:
+        UsageError: it has none, such as one of flow matching or of EDM.
+    """
+    if is_flow(scheduler) or "beta_schedule" not in scheduler.config:
+        raise UsageError(
+            f"scheduler must have a schedule of betas for this; a {type(scheduler).__name__} has none. Set "
+            "pipe.scheduler to a DDIMScheduler with the settings that the network was trained with."
+        )
+    return kind.from_config(scheduler.config, **changes)

@@ -56,6 +56,8 @@ class VAEPipeline(DiffusionPipeline):
 
     def __init__(self, vae, prior=None, label_names: Sequence[str] | Mapping[str, str] | None = None):
         super().__init__()
+        if not hasattr(vae, "mean_of") or not hasattr(getattr(vae, "config", None), "likelihood"):
+            raise UsageError(f"vae must be a VAE, which has a distribution of pixels; got {type(vae).__name__}.")
         self.register_modules(vae=vae, prior=prior)
         self._register_label_names(label_names)
 

@@ -24,6 +24,7 @@ from latentia.functional.bounds import beta_of_mse_weight
 from latentia.functional.distributions import gaussian_kl, log_likelihood
 from latentia.losses.perceptual_compression import patch_discriminator_loss, perceptual_compression_loss
 from latentia.models.autoencoder_kl import GaussianAutoencoder, autoencoder_kl, latent_statistics
+from latentia.pipelines.arguments import image_generators
 from latentia.rng import Rng
 from latentia.runs.command_line import parse_arguments
 from latentia.runs.start import load_data
@@ -400,7 +401,7 @@ def test_sampling_needs_a_density_and_has_it_from_a_mixture(pipe):
     many = pipe(20, generator=seeded(1), output_type="latent").images
     assert many.shape == (20, 1, 8, 8) and len(many.unique(dim=0)) == 20
     assert torch.equal(pipe(3, generator=seeded(1), output_type="latent").images, many[:3])
-    flat = pipe.prior.sample(3, [seeded(i) for i in range(3)])
+    flat = pipe.prior.sample(3, image_generators([seeded(i) for i in range(3)], 3))
     images = pipe(3, generator=[seeded(i) for i in range(3)], output_type="latent").images
     assert torch.equal(images, pipe.decode(flat.view(3, *LATENT), output_type="latent"))
     pipe.register_modules(prior=LatentMixture.fit(torch.randn(30, 24), num_components=1))

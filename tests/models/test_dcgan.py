@@ -11,6 +11,7 @@ from latentia.errors import UsageError
 from latentia.models.layers.convolution import paddings
 from latentia.models.layers.discriminator import append_minibatch_std
 from latentia.models.layers.norm import BatchNorm2d, SpectralNorm
+from latentia.pipelines.gan import GANPipeline
 
 
 def generator(**config) -> DCGANGenerator:
@@ -214,6 +215,18 @@ def test_dropout_can_be_the_source_of_noise():
     assert torch.equal(dropped(z).sample, dropped(z).sample)
     dropped.train()
     assert not torch.equal(dropped(z).sample, dropped(z).sample)
+
+
+def test_dropout_as_noise_comes_from_the_seed_of_the_image():
+    pipe = GANPipeline(generator(dropout=0.5, keep_dropout=True).eval())
+    for seed in (0, 1):
+        asked = {"latents": torch.zeros(1, 4), "output_type": "latent"}  # so that dropout is all the noise there is
+        one, again = (pipe(generator=torch.Generator().manual_seed(seed), **asked).images for _ in range(2))
+        assert torch.equal(one, again)
+    assert not torch.equal(one, pipe(generator=torch.Generator().manual_seed(0), **asked).images)
+    state = torch.random.get_rng_state()
+    few, many = (pipe(n, generator=torch.Generator().manual_seed(3), output_type="latent").images for n in (2, 5))
+    assert torch.equal(few, many[:2]) and torch.equal(state, torch.random.get_rng_state())
 
 
 def test_an_affine_generator_is_one_layer():

@@ -13,6 +13,7 @@ from latentia.errors import UsageError
 from latentia.functional.bounds import hierarchical_kl
 from latentia.functional.distributions import gaussian_kl, log_likelihood
 from latentia.losses.variational import elbo_loss, iwae_loss
+from latentia.pipelines.arguments import image_generators
 
 SIZES, LOSSES = (4, 3, 2), ("standard", "doubly_reparameterised")
 
@@ -274,7 +275,8 @@ def test_every_word_means_the_same_as_for_one_level(tmp_path):
     codes = pipe.encode(x)
     assert codes.shape == (3, 9)
     torch.testing.assert_close(pipe.decode(codes, output_type="latent"), pipe.vae(x).reconstruction)
-    noise = torch.stack([torch.randn(9, generator=seeded(s)) for s in (4, 5, 6)])
+    own = image_generators([seeded(s) for s in (4, 5, 6)], 3)
+    noise = torch.stack([torch.randn(9, generator=g) for g in own])
     sampled = pipe.encode(x, sample_posterior=True, generator=[seeded(s) for s in (4, 5, 6)])
     torch.testing.assert_close(sampled, pipe.vae(x, noise).z)
     ends = pipe.interpolate(x[0], x[1], 4, output_type="latent")[[0, -1]]

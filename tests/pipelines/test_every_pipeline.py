@@ -21,6 +21,7 @@ from latentia.errors import LatentiaError, UsageError
 from latentia.hub.load import read_index
 from latentia.hub.push import diffusers_pipeline
 from latentia.pipelines.arguments import image_generators
+from latentia.pipelines import sampling
 from latentia.pipelines.base import WORDS
 from latentia.pipelines.capabilities import CONDITIONS, capabilities
 
@@ -149,11 +150,43 @@ def test_a_sample_has_the_same_bytes_in_every_batch(entry):
 
 @samplers
 def test_one_generator_or_one_for_each_image(entry):
-    pipe = BUILT[entry.name]
-    each = image_generators(seeded(7), 3)
-    assert torch.equal(sample(entry, pipe, 3, seed=each), sample(entry, pipe, 3))
+    """Four images of a list of seeds, one of which is drawn again by its seed alone: a habit of diffusers' users."""
+    pipe, seeds = BUILT[entry.name], (7, 8, 9)
+    many = sample(entry, pipe, 3, seed=[seeded(seed) for seed in seeds])
+    assert torch.equal(many[:1], sample(entry, pipe, 1, seed=7))
+    alone = sample(entry, pipe, 3, seed=[seeded(seed) for seed in (5, 6, 9)])
+    assert torch.equal(many[2], alone[2]) and not torch.equal(many[1], alone[1])
     with pytest.raises(UsageError, match="generator must be one or a list of batch_size=3; got 2"):
-        sample(entry, pipe, 3, seed=each[:2])
+        sample(entry, pipe, 3, seed=[seeded(7), seeded(8)])
+
+
+@every
+def test_from_pipe_takes_every_component_over(entry):
+    pipe = BUILT[entry.name]
+    again = type(pipe).from_pipe(pipe)
+    assert {key: id(part) for key, part in again.components.items()} == {
+        key: id(part) for key, part in pipe.components.items()
+    }
+    assert getattr(again.config, "label_names", None) == getattr(pipe.config, "label_names", None)
+
+
+@over(lambda entry: entry.name in ("diffusion-classes", "latent-diffusion", "text-to-image", "vae", "gan", "vqvae"))
+def test_wrapped_components_do_all_that_they_do(entry, tmp_path):
+    """`torch.compile`, PEFT and others wrap a network, so that its class is another one."""
+    pipe = BUILT[entry.name]
+    networks = {key: part for key, part in pipe.components.items() if isinstance(part, diffusers.ModelMixin)}
+    wrapped = {key: torch.compile(part) for key, part in networks.items()}
+    held = type(pipe).from_pipe(pipe, **wrapped)
+    held.set_progress_bar_config(disable=True)
+    for key, part in wrapped.items():
+        assert getattr(held, key) is part
+    with torch.compiler.set_stance("force_eager"):  # the wrapper is what is tested
+        found = results(entry, held, 2)
+    for word, value in results(entry, pipe, 2).items():
+        torch.testing.assert_close(found[word], value)
+    for kind, folder in ((held, tmp_path / "wrapped"), (pipe, tmp_path / "plain")):
+        kind.save_pretrained(folder)
+    assert read_index(tmp_path / "wrapped") == read_index(tmp_path / "plain")
 
 
 @over(lambda entry: entry.latent)

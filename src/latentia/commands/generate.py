@@ -146,14 +146,16 @@ def generate(
         for key in _OF_EACH
         if (values := _listed(given.get(key)))
     }
-    generators = image_generators(torch.Generator().manual_seed(seed), num_images)
+    # Of one generator diffusers' own pipelines draw a batch at once, and an image would depend on those beside it.
+    generator = torch.Generator().manual_seed(seed)
+    own = None if isinstance(pipe, DiffusionPipeline) else image_generators(generator, num_images)
     images: list[Image.Image] = []
     for start in range(0, num_images, _CHUNK):
         part = slice(start, min(start + _CHUNK, num_images))
         asked = {**shared, **opened, **{key: values[part] for key, values in of_each.items()}}
         if "prompt" not in asked:  # which says how many
             asked["batch_size"] = part.stop - part.start
-        images += pipe(generator=generators[part], **asked).images
+        images += pipe(generator=own[part] if own else generator, **asked).images
     defaults = {
         key: option.default
         for key, option in able.options.items()

@@ -71,7 +71,7 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
         text_embed_dim: dimensions of a caption's vector, of any length; `None` (default): no captions.
         dropout: share of values set to 0 in each stage. Default 0.
         keep_dropout: whether it stays on in evaluation, as a second source of noise, which torch's global generator
-            drives. Default False.
+            drives; `GANPipeline` seeds that for each image. Default False.
 
     Raises:
         UsageError: a size that is halved to nothing, numbers out of range, unknown names; labels or captions that

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
@@ -58,7 +59,7 @@ class Upsample(nn.Module):
         return F.interpolate(self.conv(x), scale_factor=2.0, mode="nearest")
 
 
-class UNet2D(ModelMixin, ConfigMixin):
+class UNet2D(PeftAdapterMixin, ModelMixin, ConfigMixin):
     r"""A U-Net that predicts from a noisy image, a time and optional conditions an image of the same size.
 
     It is called as diffusers' `UNet2DModel` is and returns what that returns, so each runs in the other's pipelines.
@@ -200,6 +201,28 @@ class UNet2D(ModelMixin, ConfigMixin):
                     "fewer block_out_channels, or smaller patches."
                 )
 
+    def load_lora_adapter(self, pretrained_model_name_or_path_or_dict: Any, **kwargs: Any) -> None:
+        """Loads a LoRA adapter as diffusers does, from safetensors only.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: a folder that `save_lora_adapter` wrote, a Hub repository or weights.
+            **kwargs: as in diffusers: `prefix=None` for what `save_lora_adapter` wrote, `adapter_name`, `weight_name`.
+
+        Raises:
+            UsageError: `use_safetensors=False`, as pickled weights can run code.
+        """
+        if kwargs.get("use_safetensors") is False:
+            raise UsageError("use_safetensors must be True, got False: pickled weights can run code.")
+        super().load_lora_adapter(pretrained_model_name_or_path_or_dict, **kwargs | {"use_safetensors": True})
+
+    def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles each residual block with its attention; arguments as for `torch.compile`.
+
+        Stages have widths of their own, and each shape is compiled once, so as many are allowed as there are blocks.
+        """
+        count = sum(isinstance(module, UNetBlock) for module in self.modules())
+        super().compile_repeated_blocks(*args, **{"recompile_limit": 4 * count} | kwargs)
+
     def _embed(self, timestep: Tensor | float, class_labels: Tensor | None, sample: Tensor) -> Tensor:
         """Time and class as one vector, (1 or B, emb_dim). One shared time step is embedded once."""
         t = torch.as_tensor(timestep, device=sample.device).reshape(-1)
@@ -230,7 +253,13 @@ class UNet2D(ModelMixin, ConfigMixin):
             encoder_hidden_states: context tokens, shape (B, L, cross_attention_dim).
             encoder_attention_mask: True (or 1) where a token counts, shape (B, L); `None`: all count.
             return_dict: `False` returns the tuple `(sample,)`.
+
+        Raises:
+            UsageError: sides that the stages cannot halve, or conditions that this network has not or needs.
         """
+        factor = self.config.patch_size * 2 ** len(self.downsamplers)
+        if any(side % factor for side in sample.shape[-2:]):
+            raise UsageError(f"sample must have sides divisible by {factor}; got {tuple(sample.shape[-2:])}.")
         if (encoder_hidden_states is None) != (self.config.cross_attention_dim is None):
             have, given = (
                 ("needs a context", "was not") if encoder_hidden_states is None else ("takes no context", "was")
