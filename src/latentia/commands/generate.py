@@ -22,6 +22,7 @@ from latentia.errors import UsageError, check_choice, check_range, did_you_mean
 from latentia.evaluation import image_grid
 from latentia.hub.load import INDEX_NAME, pipeline_class, read_index
 from latentia.pipelines.arguments import image_generators
+from latentia.pipelines.base import DiffusionPipeline
 from latentia.pipelines.capabilities import Option, call_options, capabilities
 from latentia.pipelines.images import from_input
 from latentia.pipelines.sampling import is_flow
