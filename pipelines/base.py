@@ -91,6 +91,30 @@ class DiffusionPipeline(DiffusersPipeline):
         """Whether the pipeline is conditioned on text."""
         return any(self.components.get(part) is not None for part in ("text_encoder", "tokenizer"))
 
+    # Read by callbacks of diffusers while a pipeline denoises, see `latentia.pipelines.denoising`.
+    _callback_tensor_inputs: tuple[str, ...] = ("latents",)
+    _num_timesteps, _guidance_scale, _interrupt = 0, 1.0, False
+
+    @property
+    def num_timesteps(self) -> int:
+        """How many steps the call that runs, or the last one, makes."""
+        return self._num_timesteps
+
+    @property
+    def guidance_scale(self) -> float:
+        """The weight of classifier-free guidance at the next step."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the next step evaluates the network without condition too."""
+        return self._guidance_scale != 1
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback has ended the loop."""
+        return self._interrupt
+
     @classmethod
     def _get_signature_types(cls) -> dict[str, tuple]:
         """The classes of components that diffusers' `from_pipe` carries over: any, as constructors check contracts."""

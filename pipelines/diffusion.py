@@ -11,9 +11,9 @@ from latentia.errors import UsageError, check_range
 from latentia.functional.bounds import diffusion_bound_term
 from latentia.functional.interpolation import interpolate
 from latentia.pipelines.arguments import Generators, count_images, draw_noise, image_generators, renamed
-from latentia.pipelines.base import Labels
+from latentia.pipelines.base import DiffusionPipeline, Labels
 from latentia.pipelines.capabilities import Likelihood
-from latentia.pipelines.denoising import Callback, DenoisingPipeline
+from latentia.pipelines.denoising import Callback, begin_steps, end_step
 from latentia.pipelines.image_conditioning import source_image, super_resolution
 from latentia.pipelines.images import Images, check_output_type, from_input, to_output
 from latentia.pipelines.latents import check_latents, check_unet, latent_shape, sample_shape
@@ -35,7 +35,7 @@ from latentia.pipelines.sampling import (
 from latentia.schedulers.ddpm import DDPMScheduler
 
 
-class UnconditionalDiffusionPipeline(DenoisingPipeline):
+class UnconditionalDiffusionPipeline(DiffusionPipeline):
     """Diffusion in pixel space: sampling, img2img, inpainting, super-resolution, DDIM inversion and a likelihood bound.
 
     Args:
@@ -53,6 +53,9 @@ class UnconditionalDiffusionPipeline(DenoisingPipeline):
         >>> pipe(batch_size=2, num_inference_steps=2).images[0].size
         (8, 8)
     """
+
+    unet: Any
+    scheduler: Any
 
     model_cpu_offload_seq = "unet"
 
@@ -132,7 +135,7 @@ class UnconditionalDiffusionPipeline(DenoisingPipeline):
             output_type: "pil", "np" ((B, H, W, C) in [0, 1]), "pt" ((B, C, H, W) in [0, 1]) or "latent" (raw).
             return_dict: `False` returns the tuple `(images,)`.
             callback_on_step_end: called with (pipeline, step index, time step, {"latents": x}) after each step; may
-                return a dict with other latents. Those of `diffusers.callbacks` work too, see `DenoisingPipeline`.
+                return a dict with other latents. Those of `diffusers.callbacks` work, see `latentia.pipelines.denoising`.
             callback_on_step_end_tensor_inputs: what the dict holds: "latents" (default).
 
         Returns:
@@ -168,7 +171,7 @@ class UnconditionalDiffusionPipeline(DenoisingPipeline):
         if source is not None:  # img2img
             source = source.expand(batch_size)
             x, times = source.start(scheduler, noise, count)
-        self._begin(times, guidance_scale, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        begin_steps(self, times, guidance_scale, callback_on_step_end, callback_on_step_end_tensor_inputs)
         for i, t in enumerate(self.progress_bar(times)):
             model_input = scale_input(scheduler, x, t)
             output = predict(self.unet, model_input, t, conditioning, with_variance)
@@ -177,8 +180,8 @@ class UnconditionalDiffusionPipeline(DenoisingPipeline):
             x = scheduler.step(output, t, x, **options).prev_sample
             if source is not None:  # inpainting
                 x = source.keep_known(x, scheduler, noise, times[i + 1 :])
-            x, conditioning = self._end_step(
-                i, t, x, conditioning, callback_on_step_end, callback_on_step_end_tensor_inputs
+            x, conditioning = end_step(
+                self, i, t, x, conditioning, callback_on_step_end, callback_on_step_end_tensor_inputs
             )
             if self.interrupt:
                 break

@@ -10,7 +10,8 @@ from torch import Tensor
 from latentia.errors import UsageError, check_range
 from latentia.functional.interpolation import interpolate
 from latentia.pipelines.arguments import Generators, draw_noise, image_generators, renamed
-from latentia.pipelines.denoising import Callback, DenoisingPipeline
+from latentia.pipelines.base import DiffusionPipeline
+from latentia.pipelines.denoising import Callback, begin_steps, end_step
 from latentia.pipelines.images import Images, check_output_type, from_input, to_output
 from latentia.pipelines.latents import (
     check_latents,
@@ -38,7 +39,7 @@ from latentia.pipelines.sampling import (
 from latentia.pipelines.texts import check_text_encoder
 
 
-class TextToImagePipeline(DenoisingPipeline):
+class TextToImagePipeline(DiffusionPipeline):
     r"""Text-to-image, with the parts and the folder layout of Stable Diffusion, of which each can be swapped alone.
 
     Args:
@@ -162,7 +163,7 @@ class TextToImagePipeline(DenoisingPipeline):
                 it is, of the decoder or of the network).
             return_dict: `False` returns the tuple `(images,)`.
             callback_on_step_end: called with (pipeline, step index, time step, {"latents": x}) after each step; may
-                return a dict with other latents. Those of `diffusers.callbacks` work too, see `DenoisingPipeline`.
+                return a dict with other latents. Those of `diffusers.callbacks` work, see `latentia.pipelines.denoising`.
             callback_on_step_end_tensor_inputs: what the dict holds: "latents" (default), "prompt_embeds",
                 "negative_prompt_embeds".
 
@@ -212,14 +213,14 @@ class TextToImagePipeline(DenoisingPipeline):
         if source is not None:  # img2img
             source = source.expand(count)
             x, times = source.start(scheduler, noise, steps)
-        self._begin(times, guidance_scale, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        begin_steps(self, times, guidance_scale, callback_on_step_end, callback_on_step_end_tensor_inputs)
         for i, t in enumerate(self.progress_bar(times)):
             output = predict(self.unet, scale_input(scheduler, x, t), t, conditioning, with_variance)
             x = scheduler.step(output, t, x, **options).prev_sample
             if source is not None:  # inpainting
                 x = source.keep_known(x, scheduler, noise, times[i + 1 :])
-            x, conditioning = self._end_step(
-                i, t, x, conditioning, callback_on_step_end, callback_on_step_end_tensor_inputs
+            x, conditioning = end_step(
+                self, i, t, x, conditioning, callback_on_step_end, callback_on_step_end_tensor_inputs
             )
             if self.interrupt:
                 break

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.modeling_utils import ModelMixin as DiffusersModelMixin
 
 from latentia.errors import CheckpointError, UsageError, did_you_mean
@@ -38,11 +39,12 @@ def _first(keys: Iterable[object], shown: int = 3) -> str:
     return ", ".join(keys[:shown]) + (f" and {len(keys) - shown} more" if len(keys) > shown else "")
 
 
-class ModelMixin(DiffusersModelMixin):
+class ModelMixin(PeftAdapterMixin, DiffusersModelMixin):
     """diffusers' `ModelMixin` that loads safetensors only, and refuses weights that do not fit exactly.
 
     diffusers leaves a weight that is missing from the file at random and only warns. Here it is an error, whichever
-    loader asks: the class's own `from_pretrained`, a pipeline's, ours or diffusers'.
+    loader asks: the class's own `from_pretrained`, a pipeline's, ours or diffusers'. Adapters of PEFT, such as LoRA,
+    are added, saved and loaded by the methods of diffusers' `PeftAdapterMixin`.
 
     Example:
         >>> from diffusers import ConfigMixin
@@ -57,6 +59,20 @@ class ModelMixin(DiffusersModelMixin):
     register_to_config: Any
     # A part may bear the name of a setting, as `decoder` or `minibatch_std`: settings are read from `config` alone.
     __getattr__ = torch.nn.Module.__getattr__
+
+    def load_lora_adapter(self, pretrained_model_name_or_path_or_dict: Any, **kwargs: Any) -> None:
+        """Loads a LoRA adapter as diffusers does, from safetensors only.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: a folder that `save_lora_adapter` wrote, a Hub repository or weights.
+            **kwargs: as in diffusers: `prefix=None` for what `save_lora_adapter` wrote, `adapter_name`, `weight_name`.
+
+        Raises:
+            UsageError: `use_safetensors=False`, as pickled weights can run code.
+        """
+        if kwargs.get("use_safetensors") is False:
+            raise UsageError("use_safetensors must be True, got False: pickled weights can run code.")
+        super().load_lora_adapter(pretrained_model_name_or_path_or_dict, **kwargs | {"use_safetensors": True})
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Saves configuration and weights as diffusers does, with the number of the format in the configuration.

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.loaders import PeftAdapterMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
@@ -59,7 +58,7 @@ class Upsample(nn.Module):
         return F.interpolate(self.conv(x), scale_factor=2.0, mode="nearest")
 
 
-class UNet2D(PeftAdapterMixin, ModelMixin, ConfigMixin):
+class UNet2D(ModelMixin, ConfigMixin):
     r"""A U-Net that predicts from a noisy image, a time and optional conditions an image of the same size.
 
     It is called as diffusers' `UNet2DModel` is and returns what that returns, so each runs in the other's pipelines.
@@ -200,20 +199,6 @@ class UNet2D(PeftAdapterMixin, ModelMixin, ConfigMixin):
                     f"stage can halve it; got {side}. Use {nearest_multiples(side, factor)}, "
                     "fewer block_out_channels, or smaller patches."
                 )
-
-    def load_lora_adapter(self, pretrained_model_name_or_path_or_dict: Any, **kwargs: Any) -> None:
-        """Loads a LoRA adapter as diffusers does, from safetensors only.
-
-        Args:
-            pretrained_model_name_or_path_or_dict: a folder that `save_lora_adapter` wrote, a Hub repository or weights.
-            **kwargs: as in diffusers: `prefix=None` for what `save_lora_adapter` wrote, `adapter_name`, `weight_name`.
-
-        Raises:
-            UsageError: `use_safetensors=False`, as pickled weights can run code.
-        """
-        if kwargs.get("use_safetensors") is False:
-            raise UsageError("use_safetensors must be True, got False: pickled weights can run code.")
-        super().load_lora_adapter(pretrained_model_name_or_path_or_dict, **kwargs | {"use_safetensors": True})
 
     def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
         """Compiles each residual block with its attention; arguments as for `torch.compile`.
