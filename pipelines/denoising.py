@@ -1,8 +1,8 @@
 """What callbacks written for diffusers read and change while a pipeline denoises in steps.
 
 While it samples, `pipe.num_timesteps` is the number of steps, `pipe.guidance_scale` the weight of classifier-free
-guidance, and `pipe.interrupt` whether the loop ends after the step: a callback sets `pipe._interrupt = True` for that. A
-callback that sets `pipe._guidance_scale` changes the guidance of the steps that follow; as in diffusers, 1 and less
+guidance, and `pipe.interrupt` whether the loop ends after the step: a callback sets `pipe._interrupt = True` for that.
+A callback that sets `pipe._guidance_scale` changes the guidance of the steps that follow; as in diffusers, 1 and less
 switch it off.
 """
 

@@ -135,7 +135,7 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
             output_type: "pil", "np" ((B, H, W, C) in [0, 1]), "pt" ((B, C, H, W) in [0, 1]) or "latent" (raw).
             return_dict: `False` returns the tuple `(images,)`.
             callback_on_step_end: called with (pipeline, step index, time step, {"latents": x}) after each step; may
-                return a dict with other latents. Those of `diffusers.callbacks` work, see `latentia.pipelines.denoising`.
+                return a dict with other latents. Those of `diffusers.callbacks` work too.
             callback_on_step_end_tensor_inputs: what the dict holds: "latents" (default).
 
         Returns:

@@ -143,7 +143,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
                 output as it is; the latents themselves are what the callback of the last step sees).
             return_dict: `False` returns the tuple `(images,)`.
             callback_on_step_end: called with (pipeline, step index, time step, {"latents": x}) after each step; may
-                return a dict with other latents. Those of `diffusers.callbacks` work, see `latentia.pipelines.denoising`.
+                return a dict with other latents. Those of `diffusers.callbacks` work too.
             callback_on_step_end_tensor_inputs: what the dict holds: "latents" (default).
 
         Returns:

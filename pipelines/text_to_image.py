@@ -163,7 +163,7 @@ class TextToImagePipeline(DiffusionPipeline):
                 it is, of the decoder or of the network).
             return_dict: `False` returns the tuple `(images,)`.
             callback_on_step_end: called with (pipeline, step index, time step, {"latents": x}) after each step; may
-                return a dict with other latents. Those of `diffusers.callbacks` work, see `latentia.pipelines.denoising`.
+                return a dict with other latents. Those of `diffusers.callbacks` work too.
             callback_on_step_end_tensor_inputs: what the dict holds: "latents" (default), "prompt_embeds",
                 "negative_prompt_embeds".
 

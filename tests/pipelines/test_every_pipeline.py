@@ -20,8 +20,6 @@ import latentia
 from latentia.errors import LatentiaError, UsageError
 from latentia.hub.load import read_index
 from latentia.hub.push import diffusers_pipeline
-from latentia.pipelines.arguments import image_generators
-from latentia.pipelines import sampling
 from latentia.pipelines.base import WORDS
 from latentia.pipelines.capabilities import CONDITIONS, capabilities
 
