@@ -48,8 +48,10 @@ class Arguments(RunArguments):
     model: NetworkArguments = network_arguments(
         UNet2D,
         "block_out_channels patch_size layers_per_block attention_stages attention_head_dim dropout",
+        helps={"patch_size": " Not given: 1 for images below 24 pixels, 2 below 64, else 4."},
         block_out_channels=(64, 128),
         layers_per_block=1,
+        patch_size=None,
     )
     condition: ClassArguments = ClassArguments()
     diffusion: DiffusionArguments = DiffusionArguments()
@@ -59,7 +61,10 @@ def main(args: Arguments) -> int:
     run = Run(args, family="diffusion")
     chosen = args.diffusion
     channels = run.image["in_channels"] * (2 if chosen.learned_variance else 1)
-    network = UNet2D(**run.image, **args.model, out_channels=channels, num_class_embeds=run.num_classes)
+    side = min(run.image["sample_size"])
+    patch = args.model.patch_size or (1 if side < 24 else 2 if side < 64 else 4)
+    shape = {**run.image, **args.model, "patch_size": patch}
+    network = UNet2D(**shape, out_channels=channels, num_class_embeds=run.num_classes)
     unet = run.prepare("unet", network.to(memory_format=torch.channels_last))
     noise = {
         "num_train_timesteps": chosen.num_train_timesteps,

@@ -256,7 +256,12 @@ class NetworkArguments:
 
 
 def network_arguments(
-    network: Callable[..., Any], arguments: str, *, flags: Mapping[str, str] | None = None, **defaults: Any
+    network: Callable[..., Any],
+    arguments: str,
+    *,
+    flags: Mapping[str, str] | None = None,
+    helps: Mapping[str, str] | None = None,
+    **defaults: Any,
 ) -> NetworkArguments:
     """Make the flags of a network from its constructor: types and defaults from the signature, help from the docstring.
 
@@ -264,7 +269,8 @@ def network_arguments(
         network: a class or a function that builds one; its docstring has an "Args:" section.
         arguments: names of the constructor's arguments that become flags, separated by spaces.
         flags: argument -> name of its flag, where the two differ.
-        **defaults: of this recipe, where they differ from the constructor's.
+        helps: argument -> what the recipe adds to its help.
+        **defaults: of this recipe, where they differ from the constructor's; `None`: the script chooses.
 
     Returns:
         A filled group, the default of a field of the script's `Arguments`.
@@ -286,8 +292,9 @@ def network_arguments(
     fields = []
     for argument, flag in names.items():
         default = defaults.pop(argument) if argument in defaults else signature.parameters[argument].default
-        help_of_flag = tyro.conf.arg(help=_plain(explained[argument]))
-        hint: Any = Annotated[hints[argument], help_of_flag]  # type: ignore[valid-type]  # a type made at run time
+        help_of_flag = tyro.conf.arg(help=_plain(explained[argument]) + (helps or {}).get(argument, ""))
+        kind: Any = hints[argument] | None if default is None else hints[argument]
+        hint: Any = Annotated[kind, help_of_flag]  # type: ignore[valid-type]  # a type made at run time
         fields.append((flag, hint, dataclasses.field(default=default)))
     if defaults:
         raise TypeError(f"defaults must be of {list(names)}; got {sorted(defaults)}.")
