@@ -381,7 +381,9 @@ def find_extractor(extractor: Any, real: ImageData) -> tuple[FeatureExtractor, l
         shipped = extractor_for(real.shape)
         if shipped is not None and shipped.class_names == real.label_names:
             return shipped, []
-        tqdm.write("No shipped extractor has the classes of these images: one is trained on them, unless it is there.")
+        tqdm.write(
+            "No shipped extractor has the classes of these images; own is taken (a first time trains it, a minute)."
+        )
         extractor = "own"
     if extractor == "own":
         note = "the extractor was trained on these real images: its distances compare only at equal data and hash"
