@@ -171,7 +171,7 @@ def test_what_is_no_text_encoder_is_refused(tokenizer, tmp_path):
     saved(tmp_path, tokenizer, bert(tokenizer))
     torch_file = tmp_path / "pytorch_model.bin"
     (tmp_path / "model.safetensors").rename(torch_file)
-    with pytest.raises(CheckpointError, match="pickled"):
+    with pytest.raises(CheckpointError, match="a pickle, which can run arbitrary code"):
         load_text_encoder(tmp_path)
     gpt = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=1, vocab_size=len(tokenizer)))
     for wrong in (torch.nn.Linear(2, 2), gpt, T5ForConditionalGeneration(t5_config(tokenizer))):

@@ -530,7 +530,7 @@ def test_the_example_leaves_a_pipeline_and_goes_on(example, tmp_path, capsys, mo
     # the card says what such a pipeline can do, and what it says runs
     (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), re.S)
     monkeypatch.chdir(tmp_path)
-    PIL.Image.new("L", (8, 8)).save("picture.png")
+    PIL.Image.new("L", (8, 8)).save("image.png")
     exec(code.replace("path/to/this/folder", str(tmp_path)), {})
     with PIL.Image.open("again.png") as again:
         assert again.size == (8, 8)

@@ -335,23 +335,26 @@ print("\\n" + json.dumps([ours, theirs]))
 """
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+@pytest.fixture(scope="session")
+def saved(make_once):
     """Every pipeline saved, and what a fresh process samples from each: through latentia, and through diffusers."""
-    root = tmp_path_factory.mktemp("pipelines")
-    for entry in PIPELINES:
-        folder = root / entry.name
-        BUILT[entry.name].save_pretrained(folder)
-        (folder / "pipeline.py").write_text(diffusers_pipeline(read_index(folder), str(folder)))
-    names = [entry.name for entry in PIPELINES if entry.ask]
-    jobs = [(str(root / entry.name), entry.ask(2)) for entry in PIPELINES if entry.ask]
-    (root / "jobs.json").write_text(json.dumps(jobs))
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(root / "modules")}
-    command = [sys.executable, "-W", "ignore", "-c", FRESH, str(root / "jobs.json")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    ours, theirs = json.loads(done.stdout.splitlines()[-1])
-    return root, {name: each for name, *each in zip(names, ours, theirs)}
+    asked = [entry for entry in PIPELINES if entry.ask]
+
+    def make(root):
+        for entry in PIPELINES:
+            folder = root / entry.name
+            BUILT[entry.name].save_pretrained(folder)
+            (folder / "pipeline.py").write_text(diffusers_pipeline(read_index(folder), str(folder)))
+        (root / "jobs.json").write_text(json.dumps([(str(root / entry.name), entry.ask(2)) for entry in asked]))
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(root / "modules")}
+        command = [sys.executable, "-W", "ignore", "-c", FRESH, str(root / "jobs.json")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+        (root / "fresh.json").write_text(done.stdout.splitlines()[-1])
+
+    root = make_once("pipelines", make)
+    ours, theirs = json.loads((root / "fresh.json").read_text())
+    return root, {entry.name: [*each] for entry, *each in zip(asked, ours, theirs)}
 
 
 @every
