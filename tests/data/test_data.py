@@ -841,7 +841,7 @@ def test_parquet_files_folders_and_globs(tmp_path):
     assert len(load_images(f"{tmp_path}/set/data/*.parquet")) == 6
     assert len(load_images(f"{tmp_path}/set/data/*-00001-*.parquet")) == 2
     assert len(load_data(DataArguments(train_data_dir=f"{tmp_path}/set/data/*.parquet"))) == 6
-    with pytest.raises(DataError, match="does not exist"):  # a path is never a pattern
+    with pytest.raises(DataError, match=r"does not exist.*A Path is never a pattern"):
         load_images(tmp_path / "set/data/*.parquet")
     assert len(load_images(tmp_path / "set/data/test.parquet")) == 3
     with pytest.raises(DataError, match=r'no split "validation".*test, train'):

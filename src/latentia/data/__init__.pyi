@@ -9,6 +9,7 @@ from .factors import Factors as Factors
 from .images import ImageData as ImageData
 from .latents import LatentData as LatentData
 from .latents import cached_latents as cached_latents
+from .left_out import LeftOut as LeftOut
 from .loading import load_images as load_images
 from .plane import PLANES as PLANES
 from .plane import Plane as Plane

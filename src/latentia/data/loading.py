@@ -146,7 +146,8 @@ def load_images(
         streaming: decode images as they are asked for and store nothing, for sets that do not fit on the disk.
 
     Returns:
-        [`ImageData`], or with `streaming` [`StreamedImages`], which has the same `batch`.
+        [`ImageData`], or with `streaming` [`StreamedImages`], which has the same `batch`. Its `left_out` says what of
+        the source was not taken, and why; each line of it is logged as a warning.
 
     Raises:
         UsageError: an argument is wrong, or names a column that there is not.

@@ -54,13 +54,15 @@ def find_source(
         return parquet_source(text, [path], split)
     if path.is_dir():
         return folder_source(text, path, split)
-    if any(sign in text for sign in "*?[") and not isinstance(source, Path):
+    magic = any(sign in text for sign in "*?[")
+    if magic and not isinstance(source, Path):
         files = sorted(Path(found) for found in glob.glob(str(path), recursive=True))
         if not files:
             raise DataError(f"{text} names no file; in a pattern, [[] stands for the bracket itself.")
         return parquet_source(text, of_split(files, split, text), split)
     if isinstance(source, Path) or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", text) or path.suffix == ".parquet":
-        raise DataError(f"{text} does not exist, and is no name of a data set on the Hub.")
+        pattern = " A Path is never a pattern: give it as a text." if isinstance(source, Path) and magic else ""
+        raise DataError(f"{text} does not exist, and is no name of a data set on the Hub.{pattern}")
     return _hub_source(text, split, config_name, revision, cache_dir, streaming)
 
 
