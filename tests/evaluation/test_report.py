@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-import latentia.evaluation.metrics
 import latentia.evaluation.report.page
 import latentia.evaluation.report.plots
 import latentia.evaluation.report.report
+import latentia.evaluation.samples
 from latentia.data import load_images
 from latentia.errors import DataError, NumericsError, UsageError
 from latentia.evaluation import (
@@ -220,10 +220,10 @@ def test_score_refuses_what_it_cannot_measure(extractor, real, digits):
 @pytest.mark.parametrize(
     "module",
     [
-        latentia.evaluation.metrics,
         latentia.evaluation.report.report,
         latentia.evaluation.report.page,
         latentia.evaluation.report.plots,
+        latentia.evaluation.samples,
     ],
 )
 def test_documented_examples_run(module):

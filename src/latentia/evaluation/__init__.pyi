@@ -54,9 +54,7 @@ from .likelihood.pixels import bits_per_dimension as bits_per_dimension
 from .likelihood.pixels import dequantise as dequantise
 from .metrics import METRICS as METRICS
 from .metrics import Metric as Metric
-from .metrics import Sample as Sample
 from .metrics import check_metrics as check_metrics
-from .metrics import measure as measure
 from .modes import Birthday as Birthday
 from .modes import Modes as Modes
 from .modes import StackedModes as StackedModes
@@ -130,6 +128,8 @@ from .representation.probes import knn_probe as knn_probe
 from .representation.probes import linear_probe as linear_probe
 from .retrieval import Retrieval as Retrieval
 from .retrieval import retrieval_scores as retrieval_scores
+from .samples import Sample as Sample
+from .samples import measure as measure
 from .two_sample import Augmentation as Augmentation
 from .two_sample import TrainOnSynthetic as TrainOnSynthetic
 from .two_sample import TwoSampleTest as TwoSampleTest

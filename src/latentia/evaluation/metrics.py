@@ -5,68 +5,27 @@ metric that is added to `METRICS` has a real-data score, a row in every table an
 """
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
 
 from latentia.errors import UsageError, did_you_mean
 from latentia.evaluation.classes import class_divergence, class_entropies, inception_score, missing_classes
 from latentia.evaluation.diversity import vendi_score
-from latentia.evaluation.features.base import FeatureExtractor, Predictions, predict
 from latentia.evaluation.frechet import Moments, frechet_distance, moments_of
 from latentia.evaluation.frechet_uncertainty import frechet_distance_infinity, frechet_interval
 from latentia.evaluation.kernel import kernel_distance, kernel_distance_with_error
-from latentia.evaluation.pairs import sharpness
 from latentia.evaluation.prdc import authenticity, nearest, precision_recall
+from latentia.evaluation.samples import Sample
 from latentia.evaluation.two_sample import classifier_accuracy, two_sample_test
 
 T = TypeVar("T")
 Interval = tuple[float, float]
 _TRAINED_ON = 2000  # at most so many images train and test the plain classifier of "train_on_synthetic"
-_SIDE = 28  # pixels of the images that it is trained on
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Measurements of n images, a row for each, on the CPU.
-
-    Args:
-        features: (n, D).
-        logits: (n, K), or None if the extractor has no classes.
-        sharpness: (n,), gradient energy; None if only features are at hand.
-        labels: (n,), the classes given to the generator or, of real images, the true ones; or None.
-        pixels: (n, P), the images at most 28 x 28, for a plain classifier; only where there are labels.
-    """
-
-    features: Tensor
-    logits: Tensor | None = None
-    sharpness: Tensor | None = None
-    labels: Tensor | None = None
-    pixels: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def __getitem__(self, rows: Any) -> "Sample":
-        return self.map(lambda column: column[rows])
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> "Sample":
-        """A `Sample` of the results of `function` on each column that is there."""
-        rest = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
-        there = {name: function(column) for name, column in rest.items() if column is not None}
-        return Sample(function(self.features), **there)
-
-    @staticmethod
-    def cat(parts: Sequence["Sample"]) -> "Sample":
-        """The rows of all parts, one after the other; the parts have the same columns."""
-        names = [field.name for field in fields(Sample) if getattr(parts[0], field.name) is not None]
-        return Sample(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
 
 class Pair:
@@ -136,6 +95,9 @@ class Metric:
         interval: 95 % interval over samples of this size, the reference being given; None if there is none.
         needs: columns of `Sample` without which it does not apply.
         least: images without which it does not apply.
+        group: heading that it stands under on a page.
+        meaning: one sentence for a reader who does not know it.
+        headline: whether a page shows it first, unfolded.
     """
 
     title: str
@@ -144,6 +106,9 @@ class Metric:
     interval: Callable[[Pair], Interval] | None = None
     needs: tuple[str, ...] = ()
     least: int = 2
+    group: str = "Other"
+    meaning: str = ""
+    headline: bool = False
 
 
 def _share(of: Callable[[Pair], float]) -> Callable[[Pair], Interval]:
@@ -227,11 +192,16 @@ METRICS: dict[str, Metric] = {
         "lower",
         lambda pair: frechet_distance(pair.sample.features, pair.moments),
         lambda pair: frechet_interval(pair.sample.features, pair.moments, seed=pair.seed),
+        group="Distance",
+        meaning="Distance between Gaussians fitted to the features of samples and real images; biased at small n.",
+        headline=True,
     ),
     "fd_infinity": Metric(
         "Frechet distance, n to infinity",
         "lower",
         lambda pair: frechet_distance_infinity(pair.sample.features, pair.moments, seed=pair.seed),
+        group="Distance",
+        meaning="The Fréchet distance extrapolated to infinitely many images: without its bias, with more variance.",
     ),
     "kid": Metric(
         "Kernel distance",
@@ -239,51 +209,153 @@ METRICS: dict[str, Metric] = {
         lambda pair: kernel_distance(pair.sample.features, pair.equal),
         _kid_interval,
         least=4,
+        group="Distance",
+        meaning="Squared maximum mean discrepancy of the features; unbiased, so it may be negative.",
     ),
-    "precision": Metric("Precision", "higher", _precision, _share(_precision), least=6),
-    "recall": Metric("Recall", "higher", _recall, _share(_recall), least=6),
-    "density": Metric("Density", "higher", lambda pair: pair.manifold.density, least=6),
-    "coverage": Metric("Coverage", "higher", _coverage, _share(_coverage), least=6),
-    "vendi": Metric("Vendi score", "real", lambda pair: vendi_score(pair.sample.features)),
+    "precision": Metric(
+        "Precision",
+        "higher",
+        _precision,
+        _share(_precision),
+        least=6,
+        group="Quality",
+        meaning="Share of samples that lie among real images in feature space.",
+        headline=True,
+    ),
+    "recall": Metric(
+        "Recall",
+        "higher",
+        _recall,
+        _share(_recall),
+        least=6,
+        group="Diversity",
+        meaning="Share of real images that lie among samples in feature space.",
+        headline=True,
+    ),
+    "density": Metric(
+        "Density",
+        "higher",
+        lambda pair: pair.manifold.density,
+        least=6,
+        group="Quality",
+        meaning="As precision, counting how many real images are near; less sensitive to outliers.",
+    ),
+    "coverage": Metric(
+        "Coverage",
+        "higher",
+        _coverage,
+        _share(_coverage),
+        least=6,
+        group="Diversity",
+        meaning="Share of real images with a sample near them; less sensitive to outliers than recall.",
+    ),
+    "vendi": Metric(
+        "Vendi score",
+        "real",
+        lambda pair: vendi_score(pair.sample.features),
+        group="Diversity",
+        meaning="Effective number of different images, from the eigenvalues of their similarities.",
+    ),
     "two_sample": Metric(
         "Two-sample accuracy",
         "lower",
         lambda pair: pair.separation.accuracy,
         lambda pair: (pair.separation.low, pair.separation.high),
+        group="Distance",
+        meaning="How often a classifier separates samples from real images; 0.5 is chance.",
     ),
-    "authenticity": Metric("Authenticity", "real", _authenticity, _share(_authenticity)),
+    "authenticity": Metric(
+        "Authenticity",
+        "real",
+        _authenticity,
+        _share(_authenticity),
+        group="Copying",
+        meaning="Share of samples that are not near-copies; below that of real images, some are copied.",
+        headline=True,
+    ),
     "nearest_distance": Metric(
         "Distance to nearest real image",
         "real",
         lambda pair: float(nearest(pair.sample.features, pair.reference.features)[0].median()),
+        group="Copying",
+        meaning="Median distance to the nearest real image in feature space; copies are nearer than real images are.",
     ),
-    "sharpness": Metric("Sharpness", "real", _mean(_sharpness), _normal(_sharpness), ("sharpness",)),
+    "sharpness": Metric(
+        "Sharpness",
+        "real",
+        _mean(_sharpness),
+        _normal(_sharpness),
+        ("sharpness",),
+        group="Quality",
+        meaning="Mean energy of the gradients: too low is blur, too high is noise.",
+    ),
     "inception_score": Metric(
-        "Inception score", "higher", lambda pair: _inception(pair)[0], _inception_interval, _CLASSES
+        "Inception score",
+        "higher",
+        lambda pair: _inception(pair)[0],
+        _inception_interval,
+        _CLASSES,
+        group="Classes",
+        meaning="High where each sample is clearly of one class and all classes are equally frequent.",
     ),
-    "confidence": Metric("Confidence", "real", _mean(_confidence), _normal(_confidence), _CLASSES),
-    "entropy": Metric("Class entropy", "real", _mean(_entropy), _normal(_entropy), _CLASSES),
+    "confidence": Metric(
+        "Confidence",
+        "real",
+        _mean(_confidence),
+        _normal(_confidence),
+        _CLASSES,
+        group="Classes",
+        meaning="Mean probability of the most likely class.",
+    ),
+    "entropy": Metric(
+        "Class entropy",
+        "real",
+        _mean(_entropy),
+        _normal(_entropy),
+        _CLASSES,
+        group="Classes",
+        meaning="Mean entropy of the class probabilities of an image, in nats; low where its class is clear.",
+    ),
     "marginal_entropy": Metric(
         "Marginal entropy",
         "real",
         lambda pair: float(class_entropies(pair.logits)["marginal_entropy"]),
         needs=_CLASSES,
+        group="Classes",
+        meaning="Entropy of the mean class probabilities, in nats; high where all classes occur.",
     ),
     "class_divergence": Metric(
         "Class divergence",
         "lower",
         lambda pair: class_divergence(pair.logits, pair.real_logits),
         needs=_CLASSES,
+        group="Classes",
+        meaning="Divergence of the class histogram from that of real images, in nats.",
     ),
     "missing_classes": Metric(
         "Missing classes",
         "lower",
         lambda pair: float(len(missing_classes(pair.logits, pair.real_logits))),
         needs=_CLASSES,
+        group="Classes",
+        meaning="Number of classes that real images have and no sample.",
     ),
-    "label_agreement": Metric("Class agreement", "higher", _agreement, _share(_agreement), ("logits", "labels")),
+    "label_agreement": Metric(
+        "Class agreement",
+        "higher",
+        _agreement,
+        _share(_agreement),
+        ("logits", "labels"),
+        group="Classes",
+        meaning="Share of samples that the classifier puts into the class that was asked for.",
+    ),
     "train_on_synthetic": Metric(
-        "Train on synthetic, test on real", "higher", lambda pair: pair.usefulness, needs=("labels", "pixels")
+        "Train on synthetic, test on real",
+        "higher",
+        lambda pair: pair.usefulness,
+        needs=("labels", "pixels"),
+        group="Classes",
+        meaning="Accuracy on real images of a plain classifier trained on the samples alone.",
     ),
 }
 
@@ -296,64 +368,3 @@ def check_metrics(names: Sequence[str] | None) -> dict[str, Metric]:
                 f'A metric must be one of {", ".join(METRICS)}. Got "{name}".{did_you_mean(name, METRICS)}'
             )
     return {key: METRICS[key] for key in (METRICS if names is None else dict.fromkeys(names))}
-
-
-Images = Tensor | Iterable[Tensor] | Predictions | Sample
-
-
-def measure(
-    images: Images,
-    extractor: FeatureExtractor,
-    labels: Sequence[int] | Tensor | None = None,
-    *,
-    predictions: Predictions | None = None,
-) -> Sample:
-    """Measure images once for all metrics; a `Sample` passes through.
-
-    Args:
-        images: (n, C, H, W) in [-1, 1] on any device, an iterable of such batches, `predict(...)` of them, or a
-            `Sample`.
-        extractor: from `load_extractor` or your own.
-        labels: the n classes given to the generator or, of real images, the true ones.
-        predictions: of the extractor, if they are known already.
-
-    Raises:
-        UsageError: images of a wrong shape, type or range, or another number of labels.
-        DataError: images hold NaN.
-        NumericsError: features hold NaN.
-
-    Example:
-        >>> from latentia.evaluation import load_extractor
-        >>> measure(torch.zeros(3, 1, 8, 8), load_extractor("digits")).sharpness
-        tensor([0., 0., 0.], dtype=torch.float64)
-    """
-    if isinstance(images, Sample):
-        return images
-    energy: list[Tensor] = []
-    pixels: list[Tensor] = []
-
-    def batches(given: Tensor | Iterable[Tensor]) -> Iterable[Tensor]:
-        for batch in [given] if isinstance(given, Tensor) else given:
-            yield batch
-            energy.append(sharpness(batch).cpu())  # after the extractor has checked the batch
-            if labels is not None:
-                height, width = (min(_SIDE, side) for side in batch.shape[2:])
-                pixels.append(adaptive_avg_pool2d(batch.float(), (height, width)).flatten(1).cpu())
-
-    if isinstance(images, Predictions):
-        found = predict(images, extractor)
-    elif predictions is None:
-        found = predict(batches(images), extractor)
-    else:
-        found = predictions
-        deque(batches(images), maxlen=0)
-    n = len(found.features)
-    if labels is not None and len(labels) != n:
-        raise UsageError(f"`labels` must hold one class per image, {n}. Got {len(labels)}.")
-    return Sample(
-        found.features.cpu(),
-        None if found.logits is None else found.logits.cpu(),
-        torch.cat(energy) if energy else None,
-        None if labels is None else torch.as_tensor(labels).cpu(),
-        torch.cat(pixels) if pixels else None,
-    )

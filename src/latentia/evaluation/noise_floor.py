@@ -13,9 +13,9 @@ from torch import Tensor
 from latentia.errors import UsageError
 from latentia.evaluation.features.base import FeatureExtractor, predict, uint8_batches
 from latentia.evaluation.frechet import frechet_distance
-from latentia.evaluation.metrics import Sample
 from latentia.evaluation.prdc import precision_recall
 from latentia.evaluation.report.report import Report
+from latentia.evaluation.samples import Sample
 from latentia.rng import seed_from
 
 _MOST = 1000  # images of each kind

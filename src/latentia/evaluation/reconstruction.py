@@ -7,8 +7,8 @@ from torch import Tensor
 
 from latentia.evaluation.features.base import FeatureExtractor, predict
 from latentia.evaluation.frechet import frechet_distance
-from latentia.evaluation.metrics import Sample
 from latentia.evaluation.pairs import SSIM_WINDOW, psnr, ssim
+from latentia.evaluation.samples import Sample
 from latentia.functional.pixels import from_uint8, to_uint8
 
 

@@ -24,7 +24,7 @@ from latentia.evaluation import (
     score,
 )  # fmt: skip
 from latentia.evaluation.features.base import known_range
-from latentia.evaluation.metrics import Sample
+from latentia.evaluation.samples import Sample
 from latentia.functional.pixels import from_uint8
 from latentia.training.loop import Hook, Progress
 

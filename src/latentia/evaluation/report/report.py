@@ -15,7 +15,8 @@ from torch import Tensor
 from latentia.errors import UsageError, did_you_mean
 from latentia.evaluation.classes import class_counts
 from latentia.evaluation.features.base import FeatureExtractor
-from latentia.evaluation.metrics import Images, Interval, Pair, Sample, check_metrics, measure
+from latentia.evaluation.metrics import Interval, Pair, check_metrics
+from latentia.evaluation.samples import Images, Sample, measure
 from latentia.rng import seed_from
 
 SPLITS = 5  # random (held-out, reference) splits of the real images that a report averages over
