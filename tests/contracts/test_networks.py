@@ -89,6 +89,20 @@ def test_compiles_whole_without_recompiling_between_steps(entry):
     assert counter.frame_count == 1
 
 
+def test_weights_may_be_stored_in_float8(entry):
+    network = entry.build().eval()
+    network.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    assert network(**entry.inputs(2))[0].isfinite().all()
+
+
+@pytest.mark.parametrize("entry", [e for e in ZOO if e.name.startswith("vae")], ids=lambda e: e.name)
+def test_an_exported_vae_is_saved_and_loaded(entry, tmp_path):
+    network, inputs = entry.build().eval(), entry.inputs(2)
+    torch.export.save(torch.export.export(network, (), kwargs=inputs), tmp_path / "vae.pt2")
+    again = torch.export.load(tmp_path / "vae.pt2").module()(**inputs)
+    torch.testing.assert_close(again[0], network(**inputs)[0])
+
+
 def test_gradient_checkpointing_changes_no_gradient():
     entry = next(e for e in ZOO if e.name == "unet-text")
     network, inputs = perturbed(entry.build()).double(), entry.inputs(2)

@@ -81,6 +81,8 @@ class Autoencoder(ModelMixin, ConfigMixin):
         (torch.Size([2, 8]), torch.Size([2, 1, 28, 28]))
     """
 
+    _skip_layerwise_casting_patterns: Any = ("encoder_mlp",)  # whose weights the decoder may be tied to
+
     @register_to_config
     def __init__(
         self,

@@ -197,6 +197,8 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
         (torch.Size([4]), torch.Size([4, 784]))
     """
 
+    _skip_layerwise_casting_patterns: Any = ("to_logit",)  # whose weight is read
+
     @register_to_config
     def __init__(
         self,
@@ -329,6 +331,8 @@ class MLPDiscriminator(ModelMixin, ConfigMixin):
         >>> MLPDiscriminator(pack=2)(torch.randn(6, 2)).logits.shape
         torch.Size([3])
     """
+
+    _skip_layerwise_casting_patterns: Any = ("to_logit",)  # whose weight is read
 
     @register_to_config
     def __init__(

@@ -101,6 +101,8 @@ class VAE(ModelMixin, ConfigMixin):
         (torch.Size([2, 8]), [6, 2])
     """
 
+    _skip_layerwise_casting_patterns: Any = ("posterior",)  # whose dtype is read
+
     @register_to_config
     def __init__(
         self,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import _register_namedtuple
 
 from latentia.errors import UsageError
 from latentia.functional.distributions import reparameterize
@@ -25,6 +26,9 @@ class StochasticLayer(NamedTuple):
     mean: Tensor
     log_variance: Tensor
     z: Tensor
+
+
+_register_namedtuple(StochasticLayer, serialized_type_name=f"{__name__}.StochasticLayer")  # for torch.export.save
 
 
 class StochasticHierarchy(nn.Module):
