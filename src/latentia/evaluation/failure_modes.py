@@ -103,8 +103,8 @@ def check_log(rows: Sequence[Mapping[str, float]]) -> list[Finding]:
             Finding(
                 STRONG_DISCRIMINATOR,
                 f"it classifies {accuracy[-1]:.1%} of real and generated images correctly, and {reason}",
-                "the relativistic objective with --r1 and --r2, a lower --discriminator_learning_rate, or "
-                "--instance_noise",
+                "a lower --discriminator_learning_rate, --instance_noise 0.1, or --objective relativistic if it is not "
+                "used",
             )
         )
     elif silent:
@@ -185,7 +185,7 @@ class SampleMonitor:
                 Finding(
                     MODE_COLLAPSE,
                     ", and ".join(signs),
-                    "the relativistic objective with --r1 and --r2, --pack 2, or a lower --learning_rate",
+                    "--pack 2, a lower --learning_rate, or --objective relativistic if it is not used",
                 )
             )
         if self.fine is not None:
@@ -197,7 +197,7 @@ class SampleMonitor:
                         CHECKERBOARD,
                         f"samples have {values['fine_energy']:.1f} times the energy of the data at the finest "
                         "frequencies",
-                        "a kernel that the stride divides (4 at stride 2), or upsampling by resizing",
+                        "--upsample resize",
                     )
                 )
         return values, found

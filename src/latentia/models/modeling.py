@@ -60,7 +60,9 @@ class ModelMixin(PeftAdapterMixin, DiffusersModelMixin):
     # A part may bear the name of a setting, as `decoder` or `minibatch_std`: settings are read from `config` alone.
     __getattr__ = torch.nn.Module.__getattr__
 
-    def load_lora_adapter(self, pretrained_model_name_or_path_or_dict: Any, **kwargs: Any) -> None:
+    def load_lora_adapter(  # type: ignore[override]  # its other arguments are passed on by name
+        self, pretrained_model_name_or_path_or_dict: Any, **kwargs: Any
+    ) -> None:
         """Loads a LoRA adapter as diffusers does, from safetensors only.
 
         Args:
