@@ -277,7 +277,11 @@ def denoising(rows: Rows, data: Data, steps: int) -> None:
             "median filter": max(
                 quality(torch.from_numpy(ndimage.median_filter(array, (1, 1, k, k)))) for k in (2, 3, 5)
             ),
-            "PCA": max(quality(projected(pca_of(data, k), noisy)) for k in (4, 8, 12, 16, 24, 32)),
+            "PCA": max(
+                quality(projected(pca_of(data, k), noisy))
+                for k in (4, 8, 16, 32, 48, 64, 96, 128, 192)
+                if k < min(data.x.shape[0], data.new[0].numel())
+            ),
         }
         ours, before = quality(clean), quality(noisy)
         rows.put(

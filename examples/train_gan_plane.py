@@ -69,7 +69,7 @@ class Arguments:
         activation="relu",
     )
     optimization: OptimizationArguments = OptimizationArguments(
-        train_batch_size=128, max_train_steps=6000, adam_beta1=0.0, adam_weight_decay=0.0, max_grad_norm=100.0
+        train_batch_size=128, max_train_steps=3000, adam_beta1=0.0, adam_weight_decay=0.0, max_grad_norm=100.0
     )
     ema: EMAArguments = EMAArguments(ema_decay=0.999)
     output: OutputArguments = OutputArguments()

@@ -44,6 +44,39 @@ def test_the_fit_is_that_of_scikit_learn():
     assert mean.item() == pytest.approx(expected.score(z.double().numpy()), abs=1e-4)
 
 
+def test_a_step_of_expectation_maximisation_by_hand():
+    """The bound touches the log-likelihood at the posterior, and a step never lowers it (Dempster et al., 1977).
+
+    From means that are off, as a fit that has converged would move by nothing.
+    """
+    z = clusters().double()
+    mixture = LatentMixture.fit(z, num_components=2)
+    mixture.means += 0.5
+    likelihoods = []
+    for _ in range(5):
+        found = mixture(z)
+        r = found.responsibilities
+        joint = torch.stack(
+            [
+                torch.distributions.MultivariateNormal(m, scale_tril=tril).log_prob(z) + w.log()
+                for m, tril, w in zip(mixture.means, mixture.scale_tril, mixture.weights)
+            ],
+            dim=1,
+        )
+        bound = (r * (joint - r.clamp(min=1e-300).log())).sum(1)
+        torch.testing.assert_close(bound, found.log_prob.double(), rtol=1e-8, atol=1e-8)
+        other = r.flip(1) * 0.5 + 0.25  # any other distribution over the components lies below
+        assert (((other * (joint - other.log())).sum(1)) < found.log_prob).all()
+        likelihoods.append(float(found.log_prob.mean()))
+        n = r.sum(0)
+        mixture.means = r.T @ z / n[:, None]
+        centred = z[:, None] - mixture.means
+        covariance = torch.einsum("nk,nki,nkj->kij", r, centred, centred) / n[:, None, None]
+        mixture.weights, mixture.scale_tril = n / len(z), torch.linalg.cholesky(covariance)
+    assert likelihoods == sorted(likelihoods) and likelihoods[1] > likelihoods[0] + 0.01
+    assert likelihoods[-1] == pytest.approx(float(LatentMixture.fit(z, num_components=2).log_prob(z).mean()), abs=1e-3)
+
+
 def test_one_component_has_the_closed_form():
     z = clusters()[:150].double()  # one cloud
     mixture = LatentMixture.fit(z, num_components=1)
