@@ -24,7 +24,7 @@ class DiffusionArguments:
     num_train_timesteps: int = 1000
     """Length of the noising chain."""
     beta_schedule: str = "squaredcos_cap_v2"
-    """linear, scaled_linear or squaredcos_cap_v2 (cosine)."""
+    """linear, scaled_linear, squaredcos_cap_v2 (cosine), sigmoid or laplace."""
     prediction_type: str = "v_prediction"
     """What the network predicts: epsilon, v_prediction or sample."""
     learned_variance: bool = False

@@ -411,7 +411,7 @@ def test_sources_that_are_not_there(tmp_path, monkeypatch):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(DataError, match="cannot read"):
         load_images(tmp_path / "a.parquet")
-    for source in (5, [{"image": GREY}]):
+    for source in (5, [{"image": GREY}], "", "Gr\udce4ser"):
         with pytest.raises(UsageError):
             load_images(source)
     import huggingface_hub

@@ -173,7 +173,7 @@ def test_wrapped_components_do_all_that_they_do(entry, tmp_path):
     """`torch.compile`, PEFT and others wrap a network, so that its class is another one."""
     pipe = BUILT[entry.name]
     networks = {key: part for key, part in pipe.components.items() if isinstance(part, diffusers.ModelMixin)}
-    wrapped = {key: torch.compile(part) for key, part in networks.items()}
+    wrapped = {key: torch.compile(part, backend="eager") for key, part in networks.items()}
     held = type(pipe).from_pipe(pipe, **wrapped)
     held.set_progress_bar_config(disable=True)
     for key, part in wrapped.items():
@@ -278,7 +278,7 @@ def test_labels_without_classes_are_refused(entry):
 @over(lambda entry: "callback_on_step_end" in inspect.signature(type(BUILT[entry.name]).__call__).parameters)
 def test_a_callback_sees_every_step_and_may_change_it(entry):
     pipe, seen = entry.build(), []
-    assert pipe._callback_tensor_inputs == ("latents",)
+    assert "latents" in pipe._callback_tensor_inputs
 
     def look(pipeline, i, t, tensors):
         assert pipeline is pipe and tensors["latents"].shape == (2, *entry.latent)

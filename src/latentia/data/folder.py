@@ -26,6 +26,7 @@ _KINDS = {
     "sound": ".aac .flac .m4a .mp3 .ogg .opus .wav",
     "a file of arrays": ".h5 .mat .npy .npz .pt .safetensors",
 }
+_OTHER_IMAGES = (".ai", ".dds", ".eps", ".exr", ".hdr", ".ico", ".j2k", ".jp2", ".jxl", ".psd", ".svg", ".tga", ".xcf")
 _KIND_OF = {suffix: kind for kind, suffixes in _KINDS.items() for suffix in suffixes.split()}
 
 
@@ -113,6 +114,8 @@ def _format(path: Path, root: Path) -> str | None:
 def _reason(path: Path, root: Path) -> str:
     if kind := kind_of(path):
         return kind
+    if path.suffix.lower() in _OTHER_IMAGES:
+        return "an image of a format that is not read; export it as PNG"
     form = _format(path, root)
     return f"{form} by its content, but not by its name; rename it" if form else "not an image"
 
@@ -141,7 +144,7 @@ def folder_source(text: str, path: Path, split: str) -> Source:
         )
     found.others += [(file, ".parquet", "it has no column of images") for file in found.parquet]
     if not found.images:
-        seen = Counter(kind for _, kind, _ in found.others).most_common(5)
+        seen = Counter(f"hidden {kind}" if why == "hidden" else kind for _, kind, why in found.others).most_common(5)
         shown = ", ".join(f"{count} x {kind}" for kind, count in seen) or "nothing at all"
         only = " latentia is trained on images only." if any(kind_of(file) for file, _, _ in found.others) else ""
         raise DataError(f"{text} holds no image ({shown}); known suffixes: {' '.join(SUFFIXES)}.{only}")

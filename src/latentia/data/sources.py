@@ -36,8 +36,8 @@ def find_source(
     if not isinstance(source, str | Path):
         return _object_source(source, split)
     text = str(source)
-    if not is_unicode(text):
-        raise UsageError(f"source must be a name that can be written as UTF-8; got {text!a}. Rename the folder.")
+    if not text or not is_unicode(text):
+        raise UsageError(f"source must be a name or a path that can be written as UTF-8; got {text!a}.")
     if text in BUILTIN and not isinstance(source, Path):  # a folder may have such a name
         return builtin_source(text, split, parquet_source)
     path = Path(text).expanduser()

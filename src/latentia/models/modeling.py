@@ -60,21 +60,28 @@ class ModelMixin(PeftAdapterMixin, DiffusersModelMixin):
     # A part may bear the name of a setting, as `decoder` or `minibatch_std`: settings are read from `config` alone.
     __getattr__ = torch.nn.Module.__getattr__
 
-    def load_lora_adapter(  # type: ignore[override]  # its other arguments are passed on by name
-        self, pretrained_model_name_or_path_or_dict: Any, **kwargs: Any
+    def load_lora_adapter(
+        self,
+        pretrained_model_name_or_path_or_dict: Any,
+        prefix: str | None = "transformer",
+        hotswap: bool = False,
+        **kwargs: Any,
     ) -> None:
         """Loads a LoRA adapter as diffusers does, from safetensors only.
 
         Args:
             pretrained_model_name_or_path_or_dict: a folder that `save_lora_adapter` wrote, a Hub repository or weights.
-            **kwargs: as in diffusers: `prefix=None` for what `save_lora_adapter` wrote, `adapter_name`, `weight_name`.
+            prefix: of the names of the weights; `None` for what `save_lora_adapter` wrote. Default that of diffusers.
+            hotswap: replace a loaded adapter in place. Default False.
+            **kwargs: as in diffusers: `adapter_name`, `weight_name`.
 
         Raises:
             UsageError: `use_safetensors=False`, as pickled weights can run code.
         """
         if kwargs.get("use_safetensors") is False:
             raise UsageError("use_safetensors must be True, got False: pickled weights can run code.")
-        super().load_lora_adapter(pretrained_model_name_or_path_or_dict, **kwargs | {"use_safetensors": True})
+        kwargs["use_safetensors"] = True
+        super().load_lora_adapter(pretrained_model_name_or_path_or_dict, prefix, hotswap, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Saves configuration and weights as diffusers does, with the number of the format in the configuration.

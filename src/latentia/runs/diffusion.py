@@ -40,7 +40,7 @@ class DiffusionArguments:
     num_train_timesteps: int = 1000
     """Length of the noising chain; of flow matching, the unit of time."""
     beta_schedule: str = "squaredcos_cap_v2"
-    """linear, scaled_linear or squaredcos_cap_v2 (cosine); flow matching has none."""
+    """linear, scaled_linear, squaredcos_cap_v2 (cosine), sigmoid or laplace; flow matching has none."""
     prediction_type: str = "v_prediction"
     """What the network predicts: epsilon, v_prediction, sample, or flow (matching)."""
     time_sampling: str = "logit_normal"
