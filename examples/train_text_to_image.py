@@ -67,7 +67,7 @@ class Arguments(RunArguments):
     latent: LatentArguments = LatentArguments()
     model: NetworkArguments = network_arguments(
         UNet2D,
-        "block_out_channels patch_size layers_per_block attention_stages attention_head_dim dropout",
+        "block_out_channels patch_size layers_per_block attention_head_dim dropout",
         block_out_channels=(64, 128),
         layers_per_block=1,
     )

@@ -88,7 +88,7 @@ def test_the_card_says_what_the_hub_reads(hub, trained):
     [model] = data["model-index"]
     [result] = model["results"]
     assert model["name"] == "me/ddpm" and result["dataset"]["name"] == "user/set"
-    assert {metric["type"] for metric in result["metrics"]} == {"fd", "kid", "inception_score"}
+    assert {metric["type"] for metric in result["metrics"]} == {"fd", "kid"}  # its classes are not those of digits
     assert all(metric["value"] == metric["value"] and metric["args"]["n_samples"] == 8 for metric in result["metrics"])
     assert 'from_pretrained("me/ddpm")' in card and "samples/grid.png" in card
 

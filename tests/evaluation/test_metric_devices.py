@@ -190,6 +190,11 @@ CALLS: dict[str, tuple[Callable[..., Any], Any]] = {
     "few_label_probe": (lambda z, y: ev.few_label_probe(z, y, n_few=9), (FEATURES, LABELS)),
     "probe_report": (lambda x, y: ev.probe_report(lambda z: z[:, :, 2:4], x, y, n_few=9, seeds=1), (GREY, LABELS)),
     "pixel_sums": (ev.pixel_sums, (GREY,)),
+    "noise_images": (lambda x: ev.noise_images(x, 4), (BYTES,)),
+    "noise_floor": (lambda x: ev.noise_floor(x, ev.measure(GREY, digits()), digits(), 6), (BYTES,)),
+    "reconstruction": (
+        lambda x: ev.reconstruction(lambda y: 0.9 * y, x, "bytes", ev.measure(GREY, digits()), digits()), (BYTES,)
+    ),
     "moments_of": (lambda x: ev.moments_of(x).covariance, (FEATURES,)),
     "PCASampler": (lambda x, y: [ev.PCASampler(x).sample(3), ev.PCASampler(x).log_likelihood(y)], (GREY, MORE)),
     "KernelDensitySampler": (
@@ -198,7 +203,8 @@ CALLS: dict[str, tuple[Callable[..., Any], Any]] = {
 }  # fmt: skip
 # Public functions without tensors as arguments.
 OTHERS_OF_THE_ROOM = {
-    "binomial_interval", "check_metrics", "color_word", "extractor_for", "inception_extractor", "load_extractor",
+    "binomial_interval", "check_metrics", "color_word", "extractor_for", "fitting_extractor", "inception_extractor",
+    "load_extractor", "own_extractor",
     "plot_class_histogram", "plot_curves", "plot_precision_recall", "read_votes", "sigmoid_temperatures", "text_table",
     "transformers_extractor", "write_page",
 }  # fmt: skip

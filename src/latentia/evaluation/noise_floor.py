@@ -64,7 +64,7 @@ def noise_images(images: Tensor, n: int, seed: int = 0) -> dict[str, Tensor]:
         seed: of the noise.
 
     Returns:
-        Name to uint8 (n, C, H, W): "uniform noise"; "shuffled pixels", those of one image at other places; "positions
+        Name to uint8 (n, C, H, W) on the CPU: "uniform noise"; "shuffled pixels", those of one image at other places; "positions
         at random", each pixel that of another image at the same place, as a prior of independent positions gives.
 
     Raises:
@@ -77,7 +77,7 @@ def noise_images(images: Tensor, n: int, seed: int = 0) -> dict[str, Tensor]:
     if not 1 <= n <= len(images):
         raise UsageError(f"n must be from 1 to {len(images)}, the number of images; got {n}.")
     generator = torch.Generator().manual_seed(seed_from(seed, "noise floor"))
-    x = images[torch.randperm(len(images), generator=generator)[:n]]
+    x = images.cpu()[torch.randperm(len(images), generator=generator)[:n]]
     uniform = torch.randint(256, x.shape, generator=generator, dtype=torch.uint8)
     flat = x.flatten(2)
     places = torch.rand(n, 1, flat.shape[2], generator=generator)

@@ -65,7 +65,7 @@ def reconstruction(
     """
     parts = [from_uint8(to_uint8(reconstruct(from_uint8(part)).clamp(-1, 1))).cpu() for part in images.split(100)]
     window = min(SSIM_WINDOW, *(side - 1 + side % 2 for side in images.shape[2:]))
-    pairs = [(from_uint8(part), made) for part, made in zip(images.split(100), parts)]
+    pairs = [(from_uint8(part.cpu()), made) for part, made in zip(images.split(100), parts)]
     originals = predict((part for part, _ in pairs), extractor).features
     return Reconstruction(
         psnr=sum(float(psnr(a, b).sum()) for a, b in pairs) / len(images),

@@ -55,7 +55,7 @@ def fitting(args: Any, main: Callable[[Any], Any]) -> Any:
             )
             try:
                 main(trial)
-                raise RuntimeError("A training script must train by `Run.fit` or `Run.train` to take --minutes.")
+                raise RuntimeError("A training script must train by `Run.fit` or `Run.train` to take minutes.")
             except Measured as measured:
                 found = max(1, int(60 * options.minutes / measured.args[0]))
     return dataclasses.replace(args, optimization=dataclasses.replace(options, max_train_steps=found))
