@@ -82,8 +82,8 @@ def main() -> None:
                     found = precision_recall(real=equal, fake=made)
                     rows[stage] = {
                         "fd": round(float(frechet_distance(made, real)), 3),
-                        "precision": round(found.precision, 3),
-                        "density": round(found.density, 3),
+                        "precision": round(float(found.precision), 3),
+                        "density": round(float(found.density), 3),
                     }
                     print(f"{name:6} {extractor.name:6} {stage:24}", rows[stage], flush=True)
             results.append({"data": name, "extractor": extractor.name, "sha256": extractor.sha256, "rows": rows})

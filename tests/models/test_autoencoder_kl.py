@@ -536,19 +536,20 @@ def test_the_example_leaves_a_pipeline_and_goes_on(example, tmp_path, capsys, mo
         assert again.size == (8, 8)
 
 
-def test_evaluation_needs_a_density_and_works_with_one(example, tmp_path, capsys):
+def test_evaluation_is_of_reconstructions_or_with_a_density_of_samples(example, tmp_path, capsys):
     folder = tmp_path / "kl"
     assert example.main(arguments(example, folder, "--perceptual_weight", 0, "--adversarial_weight", 0)) == 0
-    words = [folder, "--n", 40, "--output_dir", tmp_path / "report", "--metrics", "fd"]
-    with pytest.raises(SystemExit) as stopped:
-        latentia_command(["evaluate", *map(str, words)])
-    assert stopped.value.code == 2 and "so `prior` must not be None" in capsys.readouterr().err
+    words = [folder, "--n", 40, "--output_dir", tmp_path / "report", "--overwrite", "--metrics", "fd"]
+    latentia_command(["evaluate", *map(str, words)])
+    out = capsys.readouterr().out
+    assert "reconstruction of 40" in out and "PSNR" in out and "no prior to sample from" in out
     pipe = DiffusionPipeline.from_pretrained(folder)
     images = pictures(40)
     pipe.register_modules(prior=LatentMixture.fit(pipe.encode(images), num_components=1))
     pipe.save_pretrained(folder)
     latentia_command(["evaluate", *map(str, words)])
-    assert "Frechet distance" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Frechet distance" in out and "reconstruction" not in out
 
 
 @pytest.mark.parametrize(
