@@ -536,7 +536,7 @@ def test_the_example_leaves_a_pipeline_and_goes_on(example, tmp_path, capsys, mo
         assert again.size == (8, 8)
 
 
-def test_evaluation_is_of_reconstructions_or_with_a_density_of_samples(example, tmp_path, capsys):
+def test_evaluation_is_of_reconstructions_or_of_samples(example, tmp_path, capsys):
     folder = tmp_path / "kl"
     assert example.main(arguments(example, folder, "--perceptual_weight", 0, "--adversarial_weight", 0)) == 0
     words = [folder, "--n", 40, "--output_dir", tmp_path / "report", "--overwrite", "--metrics", "fd"]
