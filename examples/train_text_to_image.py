@@ -116,12 +116,9 @@ def main(args: Arguments) -> int:
         cache_dir=args.data.cache_dir,
     )
     run.seed()
-    network = UNet2D(
-        **run.image,
-        **args.model,
-        attention_stages=(True,) * len(args.model.block_out_channels),
-        cross_attention_dim=run.inputs.text_shape[1],
-    )
+    chosen = {**args.model}  # every stage attends to the text, unless the flag says otherwise
+    chosen["attention_stages"] = args.model.attention_stages or (True,) * len(args.model.block_out_channels)
+    network = UNet2D(**run.image, **chosen, cross_attention_dim=run.inputs.text_shape[1])
     unet = run.prepare("unet", network.to(memory_format=torch.channels_last))
     noise, sampling = schedulers(args.diffusion, run.device, clip_sample=vae is None)
     empty = tuple(part.to(run.device) for part in run.inputs.empty)

@@ -97,7 +97,7 @@ def command(*words: str):
 
         argv = [word.replace("{}", str(folder)) for word in words]
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            main([*argv, "--output_dir", str(folder.parent / "output")] if words[0] != "verify" else argv)
+            main([*argv, "--output_dir", str(folder.parent / words[0])] if words[0] != "verify" else argv)
 
     return run
 
@@ -141,8 +141,8 @@ def checkpoint(folder: Path) -> None:
 
 PIPELINE = {
     "any pipeline": lambda folder: latentia.DiffusionPipeline.from_pretrained(folder),
-    "generate": command("generate", "{}", "--num_images", "1", "--num_inference_steps", "1"),
-    "embed": command("embed", "{}", "--max_samples", "16", "--points", "16"),
+    "generate": command("generate", "{}", "--num_images", "1", "--num_inference_steps", "1", "--overwrite"),
+    "embed": command("embed", "{}", "--data", "digits", "--max_samples", "16", "--points", "16", "--overwrite"),
     "evaluate, compare, sheet": source,
     "verify": command("verify", "{}"),
 }
@@ -166,7 +166,11 @@ LOADERS = {
     "scheduler": {**PIPELINE, **OWN, **SCHEDULER},
     "theirs": PIPELINE,
     "told": TOLD
-    | {"generate": command("generate", "{}", "--num_images", "1", "--num_inference_steps", "1", "--prompt", "red")},
+    | {
+        "generate": command(
+            "generate", "{}", "--num_images", "1", "--num_inference_steps", "1", "--prompt", "red", "--overwrite"
+        )
+    },
     "vae": {"autoencoder": autoencoder, "verify": command("verify", "{}")},
     "classifier": {"extractor": extractor},
     "vision": {"extractor": extractor},

@@ -94,7 +94,9 @@ def test_a_model_that_noise_equals_is_told_so(runs):
 
     found = evaluate(noise, "digits", n=60, metrics=["fd", "precision"])
     assert any("NOISE DOES AS WELL in Frechet distance" in note for note in found.report.notes)
-    assert set(found.to_dict()["noise"]["scores"]) == {"uniform noise", "shuffled pixels", "positions at random"}
+    assert set(found.to_dict()["noise"]["scores"]) == {
+        "uniform noise", "shuffled pixels", "positions at random", "Gaussian",
+    }  # fmt: skip
     assert not any("NOISE" in note for note in evaluate("kde", "digits", n=60, metrics=["fd"]).report.notes)
 
 

@@ -16,9 +16,11 @@ from latentia.evaluation.frechet import frechet_distance
 from latentia.evaluation.prdc import precision_recall
 from latentia.evaluation.report.report import Report
 from latentia.evaluation.samples import Sample
+from latentia.functional.pixels import from_uint8, to_uint8
 from latentia.rng import seed_from
 
 _MOST = 1000  # images of each kind
+_SPANNED = 500  # images of whose covariance the Gaussian is
 _HIGHER = ("precision", "density")
 
 
@@ -64,15 +66,16 @@ def noise_images(images: Tensor, n: int, seed: int = 0) -> dict[str, Tensor]:
         seed: of the noise.
 
     Returns:
-        Name to uint8 (n, C, H, W) on the CPU: "uniform noise"; "shuffled pixels", those of one image at other places; "positions
-        at random", each pixel that of another image at the same place, as a prior of independent positions gives.
+        Name to uint8 (n, C, H, W) on the CPU: "uniform noise"; "shuffled pixels", those of one image at other places;
+        "positions at random", each pixel that of another image at the same place, as a prior of independent positions gives;
+        "Gaussian", with the mean and the covariance of at most 500 of the images, smooth and without shapes.
 
     Raises:
         UsageError: not 1 <= n <= N.
 
     Example:
         >>> [*noise_images(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), 3)]
-        ['uniform noise', 'shuffled pixels', 'positions at random']
+        ['uniform noise', 'shuffled pixels', 'positions at random', 'Gaussian']
     """
     if not 1 <= n <= len(images):
         raise UsageError(f"n must be from 1 to {len(images)}, the number of images; got {n}.")
@@ -83,7 +86,12 @@ def noise_images(images: Tensor, n: int, seed: int = 0) -> dict[str, Tensor]:
     places = torch.rand(n, 1, flat.shape[2], generator=generator)
     shuffled = flat.gather(2, places.argsort(2).expand_as(flat)).view_as(x)
     mixed = flat.gather(0, places.argsort(0).expand_as(flat)).view_as(x)
-    return {"uniform noise": uniform, "shuffled pixels": shuffled, "positions at random": mixed}
+    some = from_uint8(flat[:_SPANNED].flatten(1))
+    weights = torch.randn(n, len(some), generator=generator) / max(1, len(some) - 1) ** 0.5
+    gaussian = to_uint8((some.mean(0) + weights @ (some - some.mean(0))).clamp(-1, 1)).view_as(x)
+    return {
+        "uniform noise": uniform, "shuffled pixels": shuffled, "positions at random": mixed, "Gaussian": gaussian,
+    }  # fmt: skip
 
 
 def noise_floor(

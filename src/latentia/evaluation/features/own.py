@@ -232,8 +232,16 @@ def _fog(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
     return x.lerp(x.mean((2, 3), keepdim=True), strength)
 
 
+def _gaussian(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+    """Replaced by a sample of the Gaussian with the mean and the covariance of the batch: smooth, without shapes."""
+    centred = x - x.mean(0)
+    weights = torch.randn(len(x), len(x), generator=generator) / max(1, len(x) - 1) ** 0.5
+    random = (weights @ centred.flatten(1)).view_as(x)
+    return x.mean(0) + (1 - strength.square()).sqrt() * centred + strength * random
+
+
 CORRUPTIONS: tuple[Callable[[Tensor, Tensor, torch.Generator], Tensor], ...] = (
-    _blur, _noise, _replaced, _other_pixels, _other_patches, _shuffled, _faded, _fog,
+    _blur, _noise, _replaced, _other_pixels, _other_patches, _shuffled, _faded, _fog, _gaussian,
 )  # fmt: skip
 
 
@@ -245,7 +253,7 @@ def _mask(x: Tensor, strength: Tensor, patch: int, generator: torch.Generator) -
 
 
 def _corrupt(x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Each image corrupted in one way, and the strength of each way (B, 8)."""
+    """Each image corrupted in one way, and the strength of each way (B, 9)."""
     kind = torch.randint(len(CORRUPTIONS), (len(x),), generator=generator)
     strength = torch.rand(len(x), 1, 1, 1, generator=generator).square()  # weak ones are the harder to see
     changed = x
