@@ -67,8 +67,8 @@ def noise_images(images: Tensor, n: int, seed: int = 0) -> dict[str, Tensor]:
 
     Returns:
         Name to uint8 (n, C, H, W) on the CPU: "uniform noise"; "shuffled pixels", those of one image at other places;
-        "positions at random", each pixel that of another image at the same place, as a prior of independent positions gives;
-        "Gaussian", with the mean and the covariance of at most 500 of the images, smooth and without shapes.
+        "positions at random", each pixel that of another image at the same place, as a prior of independent positions
+        gives; "Gaussian", with the mean and the covariance of at most 500 of the images, smooth and without shapes.
 
     Raises:
         UsageError: not 1 <= n <= N.
