@@ -93,7 +93,8 @@ def show(args: Arguments) -> None:
 def farewell(args: Arguments, rows: list[dict]) -> None:
     summary = json.loads((args.output_dir / "run_summary.json").read_text())
     folder, first = args.output_dir, rows[0]
-    print(f"\nTrained on {summary['images']} digits in {summary['training_seconds']:.0f} s.\n")
+    images, seconds = summary["data"]["images"], summary["training_seconds"]
+    print(f"\nTrained on {images} digits, {summary['epochs']:g} epochs, in {seconds:.0f} s.\n")
     print(f"{'sampler':16}{'Fréchet distance':>18}{'Inception score':>17}{'right class':>13}{'s / 100 images':>16}")
     for row in rows:
         name = f"{row['sampler']}, {row['steps']} steps"

@@ -39,7 +39,16 @@ def hub():
 def trained(hub, tmp_path_factory):
     """The main job: a data set from the Hub, training, export, push. The folder, and what was printed."""
     root = tmp_path_factory.mktemp("job")
-    flags = ["--dataset_name", "user/set", "--push_to_hub", "--hub_model_id", "me/ddpm", "--hub_license", "mit"]
+    flags = [
+        "--dataset_name",
+        "user/set",
+        "--push_to_hub",
+        "--hub_model_id",
+        "me/ddpm",
+        "--hub_license",
+        "mit",
+        "--no_hub_private_repo",
+    ]
     flags += ["--report_to", "tensorboard"] if has_tensorboard() else []
     done = run(hub, root / "home", SCRIPT, *flags, *SMALL, "--output_dir", root / "out", HF_TOKEN=TOKEN)
     return root / "out", done.stdout

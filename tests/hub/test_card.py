@@ -9,6 +9,7 @@ import torch
 from helpers import NASTY, card, perturbed
 from huggingface_hub import ModelCard
 from PIL import Image
+from pipeline_list import PIPELINES, autoencoder_kl_pipeline, vqvae_pipeline
 
 import latentia
 from latentia.commands.main import main
@@ -16,6 +17,7 @@ from latentia.errors import CheckpointError, UsageError
 from latentia.hub.blocks import put_block, read_blocks
 from latentia.hub.card import add_results
 from latentia.hub.folder_card import folder_card, merge_cards, missing_parts, update_card
+from latentia.hub.usage import pipeline_usage
 
 NUMBERS = {"title": "Frechet distance", "value": 12.5, "low": 10.0, "high": 15.0, "real": 2.0}
 RUN = {
@@ -88,10 +90,12 @@ def test_what_a_card_lacks_is_said_with_the_way_to_it(folder, run, capsys):
     (run / "run_summary.json").unlink()
     (run / "training_config.json").unlink()
     shutil.rmtree(run / "samples")
-    for missing, given in (("--dataset", []), ("--license", ["--dataset", "me/pets"])):
-        with pytest.raises(SystemExit) as exit:
-            main(["card", str(folder), *given])
-        assert exit.value.code == 2 and f"{missing} is missing" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as exit:
+        main(["card", str(folder)])
+    assert exit.value.code == 2 and "--dataset is missing" in capsys.readouterr().err
+    main(["card", str(folder), "--dataset", "me/pets"])
+    printed = capsys.readouterr().out
+    assert "The card lacks a licence" in printed and "license:" not in printed  # nobody chose one
     main(["card", str(folder), "--dataset", "me/pets", "--license", "mit", "--write"])
     out = capsys.readouterr().out
     for what in ("numbers with n", "an image of samples", "the recipe", "command, seed"):
@@ -103,6 +107,71 @@ def test_what_a_card_lacks_is_said_with_the_way_to_it(folder, run, capsys):
     assert [line for line in missing_parts(str(full), folder) if "numbers" not in line] == []
     half = card(metrics=[{"name": "FID", "value": 1.0, "n": 10}], lineage={"torch": "2"}, command=["x"])
     assert len(missing_parts(str(half), folder)) == 1  # a number without its extractor
+
+
+def saved_card(pipe, folder, **summary):
+    """The card of a pipeline that is saved as a run leaves it."""
+    pipe.save_pretrained(folder)
+    (folder / "run_summary.json").write_text(json.dumps({**RUN["run_summary.json"], "limits": [], **summary}))
+    return folder_card(folder, dataset="pets", write=True).content
+
+
+def size_of(file):
+    with Image.open(file) as image:
+        return image.size
+
+
+@pytest.mark.parametrize("entry", PIPELINES, ids=lambda entry: entry.name)
+def test_the_code_on_a_card_runs_as_printed(entry, tmp_path, monkeypatch):
+    pipe = entry.build()
+    text = saved_card(pipe, tmp_path / "path/to/this/folder")
+    [program] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 30), "red").save("image.png")  # any image at all
+    names = {}
+    exec(compile(program, "card", "exec"), names)
+    if entry.ask:
+        assert size_of("sample.png") == entry.image[:0:-1]
+        assert not (tmp_path / "again.png").exists()
+    else:
+        assert names["vector"].shape == (1, *entry.latent) and names["probabilities"].shape == (1, 2)
+    classes = getattr(pipe.config, "label_names", None)
+    assert ("conditioned on 3 classes: cat, dog, owl." in text) == bool(classes)
+    assert ("prompt=" in program) == pipe.is_text_conditional or not entry.ask
+
+
+def test_what_an_autoencoder_gives_is_called_reconstructions(tmp_path, monkeypatch):
+    for name in ("grid", "reconstructions"):
+        path = tmp_path / f"path/to/this/folder/samples/{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(path)
+    pipe = latentia.AutoencoderKLPipeline(autoencoder_kl_pipeline().vae)
+    text = saved_card(pipe, tmp_path / "path/to/this/folder")
+    assert "![Reconstructions](samples/grid.png)" in text and "![Samples]" not in text
+    assert "Frechet distance of reconstructions | 12.5" in text and "It makes images" not in text
+    assert ModelCard(text).data.eval_results[0].metric_name == "Frechet distance of reconstructions"
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 30)).save("image.png")
+    exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], {})
+    assert size_of("again.png") == (16, 16)
+
+    folder = shutil.copytree(tmp_path / "path/to/this/folder/samples", tmp_path / "other/samples").parent
+    text = saved_card(vqvae_pipeline(), folder)
+    assert "![Samples of a prior that takes the codes of an image as independent](samples/grid.png)" in text
+    assert "(samples/reconstructions.png)" in text and "of reconstructions" not in text
+
+
+@pytest.mark.parametrize(("names", "asked"), [(["```", "b"], "class_labels=0"), (['a"b', "c"], "class_labels=0")])
+def test_names_of_classes_cannot_break_the_code(names, asked):
+    pipe = latentia.VAEPipeline(latentia.VAE(sample_size=8, latent_dim=2, num_class_embeds=2), None, names)
+    usage = pipeline_usage(type(pipe), pipe.config, [pipe.vae.config])
+    assert asked in usage.code[0] and list(usage.classes) == names
+
+
+def test_of_many_classes_a_part_is_shown_in_order():
+    pipe = latentia.VAEPipeline(latentia.VAE(sample_size=8, latent_dim=2, num_class_embeds=100), None)
+    text = card(usage=pipeline_usage(type(pipe), pipe.config, [pipe.vae.config])).text
+    assert "conditioned on 100 classes: 0, 1, 2, 3, " in text and "18, 19 and 80 more." in text
 
 
 HANDMADE = "\n## My story\n\nI | wrote <b>this</b> ---\n\n## Evaluation by eye\n\nGood.\n"
@@ -251,5 +320,8 @@ def test_the_card_of_a_real_run_lacks_nothing(tmp_path):
     torch.manual_seed(0)
     assert train_ddpm.main(parse_arguments(train_ddpm.Arguments, flags, description="")) == 0
     text = (tmp_path / "run" / "README.md").read_text()
-    assert missing_parts(text, tmp_path / "run") == []
+    assert [part[: len("The card lacks a licence")] for part in missing_parts(text, tmp_path / "run")] == [
+        "The card lacks a licence"
+    ]
+    assert " minutes, 0.3 epochs, seed 0" in text  # 2 steps of 8 of 60 images
     assert folder_card(tmp_path / "run").content == text

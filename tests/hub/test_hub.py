@@ -195,7 +195,7 @@ assert all(torch.equal(value, want[key]) for key, value in alone.state_dict().it
 
 
 def test_a_push_is_fetched_again_in_a_fresh_interpreter(hub, trained, tmp_path):
-    assert push_to_hub(trained, "user/digits") == f"{hub.endpoint}/user/digits"
+    assert push_to_hub(trained, "user/digits", private=False) == f"{hub.endpoint}/user/digits"
     commit, tree = hub.find("user/digits", "main")
     assert sorted(tree) == EXPORT
     for name, content in tree.items():
@@ -234,7 +234,8 @@ def test_pushing_again_changes_nothing(hub, trained):
 
 
 def test_private_revision_and_pull_request(hub, trained):
-    push_to_hub(trained, "user/digits", private=True)
+    push_to_hub(trained, "user/open", private=False)
+    push_to_hub(trained, "user/digits")  # nothing becomes public by accident
     assert hub.private == {"user/digits"}
     hub.refs["user/digits"]["v2"] = hub.refs["user/digits"]["main"]
     changed = shutil.copytree(trained, trained.parent / "changed", dirs_exist_ok=True)
@@ -245,6 +246,27 @@ def test_private_revision_and_pull_request(hub, trained):
     url = push_to_hub(changed, "user/digits", create_pr=True)
     assert url == f"{hub.endpoint}/user/digits/discussions/1"
     assert b"99 minutes" not in hub.find("user/digits", "main")[1]["README.md"]
+
+
+def test_a_public_repository_needs_a_word_on_the_licence(hub, trained, capsys):
+    silent = shutil.copytree(trained, trained.parent / "silent", dirs_exist_ok=True)
+    card(license=None).save(silent / "README.md")
+    assert "license" not in front_matter((silent / "README.md").read_text())
+    with pytest.raises(SystemExit) as exit:
+        main(["push", str(silent), "user/open", "--no_private"])
+    said = capsys.readouterr().err
+    assert exit.value.code == 2 and "--license is missing" in said and "apache-2.0, mit" in said and '"none"' in said
+    assert "user/open" not in hub.repos
+    push_to_hub(silent, "user/open", private=False, license="mit")
+    pushed = hub.find("user/open", "main")[1]["README.md"].decode()
+    assert front_matter(pushed)["license"] == "mit" and "license" not in (silent / "README.md").read_text()
+    with pytest.raises(UsageError, match="license is missing"):
+        push_to_hub(silent, "user/open")  # it was there before, and is public
+    assert hub.find("user/open", "main")[1]["README.md"].decode() == pushed
+    push_to_hub(silent, "user/open", license="none")
+    assert "license" not in front_matter(hub.find("user/open", "main")[1]["README.md"].decode())
+    push_to_hub(silent, "user/closed")
+    assert "user/closed" in hub.private
 
 
 def test_a_fault_that_passes_is_waited_for(hub, trained):
@@ -262,9 +284,9 @@ def test_a_fault_that_stays_ends_with_the_command_to_run_again(hub, trained, pat
     hub.fail(pattern, 500, first=2 if "large" in pattern else 1, times=10**6)
     before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
     with pytest.raises(HubError) as caught:
-        push_to_hub(trained, "user/digits", private=True, revision="a b")
+        push_to_hub(trained, "user/digits", private=False, license="mit", revision="a b")
     text = str(caught.value)
-    assert f"latentia push {trained} user/digits --private --revision 'a b'" in text
+    assert f"latentia push {trained} user/digits --no_private --license mit --revision 'a b'" in text
     assert f"complete: {len(EXPORT)} files" in text and caught.value.exit_code == 6
     assert TOKEN not in text
     assert len(hub.naps) < 100 and sum(hub.naps) < 200
@@ -276,12 +298,12 @@ def test_a_pull_request_is_asked_for_once(hub, trained, capsys):
     """The first may have been opened before its answer was lost."""
     hub.fail("POST .*/commit/", 503, times=10**6)
     with pytest.raises(SystemExit) as exit:
-        main(["push", str(trained), "user/digits", "--create_pr", "--private", "--diffusers_code"])
+        main(["push", str(trained), "user/digits", "--create_pr", "--diffusers_code"])
     said = capsys.readouterr().err
-    assert exit.value.code == 6 and "user/digits --private --create_pr --diffusers_code" in said
+    assert exit.value.code == 6 and "user/digits --create_pr --diffusers_code" in said
     assert sum("/commit/" in path for _, path in hub.requests) == 1 and hub.naps == [] and TOKEN not in said
     hub.faults.clear()
-    main(["push", str(trained), "user/digits", "--create_pr", "--private", "--diffusers_code"])
+    main(["push", str(trained), "user/digits", "--create_pr", "--diffusers_code"])
     assert hub.private == {"user/digits"} and hub.find("user/digits", "main")[1] == {}
     asked = hub.find("user/digits", "refs/pr/1")[1]
     assert sorted(asked) == sorted([*EXPORT, "pipeline.py"])

@@ -325,7 +325,7 @@ def test_diffusers_alone_loads_what_was_pushed_with_code(hub, saved, tmp_path):
     (tmp_path / "theirs" / "pipeline.py").write_text("raise SystemExit('never uploaded')")
     for name, root in (("user/ours", saved), ("user/theirs", tmp_path / "theirs")):
         before = names(root)
-        push_to_hub(root, name, diffusers_code=True)
+        push_to_hub(root, name, private=False, license="none", diffusers_code=True)
         tree = hub.find(name, "main")[1]
         assert set(tree) == {*export_files(root), "pipeline.py"} and names(root) == before
         assert b"never uploaded" not in tree["pipeline.py"]

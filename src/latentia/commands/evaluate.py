@@ -52,6 +52,7 @@ from latentia.evaluation import (
 from latentia.evaluation.features.base import FeatureExtractor, known_range
 from latentia.functional.pixels import from_uint8
 from latentia.hub.card import add_results
+from latentia.hub.usage import saved_usage
 from latentia.pipelines.capabilities import Option
 
 logger = logging.getLogger(__name__)
@@ -162,6 +163,7 @@ class Evaluation:
         split = {"split": self.data["split"]} if "split" in self.data else {}
         metrics = [metric | split for metric in self.report.for_card()]
         name = self.data.get("name", self.data["kind"])
+        metrics = saved_usage(card.parent).metrics(metrics)
         if not add_results(card, metrics, dataset=name, seed=self.report.seed):
             logger.warning(
                 f"{card}: its section Evaluation was changed by hand, so only the metadata have the new numbers."

@@ -13,11 +13,13 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from latentia.errors import UsageError
 from latentia.hub.blocks import block, put_block
+from latentia.hub.usage import Usage
 
 _SECRET_KEY = re.compile(r"token|key|secret|password", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b|\b\w+://[^/\s:@]+:[^/\s@]+@")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
 _IMAGE_PATH = re.compile(r"[\w\-]+(/[\w.\-]+)*\.(png|jpg|jpeg|webp|gif)")
+_SHOWN_CLASSES = 20
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
 
 
@@ -28,15 +30,18 @@ def model_card(
     family: str,
     pipeline_tag: str,
     dataset: str,
-    license: str,
+    license: str | None = None,
     recipe: Mapping[str, Any] | None,
     metrics: Sequence[Mapping[str, Any]],
     hardware: str | None = None,
     minutes: float | None = None,
+    epochs: float | None = None,
     seed: int | None = None,
     command: Sequence[str] | None = None,
     lineage: Mapping[str, str] | None = None,
     grid: str | None = "samples/grid.png",
+    reconstructions: str | None = None,
+    usage: Usage | None = None,
     repo_id: str | None = None,
     limits: Sequence[str] = (),
 ) -> ModelCard:
@@ -52,7 +57,7 @@ def model_card(
         family: a tag, as in "diffusion", "vae", "gan".
         pipeline_tag: the Hub's task, as in "unconditional-image-generation".
         dataset: its Hub id, or any name.
-        license: the Hub's identifier, as in "apache-2.0".
+        license: the Hub's identifier, as in "apache-2.0"; None (default): the card names no licence.
         recipe: the resolved training arguments; nested mappings become dotted keys. None if they are not known; then
             the card has no section on training.
         metrics: one mapping each, with "name" and "value"; "real" (the same metric of real images),
@@ -60,10 +65,13 @@ def model_card(
             further keys are optional.
         hardware: what it was trained on, as in "2 CPU cores".
         minutes: how long it took.
+        epochs: how often it saw each image of the data; None for a stream.
         seed: of the run.
         command: the command line that started it, split into words.
         lineage: versions and commit, as in {"torch": "2.13.0", "commit": "866f060"}.
-        grid: an image of samples, relative to the folder; None for none.
+        grid: an image of what the pipeline gives, relative to the folder; None for none.
+        reconstructions: an image of data beside their reconstructions, likewise. Default None.
+        usage: how the pipeline is called and what it gives; None (default): it samples without conditions.
         repo_id: "user/name", if it is known.
         limits: sentences about limitations of the model.
 
@@ -71,8 +79,8 @@ def model_card(
         The card. `card.save(folder / "README.md")` writes it.
 
     Raises:
-        UsageError: `pipeline_class` is not the name of a class, `grid` is not a relative path of an image, or a metric
-            lacks its name or value.
+        UsageError: `pipeline_class` is not the name of a class, `grid` or `reconstructions` is not a relative path of
+            an image, or a metric lacks its name or value.
 
     Example:
         >>> card = model_card(
@@ -85,15 +93,19 @@ def model_card(
     """
     if not re.fullmatch(r"[A-Za-z]\w*", pipeline_class):
         raise UsageError(f"pipeline_class must be the name of a class, got {pipeline_class!r}.")
-    if grid is not None and (not _IMAGE_PATH.fullmatch(grid) or ".." in PurePosixPath(grid).parts):
-        raise UsageError(
-            f'grid must be the path of an image inside the folder, such as "samples/grid.png"; got {grid!r}.'
-        )
+    usage = usage or Usage()
+    images = {"grid": (grid, usage.caption), "reconstructions": (reconstructions, "Images, and beside each its own")}
+    for argument, (path, _) in images.items():
+        if path is not None and (not _IMAGE_PATH.fullmatch(path) or ".." in PurePosixPath(path).parts):
+            raise UsageError(
+                f'{argument} must be the path of an image inside the folder, such as "samples/grid.png"; got {path!r}.'
+            )
     if repo_id is not None and not _HUB_ID.fullmatch(repo_id):
         raise UsageError(f'repo_id must be "user/name", got {repo_id!r}.')
     for metric in metrics:
         if not {"name", "value"} <= metric.keys():
             raise UsageError(f'Every metric needs a "name" and a "value", got {dict(metric)!r}.')
+    metrics = usage.metrics(metrics)
     dataset = _plain(dataset)
     data = ModelCardData(
         library_name="latentia",
@@ -109,14 +121,14 @@ def model_card(
         f"# {_escape(name)}",
         "",
         f"{pipeline_class} of the {_escape(family)} family, trained on {_escape(dataset)} with latentia.",
-        *(["", f"![Samples]({grid})"] if grid else []),
+        *(line for path, caption in images.values() if path for line in ("", f"![{caption}]({path})")),
     ]
-    training = [] if recipe is None else _training(recipe, command, hardware, minutes, seed, lineage or {})
+    training = [] if recipe is None else _training(recipe, command, hardware, minutes, epochs, seed, lineage or {})
     unranked = [metric for metric in metrics if not _ranked(metric)]
-    said = [*limits, f"It makes images like those of {dataset} and knows nothing else."]
+    said = [*limits, usage.limit(dataset)]
     parts = {
         "summary": summary,
-        "use": use_lines(pipeline_tag, repo_id),
+        "use": use_lines(usage, repo_id),
         "training": training,
         "evaluation": evaluation_lines(data.eval_results or [], unranked) if metrics else [],
         "limits": ["## Limits", "", *(f"- {_escape(sentence)}" for sentence in said)],
@@ -194,23 +206,24 @@ def evaluation_lines(results: Iterable[EvalResult], unranked: Sequence[Mapping[s
     ]
 
 
-def use_lines(pipeline_tag: str, repo_id: str | None, diffusers_code: bool = False) -> list[str]:
+def use_lines(usage: Usage, repo_id: str | None, diffusers_code: bool = False) -> list[str]:
     """Write the section "Use": loading with latentia and, with `diffusers_code`, with diffusers and pipeline.py."""
     place = repo_id or "path/to/this/folder"
-    call = 'pipe("a prompt")' if pipeline_tag == "text-to-image" else "pipe()"
-    use = [f'{call}.images[0].save("sample.png")']
-    if pipeline_tag == "image-feature-extraction":  # an encoder and decoder, which may have nothing to sample from
-        use = ['latents = pipe.encode(PIL.Image.open("image.png"))', 'pipe.decode(latents)[0].save("again.png")']
     lines = [
         "## Use",
         "",
         "```python",
-        *(["import PIL.Image", "", "import latentia"] if len(use) > 1 else ["import latentia"]),
+        *([*(f"import {name}" for name in usage.imports), ""] if usage.imports else []),
+        "import latentia",
         "",
         f'pipe = latentia.DiffusionPipeline.from_pretrained("{place}")',
-        *use,
+        *usage.code,
         "```",
     ]
+    if usage.classes:
+        shown = ", ".join(_escape(name) for name in usage.classes[:_SHOWN_CLASSES])
+        more = len(usage.classes) - _SHOWN_CLASSES
+        lines += ["", f"It is conditioned on {len(usage.classes)} classes: {shown}{f' and {more} more' * (more > 0)}."]
     if diffusers_code:
         lines += [
             "",
@@ -230,14 +243,15 @@ def use_lines(pipeline_tag: str, repo_id: str | None, diffusers_code: bool = Fal
     return lines
 
 
-def _training(recipe, command, hardware, minutes, seed, lineage) -> list[str]:
+def _training(recipe, command, hardware, minutes, epochs, seed, lineage) -> list[str]:
     lines = ["## Training", "", *_table(("argument", "value"), list(_recipe_rows(recipe)))]
     if command:
         line = " ".join(shlex.join(redact_command(command)).split())
         fence = "`" * (max((len(run) for run in re.findall("`+", line)), default=0) + 3)
         lines += ["", f"{fence}text", line, fence]
     took = "" if minutes is None else f" in {minutes:.4g} minutes"
-    known = [f"seed {seed}"] if seed is not None else []
+    known = [] if epochs is None else [f"{epochs:.3g} epochs"]
+    known += [f"seed {seed}"] if seed is not None else []
     known += [f"{key} {value}" for key, value in {"latentia": version("latentia"), **lineage}.items()]
     return [
         *lines,

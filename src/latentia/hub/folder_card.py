@@ -15,6 +15,7 @@ from latentia.hub.blocks import put_block, read_blocks
 from latentia.hub.card import evaluation_lines, join_results, model_card, save_card
 from latentia.hub.files import CARD_NAME
 from latentia.hub.load import read_index
+from latentia.hub.usage import saved_usage
 
 _PARTS = ("summary", "use", "training", "evaluation", "limits")
 
@@ -59,7 +60,8 @@ def folder_card(
         write: put the card into README.md; otherwise it is only returned.
         name: of the model.
         dataset: what it was trained on, a Hub id or any name.
-        license: the Hub's identifier, such as apache-2.0.
+        license: the Hub's identifier, such as apache-2.0; not given: that of the present card or of the run, if they
+            name one.
         repo_id: "user/name", for the lines that show how to load it.
 
     Returns:
@@ -67,7 +69,7 @@ def folder_card(
 
     Raises:
         CheckpointError: `folder` is not a saved pipeline.
-        UsageError: the data set or the licence is not known, or the card's metadata cannot be read.
+        UsageError: the data set is not known, or the card's metadata cannot be read.
 
     Example:
         >>> folder_card("/nowhere")
@@ -80,34 +82,34 @@ def folder_card(
     said = old.data.to_dict() if old else {}
     config, summary = (_json(folder / file) for file in ("training_config.json", "run_summary.json"))
     kind = index["_class_name"]
-    found: dict[str, Any] = {
-        "dataset": dataset or next(iter(said.get("datasets") or ()), None) or _dataset_name(config),
-        "license": license or said.get("license") or config.get("hub_license"),
-    }
-    for argument, value in found.items():
-        if not value:
-            raise UsageError(f"{argument} is missing: no file in {folder} names it. Give it, as in {_LIKE[argument]}.")
+    trained_on = dataset or next(iter(said.get("datasets") or ()), None) or _dataset_name(config)
+    if not trained_on:
+        raise UsageError(f"dataset is missing: no file in {folder} names it. Give it, as in user/name.")
     tags = [tag for tag in said.get("tags") or () if tag not in ("diffusers", "latentia")]
     texts = any(index.get(part, [None])[0] for part in ("tokenizer", "text_encoder"))
     guess = "text-to-image" if texts else "unconditional-image-generation"
     seconds = summary.get("training_seconds")
+    images = {"grid": "samples/grid.png", "reconstructions": "samples/reconstructions.png"}
     recipe = {**config, "data": summary.get("data") or {}} if config else None
     card = model_card(
         name=name or said.get("model_name") or config.get("hub_model_id") or folder.resolve().name,
         pipeline_class=kind,
         family=tags[0] if tags else summary.get("family") or re.sub(r"(?<=[a-z])(?=[A-Z])", "-", kind[:-8]).lower(),
         pipeline_tag=said.get("pipeline_tag") or summary.get("pipeline_tag") or guess,
+        dataset=trained_on,
+        license=license or said.get("license") or config.get("hub_license"),
         recipe=recipe,
         metrics=_run_metrics(summary.get("score")),
         hardware=summary.get("hardware"),
         minutes=None if seconds is None else seconds / 60,
+        epochs=summary.get("epochs"),
         seed=config.get("seed"),
         command=summary.get("command"),
         lineage=summary.get("lineage"),
-        grid="samples/grid.png" if (folder / "samples" / "grid.png").is_file() else None,
+        usage=saved_usage(folder),
         repo_id=repo_id or config.get("hub_model_id"),
         limits=summary.get("limits") or (),
-        **found,
+        **{key: path if (folder / path).is_file() else None for key, path in images.items()},
     )
     unknown = () if summary else ("limits",)  # without a summary of the run, the present card is the only source
     text, kept = merge_cards(old, card, keep_results=True, leave=unknown) if old else (str(card), [])
@@ -115,9 +117,6 @@ def folder_card(
     if write:
         save_card(path, text)
     return FolderCard(path, text, [*remarks, *missing_parts(text, folder)], written=write)
-
-
-_LIKE = {"dataset": "user/name", "license": "apache-2.0"}
 
 
 def merge_cards(

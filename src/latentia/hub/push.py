@@ -18,7 +18,34 @@ from latentia.hub.check import check_loads
 from latentia.hub.client import explain_error, is_transient, retry
 from latentia.hub.files import CARD_NAME, IMAGE_SUFFIXES, card_images, component_files, is_inside
 from latentia.hub.load import INDEX_NAME, pipeline_class, read_index
+from latentia.hub.usage import saved_usage
 from latentia.safety import check_link
+
+LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0", "cc0-1.0", "openrail", "other")  # those most in use
+
+
+def check_license(license: str | None, argument: str = "license") -> None:
+    """Refuse to publish without a word on the licence.
+
+    Args:
+        license: the Hub's identifier, "none", or None.
+        argument: its name, for the message.
+
+    Raises:
+        UsageError: it is None.
+
+    Example:
+        >>> check_license("mit")
+        >>> check_license(None)
+        Traceback (most recent call last):
+        latentia.errors.UsageError: license is missing: ...
+    """
+    if not license:
+        raise UsageError(
+            f"{argument} is missing: in a public repository others must know what they may do with the model. Name "
+            f"one, such as {', '.join(LICENSES)} (https://huggingface.co/docs/hub/repositories-licenses lists all; the "
+            f'terms of the data matter), or "none" to publish without a licence, which allows nothing.'
+        )
 
 
 def export_files(folder: str | Path) -> list[str]:
@@ -64,7 +91,8 @@ def push_to_hub(
     folder: str | Path,
     repo_id: str,
     *,
-    private: bool = False,
+    private: bool = True,
+    license: str | None = None,
     create_pr: bool = False,
     revision: str | None = None,
     commit_message: str | None = None,
@@ -79,7 +107,9 @@ def push_to_hub(
     Args:
         folder: a saved pipeline with its card; the output folder of a training run is one.
         repo_id: "user/name". The repository is created if it does not exist.
-        private: create the repository as private; an existing one stays as it is.
+        private: create the repository as private, which is the default; an existing one stays as it is.
+        license: the Hub's identifier of the licence, such as "apache-2.0", for the uploaded card; "none": publish
+            without one. None (default): that of the card. A public repository needs one of the three.
         create_pr: open a pull request instead of committing.
         revision: the branch to commit to; "main" if not given.
         commit_message: of the commit; "Upload with latentia" if not given.
@@ -93,7 +123,8 @@ def push_to_hub(
 
     Raises:
         CheckpointError: the folder is not an export, or does not load.
-        UsageError: `repo_id` is not the name of a repository, or a file seems to hold an access token.
+        UsageError: `repo_id` is not the name of a repository, a file seems to hold an access token, or the repository
+            is public and neither `license` nor the card says anything of the licence.
         HubError: the Hub refused, or could not be reached after three attempts. The folder is not changed.
 
     Example:
@@ -108,13 +139,18 @@ def push_to_hub(
     files = export_files(root)
     _check_secrets(root, files)
     _check_loads(root, files)
-    made = {CARD_NAME: _card(root, repo_id, diffusers_code)}
+    stated = license or ModelCard.load(root / CARD_NAME).data.to_dict().get("license")
+    if not private:
+        check_license(stated)
+    made = {CARD_NAME: _card(root, repo_id, diffusers_code, None if license == "none" else license)}
     if diffusers_code:
         made["pipeline.py"] = diffusers_pipeline(read_index(root), str(root))
     api = HfApi(library_name="latentia")
 
     def upload() -> str:
         home = api.create_repo(repo_id, private=private, exist_ok=True)
+        if not stated and not api.repo_info(home.repo_id).private:  # it was there before, and is public
+            check_license(stated)
         # Made afresh for each attempt, because a commit leaves marks on them.
         additions = [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=made[name].encode() if name in made else root / name)
@@ -132,9 +168,12 @@ def push_to_hub(
     try:
         # A pull request may have been opened before the answer was lost, so a retry could open a second one.
         return retry(upload, lambda error: not create_pr and is_transient(error))
+    except UsageError:
+        raise
     except Exception as error:  # whatever the client raises, the folder is complete and the user wants the command
         command = ["latentia", "push", str(root), repo_id]
-        command += ["--private"] * private + ["--create_pr"] * create_pr
+        command += ["--no_private"] * (not private) + ["--create_pr"] * create_pr
+        command += [] if license is None else ["--license", license]
         command += ["--diffusers_code"] * diffusers_code
         command += [] if revision is None else ["--revision", revision]
         size = sum((root / name).stat().st_size for name in files) / 1e6
@@ -169,14 +208,18 @@ def diffusers_pipeline(index: dict[str, Any], where: str) -> str:
     )
 
 
-def _card(root: Path, repo_id: str, diffusers_code: bool) -> str:
+def _card(root: Path, repo_id: str, diffusers_code: bool, license: str | None) -> str:
     """Make the card for the upload: its section "Use" names the repository, unless it was edited by hand."""
     card = ModelCard.load(root / CARD_NAME)
-    if "use" not in read_blocks(card.text):
-        return card.content
-    lines = use_lines(card.data.pipeline_tag or "", repo_id, diffusers_code)
-    text, _ = put_block(card.text, "use", lines)
-    return card.content.replace(card.text, text)
+    content = card.content
+    if "use" in read_blocks(card.text):
+        text, _ = put_block(card.text, "use", use_lines(saved_usage(root), repo_id, diffusers_code))
+        content = content.replace(card.text, text)
+    if license is None:
+        return content
+    made = ModelCard(content)
+    made.data["license"] = license
+    return str(made)
 
 
 def _check_secrets(root: Path, files: list[str]) -> None:

@@ -206,10 +206,10 @@ class HubArguments:
     """Upload the pipeline and its card at the end."""
     hub_model_id: str | None = None
     """Repository, such as "me/ddpm-digits"; not given: the name of output_dir."""
-    hub_private_repo: bool = False
-    """Make the repository private."""
-    hub_license: str = "apache-2.0"
-    """License named in the card."""
+    hub_private_repo: bool = True
+    """Make the repository private; --no_hub_private_repo makes it public."""
+    hub_license: str | None = None
+    """Licence that the card names, such as apache-2.0; a public repository needs one, or "none"."""
 
 
 @dataclass(frozen=True)

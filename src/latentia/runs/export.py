@@ -5,7 +5,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,15 @@ from latentia.errors import HubError, UsageError
 from latentia.evaluation import image_grid, plot_curves
 from latentia.hub.card import model_card, redact_command
 from latentia.hub.folder_card import update_card
-from latentia.hub.push import push_to_hub
+from latentia.hub.push import check_license, push_to_hub
+from latentia.hub.usage import pipeline_usage
 from latentia.runs.command_line import flat_values
 from latentia.runs.program import lineage, program
 from latentia.runs.validation import Validation
 from latentia.training.checkpoint import replace_file
 from latentia.training.loop import Result
+
+_RECONSTRUCTION = "reconstruction"  # name of the sampler that draws images beside their reconstructions
 
 
 def export_run(
@@ -52,6 +55,7 @@ def export_run(
         report = validation.report
         _draw(folder, args, validation, progress.step)
         pipe, said = pipeline(), list(limits())
+        parts = [part.config for part in pipe.components.values() if isinstance(getattr(part, "config", None), Mapping)]
         summary = _summary(run, result, said) | {
             "score": report.to_dict() if report else None,
             "data": run.data.describe(),
@@ -67,9 +71,12 @@ def export_run(
             metrics=report.for_card() if report else [],
             hardware=summary["hardware"],
             minutes=summary["training_seconds"] / 60,
+            epochs=summary["epochs"],
             seed=args.optimization.seed,
             command=summary["command"],
             lineage=summary["lineage"],
+            reconstructions="samples/reconstructions.png" if _RECONSTRUCTION in validation.pipelines else None,
+            usage=pipeline_usage(type(pipe), pipe.config, parts),
             repo_id=args.hub.hub_model_id,
             limits=said,
         )
@@ -77,11 +84,14 @@ def export_run(
         print(*remarks, sep="\n", end="\n" if remarks else "")
         export(pipe, folder, card)
         replace_file(folder / "run_summary.json", json.dumps(summary, indent=1, default=str) + "\n")
-        print(f"Trained {progress.images} images in {progress.seconds:.0f} s. Pipeline, card and images: {folder}")
+        epochs, kind = summary["epochs"], f"{run.data.modality}s"
+        seen = f"{progress.images} {kind}" if epochs is None else f"{len(run.data)} {kind}, {epochs:g} epochs,"
+        print(f"Trained on {seen} in {progress.seconds:.0f} s. Pipeline, card and images: {folder}")
         if report:
             print(report.text())
     if args.hub.push_to_hub:
-        print(f"Pushed to {push_to_hub(folder, hub_name(args), private=args.hub.hub_private_repo)}")
+        options = {"private": args.hub.hub_private_repo, "license": args.hub.hub_license}
+        print(f"Pushed to {push_to_hub(folder, hub_name(args), **options)}")
 
 
 def write_summary(run: Any, result: Result) -> None:
@@ -95,15 +105,17 @@ def hub_name(args: Any) -> str:
 
 
 def check_push(args: Any) -> None:
-    """Before training: whether `--push_to_hub` will find a repository's name and a login.
+    """Before training: whether `--push_to_hub` will find a repository's name, a licence and a login.
 
     Raises:
-        UsageError: the name is none of a repository.
+        UsageError: the name is none of a repository, or the repository is to be public without a word on the licence.
         HubError: there is no login.
     """
     if not getattr(getattr(args, "hub", None), "push_to_hub", False):
         return
     name = hub_name(args)
+    if not args.hub.hub_private_repo:
+        check_license(args.hub.hub_license, "hub_license")
     try:
         validate_repo_id(name)
     except HFValidationError as error:
@@ -117,6 +129,7 @@ def _summary(run: Any, result: Result, limits: Sequence[str]) -> dict[str, Any]:
     return {
         "status": result.status, "steps": progress.step, "images": progress.images, "restarts": progress.restarts,
         "skipped_steps": progress.skipped,
+        "epochs": None if run.data.endless else round(progress.images / len(run.data), 1),
         "training_seconds": round(progress.seconds, 1), "images_per_second": round(result.images_per_second, 1),
         "peak_memory_mb": round(result.peak_memory_mb), "resumed_from": result.resumed_from, "score": None,
         "family": run.family, "pipeline_tag": run.pipeline_tag, "limits": list(limits),
@@ -136,14 +149,16 @@ def _exported_step(folder: Path) -> int | None:
 
 
 def _draw(folder: Path, args: Any, validation: Validation, step: int) -> None:
-    """The final grid and the loss curve."""
+    """The final grids and the loss curve."""
     samples = folder / "samples"
     samples.mkdir(exist_ok=True)
-    drawn = samples / validation.grid_name(step)
-    if drawn.exists():
-        shutil.copyfile(drawn, samples / "grid.png")
-    else:  # the run was finished before, but killed while it drew
-        image_grid(next(iter(validation.pipelines.values()))(64, args.optimization.seed)).save(samples / "grid.png")
+    first = next(iter(validation.pipelines))
+    for name, target in ((first, "grid.png"), (_RECONSTRUCTION, "reconstructions.png")):
+        drawn = samples / validation.grid_name(step, name)
+        if drawn.exists():
+            shutil.copyfile(drawn, samples / target)
+        elif name in validation.pipelines:  # the run was finished before, but killed while it drew
+            image_grid(validation.pipelines[name](64, args.optimization.seed)).save(samples / target)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     keys = sorted({key for row in rows for key in row if key.endswith("/loss")})
     if keys:

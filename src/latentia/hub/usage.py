@@ -1,0 +1,122 @@
+"""How a saved pipeline is called, and what its images are: for its model card, read from its configuration alone."""
+
+import inspect
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from latentia.hub.load import INDEX_NAME, pipeline_class, read_index
+from latentia.safety import read_json
+
+_CAPTIONS = {
+    "reconstructions": "Reconstructions",
+    "embeddings": "Captions by their images, each with the images that it retrieves",
+}
+_PRIORS = {  # a density fitted to latents or codes, which samples are drawn from
+    "PositionPrior": "Samples of a prior that takes the codes of an image as independent",
+    "LatentMixture": "Samples of a Gaussian mixture fitted to the latents",
+}
+_LIMITS = {
+    "samples": "It makes images like those of {} and knows nothing else.",
+    "reconstructions": "It encodes and decodes images like those of {}, and has nothing to sample new ones from.",
+    "embeddings": "It compares images and texts like those of {} and makes neither.",
+}
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How a pipeline is called, and what it gives.
+
+    Args:
+        code: Python lines that use the pipeline `pipe`. Default: draw one sample.
+        imports: modules that the lines need besides latentia.
+        gives: "samples", "reconstructions" (an autoencoder without a prior) or "embeddings".
+        caption: of an image of what it gives.
+        classes: names of the classes that it is conditioned on, or their indices as texts; empty: none.
+    """
+
+    code: Sequence[str] = ('pipe().images[0].save("sample.png")',)
+    imports: Sequence[str] = ()
+    gives: Literal["samples", "reconstructions", "embeddings"] = "samples"
+    caption: str = "Samples"
+    classes: Sequence[str] = ()
+
+    def limit(self, dataset: str) -> str:
+        """What a model trained on `dataset` cannot do."""
+        return _LIMITS[self.gives].format(dataset)
+
+    def metrics(self, metrics: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The metrics of a card, named as those of reconstructions if they are."""
+        found = [dict(metric) for metric in metrics]
+        if self.gives == "reconstructions":
+            for metric in found:
+                name = metric.get("name", "")
+                metric["name"] = name if "reconstruction" in name else f"{name} of reconstructions"
+        return found
+
+
+def pipeline_usage(kind: type, config: Mapping[str, Any], parts: Iterable[Mapping[str, Any]]) -> Usage:
+    """The usage of a pipeline of latentia or diffusers.
+
+    Args:
+        kind: its class.
+        config: what it registered: components as (library, class), and settings such as `label_names`.
+        parts: configurations of its components.
+
+    Example:
+        >>> from latentia import VAE, VAEPipeline
+        >>> pipe = VAEPipeline(VAE(sample_size=8, latent_dim=2, num_class_embeds=2), None, ["cat", "dog"])
+        >>> pipeline_usage(type(pipe), pipe.config, [pipe.vae.config]).code
+        ('pipe(class_labels="cat").images[0].save("sample.png")',)
+    """
+    call: Any = kind.__call__
+    conditions = getattr(kind, "conditions", inspect.signature(call).parameters)
+    present = {name: value[1] for name, value in config.items() if isinstance(value, (list, tuple)) and value[0]}
+    merged: dict[str, Any] = {}
+    for part in parts:
+        merged = {**part, **{key: value for key, value in merged.items() if value is not None}}
+    if getattr(kind, "latents", None) == "embeddings":
+        code = [*_image(merged), 'probabilities = pipe(image, ["a heart", "a star"])', "vector = pipe.encode(image)"]
+        return Usage(tuple(code), ("PIL.Image",), "embeddings", _CAPTIONS["embeddings"])
+    if getattr(kind, "needs_prior", False) and "prior" not in present:
+        code = [*_image(merged), "latents = pipe.encode(image)", 'pipe.decode(latents)[0].save("again.png")']
+        return Usage(tuple(code), ("PIL.Image",), "reconstructions", _CAPTIONS["reconstructions"])
+    classes = _classes(config, merged) if "class_labels" in conditions else []
+    words = []
+    if classes:
+        named = config.get("label_names") and re.fullmatch(r"[\w .,'&()/+-]+", classes[0])
+        words.append(f'class_labels="{classes[0]}"' if named else "class_labels=0")
+    if "prompt" in conditions and {"tokenizer", "text_encoder"} & present.keys():
+        words.append('prompt="a prompt"')
+    caption = _PRIORS.get(present.get("prior", ""), "Samples")
+    return Usage((f'pipe({", ".join(words)}).images[0].save("sample.png")',), caption=caption, classes=classes)
+
+
+def saved_usage(folder: Path) -> Usage:
+    """The usage of the pipeline saved in `folder`.
+
+    Raises:
+        CheckpointError: it is not a saved pipeline, or a configuration cannot be read.
+    """
+    index = read_index(folder)
+    paths = [folder / name / "config.json" for name, value in index.items() if isinstance(value, list)]
+    parts = [read_json(path) for path in paths if path.is_file()]
+    return pipeline_usage(pipeline_class(index, str(folder / INDEX_NAME)), index, parts)
+
+
+def _classes(config: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
+    names = config.get("label_names")
+    if names:
+        return [str(names[key]) for key in sorted(names, key=int)]
+    return [str(i) for i in range(part.get("num_class_embeds") or 0)]
+
+
+def _image(part: Mapping[str, Any]) -> list[str]:
+    """Lines that open an image as the networks take it: of their channels and size."""
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(part.get("in_channels") or part.get("num_channels") or 0)
+    size = part.get("sample_size") or part.get("image_size")
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    convert = f'.convert("{mode}")' if mode else ""
+    return [f'image = PIL.Image.open("image.png"){convert}{f".resize(({width}, {height}))" if size else ""}']
