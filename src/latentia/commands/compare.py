@@ -21,13 +21,18 @@ from latentia.commands.output import open_output
 from latentia.commands.reference import data_options, find_reference
 from latentia.data import ImageData
 from latentia.errors import UsageError, check_range
-from latentia.evaluation import check_metrics, text_table
+from latentia.evaluation import check_metrics, plot_precision_recall, small_table, text_table, write_page
 from latentia.evaluation.features.base import FeatureExtractor
 from latentia.pipelines.capabilities import Option
 
 
 class Comparison(list[Evaluation]):
     """The `Evaluation` of every source and run, in order."""
+
+    command: str | None = None  # the command line that measured them, for the page
+
+    def _repr_html_(self) -> str:
+        return small_table([evaluation.to_dict() for evaluation in self])
 
     def text(self) -> str:
         """The table, for the terminal."""
@@ -36,7 +41,7 @@ class Comparison(list[Evaluation]):
     def save(
         self, output_dir: str | Path = "outputs/comparison", title: str = "Comparison", *, overwrite: bool = False
     ) -> list[Path]:
-        """Write the page: index.html, comparison.json, and a folder of images for each model.
+        """Write the page: index.html, comparison.json, and for each source a folder with a page of its own.
 
         Args:
             output_dir: where the page goes; it must be empty.
@@ -49,18 +54,16 @@ class Comparison(list[Evaluation]):
         Raises:
             UsageError: the folder holds something already, or cannot be written.
         """
-        from latentia.evaluation.report import page, plots
-
         folder = open_output(output_dir, "compare", overwrite)
         for i, evaluation in enumerate(self):
-            evaluation.save(folder / str(i), update_card=False)
+            replace(evaluation, command=self.command).save(folder / str(i), update_card=False)
         names = [evaluation.source for evaluation in self]
         reports = {
             name if names.count(name) == 1 else f"{name} [{i}]": evaluation.report
             for i, (name, evaluation) in enumerate(zip(names, self))
         }
-        plots.plot_precision_recall(reports, folder / "precision_recall.png")
-        return [page.write_page([evaluation.to_dict() for evaluation in self], folder, title)]
+        plot_precision_recall(reports, folder / "precision_recall.png")
+        return [write_page([evaluation.to_dict() for evaluation in self], folder, title, self.command)]
 
 
 def compare(

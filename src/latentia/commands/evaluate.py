@@ -46,8 +46,11 @@ from latentia.evaluation import (
     measure,
     noise_floor,
     own_extractor,
+    save_figures,
     score,
+    small_table,
     uint8_batches,
+    write_page,
 )
 from latentia.evaluation.features.base import FeatureExtractor, known_range
 from latentia.functional.pixels import from_uint8
@@ -58,7 +61,7 @@ from latentia.pipelines.capabilities import Option
 logger = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(repr=False)
 class Evaluation:
     """The result of `evaluate`.
 
@@ -80,6 +83,7 @@ class Evaluation:
         runs_of: what several runs are compared as, together; None for a source of its own.
         failed: whether this run failed, see `failed` in compare.py; None if that was not asked.
         card: README.md of the saved pipeline that was measured, if there is one.
+        command: the command line that measured it, for the page.
     """
 
     source: str
@@ -99,6 +103,13 @@ class Evaluation:
     runs_of: str | None = None
     failed: bool | None = None
     card: Path | None = None
+    command: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Evaluation({self.source!r}, {self.report.text()})"
+
+    def _repr_html_(self) -> str:
+        return small_table([self.to_dict()])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists."""
@@ -127,7 +138,7 @@ class Evaluation:
     def save(
         self, output_dir: str | Path = "outputs/evaluation", *, update_card: bool = True, overwrite: bool = False
     ) -> list[Path]:
-        """Write metrics.json and images: samples, nearest real images, classes, feature map, precision and recall.
+        """Write a page, index.html, with its figures, and metrics.json.
 
         Args:
             output_dir: where numbers and images go; it must be empty.
@@ -140,20 +151,13 @@ class Evaluation:
         Raises:
             UsageError: the folder holds something already, or cannot be written.
         """
-        from latentia.evaluation.report import grids, plots
-
         folder = open_output(output_dir, "evaluate", overwrite)
         (folder / "metrics.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-        grids.image_grid(from_uint8(self.images)).save(folder / "samples.png")
-        plots.nearest_neighbour_grid(self.images, self.real_images, self.sample.features, self.real.features).save(
-            folder / "neighbours.png"
-        )
-        plots.plot_features(self.sample.features, self.real.features, folder / "features.png")
-        counts, real_counts, names = self.report.class_counts, self.report.real_class_counts, self.data["label_names"]
-        if counts is not None and real_counts is not None:
-            fitting = names if names and len(names) == len(counts) else None
-            plots.plot_class_histogram(counts, real_counts, folder / "classes.png", fitting)
-        plots.plot_precision_recall({self.source: self.report}, folder / "precision_recall.png")
+        save_figures(
+            folder, self.source, self.report, images=self.images, sample=self.sample, real_images=self.real_images,
+            real=self.real, label_names=self.data["label_names"],
+        )  # fmt: skip
+        write_page([self.to_dict()], folder, self.source, self.command)
         if not update_card or self.card is None:
             return [folder]
         self._put_into(self.card)

@@ -8,6 +8,7 @@ flags too, and it is called. Only the command that runs is imported, so that `la
 import inspect
 import os
 import re
+import shlex
 import sys
 import types
 import typing
@@ -105,6 +106,8 @@ def run(name: str, words: Sequence[str], flags: list[str]) -> int:
         if "output_dir" in saving:  # before anything is computed
             check_output(saving["output_dir"], name, saving["overwrite"])
         result = function(**values)
+        if hasattr(result, "command"):  # shown on its page
+            result.command = shlex.join(["latentia", name, *words])
     if _is_main_process():
         print(result if isinstance(result, str) else result.text())
         if saving:

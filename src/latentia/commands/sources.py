@@ -38,7 +38,7 @@ class Source:
             image depends on its position alone, so that neither batch size nor number of processes changes it.
         labels: (start, stop) -> the classes of those images; None without classes.
         count: how many images there are; None for endless.
-        about: facts for tables: kind, class, parameters, training_seconds, num_inference_steps.
+        about: facts for tables: kind, class, path, parameters, training_seconds, num_inference_steps.
         notes: what a reader should know of its images.
         log_likelihood: images (B, C, H, W) in [-1, 1] -> nats per image (B,); None if the family has none.
         likelihood_kind: of that number: "exact" or "lower bound", with what it is of.
@@ -109,10 +109,10 @@ def open_source(
         )
     if path and path.suffix in (".npy", ".npz"):
         array, notes = read_array(path)
-        return _fixed(path.stem, array, real, {"kind": "array file"}, notes)
+        return _fixed(path.stem, array, real, {"kind": "array file", "path": text}, notes)
     if path and path.is_dir() and not (path / "model_index.json").exists():
         images = load_images(path, channels=real.shape[0]).images
-        return _fixed(path.name, images, real, {"kind": "image folder"})
+        return _fixed(path.name, images, real, {"kind": "image folder", "path": text})
     if text and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
         source = _import(text)
     elif text:
@@ -173,7 +173,7 @@ def _pipeline(
 
     networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
     about = {
-        "kind": "pipeline", "class": type(pipe).__name__,
+        "kind": "pipeline", "class": type(pipe).__name__, "path": text or None,
         "parameters": sum(p.numel() for network in networks for p in network.parameters()),
         "training_seconds": _training_seconds(Path(text)) if text else None,
         "num_inference_steps": None if default is None else steps or default.default,

@@ -15,6 +15,7 @@ from latentia.functional.pixels import to_uint8
 
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
 _FONT_SIZE = 14
+_LABEL_WIDTH = 96  # pixels that a label below a tile may take though the tile is narrower
 
 
 def image_grid(
@@ -25,6 +26,7 @@ def image_grid(
     tile: int = 64,
     row_labels: Sequence[str] | None = None,
     column_labels: Sequence[str] | None = None,
+    tile_labels: Sequence[str] | None = None,
 ) -> Image.Image:
     """Grid of images in reading order; small ones are enlarged by a whole factor without blurring.
 
@@ -35,9 +37,10 @@ def image_grid(
         padding: pixels of white around each tile.
         tile: images are enlarged by the largest whole factor that keeps their longer side within so many pixels.
         row_labels, column_labels: one text per row or column.
+        tile_labels: one text per image, below it; cut to the width of its tile, or to 96 pixels if that is more.
 
     Raises:
-        UsageError: `images` has another shape or type, or the labels are not one per row or column.
+        UsageError: `images` has another shape or type, or the labels are not one per row, column or image.
         DataError: `images` holds NaN or infinity.
 
     Example:
@@ -50,7 +53,11 @@ def image_grid(
     if columns < 1:
         raise UsageError(f"`columns` must be at least 1. Got {columns}.")
     rows = math.ceil(count / columns)
-    for name, labels, expected in (("row_labels", row_labels, rows), ("column_labels", column_labels, columns)):
+    for name, labels, expected in (
+        ("row_labels", row_labels, rows),
+        ("column_labels", column_labels, columns),
+        ("tile_labels", tile_labels, count),
+    ):
         if labels is not None and len(labels) != expected:
             raise UsageError(f"`{name}` must hold one text for each of {expected}. Got {len(labels)}.")
     factor = max(1, tile // max(height, width))
@@ -58,18 +65,18 @@ def image_grid(
 
     font = ImageFont.load_default(_FONT_SIZE)
     row_texts, column_texts = [str(text) for text in row_labels or ()], [str(text) for text in column_labels or ()]
+    tile_texts = [_cut(str(text), font, max(width, _LABEL_WIDTH)) for text in tile_labels or ()]
     # A label wider than its tile moves the columns apart, so that no two labels touch.
-    cell = max([width, *(math.ceil(font.getlength(text)) + 4 for text in column_texts)])
+    cell = max([width, *(math.ceil(font.getlength(text)) + 4 for text in (*column_texts, *tile_texts))])
+    stride = height + padding + (_FONT_SIZE + 4 if tile_texts else 0)
     left = max([0, *(math.ceil(font.getlength(text)) + 6 for text in row_texts)])
     top = _FONT_SIZE + 6 if column_texts else 0
-    size = (left + padding + columns * (cell + padding), top + padding + rows * (height + padding))
+    size = (left + padding + columns * (cell + padding), top + padding + rows * stride)
     canvas = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(canvas)
 
     def corner(row: int, column: int) -> tuple[int, int]:
-        return left + padding + column * (cell + padding) + (cell - width) // 2, top + padding + row * (
-            height + padding
-        )
+        return left + padding + column * (cell + padding) + (cell - width) // 2, top + padding + row * stride
 
     for index, image in enumerate(pixels):
         enlarged = image.repeat(factor, 0).repeat(factor, 1)  # (H, W, C)
@@ -77,11 +84,21 @@ def image_grid(
             Image.fromarray(enlarged.squeeze(-1) if enlarged.shape[-1] == 1 else enlarged),
             corner(*divmod(index, columns)),
         )
+    for index, text in enumerate(tile_texts):
+        x, y = corner(*divmod(index, columns))
+        draw.text((x + width // 2, y + height + 2), text, _INK, font, anchor="mt")
     for row, text in enumerate(row_texts):
         draw.text((left - 2, corner(row, 0)[1] + height // 2), text, _INK, font, anchor="rm")
     for column, text in enumerate(column_texts):
         draw.text((corner(0, column)[0] + width // 2, top), text, _INK, font, anchor="mb")
     return canvas
+
+
+def _cut(text: str, font: Any, width: int) -> str:
+    """The text, or as much of its beginning as fits the width, with an ellipsis."""
+    while font.getlength(text) > width and len(text) > 1:
+        text = text.rstrip("…")[:-1].rstrip() + "…"
+    return text
 
 
 def image_strip(
@@ -155,7 +172,7 @@ def plot_curves(
         panel.set_ylabel(key)
         panel.grid(color="#dddddd", linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(frameon=False, loc="best")
+    figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside upper right", ncols=2)
     panels[-1].set_xlabel("images seen" if x == "images" else x)
     panels[-1].xaxis.set_major_formatter(EngFormatter(sep=""))
     if title:

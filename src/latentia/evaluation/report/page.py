@@ -1,283 +1,270 @@
-"""Comparison page: one table of all models, one plot of all, and the samples of each."""
+"""Page of an evaluation or comparison: images of all sources in a row, the table of metrics, and the figures of each.
+
+HTML and CSS alone, without scripts and without anything from the network: what is folded is a `<details>`.
+"""
 
 import html
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Iterable, Sequence
+from datetime import date
+from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
-from statistics import stdev
-from typing import Any, NamedTuple
+from typing import Any
+from urllib.parse import quote
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1200px; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; display: block; overflow-x: auto; }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
-th { border-bottom: 2px solid #444; vertical-align: bottom; }
-td small { color: #777; display: block; }
-td.best { font-weight: 600; }
-td.real { color: #555; font-style: italic; }
-figure { display: inline-block; margin: 0 1.5rem 1.5rem 0; vertical-align: top; }
-figure img { max-width: 100%; } figure.wide img { width: 800px; } figure.tall img { max-height: 560px; }
-th small { display: block; font-weight: normal; color: #777; }
-figcaption { color: #555; } p.note { color: #555; max-width: 50rem; }
-"""
-_FIGURES = (  # file, caption, class of the figure
-    ("samples", "samples", "tall"),
-    ("neighbours", "generated images, each with its nearest real images", "tall"),
-    ("features", "features in the plane", "wide"),
-    ("classes", "classes", "wide"),
+from latentia.evaluation.report.style import STYLE, scroll_hint
+from latentia.evaluation.report.table import NEAR, Cell, Row, columns, facts, notes, table
+
+HEADLINES = 5  # rows that are shown unfolded
+_FIGURES = (  # file, heading, what it shows
+    ("samples", "Samples", "samples"),
+    ("neighbours", "Nearest real images", "generated images, each with its nearest real images"),
+    ("features", "Features in the plane", "features of generated and real images in the plane"),
+    ("classes", "Classes", "share of each class among generated and real images"),
 )
-FACTS = {  # what the table shows of each model beside the metrics
-    "parameters": "Parameters",
-    "training_seconds": "Training, s",
-    "num_inference_steps": "Network evaluations",
-    "milliseconds_per_image": "Sampling, ms per image",
-    "memory_mb": "Memory of sampling, MB",
+_LEVELS = {
+    "as real": "as real images: the intervals overlap",
+    "near": f"near real images: within {NEAR} half-widths of their range",
+    "far": "far from real images",
+    "beyond": "better than real images get, as copies can be",
 }
-_BETTER = {"lower": "lower", "higher": "higher", "real": "as real", "": ""}
+_RANKS = {"best": ("★", "the best of those compared"), "tied": ("≈", "tied with the best: their intervals overlap")}
+_WIDTH, _MIDDLE = 96, 6  # pixels of a drawn interval: its width, and the height of its axis
 
 
-_LATENTS = (
-    "Latents: of {n} {images}; paths lead from the latent of one to that of another, and the last column has plain "
-    "cross-fades of them and a probe of raw pixels."
-)
-_RUNS = (
-    "Several runs: mean ± standard deviation over them. A run failed if its Frechet distance is above that of a "
-    "Gaussian in the principal components (pca), or if half of the classes or more are missing."
-)
-
-
-class Cell(NamedTuple):
-    """One number of the table: `value` and below it `interval`, as text."""
-
-    value: str
-    interval: str = ""
-    best: bool = False
-
-
-class Row(NamedTuple):
-    """One line of the table: a cell for each model, and one for the real-data score."""
-
-    title: str
-    cells: list[Cell]
-    real: Cell
-    better: str
-
-
-def columns(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Columns of the table: name to its results, several where they are runs of one model."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for result in results:
-        found.setdefault(result.get("runs_of") or result["source"], []).append(result)
-    return found
-
-
-def table(results: Sequence[dict[str, Any]]) -> list[Row]:
-    """Rows of a comparison: a cell for each of its `columns`, of several runs their mean and standard deviation.
+def write_page(
+    results: Sequence[dict[str, Any]], folder: str | Path, title: str = "Comparison", command: str | None = None
+) -> Path:
+    """Write index.html beside the images that `save_figures` wrote, and of several results comparison.json.
 
     Args:
-        results: `Evaluation.to_dict()` of each run, of equal n, data and extractor.
-    """
-    rows, shown = [], list(columns(results).values())
-    for key in dict.fromkeys(key for result in results for key in result["scores"]):
-        scores = [[run["scores"][key] for run in runs if key in run["scores"]] for runs in shown]
-        one = next(found[0] for found in scores if found)
-        means = [sum(s["value"] for s in found) / len(found) if found else None for found in scores]
-        best = _best(means, one["better"], one["real"])
-        real = Cell(number(one["real"]), _interval(one["real_low"], one["real_high"]))
-        cells = [
-            Cell(
-                number(mean),
-                _interval(s[0]["low"], s[0]["high"]) if len(s) == 1 else _spread([x["value"] for x in s]),
-                i == best,
-            )
-            for i, (s, mean) in enumerate(zip(scores, means))
-        ]
-        rows.append(Row(one["title"], cells, real, _BETTER[one["better"]]))
-    if any(result["likelihood"] for result in results):
-        bits = [_bits([run["likelihood"] for run in runs if run["likelihood"]]) for runs in shown]
-        rows.append(Row("Bits per dimension", bits, Cell(""), "lower"))
-    rows += _latent_rows(shown)
-    rows += _reconstruction_rows(shown)
-    for key, title in FACTS.items():
-        values = [[run[key] for run in runs if run.get(key) is not None] for runs in shown]
-        if any(values):
-            rows.append(Row(title, [_mean(found) for found in values], Cell(""), ""))
-    if any(len(runs) > 1 for runs in shown):
-        failed = [[run["failed"] for run in runs if run["failed"] is not None] for runs in shown]
-        rows.append(Row("Runs that failed", [_share(found) for found in failed], Cell(""), "lower"))
-    return rows
-
-
-def _latent_rows(shown: Sequence[list[dict[str, Any]]]) -> list[Row]:
-    """Path length and probe of the latents, if any run has them; in the last column cross-fades and raw pixels."""
-    latents = [[run["latents"] for run in runs if run.get("latents")] for runs in shown]
-    one = next((found[0] for found in latents if found), None)
-    if one is None:
-        return []
-    lengths = [_mean([x["path_length"]["mean"] for x in found]) for found in latents]
-    rows = [Row("Path length of the latents", lengths, Cell(number(one["fade_length"]["mean"])), "")]
-    if one["probe"]:
-        probes = [_mean([x["probe"]["mean"] for x in found]) for found in latents]
-        rows.append(Row("Linear probe of the latents", probes, Cell(number(one["pixels_probe"]["mean"])), "higher"))
-    widths = [_mean([x["dimensions"] for x in found]) for found in latents]
-    return [*rows, Row("Dimensions of a latent", widths, Cell(""), "")]
-
-
-def _reconstruction_rows(shown: Sequence[list[dict[str, Any]]]) -> list[Row]:
-    """PSNR, SSIM and distance of reconstructions, if any run has them; in the last column the images themselves."""
-    found = [[run["reconstruction"] for run in runs if run.get("reconstruction")] for runs in shown]
-    one = next((runs[0] for runs in found if runs), None)
-    if one is None:
-        return []
-    titles = {"psnr": "PSNR, dB", "ssim": "SSIM", "frechet_distance": "Frechet distance"}
-    real = {"frechet_distance": number(one["original_distance"])}
-    return [
-        Row(
-            f"{title} of reconstructions",
-            [_mean([run[key] for run in runs]) for runs in found],
-            Cell(real.get(key, "")),
-            "lower" if key in real else "higher",
-        )
-        for key, title in titles.items()
-    ]
-
-
-def _mean(values: Sequence[float]) -> Cell:
-    """Mean and standard deviation; of one value itself, of none a dash."""
-    if not values:
-        return Cell("–")
-    mean = values[0] if len({*values}) == 1 else sum(values) / len(values)
-    return Cell(number(mean), _spread(values))
-
-
-def _spread(values: Sequence[float]) -> str:
-    """The standard deviation over runs, as the `interval` of a cell; nothing if there is no spread."""
-    return f"± {number(stdev(values), 2)}" if len({*values}) > 1 else ""
-
-
-def _share(failed: Sequence[bool]) -> Cell:
-    return Cell(f"{sum(failed)} of {len(failed)}" if failed else "–")
-
-
-def number(value: float | int | None, digits: int = 4) -> str:
-    """`value` with at most `digits` digits, without an exponent where none is needed; a dash for None.
-
-    Example:
-        >>> number(0.123456), number(1234567), number(None)
-        ('0.1235', '1,234,567', '–')
-    """
-    if value is None:
-        return "–"
-    if isinstance(value, int) or abs(value) >= 10**digits:
-        return f"{value:,.0f}"
-    return f"{value:.{digits}g}"
-
-
-def _interval(low: float | None, high: float | None) -> str:
-    return "" if low is None else f"{number(low, 3)} to {number(high, 3)}"
-
-
-def _best(values: Sequence[float | None], better: str, real: float) -> int | None:
-    """Which of several values is the best; None if there is nothing to compare, or two are equally good."""
-    rank: dict[str, Callable[[float], float]] = {
-        "lower": lambda value: value,
-        "higher": lambda value: -value,
-        "real": lambda value: abs(value - real),
-    }
-    first, *rest = sorted((rank[better](value), value, i) for i, value in enumerate(values) if value is not None)
-    return first[2] if rest and rest[0][1] != first[1] else None
-
-
-def _bits(likelihoods: Sequence[dict[str, Any]]) -> Cell:
-    if not likelihoods:
-        return Cell("–")
-    cell = _mean([likelihood["bits_per_dimension"] for likelihood in likelihoods])
-    return cell._replace(value=("≤ " if "bound" in likelihoods[0]["kind"] else "") + cell.value)
-
-
-def conditions(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Conditions of the measurement, as lines of text."""
-    one = results[0]
-    data = one["data"]
-    real = f"{data.get('name', data['kind'])} ({data.get('split', 'all')})"
-    return [
-        f"n = {one['n']} of each, against {one['n_real']} images of {real}; "
-        f"features: {one['extractor']} {one['extractor_sha256'][:8]}; seed {one['seed']}.",
-        *dict.fromkeys(f"{result['source']}: {note}" for result in results for note in result["notes"]),
-        *(f"{r['source']}: likelihood {r['likelihood']['kind']}." for r in results if r["likelihood"]),
-        *dict.fromkeys(
-            "Reconstructions: of {n} {images}.".format(**r["reconstruction"])
-            for r in results
-            if r.get("reconstruction")
-        ),
-        *dict.fromkeys(_LATENTS.format(**r["latents"]) for r in results if r.get("latents")),
-        *([_RUNS] if any(len(runs) > 1 for runs in columns(results).values()) else []),
-    ]
-
-
-def text_table(results: Sequence[dict[str, Any]]) -> str:
-    """The comparison for the terminal: a row for each metric, a column for each model and for the real-data score."""
-    lines = [["", *columns(results), "real data", "better"]]
-    for row in table(results):
-        cells = [
-            f"{cell.value}{f' {cell.interval}' if cell.interval.startswith('±') else ''}{'*' if cell.best else ' '}"
-            for cell in row.cells
-        ]
-        lines.append([row.title, *cells, row.real.value, row.better])
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    text = [f"{line[0]:{widths[0]}}" + "".join(f"  {c:>{w}}" for c, w in zip(line[1:], widths[1:])) for line in lines]
-    text.insert(1, "─" * len(text[0]))
-    return "\n".join(line.rstrip() for line in [*text, *conditions(results), "* the best of those compared"])
-
-
-def write_page(results: Sequence[dict[str, Any]], folder: str | Path, title: str = "Comparison") -> Path:
-    """index.html and comparison.json beside the images that `Evaluation.save` wrote in folders named 0, 1, ...
-
-    Args:
-        results: `Evaluation.to_dict()` of each model, of equal n, data and extractor.
+        results: `Evaluation.to_dict()` of each source or run, of equal n, data and extractor. The images of one alone
+            lie in the folder itself, those of several in folders named 0, 1, ...
         folder: where it goes.
         title: of the page.
+        command: that made the results, to be shown; None if it was none.
 
     Returns:
         The path of the page.
     """
-    folder, escape = Path(folder), html.escape
-    (folder / "comparison.json").write_text(json.dumps(list(results), indent=1) + "\n", encoding="utf-8")
-
-    def td(cell: Cell, kind: str = "") -> str:
-        kind = "best" if cell.best else kind
-        below = f"<small>{escape(cell.interval)}</small>" if cell.interval else ""
-        return f"<td{f' class={kind}' if kind else ''}>{escape(cell.value)}{below}</td>"
-
-    names = [escape(result["source"]) for result in results]
-    heads = []
-    for name, runs in columns(results).items():
-        kind = escape(str(runs[0].get("class") or runs[0].get("kind", "")))
-        count = f", {len(runs)} runs" if len(runs) > 1 else ""
-        heads.append(f"<th>{escape(name)}<small>{kind}{count}</small></th>")
-    body = [
-        f"<tr><td>{escape(row.title)}</td>{''.join(map(td, row.cells))}{td(row.real, 'real')}<td>{row.better}</td></tr>"
-        for row in table(results)
-    ]
-    shown = []
-    for i, name in enumerate(names):
-        shown.append(f"<h2>{name}</h2>")
-        for file, caption, kind in _FIGURES:
-            if (folder / str(i) / f"{file}.png").exists():
-                image = f'<img src="{i}/{file}.png" alt="{caption}, {name}">'
-                shown.append(f"<figure class={kind}>{image}<figcaption>{caption}</figcaption></figure>")
+    folder = Path(folder)
+    places = [f"{i}/" for i in range(len(results))] if len(results) > 1 else [""]
+    if len(results) > 1:
+        (folder / "comparison.json").write_text(json.dumps(list(results), indent=1) + "\n", encoding="utf-8")
+    about = {**facts(results), "Date": date.today().isoformat(), "Version": f"latentia {version('latentia')}"}
+    listed = "".join(f"<div><dt>{_text(key)}</dt><dd>{_text(value)}</dd></div>" for key, value in about.items())
+    lines = "".join(f"<li>{_text(line)}</li>" for line in notes(results))
+    count = 1 + len(columns(results))
     page = [
         "<!doctype html>", '<html lang="en">', '<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(title)}</title>", f"<style>{_STYLE}</style>", f"<h1>{escape(title)}</h1>",
-        f"<table><tr><th></th>{''.join(heads)}<th>real-data score<small>at this n</small></th><th>better</th></tr>",
-        *body, "</table>",
-        *(f'<p class="note">{escape(line)}</p>' for line in conditions(results)),
-        '<p class="note">Bold: the best of those compared. Below a value: its 95 % interval. The real-data score '
-        "is what n held-out real images get in place of the samples.</p>",
-        '<figure class=wide><img src="precision_recall.png" alt="precision over recall of all models"></figure>',
-        *shown, "</html>",
+        f"<title>{_text(title)}</title>", f"<style>{STYLE}{scroll_hint(count)}</style>",
+        f"<header><h1>{_text(title)}</h1><dl>{listed}</dl>",
+        f"<pre tabindex=0><code>{_text(command)}</code></pre>" if command else "", "</header>", "<main>",
+        _gallery(results, folder, places), *_board(results),
+        *([f"<h2>Notes</h2><ul class=notes>{lines}</ul>"] if lines else []),
+        "<h2>Figures</h2>",
+        *_figures(results, folder, places), "</main>", "</html>",
     ]  # fmt: skip
-    (folder / "index.html").write_text("\n".join(page) + "\n", encoding="utf-8")
+    (folder / "index.html").write_text("\n".join(part for part in page if part) + "\n", encoding="utf-8")
     return folder / "index.html"
+
+
+def small_table(results: Sequence[dict[str, Any]]) -> str:
+    """The table as plain HTML without style, for notebooks.
+
+    Args:
+        results: `Evaluation.to_dict()` of each source or run.
+
+    Example:
+        >>> from latentia import evaluate
+        >>> found = evaluate("pca", "digits", n=20, metrics=["kid"])
+        >>> small_table([found.to_dict()]).count("<th>")
+        4
+    """
+    head = "".join(f"<th>{_text(name)}</th>" for name in ("", "real images", *columns(results), "better"))
+    lines = [
+        f"<tr><td>{_text(row.title)}</td>"
+        + "".join(f"<td>{_text(cell.text)}{_below(cell)} {_rank(cell)}</td>" for cell in (row.real, *row.cells))
+        + f"<td>{row.better}</td></tr>"
+        for row in table(results)
+    ]
+    about = "; ".join(f"{key.lower()}: {value}" for key, value in facts(results).items())
+    return f"<table><tr>{head}</tr>{''.join(lines)}</table><p><small>{_text(about)}</small></p>"
+
+
+def _text(text: Any) -> str:
+    return html.escape(str(text))
+
+
+# ------------------------------------------------------------ images of all sources
+
+
+def _gallery(results: Sequence[dict[str, Any]], folder: Path, places: Sequence[str]) -> str:
+    """A row of one image for real images and one for each source, with links to its own page and to its card."""
+    first = {name: i for i, name in reversed([*enumerate(r.get("runs_of") or r["source"] for r in results)])}
+    data = results[0]["data"]
+    kind = _text(data.get("name", data["kind"]))
+    cards = [_card(f"{places[0]}real", "Real images", kind, [])]
+    for name, runs in columns(results).items():
+        i = first[name]
+        links = []
+        for number, run in enumerate(runs, i):
+            label = f" of run {number - i + 1}" if len(runs) > 1 else ""
+            if places[number]:
+                links.append(f'<a href="{places[number]}index.html">details{label}</a>')
+            if run.get("path"):
+                target, what = _target(run["path"], folder)
+                links.append(f'<a href="{_text(target)}">{what}{label}</a>')
+        cards.append(_card(f"{places[i]}samples", name, _kind(runs), links))
+    return f'<div class=row role=region aria-label="Images of all sources" tabindex=0>{"".join(cards)}</div>'
+
+
+def _card(file: str, name: str, kind: str, links: Iterable[str]) -> str:
+    image = f'<a href="{file}.png"><img src="{file}_preview.png" alt="images of {_text(name)}"></a>'
+    caption = f"<strong>{_text(name)}</strong><small>{kind}</small>{' '.join(links)}"
+    return f"<figure class=card>{image}<figcaption>{caption}</figcaption></figure>"
+
+
+def _kind(runs: Sequence[dict[str, Any]]) -> str:
+    kind = _text(runs[0].get("class") or runs[0].get("kind", ""))
+    return kind + (f", {len(runs)} runs" if len(runs) > 1 else "")
+
+
+def _target(path: str, folder: Path) -> tuple[str, str]:
+    """The address of a saved pipeline or folder, relative to the page, and what is there."""
+    place = Path(path).expanduser()
+    if not place.exists():
+        return f"https://huggingface.co/{quote(path)}", "card"
+    card = place / "README.md"
+    what, place = ("card", card) if card.is_file() else ("folder" if place.is_dir() else "file", place)
+    return quote(os.path.relpath(place.resolve(), folder.resolve()).replace(os.sep, "/")), what
+
+
+# ------------------------------------------------------------ table
+
+
+def _board(results: Sequence[dict[str, Any]]) -> list[str]:
+    """The headline rows, and below them a folded table for each group of the others; all scroll together."""
+    rows = sorted(table(results), key=lambda row: not row.headline)
+    rest = rows[HEADLINES:]
+    order = list(dict.fromkeys(row.group for row in rest))
+    names = "".join(
+        f"<th scope=col>{_text(n)}<small>{_kind(runs)}</small></th>" for n, runs in columns(results).items()
+    )
+    data = results[0]["data"]
+    head = (
+        "<thead><tr><td></td><th scope=col>Real images<small>real-data score, "
+        f"{_text(data.get('name', data['kind']))}</small></th>{names}</tr></thead>"
+    )
+    parts = [_table(head, rows[:HEADLINES])]
+    for group, members in groupby(sorted(rest, key=lambda row: order.index(row.group)), lambda row: row.group):
+        lines = list(members)
+        titles = _text(", ".join(row.title for row in lines))
+        summary = f"<summary><strong>{_text(group)}</strong> <small>{titles}</small></summary>"
+        parts.append(f"<details class=group>{summary}{_table(head, lines)}</details>")
+    keys = [
+        f"<li class={name.replace(' ', '-')}><svg width=12 height=12>{_dot(name, 6)}</svg>{text}</li>"
+        for name, text in _LEVELS.items()
+    ]
+    keys += [f"<li><b>{mark}</b>{text}</li>" for mark, text in _RANKS.values()]
+    keys.append("<li><svg width=24 height=12><rect class=band width=24 height=12></rect></svg>real images</li>")
+    return [
+        "<h2>Metrics</h2>", f"<ul class=keys>{''.join(keys)}</ul>",
+        "<p class=hint>More columns to the right: scroll the table sideways →</p>",
+        f'<div class=board role=region aria-label="Metrics" tabindex=0 style="--columns:{1 + len(columns(results))}">',
+        *parts, "</div>",
+    ]  # fmt: skip
+
+
+def _table(head: str, rows: Sequence[Row]) -> str:
+    return f"<table>{head}<tbody>{''.join(map(_row, rows))}</tbody></table>"
+
+
+def _row(row: Row) -> str:
+    better = {"": "", "as real": "best as real images"}.get(row.better, f"{row.better} is better")
+    title = (
+        f'<details class=term><summary title="{_text(row.meaning)}">{_text(row.title)}</summary>'
+        f"<p>{_text(row.meaning)}</p></details>{f'<small>{better}</small>' if better else ''}"
+    )
+    drawn = [cell for cell in (row.real, *row.cells) if cell.value is not None] if row.real.value is not None else []
+    ends = [end for cell in drawn for end in (cell.value, cell.low, cell.high) if end is not None]
+    scale = (min(ends), max(ends)) if ends else None
+    cells = "".join(_cell(cell, row.real, scale) for cell in row.cells)
+    return f"<tr><th scope=row>{title}</th>{_cell(row.real, row.real, scale)}{cells}</tr>"
+
+
+def _cell(cell: Cell, real: Cell, scale: tuple[float, float] | None) -> str:
+    drawn = _interval(cell, real, scale) if scale and cell.value is not None else ""
+    names = [cell.level.replace(" ", "-") if cell is not real else "real", cell.rank]
+    return f'<td class="{" ".join(names).strip()}">{_rank(cell)}{_text(cell.text)}{_below(cell)}{drawn}</td>'
+
+
+def _rank(cell: Cell) -> str:
+    mark, meaning = _RANKS.get(cell.rank, ("", ""))
+    return f'<abbr title="{meaning}">{mark}</abbr>' if mark else ""
+
+
+def _below(cell: Cell) -> str:
+    return f"<small>{_text(cell.spread)}</small>" if cell.spread.startswith("±") else ""
+
+
+def _interval(cell: Cell, real: Cell, scale: tuple[float, float]) -> str:
+    """A drawing: the range of real images, the interval, and a dot whose shape is the level."""
+    low, high = scale
+    inner = _WIDTH - 2 * _MIDDLE
+
+    def x(value: float) -> float:
+        return round(_MIDDLE + inner * (value - low) / ((high - low) or 1), 1)
+
+    parts = []
+    if real.low is not None and real.high is not None:
+        width = max(2.0, round(x(real.high) - x(real.low), 1))
+        parts.append(f"<rect class=band x={x(real.low)} width={width} height={2 * _MIDDLE}></rect>")
+    if cell.low is not None and cell.high is not None:
+        parts.append(f'<path class=line d="M{x(cell.low)} {_MIDDLE}H{x(cell.high)}"></path>')
+    parts.append(_dot("real" if cell is real else cell.level, x(cell.value or 0)))
+    said = ". ".join(
+        part for part in (cell.spread and f"95 % interval {cell.spread}", _LEVELS.get(cell.level, "")) if part
+    )
+    size = f"width={_WIDTH} height={2 * _MIDDLE}"
+    return f'<svg {size} role=img aria-label="{said}"><title>{said}</title>{"".join(parts)}</svg>'
+
+
+def _dot(level: str, x: float) -> str:
+    """A mark at x: a filled, half or empty circle for as real, near, far; a diamond beyond; a line for real images."""
+    y = _MIDDLE
+    if level == "real":
+        return f'<path class=line d="M{x} 1V{2 * y - 1}"></path>'
+    if level == "beyond":
+        shape = f'<path class=full d="M{x} {y - 5}l5 5l-5 5l-5 -5z"></path>'
+    else:
+        kind = "full" if level == "as real" else "ring"
+        shape = f"<circle class={kind} cx={x} cy={y} r=4></circle>"
+        if level == "near":
+            shape += f'<path class=full d="M{x} {y - 4}a4 4 0 0 0 0 8z"></path>'
+    return shape
+
+
+# ------------------------------------------------------------ figures
+
+
+def _figures(results: Sequence[dict[str, Any]], folder: Path, places: Sequence[str]) -> list[str]:
+    """The figures of all sources side by side, a row for each kind; folded if there are several sources."""
+    found = []
+    if (folder / "precision_recall.png").exists():
+        found.append('<figure class=wide><img src="precision_recall.png" alt="precision over recall of all"></figure>')
+    for file, heading, what in _FIGURES:
+        shown = [
+            f'<figure class="{file}"><a href="{place}{file}.png"><img loading=lazy src="{place}{file}.png" '
+            f'alt="{what}: {_text(result["source"])}"></a><figcaption>{_text(result["source"])}</figcaption></figure>'
+            for place, result in zip(places, results)
+            if (folder / place / f"{file}.png").exists()
+        ]
+        if shown:
+            fold = "<details class=figures>" if len(results) > 1 else "<details class=figures open>"
+            row = f'<div class=row role=region aria-label="{heading}" tabindex=0>{"".join(shown)}</div>'
+            found.append(f"{fold}<summary><strong>{heading}</strong> <small>{what}</small></summary>{row}</details>")
+    return found

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +13,56 @@ from latentia.errors import UsageError
 from latentia.evaluation.prdc import nearest
 from latentia.evaluation.report.grids import image_grid
 from latentia.evaluation.report.report import Report
+from latentia.evaluation.samples import Sample
 from latentia.functional.pixels import from_uint8
 from latentia.rng import seed_from
 
 _REAL, _GENERATED = "#8c8c8c", "#1f4e79"
 COLORS = ("#1f4e79", "#d1495b", "#2e8b57", "#e08e0b", "#6c4aa1", "#00838f", "#8c564b", "#555555")
+
+
+def save_figures(
+    folder: str | Path,
+    name: str,
+    report: Report,
+    *,
+    images: Tensor,
+    sample: Sample,
+    real_images: Tensor,
+    real: Sample,
+    label_names: Sequence[str] | None = None,
+) -> None:
+    """Write the figures of an evaluation: samples, real images, neighbours, features, classes, precision and recall.
+
+    Args:
+        folder: where they go; it exists.
+        name: of the source.
+        report: its metrics.
+        images: the first generated ones, uint8 (m, C, H, W).
+        sample: what was measured of all generated images, in the same order.
+        real_images: uint8 (N, C, H, W).
+        real: what was measured of them.
+        label_names: of the classes of the data, if it has names.
+    """
+    folder = Path(folder)
+    spread = torch.linspace(0, len(real_images) - 1, min(100, len(real_images))).long()
+    for file, tiles, labels in (
+        ("samples", images, sample.labels),
+        ("real", real_images[spread], None if real.labels is None else real.labels[spread]),
+    ):
+        known = label_names if labels is not None else None
+        texts = [str(known[i]) for i in labels[: len(tiles)].tolist()] if known and labels is not None else None
+        image_grid(from_uint8(tiles), tile_labels=texts).save(folder / f"{file}.png")
+        few = torch.linspace(0, len(tiles) - 1, min(16, len(tiles))).long()
+        image_grid(from_uint8(tiles[few]), padding=2).save(folder / f"{file}_preview.png")
+    grid = nearest_neighbour_grid(images, real_images, sample.features, real.features)
+    grid.save(folder / "neighbours.png")
+    plot_features(sample.features, real.features, folder / "features.png")
+    counts, real_counts = report.class_counts, report.real_class_counts
+    if counts is not None and real_counts is not None:
+        fitting = label_names if label_names and len(label_names) == len(counts) else None
+        plot_class_histogram(counts, real_counts, folder / "classes.png", fitting)
+    plot_precision_recall({name: report}, folder / "precision_recall.png")
 
 
 def nearest_neighbour_grid(
@@ -67,14 +113,11 @@ def plot_class_histogram(
     panel, at = figure.subplots(), np.arange(len(counts))
     for values, shift, color, label in ((counts, -0.2, _GENERATED, "generated"), (real_counts, 0.2, _REAL, "real")):
         panel.bar(at + shift, np.asarray(values) / max(1, sum(values)), 0.4, color=color, label=label)
-    panel.set_xticks(
-        at,
-        names or [str(i) for i in at],
-        rotation=0 if names is None else 30,
-        ha="center" if names is None else "right",
-    )
+    texts = [str(name) for name in names or at]
+    turned = max(map(len, texts), default=0) > 4
+    panel.set_xticks(at, texts, rotation=30 if turned else 0, ha="right" if turned else "center")
     panel.set(xlabel="most likely class", ylabel="share of the images")
-    panel.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside upper right", ncols=2)
     panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(out, dpi=120)
     return Path(out)
@@ -115,7 +158,8 @@ def plot_features(
         panel.scatter(*place[len(real) :].T, s=9, color=_GENERATED, alpha=0.55, linewidths=0, label="generated")
         panel.set_title(title, fontsize=10)
         panel.set(xticks=[], yticks=[])
-    panels[0].legend(frameon=False, markerscale=2)
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, frameon=False, loc="outside lower center", ncols=2, markerscale=2)
     figure.savefig(out, dpi=120)
     return Path(out)
 
@@ -131,6 +175,7 @@ def plot_precision_recall(reports: Mapping[str, Report], out: str | Path) -> Pat
 
     figure = Figure(figsize=(9, 4.4), layout="constrained")
     pairs = (("recall", "precision"), ("coverage", "density"))
+    handles: dict[str, Any] = {}
     for panel, (x, y) in zip(figure.subplots(1, 2), pairs):
         shown = {name: report.scores for name, report in reports.items() if {x, y} <= report.scores.keys()}
         for i, (name, scores) in enumerate(shown.items()):
@@ -143,7 +188,11 @@ def plot_precision_recall(reports: Mapping[str, Report], out: str | Path) -> Pat
         panel.grid(color="#dddddd", linewidth=0.6)
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
-        if shown:
-            panel.legend(frameon=False, fontsize=9)
+        handles |= dict(zip(*panel.get_legend_handles_labels()[::-1]))
+    if handles:
+        columns = min(4, len(handles))
+        figure.legend(
+            [*handles.values()], [*handles], frameon=False, fontsize=9, loc="outside lower center", ncols=columns
+        )
     figure.savefig(out, dpi=120)
     return Path(out)

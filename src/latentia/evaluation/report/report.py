@@ -87,6 +87,11 @@ class Report:
             )
         return self.scores[key]
 
+    def _repr_html_(self) -> str:
+        from latentia.evaluation.report.page import small_table
+
+        return small_table([{"source": "images", **self.to_dict()}])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, for JSON and model cards."""
         return asdict(self)
