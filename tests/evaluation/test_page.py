@@ -179,7 +179,7 @@ def test_level_and_rank_are_not_by_colour_alone(page, folder):
 
 def test_the_hint_appears_where_columns_do_not_fit():
     widths = [float(re.search(r"max-width: ([\d.]+)rem", scroll_hint(columns))[1]) for columns in (2, 3, 5, 9)]
-    assert widths == sorted(widths) and 16 * widths[0] < 400 < 1280 < 16 * widths[3] < 1400
+    assert widths == sorted(widths) and 16 * widths[0] < 360 < 1100 < 16 * widths[3] < 1280
 
 
 def test_notebooks_show_a_small_table(compared):

@@ -6,6 +6,7 @@ HTML and CSS alone, without scripts and without anything from the network: what 
 import html
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from datetime import date
 from importlib.metadata import version
@@ -99,6 +100,11 @@ def _text(text: Any) -> str:
     return html.escape(str(text))
 
 
+def _name(text: Any) -> str:
+    """A name that may be broken between its words, as in DiffusionPipeline or runs/ddpm-1."""
+    return "<wbr>".join(map(_text, re.split(r"(?<=[:/_.-])(?=.)|(?<=[a-z])(?=[A-Z])", str(text))))
+
+
 # ------------------------------------------------------------ images of all sources
 
 
@@ -124,12 +130,12 @@ def _gallery(results: Sequence[dict[str, Any]], folder: Path, places: Sequence[s
 
 def _card(file: str, name: str, kind: str, links: Iterable[str]) -> str:
     image = f'<a href="{file}.png"><img src="{file}_preview.png" alt="images of {_text(name)}"></a>'
-    caption = f"<strong>{_text(name)}</strong><small>{kind}</small>{' '.join(links)}"
+    caption = f"<strong>{_name(name)}</strong><small>{kind}</small>{' '.join(links)}"
     return f"<figure class=card>{image}<figcaption>{caption}</figcaption></figure>"
 
 
 def _kind(runs: Sequence[dict[str, Any]]) -> str:
-    kind = _text(runs[0].get("class") or runs[0].get("kind", ""))
+    kind = _name(runs[0].get("class") or runs[0].get("kind", ""))
     return kind + (f", {len(runs)} runs" if len(runs) > 1 else "")
 
 
@@ -152,7 +158,7 @@ def _board(results: Sequence[dict[str, Any]]) -> list[str]:
     rest = rows[HEADLINES:]
     order = list(dict.fromkeys(row.group for row in rest))
     names = "".join(
-        f"<th scope=col>{_text(n)}<small>{_kind(runs)}</small></th>" for n, runs in columns(results).items()
+        f"<th scope=col>{_name(n)}<small>{_kind(runs)}</small></th>" for n, runs in columns(results).items()
     )
     data = results[0]["data"]
     head = (

@@ -1,16 +1,16 @@
 """Style of the page of an evaluation: light and dark, from 360 pixels to the width of any screen."""
 
-_FIRST, _CELL = 13.0, 7.5  # rem: the column of names, and at least each other
-_FIRST_NARROW, _CELL_NARROW, _NARROW = 8.0, 6.75, 40.0  # the same on a phone, and how wide a phone is
+_FIRST, _CELL = 12.5, 6.9  # rem: the column of names, and at least each other
+_FIRST_NARROW, _CELL_NARROW, _NARROW = 7.25, 6.5, 40.0  # the same on a phone, and how wide a phone is
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --ink: #1f2328; --soft: #59636e; --line: #d1d9e0; --band: #c9d8e6;
   --card: #f4f6f8; --shade: #0003; --as-real: #1a7f37; --near: #8a5a00; --far: #b3261e; --beyond: #6639ba;
-  --link: #0b57d0; --first: 13rem; --cell: 7.5rem; }
+  --link: #0b57d0; --first: 12.5rem; --cell: 6.9rem; }
 @media (prefers-color-scheme: dark) { :root { --page: #0f1318; --ink: #e6eaef; --soft: #9aa5b1; --line: #343c46;
   --band: #35506b; --card: #1a2028; --shade: #fff4; --as-real: #4cc36a; --near: #e0a530; --far: #ff7b72;
   --beyond: #b795ff; --link: #8ab4f8; } figure img { filter: brightness(.92); } }
-@media (max-width: 40rem) { :root { --first: 8rem; --cell: 6.75rem; } }
+@media (max-width: 40rem) { :root { --first: 7.25rem; --cell: 6.5rem; } }
 * { box-sizing: border-box; }
 body { margin: 0; padding: 1.5rem clamp(1rem, 2.5vw, 3rem) 4rem; background: var(--page); color: var(--ink);
   font: 15px/1.45 system-ui, sans-serif; }
@@ -74,8 +74,9 @@ def scroll_hint(columns: int) -> str:
 
     Example:
         >>> scroll_hint(3)
-        '@media (max-width: 35.5rem) { .hint { display: block; } }'
+        '@media (max-width: 28.75rem) { .hint { display: block; } }'
     """
-    narrow, wide = (first + cell * columns for first, cell in ((_FIRST_NARROW, _CELL_NARROW), (_FIRST, _CELL)))
-    limit = f"max-width: {wide + 2}rem" if wide > _NARROW else f"max-width: {min(_NARROW, narrow + 2)}rem"
-    return f"@media ({limit}) {{ .hint {{ display: block; }} }}"
+    narrow = _FIRST_NARROW + _CELL_NARROW * columns + 2  # with the margins
+    wide = (_FIRST + _CELL * columns) / 0.95
+    limit = wide if wide > _NARROW else min(_NARROW, narrow)
+    return f"@media (max-width: {limit:.4g}rem) {{ .hint {{ display: block; }} }}"
