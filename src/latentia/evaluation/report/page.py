@@ -20,7 +20,7 @@ from latentia.evaluation.report.table import NEAR, Cell, Row, columns, facts, no
 
 HEADLINES = 5  # rows that are shown unfolded
 _FIGURES = (  # file, heading, what it shows
-    ("samples", "Samples", "samples"),
+    ("samples", "Samples", "the first generated images"),
     ("neighbours", "Nearest real images", "generated images, each with its nearest real images"),
     ("features", "Features in the plane", "features of generated and real images in the plane"),
     ("classes", "Classes", "share of each class among generated and real images"),
@@ -175,7 +175,8 @@ def _board(results: Sequence[dict[str, Any]]) -> list[str]:
         f"<li class={name.replace(' ', '-')}><svg width=12 height=12>{_dot(name, 6)}</svg>{text}</li>"
         for name, text in _LEVELS.items()
     ]
-    keys += [f"<li><b>{mark}</b>{text}</li>" for mark, text in _RANKS.values()]
+    if len(columns(results)) > 1:
+        keys += [f"<li><b>{mark}</b>{text}</li>" for mark, text in _RANKS.values()]
     keys.append("<li><svg width=24 height=12><rect class=band width=24 height=12></rect></svg>real images</li>")
     return [
         "<h2>Metrics</h2>", f"<ul class=keys>{''.join(keys)}</ul>",

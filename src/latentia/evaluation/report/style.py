@@ -58,6 +58,7 @@ svg { display: block; margin: .25rem 0 0 auto; overflow: visible; } .keys svg{ m
 summary { cursor: pointer; } .term summary { list-style: none; text-decoration: underline dotted var(--soft);
   text-underline-offset: .2em; } .term summary::-webkit-details-marker { display: none; }
 .term p { margin: .25rem 0; color: var(--soft); font-size: .85rem; }
+.group { min-width: calc(var(--first) + var(--cell) * var(--columns)); }
 .group > summary, .figures > summary { padding: .5rem 0; } .group > summary { position: sticky; left: 0;
   width: fit-content; max-width: calc(100vw - 2rem); }
 .notes { margin: 0; padding-left: 1.2rem; max-width: 60rem; color: var(--soft); }

@@ -284,6 +284,6 @@ def text_table(results: Sequence[dict[str, Any]]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines)]
     text = [f"{line[0]:{widths[0]}}" + "".join(f"  {c:>{w}}" for c, w in zip(line[1:], widths[1:])) for line in lines]
     text.insert(1, "─" * len(text[0]))
-    about = "n = {Samples}; real images: {Data}; features: {Features}; seed {Seed}.".format(**facts(results))
+    about = "n = {Samples}, against {Data}; features: {Features}; seed {Seed}.".format(**facts(results))
     legend = "* the best of those compared; = tied with the best: their intervals overlap"
     return "\n".join(line.rstrip() for line in [*text, about, *notes(results), legend])
