@@ -56,3 +56,20 @@ def test_samples_that_all_are_bright_are_scored(tmp_path):
     for data in (digits, ImageData(digits.images[:64].clamp(min=128))):
         validation = Validation(args, data, {"ema": lambda n, seed: torch.rand(n, 1, 8, 8)})
         assert validation.score(Progress())["eval/kid"] > 0
+
+
+def test_a_classifier_of_other_classes_is_marked_in_the_score(tmp_path):
+    """A shipped classifier fits the size of the images and not what they show: distances only, and marked."""
+    options = {"eval_metrics": ("kid", "inception_score"), "eval_num_samples": 16, "validation_steps": 0}
+    args = SimpleNamespace(
+        evaluation=SimpleNamespace(**options, eval_steps=0),
+        optimization=SimpleNamespace(seed=0),
+        output=SimpleNamespace(output_dir=str(tmp_path)),
+    )
+    digits = load_images("digits")
+    for names, expected in ((digits.label_names, {"kid", "inception_score"}), ([*"abcdefghij"], {"kid"})):
+        data = ImageData(digits.images[:64], digits.labels[:64], names)
+        validation = Validation(args, data, {"ema": lambda n, seed: 2 * torch.rand(n, 1, 8, 8) - 1})
+        assert {key.removeprefix("eval/") for key in validation.score(Progress()) if "real" not in key} == expected
+        marked = "borrowed" in validation.report.extractor and "BORROWED" in validation.report.notes[0]
+        assert marked == (len(expected) == 1)
