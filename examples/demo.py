@@ -4,6 +4,7 @@ python examples/demo.py --output_dir outputs/demo
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -116,14 +117,18 @@ def farewell(args: Arguments, rows: list[dict]) -> None:
     }
     for name, what in things.items():
         print(f"  {folder / name!s:40} {what}")
+    activate = Path(sys.prefix, "bin", "activate")
+    here = Path(os.path.relpath(activate)) if activate.is_relative_to(Path.cwd()) else activate
+    inside = os.environ.get("VIRTUAL_ENV") == sys.prefix or not activate.exists()
+    environment = "" if inside else f"  . {here}    # first: it holds the commands\n"
     print(
         f"""
 Next:
-  latentia compare {folder} pca kde --data digits --num_inference_steps 25
-  latentia generate {folder} --class_labels 3 8 --output_dir outputs/threes
-  accelerate launch examples/train_ddpm.py --dataset_name emoji --output_dir outputs/emoji
-  accelerate launch examples/train_ddpm.py --train_data_dir path/to/your/images --resolution 32
-  accelerate launch examples/train_ddpm.py --help
+{environment}  latentia compare {folder} pca kde --num_inference_steps 25                   # two minutes
+  latentia generate {folder} --class_labels 3 8 --output_dir outputs/threes    # seconds
+  latentia train ddpm --dataset_name emoji --minutes 30 --output_dir outputs/emoji
+  latentia train ddpm --train_data_dir path/to/images --resolution 32 --minutes 30 --output_dir outputs/mine
+  latentia train ddpm --help
 """
     )
 

@@ -6,13 +6,14 @@ import inspect
 import pkgutil
 import re
 import runpy
+import shlex
 import typing
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from helpers import perturbed
+from helpers import load_example, perturbed
 
 import latentia
 import latentia.commands as commands
@@ -20,7 +21,7 @@ from latentia import DDIMScheduler, UnconditionalDiffusionPipeline, UNet2D
 from latentia.commands.main import arguments
 from latentia.commands.reference import data_options
 from latentia.pipelines.capabilities import call_options
-from latentia.runs.command_line import flat_values
+from latentia.runs.command_line import flat_values, parse_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = [m.name for m in pkgutil.walk_packages(latentia.__path__, "latentia.")]
@@ -45,7 +46,7 @@ def test_docstring_examples(name, tmp_path, monkeypatch, real_chunks):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_blocks_of_the_documents_run(page, tmp_path, monkeypatch):
-    """Only whole programs count: blocks that import what they use. They find a pipeline at outputs/demo."""
+    """Only whole programs count: blocks that import what they use. They find a pipeline where the pages train one."""
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
     programs = [b for b in blocks if re.search(r"^import |^from ", b, re.M)]
     monkeypatch.chdir(tmp_path)
@@ -54,7 +55,8 @@ def test_python_blocks_of_the_documents_run(page, tmp_path, monkeypatch):
         unet = perturbed(
             UNet2D(sample_size=8, in_channels=1, block_out_channels=(8,), attention_head_dim=8, num_class_embeds=10)
         )
-        UnconditionalDiffusionPipeline(unet, DDIMScheduler()).save_pretrained("outputs/demo")
+        for folder in ("outputs/demo", "outputs/digits"):
+            UnconditionalDiffusionPipeline(unet, DDIMScheduler()).save_pretrained(folder)
     names: dict = {}
     for program in programs:  # later blocks of a page may use the names of earlier ones
         exec(compile(program, str(page), "exec"), names)
@@ -98,6 +100,53 @@ def test_every_flag_of_a_documented_command_exists():
                 assert not unknown, f"{page.name}: {line.strip()} has no --{', --'.join(unknown)}"
                 found += len(named)
     assert found > 60
+
+
+def printed_commands():
+    """The lines of the pages' code blocks that train something, whole, as (page, script, words)."""
+    start = re.compile(r"^(?:accelerate launch |python )?(?:examples/(train_\w+)\.py|(?:-m )?latentia train (\w+)) ")
+    for page in PAGES:
+        for language, block in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.M | re.S):
+            for line in [] if language else block.replace("\\\n", " ").splitlines():
+                found = start.match(line)
+                words = shlex.split(line[found.end() :], comments=True) if found else ["..."]
+                if found and not {"...", "--help", "|"} & set(words):
+                    yield page.name, found[1] or f"train_{found[2]}", words
+
+
+PRINTED = [*printed_commands()]
+
+
+def test_printed_commands_are_found():
+    assert len(PRINTED) > 25 and {"README.md", "quicktour.md", "resume.md"} <= {page for page, *_ in PRINTED}
+
+
+@pytest.mark.parametrize(
+    ("page", "script", "words"), PRINTED, ids=[f"{page}-{i}" for i, (page, *_) in enumerate(PRINTED)]
+)
+def test_printed_training_commands_are_accepted(page, script, words):
+    """Flags, types and values: all that is checked before data are read. `--config` files are another run's."""
+    if "--config" not in words:
+        parse_arguments(load_example(script).Arguments, words, description="")
+
+
+def test_the_first_commands_of_the_readme_need_nothing_else():
+    """What is trained first is in the package, takes its time from a flag, and is what the first program loads."""
+    first, second = re.findall(r"^```(?:python)?\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)[:2]
+    install, train = first.splitlines()
+    assert install.startswith("pip install .")
+    [words] = [words for page, _, words in PRINTED if page == "README.md" and shlex.join(words) in train]
+    assert words[words.index("--dataset_name") + 1] == "digits" and "--minutes" in words
+    assert f'from_pretrained("{words[words.index("--output_dir") + 1]}")' in second
+    named = re.findall(r"\.\[([\w,]+)\]", (ROOT / "README.md").read_text())
+    setup = (ROOT / "setup.py").read_text()
+    assert named and all(f'"{extra}": [' in setup for group in named for extra in group.split(","))
+
+
+def test_the_environment_is_entered_where_commands_begin():
+    for page in ("README.md", "docs/quicktour.md"):
+        text = (ROOT / page).read_text()
+        assert 0 < text.find(". .venv/bin/activate") < text.find("latentia data") % len(text), page
 
 
 @pytest.mark.parametrize("command", commands.__all__)

@@ -27,6 +27,7 @@ from latentia.runs.validation import Validation
 from latentia.training.checkpoint import replace_file
 from latentia.training.loop import Result
 
+INTERRUPTED = 75  # EX_TEMPFAIL: start the same command again
 _RECONSTRUCTION = "reconstruction"  # name of the sampler that draws images beside their reconstructions
 
 
@@ -127,7 +128,8 @@ def check_push(args: Any) -> None:
 def _summary(run: Any, result: Result, limits: Sequence[str]) -> dict[str, Any]:
     progress = result.progress
     return {
-        "status": result.status, "steps": progress.step, "images": progress.images, "restarts": progress.restarts,
+        "status": result.status, "exit_code": INTERRUPTED if result.status == "interrupted" else 0,
+        "steps": progress.step, "images": progress.images, "restarts": progress.restarts,
         "skipped_steps": progress.skipped,
         "epochs": None if run.data.endless else round(progress.images / len(run.data), 1),
         "training_seconds": round(progress.seconds, 1), "images_per_second": round(result.images_per_second, 1),

@@ -20,7 +20,7 @@ from latentia.data import Dataset, StreamedImages
 from latentia.errors import DataError, NumericsError, UsageError
 from latentia.rng import Rng
 from latentia.runs.command_line import flat_values, run_identity
-from latentia.runs.export import check_push, export_run, write_summary
+from latentia.runs.export import INTERRUPTED, check_push, export_run, write_summary
 from latentia.runs.initial import load_initial_weights
 from latentia.runs.pace import expected_end, only_measures, timed
 from latentia.runs.start import load_data, start
@@ -30,8 +30,6 @@ from latentia.training.ema import EMA
 from latentia.training.loop import Hook, Phase, Result, learning_rate_schedule, train
 from latentia.training.progress import Progress
 from latentia.training.sharding import make_whole
-
-INTERRUPTED = 75  # EX_TEMPFAIL: start the same command again
 
 
 @dataclass
