@@ -13,6 +13,7 @@ from latentia.commands.main import main
 from latentia.commands.sources import open_source
 from latentia.data import load_images
 from latentia.errors import UsageError
+from latentia.evaluation.report.table import table
 
 FAST = {"n": 20, "metrics": ["kid"]}
 
@@ -98,6 +99,16 @@ def test_a_model_that_noise_equals_is_told_so(runs):
         "uniform noise", "shuffled pixels", "positions at random", "Gaussian",
     }  # fmt: skip
     assert not any("NOISE" in note for note in evaluate("kde", "digits", n=60, metrics=["fd"]).report.notes)
+
+
+def test_nothing_is_best_where_noise_gets_as_much_as_real_images(runs):
+    found = [one.to_dict() for one in compare(["pca", "kde"], "digits", n=60, metrics=["precision"])]
+    noise = found[0]["noise"]["scores"]["Gaussian"]
+    ranks = []
+    for value in (0.1, 0.99):
+        noise["precision"] = value
+        ranks.append([cell.rank for cell in table(found)[0].cells])
+    assert "best" in ranks[0] and "best" not in ranks[1] and "tied" not in ranks[1]
 
 
 def test_captions_are_not_taken_from_the_beginning_alone():

@@ -100,7 +100,8 @@ def table(results: Sequence[dict[str, Any]]) -> list[Row]:
             _measured(s[0]["value"], s[0]["low"], s[0]["high"]) if len(s) == 1 else _mean([x["value"] for x in s])
             for s in scores
         ]
-        cells = [_levelled(cell, real, one["better"]) for cell in _ranked(cells, one["better"], one["real"])]
+        ranked = cells if _noise_wins(results[0], key) else _ranked(cells, one["better"], one["real"])
+        cells = [_levelled(cell, real, one["better"]) for cell in ranked]
         better = _BETTER[one["better"]]
         rows.append(Row(one["title"], cells, real, better, metric.group, metric.meaning, metric.headline))
     if any(result.get("likelihood") for result in results):
@@ -198,6 +199,14 @@ def _measured(value: float, low: float | None, high: float | None) -> Cell:
     """A number with its 95 % interval, where it has one."""
     spread = "" if low is None else f"{number(low, 3)} to {number(high, 3)}"
     return Cell(number(value), spread, value, low, high)
+
+
+def _noise_wins(result: dict[str, Any], key: str) -> bool:
+    """Whether some noise gets as much as real images do, so that to have the most is no merit."""
+    noise, score = result.get("noise"), result["scores"].get(key)
+    if not noise or score is None or score["better"] != "higher":
+        return False
+    return any(scores.get(key, -1.0) >= score["real"] for scores in noise["scores"].values())
 
 
 def _ranked(cells: Sequence[Cell], better: str, real: float) -> list[Cell]:
