@@ -256,3 +256,14 @@ def test_parquet_with_images_is_no_table(tmp_path):
         rows.append({"bytes": buffer.getvalue(), "path": None})
     pq.write_table(pa.table({"image": rows, "label": [0, 1] * 3}), tmp_path / "images.parquet")
     assert embed("pixels", str(tmp_path / "images.parquet")).latents.shape == (6, 64)
+
+
+def test_titles_hold_a_name_and_not_its_path(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    titles = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: titles.append(self.axes[0].get_title()))
+    found = embed("pca", "digits", components=4, max_samples=40)
+    found.about["source"] = str(tmp_path / "runs" / "vae")
+    found.save(tmp_path / "out")
+    assert [title.splitlines()[0] for title in titles] == ["PCA of the latents by vae", "t-SNE of the latents by vae"]

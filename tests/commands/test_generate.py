@@ -1,6 +1,7 @@
 """`latentia generate`: every pipeline of the house by one command, and a recipe in each picture that makes it again."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -256,3 +257,18 @@ def test_the_short_flags_of_version_0_1_name_those_of_today(tmp_path, capsys, ol
     said = fails(capsys, tmp_path / "pipe", old, 3, "--output_dir", tmp_path / "out")
     assert f'{old} must be left out: UnconditionalDiffusionPipeline does not take it. Did you mean "{new}"?' in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("condition", [{"class_label": 3}, {"prompt": "red heart"}, {}])
+def test_the_sheet_says_what_each_image_was_asked_for(condition, tmp_path, monkeypatch):
+    module = sys.modules["latentia.commands.generate"]
+
+    drawn, real = [], module.image_grid
+    monkeypatch.setattr(
+        module,
+        "image_grid",
+        lambda images, tile_labels: (drawn.append(tile_labels), real(images, tile_labels=tile_labels))[1],
+    )
+    recipe = {"index": 0, "class_label": None, "prompt": None, "negative_prompt": None, **condition}
+    module.Generated([Image.new("L", (8, 8))] * 2, [recipe, {**recipe, "index": 1}]).save(tmp_path / "out")
+    assert drawn == [[str(*condition.values())] * 2 if condition else None]

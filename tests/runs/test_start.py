@@ -10,8 +10,11 @@ import torch
 from children import ended, example
 from PIL import Image
 
+import latentia
+from latentia.data import load_images
 from latentia.errors import UsageError
 from latentia.evaluation import image_grid
+from latentia.runs import validation
 from latentia.runs.start import _use_all_cores
 
 TINY = "--dataset_name digits --latent_dim 2 --hidden_sizes 8 --max_train_steps 2 --eval_num_samples 0".split()
@@ -185,3 +188,20 @@ def test_the_bar_counts_steps(vae):
     code, text, folder = vae()
     assert code == 0 and "2/2" in text and "steps" in text and "validate" in text
     assert json.loads((folder / "run_summary.json").read_text())["steps"] == 2
+
+
+def test_grids_say_what_their_images_are(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(validation, "image_grid", lambda images, tile_labels=None: drawn.append(tile_labels))
+    config = {"block_out_channels": (8,), "attention_head_dim": 8, "layers_per_block": 1}
+    unet = latentia.UNet2D(sample_size=8, in_channels=1, num_class_embeds=3, **config)
+    for names, expected in ((["cat", "dog", "bird"], ["cat", "dog", "bird", "cat"]), (None, ["0", "1", "2", "0"])):
+        pipe = latentia.UnconditionalDiffusionPipeline(unet, latentia.DDIMScheduler(), label_names=names)
+        validation.draw_grid(validation.sampler(lambda _, pipe=pipe: pipe, unet, num_inference_steps=1), 4, 0)
+        assert drawn.pop() == expected
+    vae = latentia.VAE(sample_size=8, latent_dim=2)
+    validation.draw_grid(validation.sampler(latentia.VAEPipeline, vae), 4, 0)
+    assert drawn.pop() is None
+    data = load_images("digits")
+    validation.draw_grid(validation.reconstructor(latentia.VAEPipeline, vae, data), 4, 0)
+    assert drawn.pop() == ["original", "decoded"] * 2

@@ -111,7 +111,7 @@ class Embedding:
             if len(shown) <= 30:
                 panel.legend(frameon=False, markerscale=2.5, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
         numbers = ", ".join(f"{key} {value:.3f}" for key, value in self.scores[name].items())
-        panel.set_title(f"{name} of the latents by {self.about['source']}\n{numbers}", fontsize=10)
+        panel.set_title(f"{name} of the latents by {Path(self.about['source']).name}\n{numbers}", fontsize=10)
         panel.set(xticks=[], yticks=[])
         figure.savefig(path, dpi=120)
 

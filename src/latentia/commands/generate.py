@@ -79,7 +79,9 @@ class Generated:
             image.save(folder / f"{i:05d}.png", pnginfo=_info(recipe))
         own = {"index", *(key for key, _ in _OF_EACH.values())}
         common = {key: value for key, value in self.recipes[0].items() if key not in own}
-        sheet = image_grid(from_input([_on_white(image) for image in self.images]))
+        asked = [next((x for x in (r["prompt"], r["class_label"]) if x is not None), None) for r in self.recipes]
+        labels = None if None in asked else [str(text) for text in asked]
+        sheet = image_grid(from_input([_on_white(image) for image in self.images]), tile_labels=labels)
         path = folder.resolve().with_name(f"{folder.resolve().name}_sheet.png")
         sheet.save(path, pnginfo=_info({**common, "images": len(self.images)}))
         return [folder, path]

@@ -16,14 +16,14 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from latentia.errors import HubError, UsageError
-from latentia.evaluation import image_grid, plot_curves
+from latentia.evaluation import plot_curves
 from latentia.hub.card import model_card, redact_command
 from latentia.hub.folder_card import update_card
 from latentia.hub.push import check_license, push_to_hub
 from latentia.hub.usage import pipeline_usage
 from latentia.runs.command_line import flat_values
 from latentia.runs.program import lineage, program
-from latentia.runs.validation import Validation
+from latentia.runs.validation import Validation, draw_grid
 from latentia.training.checkpoint import replace_file
 from latentia.training.loop import Result
 
@@ -160,7 +160,7 @@ def _draw(folder: Path, args: Any, validation: Validation, step: int) -> None:
         if drawn.exists():
             shutil.copyfile(drawn, samples / target)
         elif name in validation.pipelines:  # the run was finished before, but killed while it drew
-            image_grid(validation.pipelines[name](64, args.optimization.seed)).save(samples / target)
+            draw_grid(validation.pipelines[name], 64, args.optimization.seed).save(samples / target)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     keys = sorted({key for row in rows for key in row if key.endswith("/loss")})
     if keys:

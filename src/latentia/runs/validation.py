@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,22 @@ from latentia.functional.pixels import from_uint8
 from latentia.training.loop import Hook, Progress
 
 Sampler = Callable[[int, int], Tensor]  # (batch size, seed) -> images (B, C, H, W) in [-1, 1]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A `Sampler` that knows texts for its images.
+
+    Args:
+        sample: the sampler.
+        labels: batch size -> a class, prompt or the like for each image; None if there are none.
+    """
+
+    sample: Sampler
+    labels: Callable[[int], Sequence[str] | None]
+
+    def __call__(self, batch_size: int, seed: int) -> Tensor:
+        return self.sample(batch_size, seed)
 
 
 def sampler(pipeline: Callable[[Any], Any], network: nn.Module, **options: Any) -> Sampler:
@@ -58,7 +74,15 @@ def sampler(pipeline: Callable[[Any], Any], network: nn.Module, **options: Any) 
             count = () if "prompt" in options else (batch_size,)  # else as many as there are prompts
             return pipe(*count, **labels, **asked, **options).images.clamp(-1, 1).cpu()
 
-    return sample
+    def labels(batch_size: int) -> Sequence[str] | None:
+        if prompts := options.get("prompt"):
+            return [prompts] if isinstance(prompts, str) else prompts
+        pipe = pipeline(network)
+        names = pipe.config.get("label_names") or {}
+        of_class = [str(names.get(str(i), i)) for i in range(pipe.num_classes or 0)]
+        return [of_class[i % len(of_class)] for i in range(batch_size)] if of_class else None
+
+    return Labelled(sample, labels)
 
 
 def reconstructor(pipeline: Callable[[Any], Any], network: Any, data: Any) -> Sampler:
@@ -70,7 +94,14 @@ def reconstructor(pipeline: Callable[[Any], Any], network: Any, data: Any) -> Sa
             again = pipeline(network).reconstruct(images, output_type="latent")
         return torch.stack([images, again], dim=1).flatten(0, 1).clamp(-1, 1).cpu()
 
-    return reconstruct
+    return Labelled(reconstruct, lambda batch_size: ["original", "decoded"] * (batch_size // 2))
+
+
+def draw_grid(sample: Sampler, batch_size: int, seed: int) -> Image.Image:
+    """A grid of samples, each with its label if the sampler is `Labelled`."""
+    images = sample(batch_size, seed)
+    labels = sample.labels(batch_size) if isinstance(sample, Labelled) else None
+    return image_grid(images) if labels is None else image_grid(images, tile_labels=labels)
 
 
 @contextmanager
@@ -128,7 +159,7 @@ class Validation:
         for name, sample in self.pipelines.items():
             path = self.folder / "samples" / self.grid_name(progress.step, name)
             path.parent.mkdir(exist_ok=True)
-            grid = image_grid(sample(64, self.args.optimization.seed))
+            grid = draw_grid(sample, 64, self.args.optimization.seed)
             grid.save(path)
             for tracker in self.trackers:
                 _track(tracker, f"samples/{name}", grid, progress.step)

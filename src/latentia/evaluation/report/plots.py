@@ -180,9 +180,9 @@ def plot_precision_recall(reports: Mapping[str, Report], out: str | Path) -> Pat
         shown = {name: report.scores for name, report in reports.items() if {x, y} <= report.scores.keys()}
         for i, (name, scores) in enumerate(shown.items()):
             color = COLORS[i % len(COLORS)]
-            panel.scatter(scores[x].value, scores[y].value, s=60, color=color, label=name, zorder=3)
             if i == 0:
                 panel.scatter(scores[x].real, scores[y].real, s=80, marker="x", color="black", label="real images")
+            panel.scatter(scores[x].value, scores[y].value, s=60, color=color, label=name, zorder=3)
         panel.set(xlabel=f"{x} (diversity)", ylabel=f"{y} (quality)", xlim=(-0.03, 1.03))
         panel.set_ylim(bottom=-0.03, top=max(1.03, panel.get_ylim()[1]))
         panel.grid(color="#dddddd", linewidth=0.6)
