@@ -125,7 +125,9 @@ class Log:
         """A line of values. A "warning" is shown above the bar as well, and in it until another or an empty one."""
         if self.main and "warning" in values:
             self.warning = str(values["warning"])
-            self.bar.write(f"warning: {self.warning}" if self.warning else "The cause of the last warning is gone.", file=sys.stderr)
+            self.bar.write(
+                f"warning: {self.warning}" if self.warning else "The last warning has passed.", file=sys.stderr
+            )
         if self.main and values:
             self.file.write(json.dumps({"step": self.progress.step, "images": self.progress.images, **values}) + "\n")
             self.file.flush()
