@@ -1,7 +1,7 @@
 """`latentia generate`: every pipeline of the house by one command, and a recipe in each picture that makes it again."""
 
 import json
-import sys
+from importlib import import_module
 
 import pytest
 import torch
@@ -261,7 +261,7 @@ def test_the_short_flags_of_version_0_1_name_those_of_today(tmp_path, capsys, ol
 
 @pytest.mark.parametrize("condition", [{"class_label": 3}, {"prompt": "red heart"}, {}])
 def test_the_sheet_says_what_each_image_was_asked_for(condition, tmp_path, monkeypatch):
-    module = sys.modules["latentia.commands.generate"]
+    module = import_module("latentia.commands.generate")
 
     drawn, real = [], module.image_grid
     monkeypatch.setattr(
