@@ -349,6 +349,20 @@ MUTANTS = [
         (('accelerator.mixed_precision == "fp16" and accelerator.scaler is None', "False"),),
         "tests/contracts/test_precision.py -k refused",
     ),
+    Mutant(
+        "card_without_class",
+        "the code on the card of a conditional model asks for no class",
+        "src/latentia/hub/usage.py",
+        (("    if classes:\n", "    if False:\n"),),
+        "tests/hub/test_card.py -k runs_as_printed",
+    ),
+    Mutant(
+        "published_by_accident",
+        "a push makes a public repository unless it is asked for a private one",
+        "src/latentia/hub/push.py",
+        (("    private: bool = True,\n", "    private: bool = False,\n"),),
+        "tests/hub/test_hub.py -k private_revision",
+    ),
 ]
 
 

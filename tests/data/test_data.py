@@ -385,7 +385,7 @@ def test_sizes_and_colours_must_agree(tmp_path):
 
 
 def test_empty_and_too_small_sets(tmp_path):
-    with pytest.raises(DataError, match=r"holds no image .nothing at all"):
+    with pytest.raises(DataError, match=r"holds no image .no file"):
         load_images(tmp_path)
     (tmp_path / "a.svg").write_bytes(b"<svg/>")
     with pytest.raises(DataError, match=r"1 x .svg.*known suffixes: .png"):

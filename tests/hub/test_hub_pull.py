@@ -74,7 +74,7 @@ def test_what_was_pushed_comes_back_whole_and_nothing_else(pushed, saved, tmp_pa
     assert names(here) == set(export_files(saved)) == fetched(pushed)
     for name in names(here) - {"README.md"}:
         assert (here / name).read_bytes() == (saved / name).read_bytes(), name
-    assert pushed.refs["user/digits"]["main"] in out and "a UnconditionalDiffusionPipeline" in out
+    assert pushed.refs["user/digits"]["main"] in out and "UnconditionalDiffusionPipeline" in out
     assert "Left on the Hub" in out and "pipeline.py" in out and ".env" in out
     assert nothing_is_left(tmp_path / "new" / "here" / "..") or {p.name for p in here.parent.iterdir()} == {"here"}
     push_to_hub(here, "user/again")  # a pull is an export
@@ -118,7 +118,7 @@ def test_only_an_empty_folder_is_filled(pushed, tmp_path):
 def test_a_network_alone_comes_too(pushed, saved, tmp_path):
     tree = {name: (saved / "unet" / name).read_bytes() for name in ("config.json", WEIGHTS.split("/")[1])}
     pushed.put("user/unet", {**tree, "pytorch_model.bin": b"no", "README.md": b"# Mine"})
-    assert "a UNet2D" in pull("user/unet", tmp_path / "unet").loaded
+    assert "UNet2D" in pull("user/unet", tmp_path / "unet").loaded
     assert names(tmp_path / "unet") == {*tree, "README.md"}
     pushed.put("user/nothing", {"README.md": b"# Mine"})
     with pytest.raises(CheckpointError, match="neither model_index"):
@@ -227,8 +227,8 @@ def test_verify_says_what_it_checked(pushed, saved, tmp_path, capsys):
     out = capsys.readouterr().out
     assert pushed.refs["user/digits"]["main"] in out and "size and hash that the Hub lists" in out
     [line] = verify(str(saved / "unet")).lines
-    assert "a UNet2D" in line and "every weight in place" in line
-    assert "a DDIMScheduler" in verify(str(saved / "scheduler")).text()
+    assert "UNet2D" in line and "every weight in place" in line
+    assert "DDIMScheduler" in verify(str(saved / "scheduler")).text()
     assert "UnconditionalDiffusionPipeline: " in verify(str(saved)).text()
     with pytest.raises(UsageError, match="revision is for repositories"):
         verify(str(saved), "main")
@@ -283,7 +283,7 @@ def test_verify_is_stricter_than_diffusers(tmp_path):
         down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
     )  # fmt: skip
     diffusers.DDPMPipeline(unet=unet, scheduler=diffusers.DDPMScheduler()).save_pretrained(tmp_path / "pipe")
-    assert "a DDPMPipeline: " in verify(str(tmp_path / "pipe")).text()
+    assert "DDPMPipeline: " in verify(str(tmp_path / "pipe")).text()
     path = tmp_path / "pipe" / WEIGHTS
     weights = load_file(path)
     del weights["conv_in.bias"]

@@ -145,7 +145,7 @@ def folder_source(text: str, path: Path, split: str) -> Source:
     found.others += [(file, ".parquet", "it has no column of images") for file in found.parquet]
     if not found.images:
         seen = Counter(f"hidden {kind}" if why == "hidden" else kind for _, kind, why in found.others).most_common(5)
-        shown = ", ".join(f"{count} x {kind}" for kind, count in seen) or "nothing at all"
+        shown = ", ".join(f"{count} x {kind}" for kind, count in seen) or "no file"
         only = " latentia is trained on images only." if any(kind_of(file) for file, _, _ in found.others) else ""
         raise DataError(f"{text} holds no image ({shown}); known suffixes: {' '.join(SUFFIXES)}.{only}")
     chosen, elsewhere = _split_folder(root, found, split, text, left_out)

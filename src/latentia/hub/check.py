@@ -21,7 +21,7 @@ def check_loads(folder: Path) -> str:
         folder: a saved pipeline (model_index.json), network (config.json) or scheduler (scheduler_config.json).
 
     Returns:
-        A description, such as "a DDPMPipeline: scheduler DDPMScheduler, unet UNet2D, 1.3 M weights".
+        A description, such as "DDPMPipeline: scheduler DDPMScheduler, unet UNet2D, 1.3 M weights".
 
     Raises:
         CheckpointError: it does not load, or weights are missing or do not fit.
@@ -38,7 +38,7 @@ def check_loads(folder: Path) -> str:
             kind = saved_class(folder / name)
             check_component(kind, folder, "")
             loaded = load_component(kind, folder)
-            return f"a {kind.__name__}{_weights([loaded])}"
+            return f"{kind.__name__}{_weights([loaded])}"
     raise CheckpointError(
         f"{folder} holds neither {INDEX_NAME} nor config.json, so it is not a saved pipeline or network."
     )
@@ -99,7 +99,7 @@ def _pipeline(folder: Path) -> str:
     for name, kind in saved.items():
         if not issubclass(kind, public("ModelMixin")) and issubclass(kind, torch.nn.Module):
             load_component(kind, folder / name)  # again, since the pipeline's loader only warns of missing weights
-    return f"a {title}: {said}"
+    return f"{title}: {said}"
 
 
 def _weights(parts: Any) -> str:
