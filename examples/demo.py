@@ -124,7 +124,7 @@ def farewell(args: Arguments, rows: list[dict]) -> None:
     print(
         f"""
 Next:
-{environment}  latentia compare {folder} pca kde --num_inference_steps 25                   # two minutes
+{environment}  latentia compare {folder} pca kde --num_inference_steps 25                   # a minute
   latentia generate {folder} --class_labels 3 8 --output_dir outputs/threes    # seconds
   latentia train ddpm --dataset_name emoji --minutes 30 --output_dir outputs/emoji
   latentia train ddpm --train_data_dir path/to/images --resolution 32 --minutes 30 --output_dir outputs/mine
