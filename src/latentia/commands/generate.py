@@ -56,7 +56,7 @@ class Generated:
 
     def text(self) -> str:
         """How many, and of what."""
-        return f"{len(self.images)} images of a {self.recipes[0]['class']}, each with its recipe in the PNG's text."
+        return f"{len(self.images)} images of {self.recipes[0]['class']}, each with its recipe in the PNG's text."
 
     def save(self, output_dir: str | Path = "outputs/generated", *, overwrite: bool = False) -> list[Path]:
         """Write 00000.png, 00001.png, ... with their recipes as JSON in the PNG's text "latentia", and a sheet of all.
