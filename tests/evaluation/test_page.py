@@ -20,7 +20,7 @@ from latentia.evaluation.report.page import HEADLINES
 from latentia.evaluation.report.style import scroll_hint
 from latentia.evaluation.report.table import FACTS, Cell, _levelled, _ranked, columns, table
 
-VOID = {"meta", "img", "br", "link"}
+VOID = {"meta", "img", "br", "link", "wbr"}
 
 
 class Page(HTMLParser):
