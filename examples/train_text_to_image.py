@@ -67,7 +67,8 @@ class Arguments(RunArguments):
     latent: LatentArguments = LatentArguments()
     model: NetworkArguments = network_arguments(
         UNet2D,
-        "block_out_channels patch_size layers_per_block attention_head_dim dropout",
+        "block_out_channels patch_size layers_per_block attention_stages attention_head_dim dropout",
+        helps={"attention_stages": " Not given: all, as each attends to the text."},
         block_out_channels=(64, 128),
         layers_per_block=1,
     )
@@ -116,7 +117,7 @@ def main(args: Arguments) -> int:
         cache_dir=args.data.cache_dir,
     )
     run.seed()
-    chosen = {**args.model}  # every stage attends to the text, unless the flag says otherwise
+    chosen = {**args.model}
     chosen["attention_stages"] = args.model.attention_stages or (True,) * len(args.model.block_out_channels)
     network = UNet2D(**run.image, **chosen, cross_attention_dim=run.inputs.text_shape[1])
     unet = run.prepare("unet", network.to(memory_format=torch.channels_last))

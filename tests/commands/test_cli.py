@@ -43,9 +43,9 @@ def test_ctrl_c_and_a_closed_pipe_end_without_a_traceback(capsys, monkeypatch):
     monkeypatch.setitem(vars(commands), "votes", interrupted)
     assert stops(capsys, 130, "votes").err == "Stopped.\n"
     program = "import time; from latentia.commands.main import main; time.sleep(1); main(['--version'])"
-    run = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    run.stdout.close()
-    assert run.stderr.read() == b"" and run.wait() == 141
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        run.stdout.close()
+        assert run.stderr.read() == b"" and run.wait() == 141
 
 
 def test_help_is_instant_because_nothing_heavy_is_imported():

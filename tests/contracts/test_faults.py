@@ -667,7 +667,7 @@ NONSENSE = {
     "odd resolution": (["--resolution", "9"], 2, ["9", "block_out_channels"]),
     "negative resolution": (["--resolution", "-8"], 2, ["resolution"]),
     "label column": (["--dataset_name", "None", "--train_data_dir", "{parquet}", "--label_column", "digits"], 2,
-                     ['label_column="digits"', 'Did you mean "digit"?', "picture, digit"]),
+                     ["--label_column digits is not a column", 'Did you mean "digit"?', "picture, digit"]),
     "empty folder": (["--dataset_name", "None", "--train_data_dir", "{empty}"], 4, ["empty"]),
     "missing folder": (["--dataset_name", "None", "--train_data_dir", "{empty}/none"], 4, ["none"]),
     "too few images": (["--max_train_samples", "5"], 4, ["5 images", "global batch of 8"]),

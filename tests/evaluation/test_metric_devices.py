@@ -205,8 +205,8 @@ CALLS: dict[str, tuple[Callable[..., Any], Any]] = {
 OTHERS_OF_THE_ROOM = {
     "binomial_interval", "check_metrics", "color_word", "extractor_for", "fitting_extractor", "inception_extractor",
     "load_extractor", "own_extractor",
-    "plot_class_histogram", "plot_curves", "plot_precision_recall", "read_votes", "sigmoid_temperatures", "text_table",
-    "transformers_extractor", "write_page",
+    "plot_class_histogram", "plot_curves", "plot_precision_recall", "read_votes", "save_figures",
+    "sigmoid_temperatures", "small_table", "text_table", "transformers_extractor", "write_page",
 }  # fmt: skip
 
 

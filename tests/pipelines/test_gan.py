@@ -348,7 +348,7 @@ def test_a_discriminator_that_learns_too_fast_is_named(tmp_path, capsys):
     assert "discriminator too strong" in plane_run(tmp_path, objective="non_saturating", r1=0, r2=0, rates=rates)
     shown = capsys.readouterr().err
     assert "warning: discriminator too strong: it classifies" in shown
-    assert "Try the relativistic objective" in shown and "warning=discriminator too strong" in shown
+    assert "Try a lower --discriminator_learning_rate" in shown and "warning=discriminator too strong" in shown
 
 
 def test_a_generator_that_makes_one_thing_is_named(tmp_path):

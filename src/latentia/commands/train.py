@@ -95,6 +95,7 @@ def train(
         raise UsageError("output is for eject only; a training script takes its own output_dir, after the family.")
     before = sys.argv
     sys.argv = [before[0], *flags]
+    sys.modules.pop(f"{SCRIPTS}.{_PREFIX}{family}", None)  # if it was imported: runpy warns, as it is run anew
     try:
         runpy.run_module(f"{SCRIPTS}.{_PREFIX}{family}", run_name="__main__", alter_sys=True)
     finally:
