@@ -129,7 +129,8 @@ def context():
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ONE_CORE.items():
             patch.setenv(name, value)
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        path = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]  # which may name another copy of latentia
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["preload"])
         context.Process(target=int).start()  # the server takes its environment now, and no test keeps it
