@@ -68,11 +68,11 @@ def players(log: str, env: dict[str, str], folder: str, batch_size: int, accumul
 
     accelerator = Accelerator(cpu=True)
     rank = accelerator.process_index
-    if trouble == "slow disk":
-        save = checkpoint.save_checkpoint
-        checkpoint.save_checkpoint = lambda root, step, *rest: (time.sleep(0.5 * (step == 6)), save(root, step, *rest))[
-            1
-        ]
+    if trouble.startswith("slow disk"):
+        save, last = checkpoint.save_checkpoint, 3 if "stopped" in trouble else 6
+        checkpoint.save_checkpoint = lambda root, step, *rest: (
+            time.sleep(0.5 * (step == last)), save(root, step, *rest)
+        )[1]  # fmt: skip
     torch.manual_seed(1)
     g, d = nn.Linear(2, 2).double(), nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).double()
     if trouble == "batch statistics":
@@ -84,6 +84,8 @@ def players(log: str, env: dict[str, str], folder: str, batch_size: int, accumul
     def critic(batch, rng):
         if rank == 1 and trouble == "raise" and rng.position >= 24:
             raise OSError("only here")
+        if rank == 1 and "stopped" in trouble and rng.position >= 24:
+            os.kill(os.getpid(), signal.SIGTERM)
         with torch.no_grad():
             fake = g(rng.normal("z_d", (2,)).double())
         loss = (d(fake) - d(batch["y"])).mean()
@@ -96,10 +98,13 @@ def players(log: str, env: dict[str, str], folder: str, batch_size: int, accumul
     phases = [Phase("d", critic, d, d_opt), Phase("g", generator, g, g_opt, every=2, ema=average)]
     options = {"batch_size": batch_size, "accumulate": accumulate, "log_every": 1, "checkpoint_every": 1}
     options["max_skips"] = int(trouble == "nan once")
+    if "stopped" in trouble:
+        options["checkpoint_every"] = None
     Path(folder).mkdir(exist_ok=True)
     try:
-        train(accelerator, phases, Points(), output_dir=folder, max_steps=6, **options)
-        assert Path(folder, "checkpoints", "checkpoint-6").is_dir()
+        result = train(accelerator, phases, Points(), output_dir=folder, max_steps=6, **options)
+        assert result.progress.step == (3 if "stopped" in trouble else 6)
+        assert Path(folder, "checkpoints", f"checkpoint-{result.progress.step}").is_dir()
     except NumericsError as error:
         print(error, flush=True)
         sys.exit(3)
@@ -527,8 +532,9 @@ def test_two_players_on_two_processes_equal_one(start, tmp_path, trouble):
     assert len(told) == bool(trouble)
 
 
-def test_no_process_goes_on_before_the_checkpoint_is_there(start, tmp_path):
-    for child in ranks(start, players, str(tmp_path / "run"), 3, 2, "slow disk"):
+@pytest.mark.parametrize("trouble", ["slow disk", "slow disk, stopped"])
+def test_no_process_goes_on_before_the_checkpoint_is_there(trouble, start, tmp_path):
+    for child in ranks(start, players, str(tmp_path / "run"), 3, 2, trouble):
         code, text = ended(child)
         assert code == 0, text
 
