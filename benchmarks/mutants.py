@@ -400,7 +400,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE / "results" / "mutants.json")
     args = parser.parse_args()
     chosen = [m for m in MUTANTS if not args.names or m.name in args.names]
-    rows = []
+    rows, commit = [], subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=HERE, text=True).strip()
     with tempfile.TemporaryDirectory() as folder:
         tree = copied(Path(folder))
         for tests in dict.fromkeys(m.tests for m in chosen):
@@ -428,8 +428,7 @@ def main() -> None:
     if not args.names:
         about = {
             "command": "python benchmarks/mutants.py", "killed": killed, "of": len(rows),
-            "commit": subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=HERE, text=True).strip(),
-            "latentia": latentia.__version__, "torch": torch.__version__, "python": platform.python_version(),
+            "commit": commit, "latentia": latentia.__version__, "torch": torch.__version__, "python": platform.python_version(),
             "machine": platform.machine(), "cores": os.cpu_count(),
         }  # fmt: skip
         args.output.write_text(json.dumps({**about, "mutants": rows}, indent=1) + "\n")

@@ -91,11 +91,12 @@ def expected_end(minutes: float) -> str:
 
     Example:
         >>> expected_end(5)  # doctest: +ELLIPSIS
-        'about 5 minutes, until ...'
+        'about 5 minutes, until ..., then images and a score'
     """
     now = datetime.now()
     end = now + timedelta(minutes=minutes)
-    return f"about {minutes:g} minutes, until {end.strftime('%H:%M' if end.date() == now.date() else '%A %H:%M')}"
+    clock = end.strftime("%H:%M" if end.date() == now.date() else "%A %H:%M")
+    return f"about {minutes:g} minute{'s' * (minutes != 1)}, until {clock}, then images and a score"
 
 
 def _found_before(folder: Path, minutes: float) -> int | None:
