@@ -428,8 +428,8 @@ def main() -> None:
     if not args.names:
         about = {
             "command": "python benchmarks/mutants.py", "killed": killed, "of": len(rows),
-            "commit": commit, "latentia": latentia.__version__, "torch": torch.__version__, "python": platform.python_version(),
-            "machine": platform.machine(), "cores": os.cpu_count(),
+            "commit": commit, "latentia": latentia.__version__, "torch": torch.__version__,
+            "python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count(),
         }  # fmt: skip
         args.output.write_text(json.dumps({**about, "mutants": rows}, indent=1) + "\n")
     sys.exit(killed < len(rows))
