@@ -205,3 +205,8 @@ def test_grids_say_what_their_images_are(monkeypatch):
     data = load_images("digits")
     validation.draw_grid(validation.reconstructor(latentia.VAEPipeline, vae, data), 4, 0)
     assert drawn.pop() == ["original", "decoded"] * 2
+
+
+def test_a_warm_up_that_is_most_of_the_run_is_said(vae):
+    assert "The learning rate rises for most of the 2 steps. A tenth is usual: --lr_warmup_steps 1" in vae()[1]
+    assert "The learning rate rises" not in vae("--max_train_steps", 4, "--lr_warmup_steps", 2)[1]

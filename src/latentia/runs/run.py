@@ -372,6 +372,9 @@ class Run:
                 "A stream goes on at-least-once: it is read again up to where the run stands, so all is as without the "
                 "break while the source stays as it is; one that changed shows some images twice or not at all."
             )
+        if options.lr_warmup_steps > self.steps // 2:
+            shorter = f"A tenth is usual: --lr_warmup_steps {max(1, self.steps // 10)}"
+            self.accelerator.print(f"The learning rate rises for most of the {self.steps} steps. {shorter}")
         ending = "" if options.minutes is None else f", {expected_end(options.minutes)}"
         epochs = f" ({self.steps * self.global_batch / len(self.data):.1f} epochs)" if not self.data.endless else ""
         self.accelerator.print(
