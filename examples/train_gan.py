@@ -241,9 +241,9 @@ def main(args: Arguments) -> int:
         return GANPipeline(weights, discriminator.module, text_encoder, label_names=run.label_names)
 
     def sample(weights, batch_size: int, seed: int):
-        """Each class in turn, or captions of the data."""
+        """Classes as often as in the data, or its captions."""
         asked = {"prompt": run.data.batch(0, batch_size, seed=seed)["captions"]} if captions else {}
-        return sampler(pipeline, weights, **asked)(batch_size, seed)
+        return sampler(pipeline, weights, run.data, **asked)(batch_size, seed)
 
     samplers = {"ema": partial(sample, generator.final)}
     if generator.ema is not None:

@@ -122,9 +122,9 @@ def main(args: Arguments) -> int:
         return VQPriorPipeline(vqvae, weights.eval(), tokenizer, label_names=run.label_names)
 
     def sample(weights, batch_size: int, seed: int):
-        """Of the classes in turn, or of captions of the data."""
+        """Classes as often as in the data, or its captions."""
         asked = {"prompt": run.data.batch(0, batch_size, seed=seed)["captions"]} if condition.caption else {}
-        return sampler(pipeline, weights, **asked)(batch_size, seed)
+        return sampler(pipeline, weights, run.data, **asked)(batch_size, seed)
 
     samplers = {"ema": partial(sample, prior.final)}
     if prior.ema is not None:

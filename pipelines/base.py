@@ -20,6 +20,7 @@ from latentia.hub.load import (
     check_component,
     check_kept,
     component_class,
+    left_without,
     pipeline_class,
     read_index,
 )
@@ -119,6 +120,26 @@ class DiffusionPipeline(DiffusersPipeline):
     def _get_signature_types(cls) -> dict[str, tuple]:
         """The classes of components that diffusers' `from_pipe` carries over: any, as constructors check contracts."""
         return {name: _AnyClass((inspect.Signature.empty,)) for name in inspect.signature(cls).parameters}
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
+        """Builds a pipeline of this class from the components of another one, as diffusers does.
+
+        Args:
+            pipeline: the other one, of latentia or diffusers.
+            **kwargs: components to use instead of those that it has, or beside them.
+
+        Raises:
+            UsageError: it has a component that this class has no place for, such as an autoencoder, without which its
+                images would be wrong.
+        """
+        lost = left_without(cls, [name for name, part in pipeline.components.items() if part is not None])
+        if lost:
+            raise UsageError(
+                f"pipeline has {', '.join(lost)}, for which {cls.__name__} has no place: its images would be wrong. "
+                f"Build it from the components that it takes: {cls.__name__}(...)."
+            )
+        return super().from_pipe(pipeline, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:

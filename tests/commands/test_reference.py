@@ -11,10 +11,11 @@ from PIL import Image
 import latentia
 from latentia import compare, evaluate
 from latentia.commands import reference
-from latentia.commands.classes import classes_of, in_proportion
+from latentia.commands.classes import classes_of
 from latentia.commands.main import main
 from latentia.commands.sources import open_source
 from latentia.data import ImageData, load_images
+from latentia.data.order import in_proportion
 from latentia.errors import DataError, UsageError
 from latentia.runs.arguments import DataArguments, RunArguments
 from latentia.runs.command_line import flat_values

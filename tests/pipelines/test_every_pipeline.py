@@ -158,6 +158,14 @@ def test_one_generator_or_one_for_each_image(entry):
         sample(entry, pipe, 3, seed=[seeded(7), seeded(8)])
 
 
+def test_from_pipe_refuses_to_drop_an_autoencoder():
+    """Else its latents would be taken for images."""
+    for name in ("latent", "vq-prior"):
+        pipe = next(built for key, built in BUILT.items() if key.startswith(name))
+        with pytest.raises(UsageError, match="for which UnconditionalDiffusionPipeline has no place"):
+            latentia.UnconditionalDiffusionPipeline.from_pipe(pipe)
+
+
 @every
 def test_from_pipe_takes_every_component_over(entry):
     pipe = BUILT[entry.name]

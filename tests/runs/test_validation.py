@@ -73,3 +73,20 @@ def test_a_classifier_of_other_classes_is_marked_in_the_score(tmp_path):
         assert {key.removeprefix("eval/") for key in validation.score(Progress()) if "real" not in key} == expected
         marked = "borrowed" in validation.report.extractor and "BORROWED" in validation.report.notes[0]
         assert marked == (len(expected) == 1)
+
+
+def test_classes_are_as_frequent_as_in_the_data():
+    """Else a score would compare other mixtures; a data set without labels, and equal shares, go in turn."""
+    asked, vae = [], network(num_class_embeds=3)
+
+    class Watched(VAEPipeline):
+        def __call__(self, *args, class_labels, **options):
+            asked.append(class_labels)
+            return super().__call__(*args, class_labels=class_labels, **options)
+
+    images, names = torch.zeros(8, 1, 8, 8, dtype=torch.uint8), [*"abc"]
+    for data in (ImageData(images, torch.tensor([0] * 6 + [1, 2]), names), ImageData(images)):
+        drawn = sampler(lambda weights: Watched(weights, label_names=names), vae, data)
+        drawn(8, 0)
+        assert drawn.labels(8) == [names[i] for i in asked[-1]]
+    assert sorted(asked[0]) == [0] * 6 + [1, 2] and asked[1] == [0, 1, 2, 0, 1, 2, 0, 1]

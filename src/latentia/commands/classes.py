@@ -1,11 +1,10 @@
 """Classes that a model is asked for in an evaluation: as often as they occur in the data."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from latentia.data import ImageData
-
-Numbers = Callable[[int, int], list[int]]  # (start, stop) -> the classes of images start..stop
+from latentia.data.order import Numbers, class_shares, in_proportion
 
 
 def classes_of(pipe: Any, count: int | None, real: ImageData) -> tuple[Numbers | None, Numbers | None, tuple[str, ...]]:
@@ -38,29 +37,8 @@ def classes_of(pipe: Any, count: int | None, real: ImageData) -> tuple[Numbers |
         has = "has no classes" if known is None else f"has the classes {_listed(known)}"
         note = f"its classes, {_listed(names)}, were asked for in turn, as the data {has}"
         return lambda start, stop: [i % count for i in range(start, stop)], None, (note,)
-    shares = real.labels.bincount(minlength=len(known)).double().div(len(real)).tolist()  # type: ignore[union-attr]
-    labels = in_proportion(shares)
+    labels = in_proportion(class_shares(real))
     return lambda start, stop: [names.index(known[i]) for i in labels(start, stop)], labels, ()
-
-
-def in_proportion(shares: Sequence[float]) -> Numbers:
-    """A series of classes of which every beginning is as near to these shares as it can be; equal shares go in turn.
-
-    Example:
-        >>> in_proportion([0.5, 0.25, 0.25])(0, 8)
-        [0, 1, 2, 0, 0, 1, 2, 0]
-    """
-    series: list[int] = []
-    counts = [0] * len(shares)
-
-    def classes(start: int, stop: int) -> list[int]:
-        while len(series) < stop:
-            lack = [share * (len(series) + 1) - count for share, count in zip(shares, counts)]
-            series.append(lack.index(max(lack)))
-            counts[series[-1]] += 1
-        return series[start:stop]
-
-    return classes
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """Check a data set: decode every image once, and list what was found."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,17 +86,22 @@ def data(
         raise UsageError(f"preview must be a new file, and {file} exists. Choose another name, or delete it.")
     if file is not None and file.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise UsageError(f"preview must end in .png, .jpg or .webp; got {file}.")
-    found = load_images(
-        source,
-        split=split,
-        resolution=resolution,
-        channels=channels,
-        image_column=image_column,
-        label_column=label_column,
-        caption_column=caption_column,
-        on_bad_image=on_bad_image,
-        cache_dir=cache_dir,
-    )
+    logger = logging.getLogger("latentia.data.loading")  # it warns of what is not taken, as the text does
+    before, logger.disabled = logger.disabled, True
+    try:
+        found = load_images(
+            source,
+            split=split,
+            resolution=resolution,
+            channels=channels,
+            image_column=image_column,
+            label_column=label_column,
+            caption_column=caption_column,
+            on_bad_image=on_bad_image,
+            cache_dir=cache_dir,
+        )
+    finally:
+        logger.disabled = before
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         _grid(found).save(file)

@@ -1,10 +1,12 @@
-"""Shuffled order of the endless sample stream, and the random numbers of its positions.
+"""Shuffled order of the endless sample stream, the random numbers of its positions, and classes in proportion.
 
 Position p is element p % n of epoch p // n. Everything here is a function of (seed, position), so a run is resumed by
 its position alone and a batch does not depend on how the stream is cut into batches.
 """
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ import torch
 from latentia.errors import UsageError
 from latentia.rng import seed_from
 
+Numbers = Callable[[int, int], list[int]]  # (start, stop) -> the classes of images start..stop
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
@@ -77,3 +80,34 @@ def flip_mask(start: int, stop: int, seed: int) -> np.ndarray:
         [True, True, False, False, False, True]
     """
     return uniform("flip", start, stop, seed) < 0.5
+
+
+def class_shares(data: Any) -> list[float]:
+    """How frequent each class is among the elements of a data set with `labels` and `label_names`.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> class_shares(SimpleNamespace(labels=torch.tensor([0, 0, 0, 1]), label_names=["cat", "dog"]))
+        [0.75, 0.25]
+    """
+    return data.labels.bincount(minlength=len(data.label_names)).double().div(len(data.labels)).tolist()
+
+
+def in_proportion(shares: Sequence[float]) -> Numbers:
+    """A series of classes of which every beginning is as near to these shares as it can be; equal shares go in turn.
+
+    Example:
+        >>> in_proportion([0.5, 0.25, 0.25])(0, 8)
+        [0, 1, 2, 0, 0, 1, 2, 0]
+    """
+    series: list[int] = []
+    counts = [0] * len(shares)
+
+    def classes(start: int, stop: int) -> list[int]:
+        while len(series) < stop:
+            lack = [share * (len(series) + 1) - count for share, count in zip(shares, counts)]
+            series.append(lack.index(max(lack)))
+            counts[series[-1]] += 1
+        return series[start:stop]
+
+    return classes

@@ -7,6 +7,7 @@ or any path is joined, and code in a repository is never run.
 import inspect
 import os
 import re
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,11 @@ def pipeline_class(index: dict[str, Any], where: str) -> type:
     return found
 
 
+def left_without(kind: Any, components: Iterable[str]) -> list[str]:
+    """The components that a pipeline class has no place for, of those that its images depend on."""
+    return sorted({*components} - {*inspect.signature(kind.__init__).parameters} - _NOT_NEEDED)
+
+
 def check_kept(kind: Any, index: dict[str, Any], where: str) -> None:
     """Refuses a pipeline class that would leave out a component of the saved pipeline.
 
@@ -152,8 +158,7 @@ def check_kept(kind: Any, index: dict[str, Any], where: str) -> None:
     Raises:
         CheckpointError: naming the components, and the class that was saved.
     """
-    parts = {name for name, value in index.items() if isinstance(value, list) and value[0] is not None}
-    lost = sorted(parts - set(inspect.signature(kind.__init__).parameters) - _NOT_NEEDED)
+    lost = left_without(kind, [name for name, value in index.items() if isinstance(value, list) and value[0]])
     if lost:
         raise CheckpointError(
             f"{where} holds a {index['_class_name']} with {', '.join(lost)}, for which {kind.__name__} has no place: "

@@ -238,9 +238,9 @@ class Run:
         weights = self.prepared[0] if weights is None else weights
         if validation is None:
             if samplers is None:
-                samplers = {"ema": sampler(pipeline, weights.final, **sampling)}
+                samplers = {"ema": sampler(pipeline, weights.final, self.data, **sampling)}
                 if weights.ema is not None:
-                    samplers["raw"] = sampler(pipeline, weights.module, **sampling)
+                    samplers["raw"] = sampler(pipeline, weights.module, self.data, **sampling)
             validation = Validation(self.args, self.data, samplers)
         validation.trackers = self.accelerator.trackers
         whole = self.accelerator.is_main_process and not self.accelerator.is_fsdp2  # a shard cannot sample

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from latentia.data.order import Numbers, class_shares, in_proportion
 from latentia.errors import UsageError
 from latentia.evaluation import (
     METRICS,
@@ -47,12 +48,13 @@ class Labelled:
         return self.sample(batch_size, seed)
 
 
-def sampler(pipeline: Callable[[Any], Any], network: nn.Module, **options: Any) -> Sampler:
-    """Make a function that samples from a pipeline around a network in training, each class in turn.
+def sampler(pipeline: Callable[[Any], Any], network: nn.Module, data: Any = None, **options: Any) -> Sampler:
+    """Make a function that samples from a pipeline around a network in training, its classes as often as in the data.
 
     Args:
         pipeline: network -> pipeline. Called anew for each sample, as what it fits to the weights changes with them.
         network: put in evaluation mode meanwhile.
+        data: the data set that it is trained on; `None` (default), or one without labels: each class in turn.
         **options: of the pipeline's call.
 
     Returns:
@@ -64,12 +66,15 @@ def sampler(pipeline: Callable[[Any], Any], network: nn.Module, **options: Any) 
         torch.Size([3, 1, 8, 8])
     """
 
+    def classes(pipe: Any) -> Numbers:
+        known = getattr(data, "labels", None) is not None and len(data.label_names) == pipe.num_classes
+        return in_proportion(class_shares(data) if known else [1 / pipe.num_classes] * pipe.num_classes)
+
     def sample(batch_size: int, seed: int) -> Tensor:
         with _evaluating(network):
             pipe = pipeline(network)
             pipe.set_progress_bar_config(disable=True)
-            classes = pipe.num_classes
-            labels = {"class_labels": [i % classes for i in range(batch_size)]} if classes else {}
+            labels = {"class_labels": classes(pipe)(0, batch_size)} if pipe.num_classes else {}
             asked = {"generator": torch.Generator().manual_seed(seed), "output_type": "latent"}
             count = () if "prompt" in options else (batch_size,)  # else as many as there are prompts
             return pipe(*count, **labels, **asked, **options).images.clamp(-1, 1).cpu()
@@ -79,8 +84,7 @@ def sampler(pipeline: Callable[[Any], Any], network: nn.Module, **options: Any) 
             return [prompts] if isinstance(prompts, str) else prompts
         pipe = pipeline(network)
         names = pipe.config.get("label_names") or {}
-        of_class = [str(names.get(str(i), i)) for i in range(pipe.num_classes or 0)]
-        return [of_class[i % len(of_class)] for i in range(batch_size)] if of_class else None
+        return [str(names.get(str(i), i)) for i in classes(pipe)(0, batch_size)] if pipe.num_classes else None
 
     return Labelled(sample, labels)
 
