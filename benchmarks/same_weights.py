@@ -66,7 +66,11 @@ KINDS = {
     "vq_prior": ("vq_prior", f"{DIGITS} --vqvae {{vqvae}} --width 32 --layers 1 --dropout 0 --class_conditional"),
 }
 
-RENAMED = {"--latent_activation": "--code_activation", "--likelihood": "--decoder"}  # today's flag -> the old one
+RENAMED = {  # today's flag -> the old one
+    "--latent_activation": "--code_activation",
+    "--likelihood": "--decoder",
+    "--corruption_strength": "--corruption_level",
+}
 
 # Runs each of a list of commands in a fork of one process that has imported the libraries.
 DRIVER = """

@@ -138,13 +138,15 @@ def from_input(
 def _stack(images: Sequence[Any]) -> np.ndarray:
     for image in images:
         if not isinstance(image, Image.Image):
-            raise UsageError(f"A list of images must hold PIL images only, got {type(image).__name__}.")
+            raise UsageError(
+                f"images must be PIL images where they are a list; got {type(image).__name__}. Stack tensors or arrays."
+            )
         if image.mode not in _MODES.values():
-            raise UsageError(f'An image must have mode L, RGB or RGBA, got {image.mode}. Use image.convert("RGB").')
+            raise UsageError(f'images must have mode L, RGB or RGBA; got {image.mode}. Use image.convert("RGB").')
         if (image.size, image.mode) != (images[0].size, images[0].mode):
             raise UsageError(
-                "Images of one call must be alike, got "
-                f"{images[0].mode} {images[0].size} and {image.mode} {image.size}."
+                "images of one call must have one size and mode; got "
+                f"{images[0].mode} {images[0].size} and {image.mode} {image.size}. Resize or convert them first."
             )
     arrays = [np.asarray(image) for image in images]
     return np.stack([array if array.ndim == 3 else array[..., None] for array in arrays])

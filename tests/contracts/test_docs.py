@@ -146,7 +146,9 @@ def test_the_first_commands_of_the_readme_need_nothing_else():
 def test_the_environment_is_entered_where_commands_begin():
     for page in ("README.md", "docs/quicktour.md"):
         text = (ROOT / page).read_text()
-        assert 0 < text.find(". .venv/bin/activate") < text.find("latentia data") % len(text), page
+        made = text.index("make demo")
+        entered, used = text.index(". .venv/bin/activate", made), text.index("\nlatentia ", made)
+        assert made < entered < used, page
 
 
 @pytest.mark.parametrize("command", commands.__all__)

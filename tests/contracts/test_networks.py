@@ -68,13 +68,16 @@ def test_channels_last_gives_the_same(entry):
     )
 
 
-# Tracing takes seconds: of networks with the same code one, and not the extractor, which nothing here compiles.
-TRACED_ELSEWHERE = {
+# Tracing takes seconds: of networks with the same code one, the others at night.
+TRACED_AT_NIGHT = {
     *("unet-8", "unet-rectangular-rgba", "unet-64-deep", "unet-all-attend", "unet-learned-variance", "inception"),
 }
 
 
-@pytest.mark.parametrize("entry", [e for e in ZOO if e.name not in TRACED_ELSEWHERE], ids=lambda e: e.name)
+@pytest.mark.parametrize(
+    "entry",
+    [pytest.param(e, id=e.name, marks=[pytest.mark.nightly] * (e.name in TRACED_AT_NIGHT)) for e in ZOO],
+)
 def test_compiles_whole_without_recompiling_between_steps(entry):
     torch.manual_seed(0)
     network = perturbed(entry.build()).eval()

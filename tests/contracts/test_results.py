@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
-# Measured on commits that were lost when branches were joined; their pages say so. To be measured again.
+# Measured on revisions that are not in the history; their pages say so.
 LOST = {"learned_codes", "text_encoder", "vae_likelihood", "vae_vs_pythae", "vq_prior"}
 
 

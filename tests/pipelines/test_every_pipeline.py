@@ -146,6 +146,15 @@ def test_a_sample_has_the_same_bytes_in_every_batch(entry):
     assert not torch.equal(sample(entry, pipe, 2, seed=8), many[:2])
 
 
+@pytest.mark.parametrize("name", ["diffusion", "gan", "vae"])
+def test_so_it_has_in_chunks_as_users_have_them(name, real_chunks):
+    """Kernels are chosen by the shape of a batch, so the size that is shipped counts."""
+    entry = next(one for one in PIPELINES if one.name == name)
+    many = sample(entry, BUILT[name], 67)
+    for n in (1, 33, 65):
+        assert torch.equal(sample(entry, BUILT[name], n), many[:n]), n
+
+
 @samplers
 def test_one_generator_or_one_for_each_image(entry):
     """Four images of a list of seeds, one of which is drawn again by its seed alone: a habit of diffusers' users."""

@@ -23,6 +23,20 @@ def paced(log, env, script, argv, seconds):
     example(log, env, script, argv)
 
 
+def counted(log, env, script, argv, seconds):
+    """As `paced`, and each process says how many steps its run has."""
+    from latentia.runs import run
+
+    real = run.train
+
+    def train(*args, max_steps, **options):
+        print("STEPS", max_steps, flush=True)
+        return real(*args, max_steps=max_steps, **options)
+
+    run.train = train
+    paced(log, env, script, argv, seconds)
+
+
 def config(folder):
     return json.loads((folder / "training_config.json").read_text())
 
@@ -41,10 +55,12 @@ def test_as_many_steps_as_fit(start, tmp_path):
 
 def test_two_processes_take_the_same_steps(start, tmp_path):
     argv = [*SHORT, "--minutes", "0.05", "--output_dir", str(tmp_path / "run")]
-    for child in ranks(start, paced, "train_vae.py", argv, 0.05):
+    found = []
+    for child in ranks(start, counted, "train_vae.py", argv, 0.05):
         code, text = ended(child)
         assert code == 0, text
-    assert config(tmp_path / "run")["max_train_steps"] >= 1
+        found.append(int(text.rpartition("STEPS ")[2].split()[0]))
+    assert found == [config(tmp_path / "run")["max_train_steps"]] * 2 and 5 <= found[0] <= 60
 
 
 @pytest.mark.parametrize(

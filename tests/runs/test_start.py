@@ -179,7 +179,8 @@ def test_a_launcher_leaves_no_core_idle(monkeypatch, child, parent, words, all_c
     chosen = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
     monkeypatch.setattr(psutil, "Process", lambda pid: Launcher(parent, words) if pid == os.getppid() else None)
-    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 8)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {*range(8)}, raising=False)
     _use_all_cores()
     assert chosen == ([8 // int(child.get("LOCAL_WORLD_SIZE", 1))] if all_cores else [])
 

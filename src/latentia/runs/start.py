@@ -90,6 +90,8 @@ def _use_all_cores() -> None:
     launched = any(mark in os.environ and mark not in given for mark in _LAUNCHER_MARKS)
     if launched and "OMP_NUM_THREADS" not in given and "cpu_threads_per_process" not in words:
         cores = psutil.cpu_count(logical=False) or 1
+        if hasattr(os, "sched_getaffinity"):  # a job may be limited to a part of them
+            cores = min(cores, len(os.sched_getaffinity(0)))
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
