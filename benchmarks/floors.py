@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from latentia.commands.evaluate import measure_data
+from latentia.commands.measurement import measure_data
 from latentia.data import load_images
 from latentia.evaluation import load_extractor, score
 

@@ -147,7 +147,7 @@ MUTANTS = [
         "pipelines/base.py",
         (
             (
-                "                part = component_class(value[0], value[1], where)\n"
+                "                part = component_class(library, saved, where)\n"
                 '                check_component(part, Path(folder), component, kwargs.get("variant"))\n',
                 "                pass\n",
             ),

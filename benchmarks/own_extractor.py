@@ -29,6 +29,7 @@ from latentia.evaluation import (
     predict,
 )
 from latentia.evaluation.features.base import known_range
+from latentia.evaluation.noise_floor import NOISE
 from latentia.functional.pixels import from_uint8, to_uint8
 
 HERE = Path(__file__).resolve().parent
@@ -53,8 +54,7 @@ def stages(train: ImageData, test: ImageData) -> dict[str, Tensor]:
         found[f"without classes 0 to {first - 1}"] = x[rows[torch.randint(len(rows), (n,), generator=generator)]]
     for name, kind in (("kernels", KernelDensitySampler), ("Gaussian", PCASampler)):
         found[f"model: {name}"] = kind(train.images).sample(n, seed=0).cpu()
-    noise = noise_images(train.images, n)
-    found |= {kind: from_uint8(images) for kind, images in noise.items()}
+    found |= {kind: from_uint8(torch.cat([*noise_images(kind, train.images, n)])) for kind in NOISE}
     return {name: from_uint8(to_uint8(images)) for name, images in found.items()}
 
 

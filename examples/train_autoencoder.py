@@ -87,7 +87,7 @@ def main(args: Arguments) -> int:
         [phase(whole)],
         pipeline,
         weights=whole,
-        samplers={"ema": sampler(pipeline, whole.final), "reconstruction": pairs},
+        samplers={"ema": sampler(pipeline, whole.final, run.data), "reconstruction": pairs},
     )
 
 

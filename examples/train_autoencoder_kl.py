@@ -22,7 +22,7 @@ from latentia.models.autoencoder_kl import GaussianAutoencoder, autoencoder_kl
 from latentia.runs.arguments import NetworkArguments, OptimizationArguments, RunArguments, network_arguments
 from latentia.runs.command_line import run_script
 from latentia.runs.run import Run
-from latentia.runs.validation import reconstructor
+from latentia.runs.validation import Samples, reconstructor
 
 
 @dataclass(frozen=True)
@@ -141,10 +141,10 @@ def main(args: Arguments) -> int:
         pipe.calibrate(run.data.batch(0, count, seed=0, device=torch.device("cpu"))["x"])
         return pipe
 
-    def reconstructions(batch_size: int, seed: int) -> torch.Tensor:
-        images = run.data.batch(0, batch_size, seed=seed, device=run.device)["x"]
+    def reconstructions(count: int, seed: int, start: int = 0) -> Samples:
+        images = run.data.batch(start, start + count, seed=seed, device=run.device)["x"]
         pipe = AutoencoderKLPipeline(autoencoder.final.vae)
-        return pipe.reconstruct(images, output_type="latent").clamp(-1, 1).cpu()
+        return Samples(pipe.reconstruct(images, output_type="latent").clamp(-1, 1).cpu())
 
     pairs = reconstructor(AutoencoderKLPipeline, autoencoder.final.vae, run.data)
     return run.train(phases, pipeline, samplers={"ema": reconstructions, "reconstruction": pairs})

@@ -240,22 +240,15 @@ def main(args: Arguments) -> int:
     def pipeline(weights) -> GANPipeline:
         return GANPipeline(weights, discriminator.module, text_encoder, label_names=run.label_names)
 
-    def sample(weights, batch_size: int, seed: int):
-        """Classes as often as in the data, or its captions."""
-        asked = {"prompt": run.data.batch(0, batch_size, seed=seed)["captions"]} if captions else {}
-        return sampler(pipeline, weights, run.data, **asked)(batch_size, seed)
-
-    samplers = {"ema": partial(sample, generator.final)}
-    if generator.ema is not None:
-        samplers["raw"] = partial(sample, generator.module)
     real = run.data.batch(0, 256, seed=0)["x"]
     classifier = extractor_for(run.data.shape)
     if classifier is not None:  # one of other classes than the data's counts none
         classifier, _ = fitting_extractor(classifier, run.data.label_names)
-    monitor = FailureMonitor(run.folder, real, partial(sample, generator.final), classifier)
+    samples = sampler(pipeline, generator.final, run.data)
+    monitor = FailureMonitor(run.folder, real, lambda count, seed: samples(count, seed).images, classifier)
     check_steps = max(1, min(200, run.steps // 10)) if chosen.monitor_steps is None else chosen.monitor_steps
     hooks = monitor.hooks(args.output.logging_steps, check_steps)
-    return run.train(phases, pipeline, samplers=samplers, hooks=hooks, limits=monitor.sentences)
+    return run.train(phases, pipeline, hooks=hooks, limits=monitor.sentences)
 
 
 if __name__ == "__main__":

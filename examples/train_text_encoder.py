@@ -13,7 +13,7 @@ import torch
 
 from latentia import CLIPPipeline
 from latentia.errors import UsageError
-from latentia.evaluation import image_grid, retrieval_scores
+from latentia.evaluation import retrieval_scores
 from latentia.functional.pixels import from_uint8
 from latentia.losses.augmentation import random_affine
 from latentia.losses.contrastive import contrastive_loss
@@ -23,7 +23,7 @@ from latentia.runs.arguments import NetworkArguments, OptimizationArguments, Run
 from latentia.runs.command_line import run_script
 from latentia.runs.run import Run
 from latentia.runs.start import load_data
-from latentia.runs.validation import Validation
+from latentia.runs.validation import Samples, Validation, draw_grid
 from latentia.training.loop import Progress
 
 
@@ -81,16 +81,19 @@ class RetrievalValidation(Validation):
     def _images(self, chosen: slice | torch.Tensor) -> torch.Tensor:
         return from_uint8(self.held_out.images[chosen])
 
-    def found(self, batch_size: int, seed: int) -> torch.Tensor:
-        """Rows of eight: a text's own image, then the seven that it finds first."""
-        rows = torch.randperm(len(self.held_out), generator=torch.Generator().manual_seed(seed))[: batch_size // 8]
+    def found(self, count: int, seed: int, start: int = 0) -> Samples:
+        """Rows of eight: a text and its own image, then the seven that it finds first."""
+        order = torch.randperm(len(self.held_out), generator=torch.Generator().manual_seed(seed))
+        rows = order[start // 8 : (start + count) // 8]
+        captions = [self.held_out.captions[row] for row in rows.tolist()]
         pipe = self.pipeline()
-        texts = pipe.encode_text([self.held_out.captions[row] for row in rows.tolist()])
-        first = (texts @ pipe.encode(self._images(slice(None))).T).topk(min(7, len(self.held_out))).indices.cpu()
-        return self._images(torch.cat([rows[:, None], first], 1).flatten())
+        similarity = pipe.encode_text(captions) @ pipe.encode(self._images(slice(None))).T
+        first = similarity.topk(min(7, len(self.held_out))).indices.cpu()
+        labels = [text for caption in captions for text in (caption, *[""] * first.shape[1])]
+        return Samples(self._images(torch.cat([rows[:, None], first], 1).flatten()), labels)
 
     def check(self) -> None:
-        image_grid(self.found(8, 0))
+        draw_grid(self.found(8, 0))
 
     def score(self, progress: Progress) -> dict[str, float]:
         pipe = self.pipeline()

@@ -30,7 +30,6 @@ from latentia.runs.diffusion import (
     schedulers,
 )
 from latentia.runs.run import Run
-from latentia.runs.validation import sampler
 
 
 @dataclass(frozen=True)
@@ -128,23 +127,12 @@ def main(args: Arguments) -> int:
     def pipeline(weights) -> TextToImagePipeline:
         return TextToImagePipeline(tokenizer, text_encoder, weights, sampling, vae, dropout > 0)
 
-    def captions(count: int, seed: int) -> list[str]:
-        return run.data.batch(0, count, seed=seed)["captions"]
-
-    def sample(weights, batch_size: int, seed: int) -> torch.Tensor:
-        """Images of captions of the data."""
-        asked = {"prompt": captions(batch_size, seed), "guidance_scale": args.sample.guidance_scale}
-        steps = args.evaluation.num_inference_steps
-        return sampler(pipeline, weights, num_inference_steps=steps, **asked)(batch_size, seed)
-
-    samplers = {"ema": partial(sample, unet.final)}
-    if unet.ema is not None:
-        samplers["raw"] = partial(sample, unet.module)
-    if run.accelerator.is_main_process:
-        file = run.folder / "samples" / "captions.txt"  # of the images beside it, row by row
-        file.parent.mkdir(exist_ok=True)
-        file.write_text("".join(f"{caption}\n" for caption in captions(64, args.optimization.seed)))
-    return run.train([unet.phase(loss)], pipeline, samplers=samplers)
+    return run.train(
+        [unet.phase(loss)],
+        pipeline,
+        guidance_scale=args.sample.guidance_scale,
+        num_inference_steps=args.evaluation.num_inference_steps,
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ it leaves is a pipeline that holds the VQ-VAE too.
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 from latentia import VQVAE, VQPriorPipeline
@@ -26,7 +25,6 @@ from latentia.pipelines.vqvae import VQVAEPipeline
 from latentia.runs.arguments import NetworkArguments, OptimizationArguments, RunArguments, network_arguments
 from latentia.runs.command_line import run_script
 from latentia.runs.run import Run
-from latentia.runs.validation import sampler
 
 
 @dataclass(frozen=True)
@@ -121,15 +119,7 @@ def main(args: Arguments) -> int:
     def pipeline(weights) -> VQPriorPipeline:
         return VQPriorPipeline(vqvae, weights.eval(), tokenizer, label_names=run.label_names)
 
-    def sample(weights, batch_size: int, seed: int):
-        """Classes as often as in the data, or its captions."""
-        asked = {"prompt": run.data.batch(0, batch_size, seed=seed)["captions"]} if condition.caption else {}
-        return sampler(pipeline, weights, run.data, **asked)(batch_size, seed)
-
-    samplers = {"ema": partial(sample, prior.final)}
-    if prior.ema is not None:
-        samplers["raw"] = partial(sample, prior.module)
-    return run.train([prior.phase(loss)], pipeline, samplers=samplers)
+    return run.train([prior.phase(loss)], pipeline)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,8 @@ def main(args: Arguments) -> int:
     if update is not None:
         phases.append(Phase(name="codebook", loss=update, trains=vqvae.network))
     pairs = reconstructor(VQVAEPipeline, vqvae.final, run.data)
-    return run.train(phases, pipeline, samplers={"ema": sampler(pipeline, vqvae.final), "reconstruction": pairs})
+    samples = sampler(pipeline, vqvae.final, run.data)
+    return run.train(phases, pipeline, samplers={"ema": samples, "reconstruction": pairs})
 
 
 if __name__ == "__main__":

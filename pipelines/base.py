@@ -20,6 +20,7 @@ from latentia.hub.load import (
     check_component,
     check_kept,
     component_class,
+    components,
     left_without,
     pipeline_class,
     read_index,
@@ -167,9 +168,9 @@ class DiffusionPipeline(DiffusersPipeline):
         folder = name if local else str(cls.download(name, **kwargs))
         index = read_index(folder)
         where = os.path.join(name, INDEX_NAME)
-        for component, value in index.items():
-            if isinstance(value, list) and value[0] is not None and component not in kwargs:
-                part = component_class(value[0], value[1], where)
+        for component, (library, saved) in components(index).items():
+            if component not in kwargs:
+                part = component_class(library, saved, where)
                 check_component(part, Path(folder), component, kwargs.get("variant"))
         kind = pipeline_class(index, where) if cls is DiffusionPipeline else cls
         check_kept(kind, index, where)

@@ -32,6 +32,10 @@ class DataError(LatentiaError):
     exit_code = 4
 
 
+class MissingSplitError(DataError):
+    """A data set has no split of that name."""
+
+
 class CheckpointError(LatentiaError, OSError):
     """A checkpoint or a saved network is missing, damaged or of another configuration.
 

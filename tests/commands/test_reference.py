@@ -1,8 +1,10 @@
 """The real images of a command: those of the source's run, and what overrides them; output that is input again."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -11,13 +13,13 @@ from PIL import Image
 import latentia
 from latentia import compare, evaluate
 from latentia.commands import reference
-from latentia.commands.classes import classes_of
 from latentia.commands.main import main
 from latentia.commands.sources import open_source
 from latentia.data import ImageData, load_images
 from latentia.data.order import in_proportion
-from latentia.errors import DataError, UsageError
+from latentia.errors import DataError, MissingSplitError, UsageError
 from latentia.runs.arguments import DataArguments, RunArguments
+from latentia.runs.classes import classes_of
 from latentia.runs.command_line import flat_values
 
 FAST = {"metrics": ["kid"], "extractor": "digits"}
@@ -52,6 +54,33 @@ def run_of(folder, network=None, **data):
 
 
 # ---------------------------------------------------------------------------------------------- the data of a run
+
+
+def test_held_out_images_are_said_to_be_seen_or_unseen(photos, tmp_path):
+    """Only a split that is not there is passed over; one that cannot be read is an error."""
+    told = {"resolution": 8, "on_bad_image": "skip"}
+    assert reference.find_reference(photos, [], told).held_out(4)[2] == "training images"
+    (tmp_path / "both").mkdir()
+    photos.rename(tmp_path / "both" / "train")
+    shutil.copytree(tmp_path / "both" / "train", tmp_path / "both" / "test")
+    assert reference.find_reference(tmp_path / "both", [], told).held_out(4)[2] == "test images"
+    for path in (tmp_path / "both" / "test").rglob("*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(DataError, match="2 of the first 2 images are bad"):
+        reference.find_reference(tmp_path / "both", [], {"resolution": 8, "on_bad_image": "skip"}).held_out(4)
+
+
+def test_one_parquet_file_is_one_split(tmp_path):
+    """A file that is named is read as training images whatever its name, and as others only if it is named so."""
+    digits = load_images("digits")
+    rows = [{"image": Image.fromarray(image[0].numpy())} for image in digits.images[:8]]
+    for name in ("all.parquet", "test.parquet"):
+        datasets.Dataset.from_list(rows).to_parquet(tmp_path / name)
+        assert len(load_images(tmp_path / name)) == 8
+    assert len(load_images(tmp_path / "test.parquet", split="test")) == 8
+    with pytest.raises(MissingSplitError, match=r'all.parquet has no split "test"'):
+        load_images(tmp_path / "all.parquet", split="test")
+    assert reference.find_reference(tmp_path / "all.parquet", [], {}).held_out(4)[2] == "training images"
 
 
 def test_commands_read_the_data_as_the_run_did(photos, tmp_path, capsys):

@@ -29,7 +29,7 @@ from latentia.data import streaming as streaming_module
 from latentia.data.decode import Fit
 from latentia.data.loading import parse_split
 from latentia.data.order import flip_mask, indices, uniform
-from latentia.errors import DataError, UsageError
+from latentia.errors import DataError, MissingSplitError, UsageError
 from latentia.runs.arguments import DataArguments
 from latentia.runs.start import load_data
 
@@ -752,7 +752,7 @@ def test_digits_are_those_of_scikit_learn():
     assert data.labels.tolist() == digits.target.tolist()
     np.testing.assert_array_equal(np.round(pixels_of(data)[:, 0] * (16 / 255)), digits.images)  # nothing is lost
     assert sorted(np.unique(pixels_of(data)))[::8] == [0, 128, 255]
-    with pytest.raises(DataError, match=r'no split "test".*train\[:80%\]'):
+    with pytest.raises(MissingSplitError, match=r'no split "test".*train\[:80%\]'):
         load_images("digits", split="test")
 
 
@@ -792,7 +792,7 @@ def test_folder_with_classes_splits_and_metadata(tmp_path):
     (tmp_path / "plain/.hidden/x.png").write_bytes(b"")
     (tmp_path / "plain/readme.txt").write_text("not an image")
     assert len(load_images(tmp_path / "plain")) == 10
-    with pytest.raises(DataError, match='no split "test"'):
+    with pytest.raises(MissingSplitError, match='no split "test"'):
         load_images(tmp_path / "plain", split="test")
 
     write_folder(tmp_path / "two/train", 6)
@@ -844,7 +844,7 @@ def test_parquet_files_folders_and_globs(tmp_path):
     with pytest.raises(DataError, match=r"does not exist.*A Path is never a pattern"):
         load_images(tmp_path / "set/data/*.parquet")
     assert len(load_images(tmp_path / "set/data/test.parquet")) == 3
-    with pytest.raises(DataError, match=r'no split "validation".*test, train'):
+    with pytest.raises(MissingSplitError, match=r'no split "validation".*test, train'):
         load_images(tmp_path / "set", split="validation")
     plain = write_parquet(tmp_path / "bytes.parquet", {"photo": images})
     assert load_images(plain).fingerprint == load_images(plain, image_column="photo").fingerprint
@@ -887,7 +887,7 @@ def test_equal_rows_of_every_source_give_equal_batches(tmp_path):
     from_object = load_images(table, label_names=list("0123"))
     from_dict = load_images(datasets.DatasetDict(train=table))
     assert from_dict.label_names == list("abcd")
-    with pytest.raises(DataError, match='no split "test"'):
+    with pytest.raises(MissingSplitError, match='no split "test"'):
         load_images(datasets.DatasetDict(train=table), split="test")
     expected = from_parquet.batch(13, 47, seed=3)
     for data in (from_folder, from_object, from_dict):

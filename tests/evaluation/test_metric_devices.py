@@ -197,7 +197,7 @@ CALLS: dict[str, tuple[Callable[..., Any], Any]] = {
     "few_label_probe": (lambda z, y: ev.few_label_probe(z, y, n_few=9), (FEATURES, LABELS)),
     "probe_report": (lambda x, y: ev.probe_report(lambda z: z[:, :, 2:4], x, y, n_few=9, seeds=1), (GREY, LABELS)),
     "pixel_sums": (ev.pixel_sums, (GREY,)),
-    "noise_images": (lambda x: ev.noise_images(x, 4), (BYTES,)),
+    "noise_images": (lambda x: next(ev.noise_images("Gaussian", x, 4)), (BYTES,)),
     "noise_floor": (lambda x: ev.noise_floor(x, ev.measure(GREY, digits()), digits(), 6), (BYTES,)),
     "reconstruction": (
         lambda x: ev.reconstruction(lambda y: 0.9 * y, x, "bytes", ev.measure(GREY, digits()), digits()), (BYTES,)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from latentia.commands.evaluate import find_extractor
+from latentia.commands.measurement import find_extractor, measure_real
 from latentia.data import ImageData, load_images
 from latentia.errors import UsageError
 from latentia.evaluation import (
@@ -18,6 +18,7 @@ from latentia.evaluation import (
     score,
     uint8_batches,
 )
+from latentia.evaluation.features.base import Predictions
 from latentia.functional.pixels import from_uint8
 
 
@@ -74,10 +75,30 @@ def test_unstructured_noise_wins_neither_precision_nor_density(digits, extractor
     assert floor.scores["Gaussian"]["fd"] < 0.5 * floor.scores["positions at random"]["fd"]
     report = score(uint8_batches(digits[1].images[:300]), real, extractor, metrics=["fd", "precision", "density"])
     assert not floor.notes(report) and report["precision"].value > 0.8
-    worst = score(uint8_batches(noise_images(digits[0].images, 300, 9)["uniform noise"]), real, extractor)
+    worst = score(map(from_uint8, noise_images("uniform noise", digits[0].images, 300, 9)), real, extractor)
     assert {note.split(" in ")[1].split(" (")[0] for note in floor.notes(worst)} == {
         "Frechet distance", "Precision", "Density",
     }  # fmt: skip
+
+
+def test_noise_is_as_many_as_the_samples_and_made_in_parts(digits, extractor, monkeypatch):
+    """Scores depend on the number of images, and thousands of large ones would not fit into memory at once."""
+    images, made = digits[0].images, []
+    parts = [*noise_images("positions at random", images, 250)]
+    assert [len(part) for part in parts] == [100, 100, 50] and parts[0].shape[1:] == images.shape[1:]
+    assert set(images[:, 0, 4, 4].tolist()) >= set(torch.cat(parts)[:, 0, 4, 4].tolist())
+    real = measure(uint8_batches(images), extractor)
+    monkeypatch.setattr(extractor, "model", lambda x, model=extractor.model: made.append(len(x)) or model(x))
+    monkeypatch.setattr(type(extractor), "__call__", lambda self, x: Predictions(self.model(x), None))
+    floor = noise_floor(images, real, extractor, 1100)
+    assert floor.n == 1100 and sum(made) == 4 * 1100 and max(made) == 100
+    with pytest.raises(UsageError, match=r'kind must be one of uniform noise, .*; got "uniform"'):
+        noise_images("uniform", images, 3)
+
+
+def test_noise_is_measured_only_for_metrics_that_it_concerns(digits, extractor):
+    assert measure_real(digits[1], extractor, 50, 0, ["kid", "recall"]).noise is None
+    assert measure_real(digits[1], extractor, 50, 0, ["precision"]).noise.n == 50
 
 
 def test_weights_are_those_of_data_and_seed_and_are_kept(digits, tmp_path):

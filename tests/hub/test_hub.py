@@ -19,7 +19,9 @@ from PIL import Image
 import latentia
 from latentia.commands.main import main
 from latentia.errors import CheckpointError, HubError, UsageError
+from latentia.hub.load import components
 from latentia.hub.push import export_files, push_to_hub
+from latentia.hub.usage import Usage, pipeline_usage
 
 EXPORT = [
     "README.md",
@@ -248,6 +250,12 @@ def test_private_revision_and_pull_request(hub, trained):
     assert b"99 minutes" not in hub.find("user/digits", "main")[1]["README.md"]
 
 
+def test_settings_that_are_lists_are_no_components():
+    config = {"vae": ("latentia", "VAE"), "prior": (None, None), "levels": [], "sizes": (8, 8), "name": "x"}
+    assert components(config) == {"vae": ("latentia", "VAE")}
+    assert pipeline_usage(latentia.VAEPipeline, config, []).code == Usage().code
+
+
 def test_a_public_repository_needs_a_word_on_the_licence(hub, trained, capsys):
     silent = shutil.copytree(trained, trained.parent / "silent", dirs_exist_ok=True)
     card(license=None).save(silent / "README.md")
@@ -264,6 +272,11 @@ def test_a_public_repository_needs_a_word_on_the_licence(hub, trained, capsys):
         push_to_hub(silent, "user/open")  # it was there before, and is public
     assert hub.find("user/open", "main")[1]["README.md"].decode() == pushed
     push_to_hub(silent, "user/open", license="none")
+    assert "license" not in front_matter(hub.find("user/open", "main")[1]["README.md"].decode())
+    card(license="none").save(silent / "README.md")
+    assert "license" not in front_matter((silent / "README.md").read_text())
+    card(license="mit").save(silent / "README.md")
+    push_to_hub(silent, "user/open", license="none")  # in place of the card's own
     assert "license" not in front_matter(hub.find("user/open", "main")[1]["README.md"].decode())
     push_to_hub(silent, "user/closed")
     assert "user/closed" in hub.private

@@ -258,7 +258,7 @@ def test_the_example_resumes_bit_equal_and_leaves_a_pipeline(tmp_path, encoder, 
     pipe = quiet(latentia.DiffusionPipeline.from_pretrained(folder))
     assert type(pipe) is TextToImagePipeline and (pipe.vae is None) == (kind == "pixels")
     assert pipe("red heart", num_inference_steps=2, guidance_scale=2.0).images[0].size == (32, 32)
-    assert len((folder / "samples" / "captions.txt").read_text().splitlines()) == 64
+    assert len((folder / "samples" / "ema-labels.txt").read_text().splitlines()) == 64
     assert "text-to-image" in (folder / "README.md").read_text()
     assert {"tokenizer", "text_encoder", "unet", "scheduler"} <= {path.name for path in folder.iterdir()}
 

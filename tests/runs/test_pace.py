@@ -2,9 +2,18 @@
 
 import json
 import time
+import weakref
+from dataclasses import replace
 
 import pytest
 from children import ended, example, ranks
+
+from latentia import VAE, VAEPipeline
+from latentia.losses.variational import elbo_loss
+from latentia.runs.arguments import DataArguments, OptimizationArguments, OutputArguments, RunArguments
+from latentia.runs.pace import expected_end, fitting
+from latentia.runs.run import Run
+from latentia.training import checkpoint
 
 SHORT = "--dataset_name digits --latent_dim 2 --hidden_sizes 8 --eval_num_samples 0".split()
 
@@ -51,6 +60,39 @@ def test_as_many_steps_as_fit(start, tmp_path):
     # The same command again keeps the steps, however fast the machine is now.
     code, text = ended(start(example, "train_vae.py", argv))
     assert code == 0 and "Nothing to do" in text and config(tmp_path / "run")["max_train_steps"] == steps, text
+
+
+def test_a_run_that_goes_on_says_what_is_left(tmp_path):
+    optimization = OptimizationArguments(minutes=8.0, max_train_steps=400)
+    args = RunArguments(output=OutputArguments(output_dir=str(tmp_path)), optimization=optimization)
+    assert expected_end(args).startswith(", about 8 minutes, until ")
+    (tmp_path / "checkpoints" / "checkpoint-300").mkdir(parents=True)
+    assert expected_end(args).startswith(", about 2 minutes, until ")
+    anew = replace(args, output=replace(args.output, resume_from_checkpoint="none"))
+    assert expected_end(anew).startswith(", about 8 minutes, until ")
+    (tmp_path / "checkpoints" / "checkpoint-400").mkdir()
+    assert expected_end(args) == ""
+
+
+def test_the_trial_leaves_no_network_and_no_checkpoint(tmp_path, monkeypatch):
+    """Else its networks and optimizers would take memory during the whole run."""
+    networks, folders = [], []
+
+    def main(args):
+        run = Run(args, family="vae")
+        vae = run.prepare("vae", VAE(**run.image, latent_dim=2, hidden_sizes=(8,)))
+        networks.append(weakref.ref(vae.module))
+        folders.append(run.folder)
+        return run.train([vae.phase(lambda batch, rng: elbo_loss(vae.network, batch, rng))], VAEPipeline)
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", lambda *args: pytest.fail("a trial saved"))
+    args = RunArguments(
+        data=DataArguments(dataset_name="digits"),
+        output=OutputArguments(output_dir=str(tmp_path / "run"), checkpointing_steps=1),
+        optimization=OptimizationArguments(minutes=1.0),
+    )
+    assert fitting(args, main).optimization.max_train_steps > 50
+    assert networks[0]() is None and not folders[0].exists() and not (tmp_path / "run").exists()
 
 
 def test_two_processes_take_the_same_steps(start, tmp_path):

@@ -109,11 +109,11 @@ def broken(log, env, script, argv, moment):
 
     drawn, real = [], validation.image_grid
 
-    def image_grid(images):
+    def image_grid(images, tile_labels):
         drawn.append(len(images))
         if moment == "first" or len(images) > 8:
             raise UsageError("images cannot be drawn today.")
-        return real(images)
+        return real(images, tile_labels=tile_labels)
 
     validation.image_grid = image_grid
     example(log, env, script, argv)
@@ -195,16 +195,15 @@ def test_grids_say_what_their_images_are(monkeypatch):
     drawn = []
     monkeypatch.setattr(validation, "image_grid", lambda images, tile_labels=None: drawn.append(tile_labels))
     config = {"block_out_channels": (8,), "attention_head_dim": 8, "layers_per_block": 1}
-    unet = latentia.UNet2D(sample_size=8, in_channels=1, num_class_embeds=3, **config)
+    unet, data = latentia.UNet2D(sample_size=8, in_channels=1, num_class_embeds=3, **config), load_images("digits")
     for names, expected in ((["cat", "dog", "bird"], ["cat", "dog", "bird", "cat"]), (None, ["0", "1", "2", "0"])):
         pipe = latentia.UnconditionalDiffusionPipeline(unet, latentia.DDIMScheduler(), label_names=names)
-        validation.draw_grid(validation.sampler(lambda _, pipe=pipe: pipe, unet, num_inference_steps=1), 4, 0)
+        validation.draw_grid(validation.sampler(lambda _, pipe=pipe: pipe, unet, data, num_inference_steps=1)(4, 0))
         assert drawn.pop() == expected
     vae = latentia.VAE(sample_size=8, latent_dim=2)
-    validation.draw_grid(validation.sampler(latentia.VAEPipeline, vae), 4, 0)
+    validation.draw_grid(validation.sampler(latentia.VAEPipeline, vae, data)(4, 0))
     assert drawn.pop() is None
-    data = load_images("digits")
-    validation.draw_grid(validation.reconstructor(latentia.VAEPipeline, vae, data), 4, 0)
+    validation.draw_grid(validation.reconstructor(latentia.VAEPipeline, vae, data)(4, 0))
     assert drawn.pop() == ["original", "decoded"] * 2
 
 

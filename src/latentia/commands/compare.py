@@ -12,11 +12,10 @@ from latentia.commands.evaluate import (
     Evaluation,
     check_steps,
     count_of,
-    find_extractor,
-    measure_real,
     measure_source,
     open_from,
 )
+from latentia.commands.measurement import find_extractor, measure_real
 from latentia.commands.output import open_output
 from latentia.commands.reference import data_options, find_reference
 from latentia.data import ImageData
@@ -130,8 +129,8 @@ def compare(
     for opened in checked:  # what cannot be sampled must not cost the samples of the others
         if opened.about["kind"] != "function":
             opened.draw(0, 1)
-    features, notes = find_extractor(extractor, reference.images)
-    real = measure_real(reference.images, features, n, seed)
+    features, notes = find_extractor(extractor, reference.images, device)
+    real = measure_real(reference.images, features, n, seed, metrics)
     options: dict[str, Any] = {
         "extractor": features, "metrics": metrics, "batch_size": batch_size, "seed": seed, "notes": notes,
         "likelihood_images": likelihood_images, "latent_images": latent_images,

@@ -17,11 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from latentia.commands.measurement import (
+    Real,
+    find_extractor,
     measure_latents,
     measure_likelihood,
+    measure_real,
     measure_reconstruction,
     peak_memory,
     sample_and_measure,
@@ -38,22 +40,13 @@ from latentia.evaluation import (
     Reconstruction,
     Report,
     Sample,
-    cached_predict,
     check_metrics,
-    extractor_for,
-    fitting_extractor,
-    load_extractor,
-    measure,
-    noise_floor,
-    own_extractor,
     save_figures,
     score,
     small_table,
-    uint8_batches,
     write_page,
 )
-from latentia.evaluation.features.base import FeatureExtractor, known_range
-from latentia.functional.pixels import from_uint8
+from latentia.evaluation.features.base import FeatureExtractor
 from latentia.hub.card import add_results
 from latentia.hub.usage import saved_usage
 from latentia.pipelines.capabilities import Option
@@ -242,8 +235,8 @@ def evaluate(
     opened = open_from(source, reference, opening)
     check_steps([opened], num_inference_steps)
     n = count_of([opened], reference.images, n)
-    features, notes = find_extractor(extractor, reference.images)
-    real = measure_real(reference.images, features, n, seed)
+    features, notes = find_extractor(extractor, reference.images, device)
+    real = measure_real(reference.images, features, n, seed, metrics)
     return measure_source(
         opened, reference, real, n,
         extractor=features, metrics=metrics, batch_size=batch_size, seed=seed, notes=notes, card=_card_of(source),
@@ -254,26 +247,6 @@ def evaluate(
 def options(words: Sequence[str]) -> dict[str, Option]:
     """The flags of the data, those of the training scripts, for the command line."""
     return data_options()
-
-
-@dataclass(frozen=True)
-class Real:
-    """What was measured of the real images, once for all sources.
-
-    Args:
-        sample: features and the like.
-        noise: what noise gets; None for too few images.
-    """
-
-    sample: Sample
-    noise: NoiseFloor | None
-
-
-def measure_real(images: ImageData, extractor: FeatureExtractor, n: int, seed: int) -> Real:
-    """The features of the real images, and what n images of noise get beside them."""
-    sample = measure_data(images, extractor)
-    with known_range():
-        return Real(sample, noise_floor(images.images, sample, extractor, n, seed=seed))
 
 
 def open_from(source: Any, reference: Reference, options: Mapping[str, Any]) -> Source:
@@ -362,38 +335,8 @@ def measure_source(
     )
 
 
-def measure_data(real: ImageData, extractor: FeatureExtractor, cache_dir: str | Path | None = None) -> Sample:
-    """The features of real images, as the metrics need them; computed once and cached."""
-    starts = tqdm(range(0, len(real), 1000), desc=f"features of {len(real)} real images", unit="batch", leave=False)
-    batches = (from_uint8(real.images[start : start + 1000]) for start in starts)
-    with known_range():
-        features = cached_predict(batches, extractor, real.fingerprint, cache_dir, count=len(real))
-        return measure(uint8_batches(real.images), extractor, real.labels, predictions=features)
-
-
 def _card_of(source: Any) -> Path | None:
     if not isinstance(source, str | Path) or not Path(source, "model_index.json").is_file():
         return None
     card = Path(source, "README.md")
     return card if card.is_file() else None
-
-
-def find_extractor(extractor: Any, real: ImageData) -> tuple[FeatureExtractor, list[str]]:
-    """The extractor that is named, or the one that fits the images; and notes for whoever reads its numbers.
-
-    An extractor whose classes are not those of the data gives features alone: no metric of classes is taken.
-    """
-    if extractor is None:
-        shipped = extractor_for(real.shape)
-        if shipped is not None and shipped.class_names == real.label_names:
-            return shipped, []
-        tqdm.write(
-            "No shipped extractor has the classes of these images; own is taken (a first time trains it, a minute)."
-        )
-        extractor = "own"
-    if extractor == "own":
-        note = "the extractor was trained on these real images: its distances compare only at equal data and hash"
-        return own_extractor(real), [note]
-    found = load_extractor(extractor) if isinstance(extractor, str | Path) else extractor
-    found, warning = fitting_extractor(found, real.label_names)
-    return found, [] if warning is None else [warning]

@@ -1,9 +1,11 @@
-"""Measurements of a source on one or several processes: its images, its likelihood, its latents, time and memory."""
+"""Measurements: of the real images, and of a source on one or several processes, with time and memory."""
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -15,23 +17,90 @@ from tqdm.auto import tqdm
 
 from latentia.commands.reference import Reference
 from latentia.commands.sources import Source
+from latentia.data import ImageData
 from latentia.errors import UsageError
 from latentia.evaluation import (
     LatentStructure,
     Likelihood,
+    NoiseFloor,
     Reconstruction,
     Sample,
+    cached_predict,
+    check_metrics,
     dequantise,
     exact_likelihood,
+    extractor_for,
+    fitting_extractor,
     latent_structure,
+    load_extractor,
     measure,
+    noise_floor,
+    own_extractor,
     reconstruction,
+    uint8_batches,
 )
 from latentia.evaluation.features.base import FeatureExtractor, known_range
 from latentia.evaluation.likelihood.pixels import Pixels
+from latentia.evaluation.noise_floor import NOISE_METRICS
 from latentia.functional.pixels import from_uint8
 
 KEPT = 100  # images of a source that stay in memory to be shown; the others are deleted once they are measured
+
+
+@dataclass(frozen=True)
+class Real:
+    """What was measured of the real images, once for all sources.
+
+    Args:
+        sample: features and the like.
+        noise: what noise gets; None for too few images, or if no metric of it was asked for.
+    """
+
+    sample: Sample
+    noise: NoiseFloor | None
+
+
+def measure_real(
+    images: ImageData, extractor: FeatureExtractor, n: int, seed: int, metrics: Sequence[str] | None
+) -> Real:
+    """The features of the real images, and what n images of noise get beside them in the metrics that say it."""
+    sample = measure_data(images, extractor)
+    if not {*check_metrics(metrics)} & {*NOISE_METRICS}:
+        return Real(sample, None)
+    with known_range():
+        return Real(sample, noise_floor(images.images, sample, extractor, n, seed=seed))
+
+
+def measure_data(real: ImageData, extractor: FeatureExtractor, cache_dir: str | Path | None = None) -> Sample:
+    """The features of real images, as the metrics need them; computed once and cached."""
+    starts = tqdm(range(0, len(real), 1000), desc=f"features of {len(real)} real images", unit="batch", leave=False)
+    batches = (from_uint8(real.images[start : start + 1000]) for start in starts)
+    with known_range():
+        features = cached_predict(batches, extractor, real.fingerprint, cache_dir, count=len(real))
+        return measure(uint8_batches(real.images), extractor, real.labels, predictions=features)
+
+
+def find_extractor(extractor: Any, real: ImageData, device: Any = None) -> tuple[FeatureExtractor, list[str]]:
+    """The extractor that is named, or the one that fits the images; and notes for whoever reads its numbers.
+
+    One that is loaded or trained here runs on `device`, by default that of the process. One whose classes are not those
+    of the data gives features alone: no metric of classes is taken.
+    """
+    device = PartialState().device if device is None else device
+    if extractor is None:
+        shipped = extractor_for(real.shape, device)
+        if shipped is not None and shipped.class_names == real.label_names:
+            return shipped, []
+        tqdm.write(
+            "No shipped extractor has the classes of these images; own is taken (a first time trains it, a minute)."
+        )
+        extractor = "own"
+    if extractor == "own":
+        note = "the extractor was trained on these real images: its distances compare only at equal data and hash"
+        return own_extractor(real, device=device), [note]
+    found = load_extractor(extractor, device) if isinstance(extractor, str | Path) else extractor
+    found, warning = fitting_extractor(found, real.label_names)
+    return found, [] if warning is None else [warning]
 
 
 def sample_and_measure(

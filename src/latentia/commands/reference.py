@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from latentia.data import ImageData
-from latentia.errors import DataError, UsageError, did_you_mean
+from latentia.errors import DataError, MissingSplitError, UsageError, did_you_mean
 from latentia.pipelines.capabilities import Option
 from latentia.runs.arguments import DataArguments, RunArguments
 from latentia.runs.command_line import read_config, with_values
@@ -54,7 +54,7 @@ class Reference:
             return None
         try:
             return load_data(replace(self.arguments, split="test"))
-        except DataError:  # it has no such split
+        except MissingSplitError:
             return None
 
     def held_out(self, count: int) -> tuple[Tensor, Tensor | None, str]:

@@ -15,7 +15,6 @@ from diffusers.utils.logging import disable_progress_bar, enable_progress_bar
 from torch import Tensor
 
 from latentia.commands.arrays import as_rows, read_array
-from latentia.commands.classes import classes_of
 from latentia.data import ImageData, load_images
 from latentia.errors import DataError, UsageError, did_you_mean
 from latentia.evaluation.baselines import KernelDensitySampler, PCASampler
@@ -24,6 +23,7 @@ from latentia.pipelines.base import DiffusionPipeline
 from latentia.pipelines.capabilities import Capabilities, capabilities
 from latentia.pipelines.images import from_input
 from latentia.rng import seed_from
+from latentia.runs.classes import classes_of
 
 BASELINES = {"pca": PCASampler, "kde": KernelDensitySampler}
 

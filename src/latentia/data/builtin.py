@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from latentia.data.columns import Column, Source, Table
-from latentia.errors import DataError, did_you_mean
+from latentia.errors import MissingSplitError, did_you_mean
 
 # Each with its splits.
 BUILTIN = {"digits": ("train",), "emoji": ("train", "test"), "factors": ("train", "test")}
@@ -17,7 +17,7 @@ _FACTORS = {"train": slice(0, 10_000), "test": slice(10_000, 12_000)}  # rows of
 def builtin_source(name: str, split: str, parquet_source: Callable[..., Source]) -> Source:
     """The source "digits", "emoji" or "factors"."""
     if split not in BUILTIN[name]:
-        raise DataError(
+        raise MissingSplitError(
             f'"{name}" has no split "{split}".{did_you_mean(split, BUILTIN[name])} It has: {", ".join(BUILTIN[name])}; '
             'a part of one is written as in `datasets`: "train[:80%]".'
         )

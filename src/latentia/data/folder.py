@@ -14,7 +14,7 @@ from latentia.data.left_out import LeftOut
 from latentia.data.metadata import METADATA, read_metadata
 from latentia.data.names import class_order, printable
 from latentia.data.parquet import SPLIT_WORDS, check_parts, holds_images, of_split, parquet_source
-from latentia.errors import DataError
+from latentia.errors import DataError, MissingSplitError
 
 _KINDS = {
     "a camera's raw image; export it as TIFF or JPEG": ".3fr .arw .cr2 .cr3 .dng .nef .orf .pef .raf .raw .rw2 .srw",
@@ -175,7 +175,7 @@ def _split_folder(root: Path, found: Contents, split: str, source: str, left_out
     wanted = SPLIT_WORDS.get(split, split)
     if len(folders) < len(tops) or not tops:
         if split != "train":
-            raise DataError(f'{source} has no split "{split}": no folder below it is named so. It has: train.')
+            raise MissingSplitError(f'{source} has no split "{split}": no folder below it is named so. It has: train.')
         other = next((name for name in sorted(tops) if name not in folders.values()), "")
         for name in folders.values():
             left_out.add("folder", f"not taken as a split, since {other} beside it is none", name)
@@ -183,7 +183,7 @@ def _split_folder(root: Path, found: Contents, split: str, source: str, left_out
     beside = [image for image in found.images if image.parent == root]
     if wanted not in folders:
         more = f" {len(beside)} images lie beside these folders." if beside else ""
-        raise DataError(f'{source} has no split "{split}". It has: {", ".join(sorted(folders))}.{more}')
+        raise MissingSplitError(f'{source} has no split "{split}". It has: {", ".join(sorted(folders))}.{more}')
     for image in beside:
         left_out.add(image.suffix.lower(), "beside the folders of the splits", image.name)
     return root / folders[wanted], {name for name in folders.values() if name != folders[wanted]}

@@ -9,7 +9,7 @@ from typing import Any
 
 from latentia.data.columns import Column, Source, Table
 from latentia.data.left_out import LeftOut
-from latentia.errors import DataError, UsageError, did_you_mean
+from latentia.errors import DataError, MissingSplitError, UsageError, did_you_mean
 
 SPLIT_WORDS = {
     "train": "train", "training": "train",
@@ -32,7 +32,7 @@ def of_split(files: list[Path], split: str, source: str, relative_to: Path | Non
     if wanted in names:
         return by_split[wanted]
     if names or wanted != "train":
-        raise DataError(
+        raise MissingSplitError(
             f'{source} has no split "{split}".{did_you_mean(split, names)} '
             f"It has: {', '.join(sorted(names)) or 'train'}."
         )

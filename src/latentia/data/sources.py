@@ -17,7 +17,7 @@ from latentia.data.decode import SUFFIXES
 from latentia.data.folder import folder_source, kind_of
 from latentia.data.names import is_unicode
 from latentia.data.parquet import of_split, parquet_source
-from latentia.errors import DataError, UsageError, did_you_mean
+from latentia.errors import DataError, MissingSplitError, UsageError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def find_source(
                 f"{text} is neither a folder nor a .parquet file{kind}. latentia is trained on images only; give the "
                 f"folder that holds them.{table}"
             )
-        return parquet_source(text, [path], split)
+        return parquet_source(text, [path] if split == "train" else of_split([path], split, text), split)
     if path.is_dir():
         return folder_source(text, path, split)
     magic = any(sign in text for sign in "*?[")
@@ -85,7 +85,9 @@ def _hub_source(text, split, config_name, revision, cache_dir, streaming) -> Sou
             )
             _check_commit(data, commit)
         except Exception as error:  # each of the layers below has errors of its own
-            raise DataError(f'cannot load split "{split}" of {text} at {commit[:12]} from the Hub: {error}') from error
+            missing = isinstance(error, ValueError) and re.search("(Unknown|Bad) split", str(error))
+            kind = MissingSplitError if missing else DataError
+            raise kind(f'cannot load split "{split}" of {text} at {commit[:12]} from the Hub: {error}') from error
         return _dataset_table(data, text, own=False)
 
     about = {"kind": "Hub", "name": text, "config": config_name, "split": split, "revision": commit}
@@ -153,7 +155,7 @@ def _object_source(source: Any, split: str) -> Source:
     name = f"the {type(source).__name__} given"
     if isinstance(source, Mapping):  # a DatasetDict
         if split not in source:
-            raise DataError(f'{name} has no split "{split}". It has: {", ".join(map(str, source))}.')
+            raise MissingSplitError(f'{name} has no split "{split}". It has: {", ".join(map(str, source))}.')
         return _object_source(source[split], split)
     if isinstance(source, Iterator):
         raise UsageError(

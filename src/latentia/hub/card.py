@@ -57,7 +57,7 @@ def model_card(
         family: a tag, as in "diffusion", "vae", "gan".
         pipeline_tag: the Hub's task, as in "unconditional-image-generation".
         dataset: its Hub id, or any name.
-        license: the Hub's identifier, as in "apache-2.0"; None (default): the card names no licence.
+        license: the Hub's identifier, as in "apache-2.0"; None (default) or "none": the card names no licence.
         recipe: the resolved training arguments; nested mappings become dotted keys. None if they are not known; then
             the card has no section on training.
         metrics: one mapping each, with "name" and "value"; "real" (the same metric of real images),
@@ -111,7 +111,7 @@ def model_card(
         library_name="latentia",
         tags=["diffusers", "latentia", family],
         pipeline_tag=pipeline_tag,
-        license=license,
+        license=None if license == "none" else license,
         datasets=[dataset] if _HUB_ID.fullmatch(dataset) else None,
         metrics=list(dict.fromkeys(_type(metric) for metric in metrics)) or None,
         model_name=name,

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from latentia.errors import CheckpointError, UsageError, check_range, format_number
 from latentia.hub.check import check_loads, saved_class
 from latentia.hub.files import CARD_NAME, check_is_new, may_hold, write_atomically
-from latentia.hub.load import INDEX_NAME, read_index
+from latentia.hub.load import INDEX_NAME, components, read_index
 from latentia.safety import check_link
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -115,12 +115,11 @@ def _plan(source: Path, target: Path) -> dict[Path, Path]:
             )
         return _plan_component(source, target, saved_class(source / "config.json").__module__.partition(".")[0])
     files: dict[Path, Path] = {}
-    for component, value in read_index(source).items():
-        if isinstance(value, list) and value[0] is not None:
-            if not (source / component).is_dir():
-                raise CheckpointError(f"{source} has no folder {component}, which its {INDEX_NAME} names.")
-            (target / component).mkdir()
-            files |= _plan_component(source / component, target / component, value[0])
+    for component, (library, _) in components(read_index(source)).items():
+        if not (source / component).is_dir():
+            raise CheckpointError(f"{source} has no folder {component}, which its {INDEX_NAME} names.")
+        (target / component).mkdir()
+        files |= _plan_component(source / component, target / component, library)
     for name in {INDEX_NAME, CARD_NAME} & set(os.listdir(source)):
         check_link(source / name, source)
         shutil.copyfile(source / name, target / name)

@@ -12,7 +12,7 @@ from typing import Any
 
 from latentia.cache import sync
 from latentia.errors import CheckpointError, UsageError
-from latentia.hub.load import INDEX_NAME
+from latentia.hub.load import INDEX_NAME, components
 from latentia.safety import check_link
 
 CARD_NAME = "README.md"
@@ -56,11 +56,9 @@ def component_files(index: Mapping[str, Any], names: Iterable[str], where: str) 
         ['unet/config.json']
     """
     paths, files = [PurePosixPath(name) for name in names], set()
-    for component, value in index.items():
-        if not isinstance(value, list) or value[0] is None:
-            continue
+    for component, (library, _) in components(index).items():
         inside = [path for path in paths if str(path.parent) == component]
-        found = {str(path) for path in inside if may_hold(value[0], path.name)}
+        found = {str(path) for path in inside if may_hold(library, path.name)}
         if not found:
             raise CheckpointError(
                 f"{where} names the component {component} in {INDEX_NAME} but has no files of it. Save the pipeline "

@@ -7,7 +7,7 @@ or any path is joined, and code in a repository is never run.
 import inspect
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,20 @@ def read_index(folder: str | os.PathLike) -> dict[str, Any]:
     check_loader_options(index, str(path))
     check_index(index, str(path))
     return index
+
+
+def components(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The library and class of each component that a pipeline has, by its name; settings are left out.
+
+    Args:
+        index: model_index.json, or the configuration of a pipeline.
+
+    Example:
+        >>> components({"_class_name": "A", "unet": ["latentia", "UNet2D"], "prior": [None, None], "levels": []})
+        {'unet': ('latentia', 'UNet2D')}
+    """
+    pairs = {name: tuple(value) for name, value in index.items() if isinstance(value, list | tuple)}
+    return {name: value for name, value in pairs.items() if len(value) == 2 and all(isinstance(v, str) for v in value)}
 
 
 def check_index(index: dict[str, Any], where: str) -> None:
@@ -144,9 +158,9 @@ def pipeline_class(index: dict[str, Any], where: str) -> type:
     return found
 
 
-def left_without(kind: Any, components: Iterable[str]) -> list[str]:
+def left_without(kind: Any, names: Iterable[str]) -> list[str]:
     """The components that a pipeline class has no place for, of those that its images depend on."""
-    return sorted({*components} - {*inspect.signature(kind.__init__).parameters} - _NOT_NEEDED)
+    return sorted({*names} - {*inspect.signature(kind.__init__).parameters} - _NOT_NEEDED)
 
 
 def check_kept(kind: Any, index: dict[str, Any], where: str) -> None:
@@ -158,7 +172,7 @@ def check_kept(kind: Any, index: dict[str, Any], where: str) -> None:
     Raises:
         CheckpointError: naming the components, and the class that was saved.
     """
-    lost = left_without(kind, [name for name, value in index.items() if isinstance(value, list) and value[0]])
+    lost = left_without(kind, components(index))
     if lost:
         raise CheckpointError(
             f"{where} holds a {index['_class_name']} with {', '.join(lost)}, for which {kind.__name__} has no place: "

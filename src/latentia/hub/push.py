@@ -17,7 +17,7 @@ from latentia.hub.card import SECRET_VALUE, use_lines
 from latentia.hub.check import check_loads
 from latentia.hub.client import explain_error, is_transient, retry
 from latentia.hub.files import CARD_NAME, IMAGE_SUFFIXES, card_images, component_files, is_inside
-from latentia.hub.load import INDEX_NAME, pipeline_class, read_index
+from latentia.hub.load import INDEX_NAME, components, pipeline_class, read_index
 from latentia.hub.usage import saved_usage
 from latentia.safety import check_link
 
@@ -70,8 +70,8 @@ def export_files(folder: str | Path) -> list[str]:
     index = read_index(root)
     names = [
         f"{component}/{path.name}"
-        for component, value in index.items()
-        if isinstance(value, list) and (root / component).is_dir()
+        for component in components(index)
+        if (root / component).is_dir()
         for path in (root / component).iterdir()
         if path.is_file()
     ]
@@ -142,7 +142,7 @@ def push_to_hub(
     stated = license or ModelCard.load(root / CARD_NAME).data.to_dict().get("license")
     if not private:
         check_license(stated)
-    made = {CARD_NAME: _card(root, repo_id, diffusers_code, None if license == "none" else license)}
+    made = {CARD_NAME: _card(root, repo_id, diffusers_code, license)}
     if diffusers_code:
         made["pipeline.py"] = diffusers_pipeline(read_index(root), str(root))
     api = HfApi(library_name="latentia")
@@ -218,7 +218,7 @@ def _card(root: Path, repo_id: str, diffusers_code: bool, license: str | None) -
     if license is None:
         return content
     made = ModelCard(content)
-    made.data["license"] = license
+    made.data["license"] = None if license == "none" else license
     return str(made)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from latentia.hub.load import INDEX_NAME, pipeline_class, read_index
+from latentia.hub.load import INDEX_NAME, components, pipeline_class, read_index
 from latentia.safety import read_json
 
 _CAPTIONS = {
@@ -73,7 +73,7 @@ def pipeline_usage(kind: type, config: Mapping[str, Any], parts: Iterable[Mappin
     """
     call: Any = kind.__call__
     conditions = getattr(kind, "conditions", inspect.signature(call).parameters)
-    present = {name: value[1] for name, value in config.items() if isinstance(value, (list, tuple)) and value[0]}
+    present = {name: value[1] for name, value in components(config).items()}
     merged: dict[str, Any] = {}
     for part in parts:
         merged = {**part, **{key: value for key, value in merged.items() if value is not None}}
@@ -101,7 +101,7 @@ def saved_usage(folder: Path) -> Usage:
         CheckpointError: it is not a saved pipeline, or a configuration cannot be read.
     """
     index = read_index(folder)
-    paths = [folder / name / "config.json" for name, value in index.items() if isinstance(value, list)]
+    paths = [folder / name / "config.json" for name in components(index)]
     parts = [read_json(path) for path in paths if path.is_file()]
     return pipeline_usage(pipeline_class(index, str(folder / INDEX_NAME)), index, parts)
 

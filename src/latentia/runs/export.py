@@ -160,7 +160,7 @@ def _draw(folder: Path, args: Any, validation: Validation, step: int) -> None:
         if drawn.exists():
             shutil.copyfile(drawn, samples / target)
         elif name in validation.pipelines:  # the run was finished before, but killed while it drew
-            draw_grid(validation.pipelines[name], 64, args.optimization.seed).save(samples / target)
+            draw_grid(validation.pipelines[name](64, args.optimization.seed)).save(samples / target)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     keys = sorted({key for row in rows for key in row if key.endswith("/loss")})
     if keys:

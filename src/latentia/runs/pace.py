@@ -1,6 +1,7 @@
 """Training for so many minutes: how many steps fit, found by timing a few of them."""
 
 import dataclasses
+import gc
 import json
 import tempfile
 import time
@@ -14,6 +15,7 @@ from accelerate.utils import broadcast
 
 from latentia.errors import UsageError
 from latentia.rng import Rng
+from latentia.training.checkpoint import numbered
 from latentia.training.loop import Phase
 
 _WARM_UP, _MOST, _ENOUGH = 4, 100, 8.0  # steps that do not count, steps at most, seconds that suffice
@@ -58,6 +60,10 @@ def fitting(args: Any, main: Callable[[Any], Any]) -> Any:
                 raise RuntimeError("A training script must train by `Run.fit` or `Run.train` to take minutes.")
             except Measured as measured:
                 found = max(1, int(60 * options.minutes / measured.args[0]))
+            gc.collect()  # the networks and optimizers of the trial, which hold each other
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
     return dataclasses.replace(args, optimization=dataclasses.replace(options, max_train_steps=found))
 
 
@@ -86,17 +92,20 @@ def timed(phases: Sequence[Phase], device: torch.device) -> list[Phase]:
     return [dataclasses.replace(phase, after=0) for phase in (first, *phases[1:])]
 
 
-def expected_end(minutes: float) -> str:
-    """Say when a run of so many minutes ends, with the day if it is another one.
+def expected_end(args: Any) -> str:
+    """Say when a run by minutes ends, with the day if it is another one; "" if all of its steps are done.
 
-    Example:
-        >>> expected_end(5)  # doctest: +ELLIPSIS
-        'about 5 minutes, until ..., then images and a score'
+    A run that goes on from a checkpoint takes the share of the minutes that is left.
     """
+    before = numbered(Path(args.output.output_dir) / "checkpoints")
+    done = before[-1][0] if before and args.output.resume_from_checkpoint != "none" else 0
+    minutes = args.optimization.minutes * (1 - done / args.optimization.max_train_steps)
+    if minutes <= 0:
+        return ""
     now = datetime.now()
     end = now + timedelta(minutes=minutes)
     clock = end.strftime("%H:%M" if end.date() == now.date() else "%A %H:%M")
-    return f"about {minutes:g} minute{'s' * (minutes != 1)}, until {clock}, then images and a score"
+    return f", about {minutes:.3g} minute{'s' * (minutes != 1)}, until {clock}, then images and a score"
 
 
 def _found_before(folder: Path, minutes: float) -> int | None:

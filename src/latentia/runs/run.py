@@ -225,8 +225,8 @@ class Run:
             phases: what one step consists of, see `Phase`.
             pipeline: network -> pipeline, around the weights in training and around those that are exported.
             weights: the network that the pipeline is built around; `None` (default): the one prepared first.
-            samplers: name -> (batch size, seed) -> images, see `Validation`; `None` (default): samples of the pipeline
-                from the averaged weights, "ema", and beside them from the "raw" ones.
+            samplers: name -> `Sampler`, see `Validation`; `None` (default): samples of the pipeline from the averaged
+                weights, "ema", and beside them from the "raw" ones, conditioned on what the data have.
             validation: `None` (default): a `Validation` of the samplers.
             hooks: what else to do on the way.
             limits: called at the end: what the card says of the limits of the model.
@@ -285,7 +285,7 @@ class Run:
                 accumulate=options.gradient_accumulation_steps,
                 seed=options.seed,
                 hooks=hooks,
-                checkpoint_every=output.checkpointing_steps,
+                checkpoint_every=None if only_measures(self.args) else output.checkpointing_steps,
                 checkpoints_limit=output.checkpoints_total_limit,
                 resume=output.resume_from_checkpoint,
                 config=run_identity(self.args),
@@ -375,7 +375,7 @@ class Run:
         if options.lr_warmup_steps > self.steps // 2:
             shorter = f"A tenth is usual: --lr_warmup_steps {max(1, self.steps // 10)}"
             self.accelerator.print(f"The learning rate rises for most of the {self.steps} steps. {shorter}")
-        ending = "" if options.minutes is None else f", {expected_end(options.minutes)}"
+        ending = "" if options.minutes is None else expected_end(self.args)
         epochs = f" ({self.steps * self.global_batch / len(self.data):.1f} epochs)" if not self.data.endless else ""
         self.accelerator.print(
             f"{self.inputs}\n{' and '.join(type(network).__name__ for network in networks)}: "

@@ -3,16 +3,16 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from latentia.data.order import Numbers, class_shares, in_proportion
+from latentia.data.base import Dataset
 from latentia.errors import UsageError
 from latentia.evaluation import (
     METRICS,
@@ -27,85 +27,93 @@ from latentia.evaluation import (
 from latentia.evaluation.features.base import known_range
 from latentia.evaluation.samples import Sample
 from latentia.functional.pixels import from_uint8
+from latentia.pipelines.capabilities import capabilities
+from latentia.runs.classes import classes_of
 from latentia.training.loop import Hook, Progress
 
-Sampler = Callable[[int, int], Tensor]  # (batch size, seed) -> images (B, C, H, W) in [-1, 1]
+_CHUNK = 100  # images at a time
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """A `Sampler` that knows texts for its images.
+class Samples(NamedTuple):
+    """What a `Sampler` gives.
 
     Args:
-        sample: the sampler.
-        labels: batch size -> a class, prompt or the like for each image; None if there are none.
+        images: (B, C, H, W) in [-1, 1], on the CPU.
+        labels: the class, prompt or the like of each image; None if there are none.
     """
 
-    sample: Sampler
-    labels: Callable[[int], Sequence[str] | None]
-
-    def __call__(self, batch_size: int, seed: int) -> Tensor:
-        return self.sample(batch_size, seed)
+    images: Tensor
+    labels: Sequence[str] | None = None
 
 
-def sampler(pipeline: Callable[[Any], Any], network: nn.Module, data: Any = None, **options: Any) -> Sampler:
-    """Make a function that samples from a pipeline around a network in training, its classes as often as in the data.
+class Sampler(Protocol):
+    """A series of samples of a network in training, of which any part can be drawn."""
+
+    def __call__(self, count: int, seed: int, start: int = 0) -> Samples:
+        """`count` samples of the series of this seed, from number `start` on, a multiple of 100."""
+
+
+def sampler(pipeline: Callable[[Any], Any], network: nn.Module, data: Dataset, **options: Any) -> Sampler:
+    """Make a function that samples from a pipeline around a network in training, conditioned as the data are.
+
+    A pipeline conditioned on text gets captions of the data; one with classes each as often as the data have it, or
+    each in turn where the data have no such classes.
 
     Args:
-        pipeline: network -> pipeline. Called anew for each sample, as what it fits to the weights changes with them.
+        pipeline: network -> pipeline. Called anew for each call, as what it fits to the weights changes with them.
         network: put in evaluation mode meanwhile.
-        data: the data set that it is trained on; `None` (default), or one without labels: each class in turn.
+        data: the data set that it is trained on.
         **options: of the pipeline's call.
-
-    Returns:
-        (batch size, seed) -> images (B, C, H, W) in [-1, 1], on the CPU.
 
     Example:
         >>> from latentia import VAE, VAEPipeline
-        >>> sampler(VAEPipeline, VAE(sample_size=8, latent_dim=2))(3, 0).shape
+        >>> from latentia.data import load_images
+        >>> sampler(VAEPipeline, VAE(sample_size=8, latent_dim=2), load_images("digits"))(3, seed=0).images.shape
         torch.Size([3, 1, 8, 8])
     """
 
-    def classes(pipe: Any) -> Numbers:
-        known = getattr(data, "labels", None) is not None and len(data.label_names) == pipe.num_classes
-        return in_proportion(class_shares(data) if known else [1 / pipe.num_classes] * pipe.num_classes)
-
-    def sample(batch_size: int, seed: int) -> Tensor:
+    def sample(count: int, seed: int, start: int = 0) -> Samples:
         with _evaluating(network):
             pipe = pipeline(network)
             pipe.set_progress_bar_config(disable=True)
-            labels = {"class_labels": classes(pipe)(0, batch_size)} if pipe.num_classes else {}
-            asked = {"generator": torch.Generator().manual_seed(seed), "output_type": "latent"}
-            count = () if "prompt" in options else (batch_size,)  # else as many as there are prompts
-            return pipe(*count, **labels, **asked, **options).images.clamp(-1, 1).cpu()
+            texts = "prompt" in capabilities(pipe).conditions
+            classes, _, _ = classes_of(pipe, pipe.num_classes, data)
+            names = [*(pipe.config.get("label_names") or {}).values()]
+            images: list[Tensor] = []
+            labels: list[str] = []
+            for first in range(start, start + count, _CHUNK):
+                last = min(first + _CHUNK, start + count)
+                given: dict[str, Any] = {"batch_size": last - first}
+                if texts:
+                    given = {"prompt": data.batch(first, last, seed=seed)["captions"]}
+                    labels += given["prompt"]
+                elif classes is not None:
+                    given["class_labels"] = classes(first, last)
+                    labels += [names[i] if names else str(i) for i in given["class_labels"]]
+                generator = torch.Generator().manual_seed(seed + first)
+                found = pipe(generator=generator, output_type="latent", **given, **options).images
+                images.append(found.clamp(-1, 1).cpu())
+        return Samples(torch.cat(images), labels or None)
 
-    def labels(batch_size: int) -> Sequence[str] | None:
-        if prompts := options.get("prompt"):
-            return [prompts] if isinstance(prompts, str) else prompts
-        pipe = pipeline(network)
-        names = pipe.config.get("label_names") or {}
-        return [str(names.get(str(i), i)) for i in classes(pipe)(0, batch_size)] if pipe.num_classes else None
-
-    return Labelled(sample, labels)
+    return sample
 
 
-def reconstructor(pipeline: Callable[[Any], Any], network: Any, data: Any) -> Sampler:
+def reconstructor(pipeline: Callable[[Any], Any], network: Any, data: Dataset) -> Sampler:
     """As `sampler`, but training images, each followed by its reconstruction; the pipeline has `reconstruct`."""
 
-    def reconstruct(batch_size: int, seed: int) -> Tensor:
-        images = data.batch(0, batch_size // 2, seed=seed, device=network.device)["x"]
+    def reconstruct(count: int, seed: int, start: int = 0) -> Samples:
+        images = data.batch(start // 2, (start + count) // 2, seed=seed, device=network.device)["x"]
         with _evaluating(network):
             again = pipeline(network).reconstruct(images, output_type="latent")
-        return torch.stack([images, again], dim=1).flatten(0, 1).clamp(-1, 1).cpu()
+        pairs = torch.stack([images, again], dim=1).flatten(0, 1)
+        return Samples(pairs.clamp(-1, 1).cpu(), ["original", "decoded"] * len(images))
 
-    return Labelled(reconstruct, lambda batch_size: ["original", "decoded"] * (batch_size // 2))
+    return reconstruct
 
 
-def draw_grid(sample: Sampler, batch_size: int, seed: int) -> Image.Image:
-    """A grid of samples, each with its label if the sampler is `Labelled`."""
-    images = sample(batch_size, seed)
-    labels = sample.labels(batch_size) if isinstance(sample, Labelled) else None
-    return image_grid(images) if labels is None else image_grid(images, tile_labels=labels)
+def draw_grid(samples: Samples) -> Image.Image:
+    """A grid of samples, each with its label if there are any."""
+    return image_grid(samples.images, tile_labels=samples.labels)
 
 
 @contextmanager
@@ -124,7 +132,7 @@ class Validation:
     Args:
         args: has the groups `output`, `optimization` and `evaluation`.
         data: the training images.
-        pipelines: name -> (batch size, seed) -> images (B, C, H, W) in [-1, 1]; the first is the one that is scored.
+        pipelines: name -> its `Sampler`; the first is the one that is scored.
     """
 
     trackers: Sequence[Any] = ()  # accelerate's, which get the grids too
@@ -146,12 +154,13 @@ class Validation:
 
     def check(self) -> None:
         """Draw a few images the whole way to a grid and a score: a setting that fails there does so before training."""
-        images = [sample(8, self.args.optimization.seed) for sample in self.pipelines.values()]
-        for drawn in images:
-            image_grid(drawn)
-        extractor = extractor_for(images[0].shape[1:]) if self.args.evaluation.eval_num_samples > 1 else None
+        drawn = [sample(8, self.args.optimization.seed) for sample in self.pipelines.values()]
+        for samples in drawn:
+            draw_grid(samples)
+        images = drawn[0].images
+        extractor = extractor_for(images.shape[1:]) if self.args.evaluation.eval_num_samples > 1 else None
         if extractor is not None:
-            extractor(images[0])
+            extractor(images)
 
     @staticmethod
     def grid_name(step: int, name: str = "ema") -> str:
@@ -159,12 +168,15 @@ class Validation:
         return f"step-{step:06d}{'' if name == 'ema' else '-' + name}.png"
 
     def draw(self, progress: Progress) -> None:
-        """Save a grid of samples from each set of weights, and show it to the tracker."""
+        """Save a grid of samples from each set of weights with their labels, and show it to the tracker."""
+        folder = self.folder / "samples"
+        folder.mkdir(exist_ok=True)
         for name, sample in self.pipelines.items():
-            path = self.folder / "samples" / self.grid_name(progress.step, name)
-            path.parent.mkdir(exist_ok=True)
-            grid = draw_grid(sample, 64, self.args.optimization.seed)
-            grid.save(path)
+            samples = sample(64, self.args.optimization.seed)
+            grid = draw_grid(samples)
+            grid.save(folder / self.grid_name(progress.step, name))
+            if samples.labels is not None:  # whole, as those in a grid are cut
+                (folder / f"{name}-labels.txt").write_text("".join(f"{label}\n" for label in samples.labels))
             for tracker in self.trackers:
                 _track(tracker, f"samples/{name}", grid, progress.step)
 
@@ -176,19 +188,20 @@ class Validation:
             return {}
         extractor, warning = fitting_extractor(shipped, self.data.label_names)
         sample = next(iter(self.pipelines.values()))
-        started, first = time.perf_counter(), min(n, 100)
-        images = [sample(first, 1)]
+        started, first = time.perf_counter(), min(n, _CHUNK)
+        images = sample(first, 1).images
         cost = (time.perf_counter() - started) / first * n
         if cost > 20:
             print(f"Sampling {n} images for the score takes about {cost:.0f} s.")
-        images += [sample(min(100, n - k), 1 + k) for k in range(first, n, 100)]
+        if n > first:
+            images = torch.cat([images, sample(n - first, 1, first).images])
         with known_range():  # early samples may all be bright
             if self._real is None:
                 self._real = measure(_all_images(self.data), extractor)
             metrics = self.args.evaluation.eval_metrics
             if warning is not None:  # metrics of classes do not apply
                 metrics = [key for key in metrics if "logits" not in METRICS[key].needs]
-            report = score(torch.cat(images), self._real, extractor, metrics=metrics)
+            report = score(images, self._real, extractor, metrics=metrics)
         self.report = report if warning is None else replace(report, notes=[warning, *report.notes])
         scores = self.report.scores
         values = {f"eval/{key}": found.value for key, found in scores.items()}

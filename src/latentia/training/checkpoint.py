@@ -86,7 +86,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _numbered(root: Path) -> list[tuple[int, Path]]:
+def numbered(root: Path) -> list[tuple[int, Path]]:
     """The folders named `checkpoint-<number>`, oldest first; other entries are somebody else's and left alone."""
     if not root.is_dir():
         return []
@@ -256,7 +256,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def find_checkpoint(root: Path) -> Path | None:
     """The newest whole checkpoint below `root`; damaged ones are passed over with a warning each."""
-    for _, path in reversed(_numbered(root)):
+    for _, path in reversed(numbered(root)):
         try:
             verify_checkpoint(path)
             return path
@@ -282,7 +282,7 @@ def resolve_resume(value: str | None, root: Path) -> Path | None:
         return None
     if value in ("auto", "latest"):
         found = find_checkpoint(root)
-        if found is None and (value == "latest" or _numbered(root)):
+        if found is None and (value == "latest" or numbered(root)):
             raise CheckpointError(
                 f"resume_from_checkpoint {value}: there is no whole checkpoint in {root}. "
                 "Use resume_from_checkpoint none to start from the beginning."
@@ -290,7 +290,7 @@ def resolve_resume(value: str | None, root: Path) -> Path | None:
         return found
     path = Path(value)
     if not path.is_dir():
-        there = ", ".join(path.name for _, path in _numbered(root)) or "none"
+        there = ", ".join(path.name for _, path in numbered(root)) or "none"
         raise CheckpointError(
             f'resume_from_checkpoint must be "auto", "latest", "none" or the folder of a checkpoint; got "{value}", '
             f"which is not there. Checkpoints of this run: {there}."
@@ -305,7 +305,7 @@ def rotate(root: Path, limit: int | None, run_id: str, keep: frozenset[Path] = f
         return
     keep = frozenset(path.resolve() for path in keep)
     own = []
-    for _, path in _numbered(root):
+    for _, path in numbered(root):
         try:
             if json.loads((path / "manifest.json").read_bytes())["run_id"] == run_id:
                 own.append(path)

@@ -86,7 +86,7 @@ def image_grid(
         )
     for index, text in enumerate(tile_texts):
         x, y = corner(*divmod(index, columns))
-        draw.text((x + width // 2, y + height + 2), text, _INK, font, anchor="mt")
+        draw.text((x + width // 2, y + height + 2), text, _INK, font, anchor="ma")  # one line of writing for a row
     for row, text in enumerate(row_texts):
         draw.text((left - 2, corner(row, 0)[1] + height // 2), text, _INK, font, anchor="rm")
     for column, text in enumerate(column_texts):

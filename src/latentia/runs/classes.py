@@ -1,13 +1,13 @@
-"""Classes that a model is asked for in an evaluation: as often as they occur in the data."""
+"""Classes that a model is asked for in a score or a grid: as often as they occur in the data."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from latentia.data import ImageData
+from latentia.data.base import Dataset
 from latentia.data.order import Numbers, class_shares, in_proportion
 
 
-def classes_of(pipe: Any, count: int | None, real: ImageData) -> tuple[Numbers | None, Numbers | None, tuple[str, ...]]:
+def classes_of(pipe: Any, count: int | None, real: Dataset) -> tuple[Numbers | None, Numbers | None, tuple[str, ...]]:
     """What classes to ask a pipeline for, so that they are as frequent as in the data.
 
     Args:
@@ -22,6 +22,7 @@ def classes_of(pipe: Any, count: int | None, real: ImageData) -> tuple[Numbers |
     Example:
         >>> import torch
         >>> from types import SimpleNamespace
+        >>> from latentia.data import ImageData
         >>> images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
         >>> real = ImageData(images, labels=[0, 0, 0, 1], label_names=["cat", "dog"])
         >>> pipe = SimpleNamespace(config=SimpleNamespace(label_names={"0": "dog", "1": "cat"}))
