@@ -83,7 +83,13 @@ def main() -> None:
                         "density": round(float(found.density), 3),
                     }
                     print(f"{name:6} {extractor.name:6} {stage:24}", rows[stage], flush=True)
-            results.append({"data": name, "extractor": extractor.name, "sha256": extractor.sha256, "rows": rows})
+                order = torch.randperm(len(real), generator=torch.Generator().manual_seed(0)).split(len(test))
+                seen, rest = real[order[0]], real[torch.cat(order[1:])]
+                unseen = predict(images["test images"].split(500), extractor).features
+                # As many images that it was trained on, and test images, from the other training images.
+                distances = {"seen": frechet_distance(seen, rest), "unseen": frechet_distance(unseen, rest)}
+            about = {"data": name, "extractor": extractor.name, "sha256": extractor.sha256}
+            results.append({**about, "fd_of": {key: round(float(d), 3) for key, d in distances.items()}, "rows": rows})
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
     about = {
         "command": "python benchmarks/own_extractor.py --mnist_dir data/mnist",

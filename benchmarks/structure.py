@@ -18,21 +18,10 @@ from collections import Counter
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[1]
-SHARED = {
-    *("__init__", "modeling", "priors", "layers", "convolution", "players", "levels", "mixture"),
-    *(
-        "base",
-        "sampling",
-        "conditioning",
-        "latents",
-        "texts",
-        "rejection",
-        "denoising",
-        "inputs",
-        "capabilities",
-        "arguments",
-    ),
-    *("outputs", "codebook", "image_conditioning"),
+SHARED = {  # by several families
+    *"__init__ base modeling layers convolution priors players levels mixture inputs outputs capabilities".split(),
+    *"arguments sampling conditioning latents texts prompts images rejection denoising codebook".split(),
+    "image_conditioning",
 }
 
 
@@ -56,7 +45,11 @@ def imports(module: str, path: Path) -> set[str]:
             package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
             base = package[: len(package) - node.level + 1] if node.level else []
             start = ".".join([*base, *([node.module] if node.module else [])])
-            found |= {f"{start}.{alias.name}" for alias in node.names} | {start}
+            named = {f"{start}.{alias.name}" for alias in node.names}
+            rooms = start == "latentia" and all(
+                (HERE / "src" / "latentia" / alias.name).is_dir() for alias in node.names
+            )
+            found |= named if rooms else named | {start}  # a room of the package is not its public names
     return found
 
 
