@@ -1,6 +1,7 @@
 """The list of known bugs fits the code: what each replaces stands there once, and its tests exist."""
 
 import importlib.util
+import json
 import sys
 
 import pytest
@@ -21,3 +22,11 @@ def test_a_known_bug_fits_the_code(mutant):
         text = text.replace(old, new)
     compile(text, mutant.file, "exec")
     assert all((ROOT / path).exists() for path in mutant.tests.partition(" -k ")[0].split())
+
+
+def test_the_published_result_is_of_all_known_bugs():
+    result = json.loads((ROOT / "benchmarks" / "results" / "mutants.json").read_text())
+    assert [row["name"] for row in result["mutants"]] == [mutant.name for mutant in mutants.MUTANTS]
+    assert result["killed"] == result["of"] == len(mutants.MUTANTS)
+    page = (ROOT / "docs" / "guarantees.md").read_text()
+    assert f"{result['killed']} of {result['of']} made tests fail" in page
