@@ -2,20 +2,24 @@
 
 import json
 import os
+from functools import partial
 
 import numpy as np
 import psutil
 import pytest
 import torch
+from accelerate import Accelerator
 from children import ended, example
 from PIL import Image
 
 import latentia
-from latentia.data import load_images
+from latentia.data import PlaneData, load_images
 from latentia.errors import UsageError
 from latentia.evaluation import image_grid
 from latentia.runs import validation
 from latentia.runs.start import _use_all_cores
+from latentia.training import progress
+from latentia.training.loop import Hook, Phase, train
 
 TINY = "--dataset_name digits --latent_dim 2 --hidden_sizes 8 --max_train_steps 2 --eval_num_samples 0".split()
 DENSE = ("--latent_dim", "2", "--hidden_sizes", "8")
@@ -183,6 +187,19 @@ def test_a_launcher_leaves_no_core_idle(monkeypatch, child, parent, words, all_c
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {*range(8)}, raising=False)
     _use_all_cores()
     assert chosen == ([8 // int(child.get("LOCAL_WORLD_SIZE", 1))] if all_cores else [])
+
+
+def test_a_run_without_a_bar_ends_as_others(monkeypatch, tmp_path):
+    """TQDM_DISABLE is read when tqdm is imported; the bar then lacks attributes."""
+    monkeypatch.setattr(progress, "tqdm", partial(progress.tqdm, disable=True))
+    weights, data = torch.nn.Linear(2, 1), PlaneData("ring")
+    accelerator = Accelerator(cpu=True)
+    network, optimizer = accelerator.prepare(weights, torch.optim.SGD(weights.parameters(), 0.1))
+    seen = []
+    phase = Phase("network", lambda batch, rng: {"loss": network(batch["x"]).square().mean()}, network, optimizer)
+    hook = Hook(1, lambda at: seen.append(at.step) or {"warning": "so"})
+    train(accelerator, [phase], data, output_dir=tmp_path, max_steps=3, batch_size=4, hooks=[hook])
+    assert seen == [1, 2, 3]
 
 
 def test_the_bar_counts_steps(vae):

@@ -55,7 +55,7 @@ class Log:
         self.accelerator, self.progress, self.path = accelerator, progress, output_dir / "metrics.jsonl"
         self.main, self.max_steps = accelerator.is_main_process, max_steps
         self.sums: dict[str, tuple[Tensor | float, int]] = {}
-        self.rate, self.mark, self.warning = 0.0, (progress.images, progress.seconds), ""
+        self.rate, self.mark, self.warning, self.doing = 0.0, (progress.images, progress.seconds), "", "train"
 
     def __enter__(self):
         if self.main:
@@ -118,7 +118,8 @@ class Log:
 
     def describe(self, what: str) -> None:
         """Say at the bar what is done now, "train" or "validate"."""
-        if self.main and self.bar.desc != f"{what}: ":
+        if self.main and what != self.doing:
+            self.doing = what
             self.bar.set_description(what)
 
     def write(self, values: Mapping[str, float | str]) -> None:
