@@ -454,9 +454,12 @@ def test_unknown_output_types_and_bad_samples_are_refused():
 WRONG = {
     "a string": ("x.png", "got str"),
     "nothing": ([], "got list"),
-    "a palette": (Image.new("P", (4, 4)), "mode L, RGB or RGBA, got P"),
-    "unlike pictures": ([Image.new("L", (4, 4)), Image.new("L", (4, 5))], "alike"),
-    "arrays in a list": ([np.zeros((4, 4, 1))], "PIL images only, got ndarray"),
+    "a palette": (Image.new("P", (4, 4)), "images must have mode L, RGB or RGBA; got P"),
+    "unlike pictures": (
+        [Image.new("L", (4, 4)), Image.new("L", (4, 5))],
+        "images of one call must have one size and mode; got",
+    ),
+    "arrays in a list": ([np.zeros((4, 4, 1))], "images must be PIL images where they are a list; got ndarray"),
     "flat": (np.zeros((4, 4)), r"shape \(H, W, C\)"),
     "empty": (torch.zeros(0, 1, 4, 4), "not be empty"),
     "integers": (torch.zeros(1, 1, 4, 4, dtype=torch.int64), "got torch.int64"),
