@@ -63,10 +63,11 @@ from latentia.training.loop import Phase, learning_rate_schedule, train
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "examples"))
-from train_gan import GameArguments, ModelArguments  # noqa: E402
+from train_gan import Arguments  # noqa: E402
 from train_gan_plane import Scaled  # noqa: E402
 
-GAME, MODEL = GameArguments(), ModelArguments()  # the defaults of the example are what is measured
+DEFAULTS = Arguments()  # of the example: what is measured
+GAME, GENERATOR, DISCRIMINATOR = DEFAULTS.adversarial, DEFAULTS.generator, DEFAULTS.discriminator
 VANILLA = {"objective": "non_saturating", "r1": 0.0, "r2": 0.0}
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 # modes, share of high quality, reverse KL: Lin et al., 2017, arXiv:1712.04086, table 1, means of 10 trials
@@ -214,7 +215,7 @@ def critic_steps(rows: Rows, args) -> None:
 def players(shape, channels, **told):
     torch.manual_seed(0)
     g = DCGANGenerator(shape[1:], shape[0], block_out_channels=channels, **told)
-    shown = {"norm": MODEL.discriminator_norm, "minibatch_std": MODEL.minibatch_std}
+    shown = {"norm": DISCRIMINATOR.discriminator_norm, "minibatch_std": DISCRIMINATOR.minibatch_std}
     return g, DCGANDiscriminator(shape[1:], shape[0], block_out_channels=channels, **shown, **told)
 
 
@@ -457,7 +458,9 @@ def main() -> None:
     parser.add_argument("--train_data_dir", help="MNIST with a test split; not given: the embedded digits")
     parser.add_argument("--steps", type=int, default=8000, help="of 64 pictures: mnist, conditional, stacked")
     parser.add_argument("--small_steps", type=int, default=2000, help="the same: captions, on 8 x 8 digits")
-    parser.add_argument("--channels", type=int, nargs="+", default=[*MODEL.block_out_channels], help="of both networks")
+    parser.add_argument(
+        "--channels", type=int, nargs="+", default=[*GENERATOR.block_out_channels], help="of both networks"
+    )
     parser.add_argument("--overhead_steps", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=9, help="of overhead")
     parser.add_argument("--folder", type=Path, help="to keep the pipelines of mnist and conditional in")

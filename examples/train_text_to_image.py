@@ -85,7 +85,7 @@ def check(args: Arguments, data) -> None:
             'embedded "emoji" has some.'
         )
     if args.text.text_encoder is None:
-        raise UsageError("--text_encoder must name a trained one; examples/train_text_encoder.py trains it.")
+        raise UsageError("--text_encoder must name a trained one: latentia train text_encoder")
     if not 0 <= dropout < 1:
         raise UsageError(f"--caption_dropout must be in [0, 1); got {dropout}.")
     if dropout == 0 and args.sample.guidance_scale != 1:

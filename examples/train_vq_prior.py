@@ -64,7 +64,7 @@ def check(args: Arguments, data) -> None:
     """Refuse flags that would fail later, or contradict each other."""
     condition = args.condition
     if args.code.vqvae is None:
-        raise UsageError("--vqvae must name a trained one; examples/train_vqvae.py trains it.")
+        raise UsageError("--vqvae must name a trained one: latentia train vqvae")
     if condition.class_conditional and condition.caption:
         raise UsageError("--caption must be left out beside --class_conditional: an image has one condition.")
     if condition.caption and data.captions is None:

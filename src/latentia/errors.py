@@ -139,6 +139,16 @@ def check_choice(name: str, value: object, known: Iterable[str]) -> None:
         raise UsageError(f"{name} must be one of {', '.join(choices)}; got {value!r}.{hint}")
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things, such as "1 image" and "2 images".
+
+    Example:
+        >>> counted(1, "image"), counted(2, "image")
+        ('1 image', '2 images')
+    """
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def check_range(
     name: str,
     value: float | Iterable[float] | None,

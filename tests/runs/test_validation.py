@@ -143,7 +143,7 @@ def test_captions_of_the_data_are_the_prompts(tmp_path):
     drawn = sampler(Texts, network(), data)
     assert drawn(8, 3).labels == data.batch(0, 8, seed=3)["captions"] and {*drawn(8, 3).labels} == {*texts}
     args = SimpleNamespace(
-        evaluation=SimpleNamespace(eval_metrics=(), eval_num_samples=0, validation_steps=1, eval_steps=0),
+        evaluation=SimpleNamespace(eval_metrics=("kid",), eval_num_samples=0, validation_steps=1, eval_steps=0),
         optimization=SimpleNamespace(seed=3),
         output=SimpleNamespace(output_dir=str(tmp_path)),
     )

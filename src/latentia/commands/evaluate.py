@@ -20,6 +20,7 @@ from torch import Tensor
 
 from latentia.commands.measurement import (
     Real,
+    check_options,
     find_extractor,
     measure_latents,
     measure_likelihood,
@@ -32,7 +33,7 @@ from latentia.commands.output import open_output
 from latentia.commands.reference import Reference, data_options, find_reference
 from latentia.commands.sources import Source, open_source
 from latentia.data import ImageData
-from latentia.errors import UsageError, check_range
+from latentia.errors import UsageError
 from latentia.evaluation import (
     LatentStructure,
     Likelihood,
@@ -229,7 +230,7 @@ def evaluate(
         (100, 'baseline')
     """
     check_metrics(metrics)
-    check_range("batch_size", batch_size, 1)
+    check_options(batch_size, device, likelihood_images, latent_images, reconstruction_images)
     reference = find_reference(data, [source], settings)
     opening = {"seed": seed, "num_inference_steps": num_inference_steps, "revision": revision, "device": device}
     opened = open_from(source, reference, opening)
@@ -269,8 +270,13 @@ def count_of(sources: Sequence[Source], real: ImageData, n: int | None) -> int:
     """
     most = len(real) // 2
     held = [source.count for source in sources if source.count is not None]
+    for source in sources:
+        if source.count == 1:
+            raise UsageError(f"{source.name} must hold at least 2 images to be measured; it holds 1.")
     if n is None:
         n = min(500, most, *held)
+    if not isinstance(n, int):
+        raise UsageError(f"n must be a whole number; got {n!r}.")
     if not 2 <= n <= most:
         raise UsageError(
             f"n must be from 2 to {most}, half of the {len(real)} real images, so that as many can be held "

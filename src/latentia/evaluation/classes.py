@@ -53,6 +53,7 @@ def class_entropies(logits: torch.Tensor) -> dict[str, torch.Tensor]:
         >>> {key: round(value.item(), 4) for key, value in class_entropies(1e4 * torch.eye(10)).items()}
         {'confidence': 1.0, 'entropy': 0.0, 'marginal_entropy': 2.3026}
     """
+    check_features(logits)
     log_p = logits.cpu().double().log_softmax(1)
     p = log_p.exp()
     return {

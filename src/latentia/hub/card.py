@@ -249,7 +249,7 @@ def _training(recipe, command, hardware, minutes, epochs, seed, lineage) -> list
         line = " ".join(shlex.join(redact_command(command)).split())
         fence = "`" * (max((len(run) for run in re.findall("`+", line)), default=0) + 3)
         lines += ["", f"{fence}text", line, fence]
-    took = "" if minutes is None else f" in {minutes:.4g} minutes"
+    took = "" if minutes is None else f" in {minutes:.3g} minutes" if minutes >= 1 else f" in {60 * minutes:.3g} s"
     known = [] if epochs is None else [f"{epochs:.3g} epochs"]
     known += [f"seed {seed}"] if seed is not None else []
     known += [f"{key} {value}" for key, value in {"latentia": version("latentia"), **lineage}.items()]

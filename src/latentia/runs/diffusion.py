@@ -74,7 +74,7 @@ def latents_of(run: Run, chosen: LatentArguments) -> tuple[Any, LatentData]:
         UsageError: none was named, or images that do not come back in their size.
     """
     if chosen.autoencoder is None:
-        raise UsageError("autoencoder must name a trained one; examples/train_autoencoder_kl.py trains it.")
+        raise UsageError("autoencoder must name a trained one: latentia train autoencoder_kl")
     vae = load_autoencoder(chosen.autoencoder).requires_grad_(False).to(run.device)
     latents = cached_latents(
         run.data,

@@ -15,7 +15,7 @@ from huggingface_hub import get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from latentia.errors import HubError, UsageError
+from latentia.errors import HubError, UsageError, counted
 from latentia.evaluation import plot_curves
 from latentia.hub.card import model_card, redact_command
 from latentia.hub.folder_card import update_card
@@ -85,8 +85,10 @@ def export_run(
         print(*remarks, sep="\n", end="\n" if remarks else "")
         export(pipe, folder, card)
         replace_file(folder / "run_summary.json", json.dumps(summary, indent=1, default=str) + "\n")
-        epochs, kind = summary["epochs"], f"{run.data.modality}s"
-        seen = f"{progress.images} {kind}" if epochs is None else f"{len(run.data)} {kind}, {epochs:g} epochs,"
+        epochs, kind = summary["epochs"], run.data.modality
+        seen = counted(progress.images, kind)
+        if epochs is not None:
+            seen = f"{counted(len(run.data), kind)}, {epochs:g} epochs,"
         print(f"Trained on {seen} in {progress.seconds:.0f} s. Pipeline, card and images: {folder}")
         if report:
             print(report.text())
@@ -184,4 +186,5 @@ def export(pipeline: Any, folder: Path, card: Any) -> None:
 def _hardware(accelerator: Accelerator) -> str:
     if accelerator.device.type == "cuda":
         return f"{accelerator.num_processes} x {torch.cuda.get_device_name(accelerator.device)}"
-    return f"{torch.get_num_threads() * accelerator.num_processes} CPU threads ({platform.machine()})"
+    threads = torch.get_num_threads() * accelerator.num_processes
+    return f"{counted(threads, 'CPU thread')} ({platform.machine()})"
