@@ -184,8 +184,8 @@ def load_images(
         data: ImageData | StreamedImages = StreamedImages(found, plan, asked, random_flip, max_samples)
     elif found.key is None:
         raise UsageError(
-            f"{found.name} can only be read as a stream of rows, mappings with an image; give streaming=True. Images in "
-            "memory become a data set by latentia.data.ImageData(images), uint8 (N, C, H, W)."
+            f"{found.name} can only be read as a stream of rows, mappings with an image; give streaming=True. Images "
+            "in memory become a data set by latentia.data.ImageData(images), uint8 (N, C, H, W)."
         )
     else:
         folder = cache_folder(cache_dir)
