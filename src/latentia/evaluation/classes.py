@@ -65,6 +65,7 @@ def class_entropies(logits: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def class_counts(logits: torch.Tensor) -> list[int]:
     """How many of the images (n, K) are most likely of each of the K classes."""
+    check_features(logits)
     return torch.bincount(logits.cpu().argmax(1), minlength=logits.shape[1]).tolist()
 
 
