@@ -71,7 +71,7 @@ def test_a_file_of_bad_images_is_named(array, rule, tmp_path):
         evaluate(tmp_path / "odd.npy", "digits", **{**SMALL, "n": None})
 
 
-def test_figures_and_notes_are_of_the_metrics_that_were_asked_for(tmp_path):
+def test_figures_and_notes_are_of_the_metrics_asked_for(tmp_path):
     evaluation = evaluate("pca", "digits", **{**SMALL, "metrics": ["sharpness"]})
     assert not any("Frechet" in note for note in evaluation.report.notes)
     evaluation.save(tmp_path / "page")

@@ -262,7 +262,7 @@ OF_FEATURES = [name for name in OF_FEATURES if name not in ("Moments", "plot_fea
 
 
 @pytest.mark.parametrize("name", OF_FEATURES)
-def test_arrays_in_place_of_tensors_are_taken_or_refused(name):
+def test_arrays_in_place_of_tensors_are_refused(name):
     """Features and logits often come as arrays: no AttributeError of what an array has not got."""
     call, given = CALLS[name]
     try:
