@@ -7,11 +7,29 @@ import shlex
 from collections.abc import Iterable
 from typing import Literal
 
+_MOST = 4000  # characters of a message
+
+
+def printable(text: str) -> str:
+    """Escape what is no text for a terminal, such as the codes that set its title or its clipboard, and cut it.
+
+    Names of files, weights and columns come from files of others; a byte of a name that is no UTF-8 is escaped too.
+
+    Example:
+        >>> printable("a\\x1b]0;title\\x07b, photos_\\udce9")
+        'a\\\\x1b]0;title\\\\x07b, photos_\\\\udce9'
+    """
+    cut = text if len(text) <= _MOST else f"{text[:_MOST]}... ({len(text)} characters)"
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in cut)
+
 
 class LatentiaError(ValueError):
     """Something the user can mend. Command lines print the message alone and end with `exit_code`."""
 
     exit_code = 1
+
+    def __init__(self, message: object = ""):
+        super().__init__(printable(str(message)))
 
 
 class UsageError(LatentiaError):

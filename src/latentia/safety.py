@@ -5,7 +5,6 @@ takes no memory, and building stops as soon as its configuration asks for more t
 beside it holds.
 """
 
-import json
 import math
 import re
 import threading
@@ -19,9 +18,8 @@ from safetensors import SafetensorError, safe_open
 from torch.nn.modules import module as hooks
 
 from latentia.errors import CheckpointError, HubError, UsageError
+from latentia.files.reading import MAX_TEXT, check_link, open_file, read_object
 
-MAX_JSON = 1_000_000  # bytes of a configuration
-MAX_TEXT = 2**26  # bytes of a vocabulary
 MAX_NUMBER = 2**20  # layers, channels, pixels, tokens, time steps
 MAX_SIDE = 4096  # pixels
 MAX_ITEMS = 4096  # of one list; DDPM's longest table of betas has 4000
@@ -115,21 +113,6 @@ def fetch(name: str, patterns: list[str], **options: Any) -> Path:
         raise HubError(f"{name} is no file or folder here, and cannot be fetched from the Hub: {error}") from error
 
 
-def check_link(path: Path, home: Path) -> None:
-    """Reject a symbolic link that leads out of `home`; links of the Hub's cache to its own blobs are allowed.
-
-    Raises:
-        CheckpointError: naming the link.
-    """
-    home, target = home.resolve(), path.resolve()
-    blobs = [above.parents[1] / "blobs" for above in (home, *home.parents) if above.parent.name == "snapshots"]
-    if not any(target.is_relative_to(place) for place in (home, *blobs)):
-        raise CheckpointError(
-            f"{path} is a symbolic link out of its folder, to {target}. If you trust that file, replace the link by a "
-            "copy."
-        )
-
-
 def check_files(folder: Path) -> None:
     """Reject symbolic links out of a component's folder, pipes and devices, and text files too large to be parsed.
 
@@ -155,16 +138,7 @@ def read_json(path: Path, *, sizes: bool = True) -> dict[str, Any]:
         CheckpointError: it is missing, not a regular file, too large, nested too deep, not a JSON object, or holds a
             number that is not finite or larger than `MAX_NUMBER`.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent} holds no file {path.name}.")
-    if path.stat().st_size > MAX_JSON:
-        raise CheckpointError(f"{path} has {path.stat().st_size} bytes; at most {MAX_JSON} are read.")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}. Save or fetch it again.") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, got {type(found).__name__}.")
+    found = read_object(path)
     check_values(found, str(path), sizes=sizes)
     return found
 
@@ -272,7 +246,7 @@ def _reject_pickles(folder: Path, wanted: str) -> None:
 
 def _header(path: Path) -> dict[str, Weight]:
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             length = int.from_bytes(file.read(8), "little")
         if length > MAX_HEADER:
             raise CheckpointError(f"{path} is damaged: its header would have {length} bytes, more than {MAX_HEADER}.")

@@ -15,10 +15,11 @@ from pathlib import Path
 from safetensors import safe_open
 
 from latentia.errors import CheckpointError, UsageError, check_range, format_number
+from latentia.files.reading import check_link
+from latentia.files.writing import write_atomically
 from latentia.hub.check import check_loads, saved_class
-from latentia.hub.files import CARD_NAME, check_is_new, may_hold, write_atomically
+from latentia.hub.files import CARD_NAME, check_is_new, may_hold
 from latentia.hub.load import INDEX_NAME, components, read_index
-from latentia.safety import check_link
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _NOT_WEIGHTS = re.compile(r"optimizer|scheduler|scaler|random_states|training_args|rng", re.IGNORECASE)

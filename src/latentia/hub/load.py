@@ -16,8 +16,9 @@ import diffusers
 import torch
 
 from latentia.errors import CheckpointError, did_you_mean
+from latentia.files.reading import check_link
 from latentia.registration import public, public_names
-from latentia.safety import check_files, check_link, check_loader_options, check_network, read_json
+from latentia.safety import check_files, check_loader_options, check_network, read_json
 
 INDEX_NAME = "model_index.json"
 _BASES = {  # of the components of each library; a pipeline in a pipeline would bring an index of its own

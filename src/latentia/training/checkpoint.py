@@ -21,8 +21,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from latentia.cache import sync
 from latentia.errors import CheckpointError, LatentiaError, NumericsError
+from latentia.files.writing import sync
 from latentia.safety import check_files
 
 FORMAT = 2  # 1: latentia 0.1, with other names of weights and other random numbers
