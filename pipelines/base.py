@@ -26,6 +26,7 @@ from latentia.hub.load import (
     read_index,
 )
 from latentia.pipelines.capabilities import LatentPath, Latents, Likelihood
+from latentia.pipelines.denoising import OfCall
 from latentia.safety import check_repository
 
 logger = logging.get_logger(__name__)
@@ -95,7 +96,7 @@ class DiffusionPipeline(DiffusersPipeline):
 
     # Read by callbacks of diffusers while a pipeline denoises, see `latentia.pipelines.denoising`.
     _callback_tensor_inputs: tuple[str, ...] = ("latents",)
-    _num_timesteps, _guidance_scale, _interrupt = 0, 1.0, False
+    _num_timesteps, _guidance_scale, _interrupt = OfCall(), OfCall(), OfCall()
 
     @property
     def num_timesteps(self) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from latentia.errors import CheckpointError, DataError, LatentiaError, UsageError
 from latentia.pipelines.latents import digest_of
+from latentia.pipelines.threads import tokenize
 from latentia.safety import check_files, check_network, fetch, read_json
 
 logger = logging.getLogger(__name__)
@@ -211,7 +212,9 @@ def _encoded(tokenizer, text_encoder, texts, max_length) -> tuple[Tensor, Tensor
         chunk = texts[start : start + _CHUNK - 1]
         # The empty text at the end makes each chunk one with padding: without any, another kernel would be taken.
         asked = [*chunk, *[""] * (_CHUNK - len(chunk))]
-        tokens = tokenizer(asked, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        tokens = tokenize(
+            tokenizer, asked, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        )
         ids, mask = (tokens[key].to(text_encoder.device) for key in ("input_ids", "attention_mask"))
         out = text_encoder(input_ids=ids) if clip else text_encoder(input_ids=ids, attention_mask=mask)
         hidden = out.last_hidden_state.float()
@@ -233,7 +236,7 @@ def _is_clip(text_encoder) -> bool:
 def warn_of_cuts(tokenizer, texts: list[str], length: int) -> None:
     """A word about each text that is too long."""
     room = length - tokenizer.num_special_tokens_to_add()
-    ids = tokenizer(texts, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+    ids = tokenize(tokenizer, texts, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
     cut = {text: own for text, own in zip(texts, ids) if len(own) > room}
     for text, own in list(cut.items())[:3]:
         logger.warning(
