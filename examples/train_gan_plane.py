@@ -31,9 +31,12 @@ from latentia.runs.arguments import (
     network_arguments,
 )
 from latentia.runs.command_line import run_script
+from latentia.runs.export import component_names, export
 from latentia.runs.failure_monitor import FailureMonitor
 from latentia.runs.run import INTERRUPTED, Run
+from latentia.training.checkpoint import replace_file
 from latentia.training.loop import Hook
+from latentia.training.ownership import disk_errors
 
 
 @dataclass(frozen=True)
@@ -211,8 +214,8 @@ def finish(folder: Path, animation: Animation, monitor: FailureMonitor) -> None:
     first.save(folder / "animation.gif", save_all=True, append_images=frames, duration=250, loop=0)
     generator, discriminator = animation.generator.cpu(), animation.discriminator.cpu()
     animation.data.fold_scale(generator, discriminator)
-    GANPipeline(generator, discriminator).save_pretrained(folder)
-    (folder / "run_summary.json").write_text(json.dumps({**result, "warnings": monitor.sentences()}, indent=1) + "\n")
+    export(GANPipeline(generator, discriminator), folder)
+    replace_file(folder / "run_summary.json", json.dumps({**result, "warnings": monitor.sentences()}, indent=1) + "\n")
     print(f"Pipeline, animation and last frame: {folder}")
 
 
@@ -228,6 +231,7 @@ def main(args: Arguments) -> int:
         raise UsageError("--max_train_steps must be given: points of the plane are endless and have no epochs.")
     data = Scaled(chosen.plane, chosen.spread)
     run = Run(args, family="gan", data=data)
+    run.claim(component_names(GANPipeline), ["animation.gif", "animation.png"])
     shape = {"hidden_sizes": args.model.hidden_sizes, "activation": args.model.activation}
     generator = run.prepare("generator", MLPGenerator(latent_dim=args.model.latent_dim, **shape))
     discriminator = run.prepare("discriminator", MLPDiscriminator(pack=chosen.pack, **shape), ema=False)
@@ -250,7 +254,8 @@ def main(args: Arguments) -> int:
     if run.accelerator.is_main_process and not (result.status == "nothing to do" and summary.exists()):
         if not animation.frames:  # the run was finished before, but killed while it was being exported
             animation(result.progress)
-        finish(run.folder, animation, monitor)
+        with disk_errors(run.folder):
+            finish(run.folder, animation, monitor)
     return 0
 
 

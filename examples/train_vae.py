@@ -106,7 +106,10 @@ def main(args: Arguments) -> int:
         weights = {"beta": chosen.beta, "free_bits": chosen.free_bits, "capacity_weight": chosen.capacity_weight}
         return elbo_loss(vae.network, batch, rng, capacity=capacity, **weights)
 
-    return run.train([vae.phase(loss)], lambda weights: VAEPipeline(weights, label_names=run.label_names))
+    def pipeline(weights) -> VAEPipeline:
+        return VAEPipeline(weights, label_names=run.label_names)
+
+    return run.train([vae.phase(loss)], pipeline)
 
 
 if __name__ == "__main__":
