@@ -8,7 +8,6 @@ and "grid" with modes to count, and GAN Lab's "lab_line", "lab_gaussians", "lab_
 
 import copy
 import io
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from latentia.errors import UsageError
 from latentia.evaluation import grid_divergences, mode_coverage
 from latentia.evaluation.modes import PLANE_SAMPLES
 from latentia.evaluation.plane import LAB_SAMPLES
+from latentia.files.writing import write_json
 from latentia.losses.adversarial import gan_discriminator_loss, gan_generator_loss
 from latentia.runs.arguments import (
     EMAArguments,
@@ -34,7 +34,6 @@ from latentia.runs.command_line import run_script
 from latentia.runs.export import component_names, export
 from latentia.runs.failure_monitor import FailureMonitor
 from latentia.runs.run import INTERRUPTED, Run
-from latentia.training.checkpoint import replace_file
 from latentia.training.loop import Hook
 from latentia.training.ownership import disk_errors
 
@@ -215,7 +214,7 @@ def finish(folder: Path, animation: Animation, monitor: FailureMonitor) -> None:
     generator, discriminator = animation.generator.cpu(), animation.discriminator.cpu()
     animation.data.fold_scale(generator, discriminator)
     export(GANPipeline(generator, discriminator), folder)
-    replace_file(folder / "run_summary.json", json.dumps({**result, "warnings": monitor.sentences()}, indent=1) + "\n")
+    write_json(folder / "run_summary.json", {**result, "warnings": monitor.sentences()})
     print(f"Pipeline, animation and last frame: {folder}")
 
 

@@ -19,6 +19,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from latentia.errors import HubError, UsageError
 from latentia.evaluation import plot_curves
+from latentia.files.reading import read_bytes
+from latentia.files.writing import write_json
 from latentia.hub.card import model_card, redact_command
 from latentia.hub.folder_card import update_card
 from latentia.hub.push import check_license, push_to_hub
@@ -27,10 +29,10 @@ from latentia.pipelines.base import DiffusionPipeline
 from latentia.runs.command_line import flat_values
 from latentia.runs.program import lineage, program
 from latentia.runs.validation import Validation, draw_grid
-from latentia.training.checkpoint import read_own, replace_file
+from latentia.training.checkpoint import read_own
 from latentia.training.loop import Result
 from latentia.training.ownership import RUN, claim, delete, list_export, listed
-from latentia.training.progress import read_log
+from latentia.training.progress import MAX_LOG, read_log
 
 INTERRUPTED = 75  # EX_TEMPFAIL: start the same command again
 _RECONSTRUCTION = "reconstruction"  # name of the sampler that draws images beside their reconstructions
@@ -89,7 +91,7 @@ def export_run(
         card, remarks = update_card(folder / "README.md", card)
         print(*remarks, sep="\n", end="\n" if remarks else "")
         export(pipe, folder, card)
-        replace_file(folder / "run_summary.json", json.dumps(summary, indent=1, default=str) + "\n")
+        write_json(folder / "run_summary.json", json.loads(json.dumps(summary, default=str)))
         epochs, kind = summary["epochs"], f"{run.data.modality}s"
         seen = f"{progress.images} {kind}" if epochs is None else f"{len(run.data)} {kind}, {epochs:g} epochs,"
         print(f"Trained on {seen} in {progress.seconds:.0f} s. Pipeline, card and images: {folder}")
@@ -102,7 +104,7 @@ def export_run(
 
 def write_summary(run: Any, result: Result) -> None:
     """Write `run_summary.json` of a run that exports nothing, such as an interrupted one."""
-    replace_file(run.folder / "run_summary.json", json.dumps(_summary(run, result, ()), indent=1) + "\n")
+    write_json(run.folder / "run_summary.json", _summary(run, result, ()))
 
 
 def hub_name(args: Any) -> str:
@@ -163,7 +165,7 @@ def _draw(folder: Path, args: Any, validation: Validation, step: int) -> None:
             shutil.copyfile(drawn, samples / target)
         elif name in validation.pipelines:  # the run was finished before, but killed while it drew
             draw_grid(validation.pipelines[name](64, args.optimization.seed)).save(samples / target)
-    rows = read_log((folder / "metrics.jsonl").read_bytes())
+    rows = read_log(read_bytes(folder / "metrics.jsonl", MAX_LOG))
     keys = sorted({key for row in rows for key in row if key.endswith("/loss")})
     if keys:
         plot_curves(rows, keys, folder / "loss.png", x="images", title="Training")

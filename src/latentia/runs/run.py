@@ -5,7 +5,6 @@ vae = run.prepare("vae", VAE(**run.image, **args.model))
 return run.train([vae.phase(lambda batch, rng: elbo_loss(vae.network, batch, rng))], VAEPipeline)
 """
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from latentia.data import Dataset, StreamedImages
 from latentia.errors import DataError, NumericsError, UsageError
+from latentia.files.writing import write_json
 from latentia.rng import Rng
 from latentia.runs.command_line import flat_values, run_identity
 from latentia.runs.export import INTERRUPTED, check_push, component_names, export_run, write_summary
@@ -25,7 +25,6 @@ from latentia.runs.initial import load_initial_weights
 from latentia.runs.pace import expected_end, only_measures, timed
 from latentia.runs.start import checkpoint_gradients, load_data, start
 from latentia.runs.validation import Sampler, Validation, sampler
-from latentia.training.checkpoint import replace_file
 from latentia.training.ema import EMA
 from latentia.training.loop import Hook, Phase, Result, learning_rate_schedule, train
 from latentia.training.ownership import RUN, claim, disk_errors
@@ -309,7 +308,7 @@ class Run:
             if self.accelerator.is_main_process:
                 summary = {"status": "failed", "exit_code": error.exit_code, "error": str(error)}
                 with disk_errors(self.folder):
-                    replace_file(self.folder / "run_summary.json", json.dumps(summary, indent=1) + "\n")
+                    write_json(self.folder / "run_summary.json", summary)
             raise
 
     def finish(

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from latentia.errors import CheckpointError, LatentiaError, NumericsError
+from latentia.files.reading import MAX_TEXT, read_object
 from latentia.files.writing import sync
 from latentia.safety import check_files
 
@@ -75,13 +76,6 @@ def write_durably(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, never a part."""
-    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    write_durably(staging, text.encode())
-    os.replace(staging, path)
-
-
 def read_own(path: Path) -> dict[str, Any]:
     """Read a JSON object that a run wrote for itself; empty if the file is missing or damaged.
 
@@ -89,11 +83,9 @@ def read_own(path: Path) -> dict[str, Any]:
         >>> read_own(Path("/nowhere.json"))
         {}
     """
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    with suppress(LatentiaError):
+        return read_object(path, MAX_TEXT)
+    return {}
 
 
 def _sha256(path: Path) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from latentia.errors import NumericsError, UsageError
+from latentia.files.writing import write_json
 from latentia.rng import Rng, seed_from, seed_global
 from latentia.training import checkpoint as ckpt
 from latentia.training.ema import EMA
@@ -212,7 +213,7 @@ def train(
                 accelerator.print(changed)
         if accelerator.is_main_process:
             with disk_errors(folder):
-                ckpt.replace_file(folder / "training_config.json", json.dumps(arguments or {}, indent=1) + "\n")
+                write_json(folder / "training_config.json", arguments or {})
         stack.callback(_put_back, phases, base_rates, parameters)
         stop = stack.enter_context(Signals())
         log = stack.enter_context(Log(accelerator, folder, progress, max_steps))

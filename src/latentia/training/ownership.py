@@ -5,7 +5,6 @@ the pipeline that it exported. Deletion goes by lists of patterns and never thro
 """
 
 import glob
-import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from latentia.errors import CheckpointError, LatentiaError, UsageError
+from latentia.files.writing import write_json
 from latentia.training import checkpoint as ckpt
 from latentia.training.state import lock
 
@@ -56,7 +56,7 @@ def claim(folder: Path, command: str, *, files: Iterable[str] = (), folders: Ite
     if writer != command:
         raise UsageError(f"output_dir {folder} holds results of {writer}. Give another.")
     earlier = not found and _of_an_earlier_version(folder)
-    known = {MARK, ".lock", *_strings(found.get("names"))}
+    known = {*_strings(found.get("names"))}
     names = {**dict.fromkeys(files, "file"), **dict.fromkeys(folders, "folder")}
     for name, kind in names.items():
         path = folder / name
@@ -69,17 +69,15 @@ def claim(folder: Path, command: str, *, files: Iterable[str] = (), folders: Ite
             continue
         if not (path.is_file() if kind == "file" else path.is_dir()):
             raise UsageError(f"output_dir {folder} holds {name}, where a {kind} must be. Move it, or give another.")
-        mine = (
-            name in known or earlier or (kind == "folder" and (not any(path.iterdir()) or _is_claimed(path, command)))
-        )
-        if not mine:
+        free = name == ".lock" or (kind == "folder" and (not any(path.iterdir()) or _is_claimed(path, command)))
+        if not (earlier or free or name in known):
             raise UsageError(
                 f"output_dir {folder} holds {name}, which no {command} wrote there, and files of others are not "
                 "written over. Move it, or give another."
             )
     exported = _earlier_export(folder) if earlier else _strings(found.get("files"))
     known |= {Path(name).parts[0] for name in exported}
-    _write(folder, command, {*known, *names} - {MARK}, exported)
+    _write(folder, command, {*known, *names}, exported)
 
 
 def list_export(folder: Path, files: Iterable[str]) -> None:
@@ -119,7 +117,8 @@ def probe(folder: Path, longest: str) -> None:
 def clean(folder: Path) -> None:
     """Delete what killed writes left in a claimed folder: staging of checkpoints, and of files that are replaced."""
     ckpt.clean_staging(folder / "checkpoints")
-    delete(folder, [f".{glob.escape(name)}.{'[0-9a-f]' * 8}" for name in (*listed(folder)[0], MARK)])
+    delete(folder, [f".{glob.escape(name)}.partial-*" for name in (*listed(folder)[0], MARK)])
+    delete(folder, [f".{name}.{'[0-9a-f]' * 8}" for name in FILES])  # of earlier versions
 
 
 def delete_run(folder: Path, patterns: Iterable[str] = ()) -> None:
@@ -174,7 +173,7 @@ def _matches(folder: Path, parts: list[str]) -> Iterator[Path]:
 def _write(folder: Path, command: str, names: Iterable[str], files: Iterable[str]) -> None:
     mark = {"command": command, "names": sorted({*names}), "files": sorted({*files})}
     if mark != ckpt.read_own(folder / MARK):
-        ckpt.replace_file(folder / MARK, json.dumps(mark, indent=1) + "\n")
+        write_json(folder / MARK, mark)
 
 
 def _strings(found: Any) -> list[str]:

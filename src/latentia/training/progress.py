@@ -15,7 +15,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from latentia.errors import CheckpointError
-from latentia.training.checkpoint import replace_file
+from latentia.files.reading import read_bytes
+from latentia.files.writing import write_text
 from latentia.training.ownership import disk_errors
 
 
@@ -48,6 +49,9 @@ def peak_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+MAX_LOG = 2**30  # bytes of a `metrics.jsonl`
 
 
 def read_log(data: bytes) -> list[dict[str, Any]]:
@@ -111,12 +115,12 @@ class Log:
     def _keep_up_to(self, images: int) -> None:
         """Lines of steps that will be run again are dropped, so each step stands in the file once."""
         if self.path.exists():
-            data = self.path.read_bytes()
+            data = read_bytes(self.path, MAX_LOG)
             rows = read_log(data)
             unreadable = sum(1 for line in data.splitlines() if line.strip()) - len(rows)
             if unreadable:
                 print(f"{self.path}: {unreadable} lines that no run wrote whole are left out.")
-            replace_file(self.path, "".join(f"{json.dumps(row)}\n" for row in rows if row["images"] <= images))
+            write_text(self.path, "".join(f"{json.dumps(row)}\n" for row in rows if row["images"] <= images))
 
     def add(self, values: Mapping[str, Tensor | float]) -> None:
         for key, value in values.items():
