@@ -17,7 +17,7 @@ from PIL import Image
 
 from latentia import GANPipeline, MLPDiscriminator, MLPGenerator
 from latentia.data.plane import PlaneData
-from latentia.errors import UsageError
+from latentia.errors import Count, Natural, Positive, Size, UsageError, Weight
 from latentia.evaluation import grid_divergences, mode_coverage
 from latentia.evaluation.modes import PLANE_SAMPLES
 from latentia.evaluation.plane import LAB_SAMPLES
@@ -44,19 +44,19 @@ class PlaneArguments:
 
     plane: str = "ring"
     """Distribution of the points, a name of `latentia.data.plane.PLANES`."""
-    spread: float = 3.0
+    spread: Positive = 3.0
     """Standard deviation to which points are scaled for the networks; their samples are scaled back."""
     objective: str = "relativistic"
     """minimax, non_saturating, least_squares, hinge, wasserstein or relativistic."""
-    r1: float = 1.0
+    r1: Weight = 1.0
     """Weight of the discriminator's squared gradient at real points; 0: none."""
-    r2: float = 1.0
+    r2: Weight = 1.0
     """The same at generated points."""
-    n_critic: int = 1
+    n_critic: Count = 1
     """Steps of the discriminator for one of the generator."""
-    pack: int = 1
+    pack: Size = 1
     """Points that the discriminator discriminates together."""
-    frame_steps: int = 250
+    frame_steps: Natural = 250
     """Steps between frames of the animation; 0: the last image alone."""
 
 
@@ -220,8 +220,6 @@ def finish(folder: Path, animation: Animation, monitor: FailureMonitor) -> None:
 
 def main(args: Arguments) -> int:
     chosen, options = args.plane, args.optimization
-    if chosen.n_critic < 1:
-        raise UsageError(f"--n_critic must be at least 1; got {chosen.n_critic}.")
     if options.compile:
         raise UsageError("--compile must be left out: the penalties need second derivatives, which it does not have.")
     if options.init_from is not None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from latentia.data import load_images
 from latentia.errors import UsageError, check_choice
-from latentia.runs.arguments import DataArguments
+from latentia.runs.arguments import DataArguments, check_ranges
 from latentia.runs.command_line import flat_values
 from latentia.training.ownership import FILES as LOOP_FILES
 from latentia.training.ownership import RUN, claim, delete_run
@@ -34,16 +34,14 @@ def start(args: Any) -> Accelerator:
     """Check the flags, and prepare the output folder and what accelerate needs; nothing has been computed yet.
 
     Args:
-        args: has the groups `output`, `optimization` and `hub`. A group with a method `check` is asked to check itself.
+        args: has the groups `output`, `optimization` and `hub`.
 
     Raises:
         UsageError: a flag is out of its range, `output_dir` is a file or cannot be written, a tracker is not known or
             not installed, or fp16 was asked for without a GPU.
     """
     options = args.optimization
-    for group in vars(args).values():
-        if hasattr(group, "check"):
-            group.check()
+    check_ranges(args)
     if options.allow_tf32:
         torch.set_float32_matmul_precision("high")
     _use_all_cores()
