@@ -17,7 +17,7 @@ from torch import Tensor
 from latentia.errors import CheckpointError, HubError, LatentiaError, UsageError, did_you_mean
 from latentia.hub.load import (
     INDEX_NAME,
-    check_component,
+    check_components,
     check_kept,
     component_class,
     components,
@@ -169,10 +169,9 @@ class DiffusionPipeline(DiffusersPipeline):
         folder = name if local else str(cls.download(name, **kwargs))
         index = read_index(folder)
         where = os.path.join(name, INDEX_NAME)
-        for component, (library, saved) in components(index).items():
-            if component not in kwargs:
-                part = component_class(library, saved, where)
-                check_component(part, Path(folder), component, kwargs.get("variant"))
+        asked = {name: pair for name, pair in components(index).items() if name not in kwargs}
+        kinds = {name: component_class(*pair, where) for name, pair in asked.items()}
+        check_components(kinds, Path(folder), kwargs.get("variant"))
         kind = pipeline_class(index, where) if cls is DiffusionPipeline else cls
         check_kept(kind, index, where)
         kwargs["use_safetensors"] = True

@@ -3,17 +3,18 @@
 import json
 import logging
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from latentia.errors import CheckpointError, DataError, LatentiaError, UsageError
+from latentia.errors import CheckpointError, DataError, UsageError
+from latentia.foreign import TEXT_ENCODERS, foreign_class
+from latentia.hub.load import check_components
 from latentia.pipelines.latents import digest_of
 from latentia.pipelines.threads import tokenize
-from latentia.safety import check_files, check_network, fetch, read_json
+from latentia.safety import fetch, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -44,16 +45,6 @@ def load_text_encoder(source: str | Path, *, revision: str | None = None, cache_
         HubError: the repository cannot be had.
         UsageError: no such folder or repository, or it holds no text encoder.
     """
-    from transformers import (
-        MODEL_FOR_TEXT_ENCODING_MAPPING,
-        AutoConfig,
-        AutoModel,
-        AutoModelForTextEncoding,
-        AutoTokenizer,
-        CLIPTextModel,
-        CLIPTextModelWithProjection,
-    )
-
     folder = _folder(source, revision, cache_dir)
     place = folder / "text_encoder" if (folder / "text_encoder").is_dir() else folder
     words = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
@@ -62,26 +53,24 @@ def load_text_encoder(source: str | Path, *, revision: str | None = None, cache_
             f"{source} must hold a text encoder: config.json of a model of transformers, or the folders tokenizer/ and "
             "text_encoder/. examples/train_text_encoder.py leaves such a one."
         )
-    check_files(words)
-    saved = read_json(place / "config.json")
+    saved, settings = read_json(place / "config.json"), words / "tokenizer_config.json"
+    named = read_json(settings, sizes=False) if settings.exists() else {}
+    model_type = str(saved.get("model_type"))
+    if model_type not in TEXT_ENCODERS:
+        raise CheckpointError(
+            f"{place} must hold a text encoder of the kinds {', '.join(TEXT_ENCODERS)}; got {model_type!r}. Load others "
+            "with transformers and pass tokenizer and text_encoder to the pipeline."
+        )
+    encoder_class, tokenizer_class = TEXT_ENCODERS[model_type]
+    if saved.get("architectures") == ["CLIPTextModel"]:
+        encoder_class = "CLIPTextModel"
+    tokenizer_class = str(named.get("tokenizer_class") or saved.get("tokenizer_class") or tokenizer_class)
+    kind, words_kind = (foreign_class("transformers", name, str(source)) for name in (encoder_class, tokenizer_class))
+    check_components({"text_encoder": kind, "tokenizer": words_kind}, folder)
     try:
-        kind: Any
-        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
-        if config.model_type in ("clip", "clip_text_model"):
-            kind = CLIPTextModel if config.architectures == ["CLIPTextModel"] else CLIPTextModelWithProjection
-        else:
-            kind = AutoModelForTextEncoding if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
         options: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
-        if kind in (AutoModel, AutoModelForTextEncoding):
-            options["trust_remote_code"] = False
-            build = partial(kind.from_config, config, trust_remote_code=False)
-        else:
-            build = partial(kind, kind.config_class.from_pretrained(place))
-        check_network(place, saved, "model", build)
-        encoder, info = kind.from_pretrained(place, **options)
-        tokenizer = AutoTokenizer.from_pretrained(words, trust_remote_code=False)
-    except LatentiaError:
-        raise
+        encoder, info = kind.from_pretrained(place, local_files_only=True, **options)
+        tokenizer = words_kind.from_pretrained(words, local_files_only=True)
     except Exception as error:  # each of the layers below has errors of its own
         raise CheckpointError(f"{source} cannot be loaded as a tokenizer and a text encoder: {error}") from error
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))

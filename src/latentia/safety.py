@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch.nn.modules import module as hooks
 
 from latentia.errors import CheckpointError, HubError, UsageError
-from latentia.files.reading import MAX_TEXT, check_link, open_file, read_object
+from latentia.files.reading import MAX_JSON, MAX_TEXT, check_link, open_file, read_object
 
 MAX_NUMBER = 2**20  # layers, channels, pixels, tokens, time steps
 MAX_SIDE = 4096  # pixels
@@ -27,11 +27,14 @@ MAX_DEPTH = 16
 MAX_HEADER = 2**24  # bytes; more than 100 000 tensors
 _SIDES = ("sample_size", "image_size", "resolution", "height", "width", "shortest_edge")
 _LARGE = ("theta", "model_max_length", "_version")  # keys of numbers that size nothing
-_LOADER_OPTIONS = {  # a file that could set these would choose what is imported, fetched or unpickled
+_LOADER_OPTIONS = {  # a file that could set these would choose what is imported, fetched, unpickled or read
     *("trust_remote_code", "custom_pipeline", "use_safetensors", "weights_only", "device_map", "quantization_config"),
     *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "use_kernels"),
     *("experts_implementation", "_experts_implementation", "_experts_implementation_internal"),
+    *("fast_tokenizer_files", "gguf_file", "init_inputs", "merges", "merges_file", "tokenizer_object", "vocab"),
+    *("vocab_file", "spm_file"),
 }
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "unigram.json")
 _SUBFOLDER = re.compile(r"[A-Za-z0-9_\-]+(/[A-Za-z0-9_\-]+)*")
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors")
 _FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
@@ -113,8 +116,12 @@ def fetch(name: str, patterns: list[str], **options: Any) -> Path:
         raise HubError(f"{name} is no file or folder here, and cannot be fetched from the Hub: {error}") from error
 
 
-def check_files(folder: Path) -> None:
+def check_files(folder: Path, most: int = MAX_JSON) -> None:
     """Reject symbolic links out of a component's folder, pipes and devices, and text files too large to be parsed.
+
+    Args:
+        folder: of the component.
+        most: bytes of a text file; a vocabulary may have `MAX_TEXT`. Default 1 MB.
 
     Raises:
         CheckpointError: naming the file.
@@ -123,8 +130,9 @@ def check_files(folder: Path) -> None:
         check_link(path, folder)
         if not path.is_file() and not path.is_dir():  # a pipe would be waited for without end
             raise CheckpointError(f"{path} must be a regular file or a folder; it is a pipe, a socket or a device.")
-        if path.suffix in (".json", ".txt", ".jinja", ".model") and path.stat().st_size > MAX_TEXT:
-            raise CheckpointError(f"{path} has {path.stat().st_size} bytes; at most {MAX_TEXT} are read.")
+        bound = MAX_TEXT if path.name in _VOCABULARIES or path.suffix == ".model" else most
+        if path.suffix in (".json", ".txt", ".jinja", ".model") and path.stat().st_size > bound:
+            raise CheckpointError(f"{path} has {path.stat().st_size} bytes; at most {bound} are read.")
 
 
 def read_json(path: Path, *, sizes: bool = True) -> dict[str, Any]:
@@ -345,28 +353,3 @@ def differences(network: torch.nn.Module, held: Mapping[str, Weight]) -> dict[st
         },
     }
     return {what: keys for what, keys in found.items() if keys}
-
-
-def check_network(
-    folder: Path, config: dict[str, Any], stem: str, build: Callable[[], torch.nn.Module], variant: str | None = None
-) -> None:
-    """Check the files of a network of diffusers or transformers before it is loaded, and its size against its weights.
-
-    Args:
-        folder: holds config.json and the weights.
-        config: the parsed config.json.
-        stem: of the weights, as in `read_weight_headers`.
-        build: makes the network from `config`.
-        variant: of the weights, such as "fp16", where the folder has such files. Default none.
-
-    Raises:
-        CheckpointError: a file is missing, a symbolic link out of the folder, too large, or sets an option of a
-            loader; the network asks for more than its weights hold.
-    """
-    check_files(folder)
-    check_loader_options(config, str(folder / "config.json"))
-    if (folder / "adapter_config.json").exists():
-        raise CheckpointError(f"{folder} holds adapter_config.json, which names weights elsewhere. Merge them first.")
-    held = read_weight_headers(folder, stem, variant if variant and any(folder.glob(f"{stem}*.{variant}*")) else None)
-    # Weights may be shared, of an older layout, or of one half of a network only.
-    build_on_meta(build, held, str(folder), factor=4)

@@ -218,7 +218,7 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: naming the first file that is missing, cut or altered.
     """
     if path.is_dir():
-        check_files(path)
+        check_files(path, MAX_TEXT)
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
         version = manifest["format"]
