@@ -259,7 +259,7 @@ class DiffusionPipeline(DiffusersPipeline):
         of that file as text, "10" before "2": the index of a name is its key, never its place.
 
         Raises:
-            UsageError: the keys of a mapping are not the indices 0 to n - 1.
+            UsageError: the keys of a mapping are not the indices 0 to n - 1, or a name is no text.
         """
         if isinstance(label_names, Mapping):
             by_index = {str(key): name for key, name in label_names.items()}
@@ -269,6 +269,8 @@ class DiffusionPipeline(DiffusersPipeline):
                     f"{', '.join(sorted(wrong))} is missing among {', '.join(by_index)}."
                 )
             label_names = [by_index[str(i)] for i in range(len(by_index))]
+        if wrong_names := [name for name in label_names or () if not isinstance(name, str)]:
+            raise UsageError(f"label_names must be texts; got {wrong_names[0]!r}.")
         self.register_to_config(label_names=label_names and {str(i): name for i, name in enumerate(label_names)})
 
     def _class_indices(

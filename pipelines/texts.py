@@ -58,8 +58,8 @@ def load_text_encoder(source: str | Path, *, revision: str | None = None, cache_
     model_type = str(saved.get("model_type"))
     if model_type not in TEXT_ENCODERS:
         raise CheckpointError(
-            f"{place} must hold a text encoder of the kinds {', '.join(TEXT_ENCODERS)}; got {model_type!r}. Load others "
-            "with transformers and pass tokenizer and text_encoder to the pipeline."
+            f"{place} must hold a text encoder of the kinds {', '.join(TEXT_ENCODERS)}; got {model_type!r}. Load "
+            "others with transformers and pass tokenizer and text_encoder to the pipeline."
         )
     encoder_class, tokenizer_class = TEXT_ENCODERS[model_type]
     if saved.get("architectures") == ["CLIPTextModel"]:

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from latentia.errors import DataError
+
 GLOBAL_RNG = threading.Lock()  # held while torch's own generator is seeded or drawn from
 _TOKENIZING, _USES_LOCK = threading.Lock(), threading.Lock()
 _USES: dict[nn.Module, tuple[int, bool]] = {}  # networks in use: how often, and whether they were in training mode
@@ -19,9 +21,17 @@ def tokenize(tokenizer, texts: Sequence[str], **options: Any) -> Any:
         >>> from latentia.models.clip import train_tokenizer
         >>> tokenize(train_tokenizer(["a red heart"], vocab_size=300), ["red"], add_special_tokens=False)["input_ids"]
         [[265]]
+
+    Raises:
+        DataError: the tokenizer fails on the texts, such as on half a surrogate pair, which is no character.
     """
     with _TOKENIZING:
-        return tokenizer(texts, **options)
+        try:
+            return tokenizer(texts, **options)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of Rust is no Exception
+            raise DataError(f"tokenizer cannot take {str(list(texts))[:200]}: {error}") from error
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from latentia.errors import CheckpointError, did_you_mean
+from latentia.errors import CheckpointError, UsageError, did_you_mean
 from latentia.safety import build_on_meta, check_files, check_loader_options, read_json, read_weight_headers
 
 # What transformers reads beside config.json and vocabularies.
@@ -76,7 +76,8 @@ def foreign_class(library: str, name: str, where: str) -> Any:
         where: the file that names it, for messages.
 
     Raises:
-        CheckpointError: the class is not on the list, the library lacks it, or cannot be imported.
+        CheckpointError: the class is not on the list, or the library lacks it.
+        UsageError: the library is not installed.
 
     Example:
         >>> foreign_class("transformers", "DiaProcessor", "model_index.json")  # doctest: +ELLIPSIS
@@ -93,8 +94,8 @@ def foreign_class(library: str, name: str, where: str) -> Any:
     try:
         found = getattr(import_module(library), name, None)
     except ImportError as error:
-        raise CheckpointError(
-            f"{where} needs {name} of {library}, which cannot be imported: {error}. Install {library} and try again."
+        raise UsageError(
+            f"{where} needs {name} of {library}, which cannot be imported: {error}. pip install latentia[text]"
         ) from error
     if not isinstance(found, type):
         raise CheckpointError(f"{where} names {name}, which the installed {library} lacks. Install another version.")

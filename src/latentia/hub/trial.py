@@ -19,7 +19,7 @@ SECONDS = 60
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".onnx", ".ot")
 _WAY = "If you trust it, load that part with transformers and pass it to the pipeline as an argument."
 # Content that needs no trial: the tokenizer of pretrained/emoji.
-KNOWN = frozenset({""})
+KNOWN = frozenset({"4c9b705e91a07a9d34268dc3d65dfdeb"})
 
 
 def content_of(name: str, folder: Path) -> tuple[str, int]:

@@ -166,9 +166,9 @@ def transformers_extractor(
         device: where it runs.
 
     Raises:
-        UsageError: the name is neither a folder nor a repository's.
-        CheckpointError: no vision model of these kinds, transformers is not installed, weights that are missing,
-            damaged or not safetensors, or a preprocessing that is not known here.
+        UsageError: transformers is not installed, or the name is neither a folder nor a repository's.
+        CheckpointError: no vision model of these kinds, weights that are missing, damaged or not
+            safetensors, or a preprocessing that is not known here.
         HubError: the repository cannot be fetched.
 
     Example:
