@@ -17,7 +17,7 @@ from torch import Tensor
 from latentia.errors import CheckpointError, HubError, LatentiaError, UsageError, did_you_mean
 from latentia.hub.load import (
     INDEX_NAME,
-    check_component,
+    check_components,
     check_kept,
     component_class,
     components,
@@ -26,6 +26,7 @@ from latentia.hub.load import (
     read_index,
 )
 from latentia.pipelines.capabilities import LatentPath, Latents, Likelihood
+from latentia.pipelines.denoising import OfCall
 from latentia.safety import check_repository
 
 logger = logging.get_logger(__name__)
@@ -95,7 +96,7 @@ class DiffusionPipeline(DiffusersPipeline):
 
     # Read by callbacks of diffusers while a pipeline denoises, see `latentia.pipelines.denoising`.
     _callback_tensor_inputs: tuple[str, ...] = ("latents",)
-    _num_timesteps, _guidance_scale, _interrupt = 0, 1.0, False
+    _num_timesteps, _guidance_scale, _interrupt = OfCall(), OfCall(), OfCall()
 
     @property
     def num_timesteps(self) -> int:
@@ -168,10 +169,9 @@ class DiffusionPipeline(DiffusersPipeline):
         folder = name if local else str(cls.download(name, **kwargs))
         index = read_index(folder)
         where = os.path.join(name, INDEX_NAME)
-        for component, (library, saved) in components(index).items():
-            if component not in kwargs:
-                part = component_class(library, saved, where)
-                check_component(part, Path(folder), component, kwargs.get("variant"))
+        asked = {name: pair for name, pair in components(index).items() if name not in kwargs}
+        kinds = {name: component_class(*pair, where) for name, pair in asked.items()}
+        check_components(kinds, Path(folder), kwargs.get("variant"))
         kind = pipeline_class(index, where) if cls is DiffusionPipeline else cls
         check_kept(kind, index, where)
         kwargs["use_safetensors"] = True
@@ -259,7 +259,7 @@ class DiffusionPipeline(DiffusersPipeline):
         of that file as text, "10" before "2": the index of a name is its key, never its place.
 
         Raises:
-            UsageError: the keys of a mapping are not the indices 0 to n - 1.
+            UsageError: the keys of a mapping are not the indices 0 to n - 1, or a name is no text.
         """
         if isinstance(label_names, Mapping):
             by_index = {str(key): name for key, name in label_names.items()}
@@ -269,6 +269,8 @@ class DiffusionPipeline(DiffusersPipeline):
                     f"{', '.join(sorted(wrong))} is missing among {', '.join(by_index)}."
                 )
             label_names = [by_index[str(i)] for i in range(len(by_index))]
+        if wrong_names := [name for name in label_names or () if not isinstance(name, str)]:
+            raise UsageError(f"label_names must be texts; got {wrong_names[0]!r}.")
         self.register_to_config(label_names=label_names and {str(i): name for i, name in enumerate(label_names)})
 
     def _class_indices(

@@ -1,17 +1,43 @@
 """Errors that say which argument, what rule, what was given and a way out; each kind has its exit code."""
 
 import difflib
+import functools
+import inspect
 import math
+import numbers
 import re
 import shlex
-from collections.abc import Iterable
-from typing import Literal
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_MOST = 4000  # characters of a message
+
+
+def printable(text: str) -> str:
+    """Escape what is no text for a terminal, such as the codes that set its title or its clipboard, and cut it.
+
+    Names of files, weights and columns come from files of others; a byte of a name that is no UTF-8 is escaped too.
+
+    Example:
+        >>> printable("a\\x1b]0;title\\x07b, photos_\\udce9")
+        'a\\\\x1b]0;title\\\\x07b, photos_\\\\udce9'
+    """
+    cut = text if len(text) <= _MOST else f"{text[:_MOST]}... ({len(text)} characters)"
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in cut)
 
 
 class LatentiaError(ValueError):
     """Something the user can mend. Command lines print the message alone and end with `exit_code`."""
 
     exit_code = 1
+
+    def __init__(self, message: object = ""):
+        super().__init__(printable(str(message)))
 
 
 class UsageError(LatentiaError):
@@ -149,6 +175,135 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 
 
+@dataclass(frozen=True)
+class Range:
+    """The range of a number, declared in its type: `Annotated[int, Range(1)]`.
+
+    Args:
+        low, high: the ends; infinite (default): no end there.
+        closed: which ends belong to the range: "both" (default), "left", "right" or "neither".
+        most: a technical limit of the absolute value, which is said only to who goes beyond it. Default infinite.
+
+    Example:
+        >>> Range(0, 1, closed="left").rule()
+        'in [0, 1)'
+        >>> Range(1, most=2**20).rule()
+        'at least 1'
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    closed: Literal["both", "left", "right", "neither"] = "both"
+    most: float = math.inf
+
+    def __contains__(self, value: float) -> bool:
+        from_low, to_high = self.closed in ("both", "left"), self.closed in ("both", "right")
+        above = self.low <= value if from_low else self.low < value
+        below = value <= self.high if to_high else value < self.high
+        return _is_finite(value) and above and below and abs(value) <= self.most
+
+    def rule(self, wrong: Iterable[float] = ()) -> str:
+        """What a number must be, as words that follow "must be", for the numbers that are not."""
+        from_low, to_high = self.closed in ("both", "left"), self.closed in ("both", "right")
+        low, high, wrong = format_number(self.low), format_number(self.high), list(wrong)
+        if any(_is_finite(value) and abs(value) > self.most for value in wrong):
+            return f"at most {format_number(self.most)}"
+        if self.high == math.inf:
+            rule = f"at least {low}" if from_low else "positive" if self.low == 0 else f"above {low}"
+            rule = "finite" if self.low == -math.inf else rule
+        elif self.low == -math.inf:
+            rule = f"at most {high}" if to_high else f"below {high}"
+        else:
+            rule = f"in {'[' if from_low else '('}{low}, {high}{']' if to_high else ')'}"
+        return rule if rule == "finite" or all(map(_is_finite, wrong)) else f"{rule} and finite"
+
+
+def _is_finite(value: float) -> bool:
+    return isinstance(value, int) or math.isfinite(value)  # an integer may be too large for a float
+
+
+Size = Annotated[int, Range(1, most=2**20)]  # channels, layers, pixels, tokens: what a network is made of
+Count = Annotated[int, Range(1, most=2**40)]  # steps, images
+Natural = Annotated[int, Range(0, most=2**40)]
+Seed = Annotated[int, Range(0, most=2**63 - 1)]
+Positive = Annotated[float, Range(0, closed="neither", most=1e30)]  # within what float32 holds
+Weight = Annotated[float, Range(0, most=1e30)]
+Share = Annotated[float, Range(0, 1)]
+Rate = Annotated[float, Range(0, 1, "left")]  # of dropout, of decay
+Finite = Annotated[float, Range(most=1e30)]
+
+
+def ranges(annotated: Any) -> dict[str, Range]:
+    """The ranges that are declared in the types of a function's arguments, or of a class's fields.
+
+    Example:
+        >>> def train(steps: Count | None, widths: tuple[Size, ...], name: str): ...
+        >>> {name: found.rule() for name, found in ranges(train).items()}
+        {'steps': 'at least 1', 'widths': 'at least 1'}
+    """
+    hints = typing.get_type_hints(annotated, include_extras=True)
+    return {name: found for name, hint in hints.items() if (found := range_of(hint)) is not None}
+
+
+def range_of(hint: Any) -> Range | None:
+    """The range in a type, or in a type that it is made of; None if there is none."""
+    if isinstance(hint, Range):
+        return hint
+    parts = (*typing.get_args(hint), *getattr(hint, "__metadata__", ()))
+    return next((found for part in parts if (found := range_of(part)) is not None), None)
+
+
+def check_arguments(function: Callable[P, T]) -> Callable[P, T]:
+    """A decorator: each call checks the numbers that are given against the ranges that their types declare.
+
+    Example:
+        >>> @check_arguments
+        ... def train(steps: Count = 1): ...
+        >>> train(steps=0)
+        Traceback (most recent call last):
+        latentia.errors.UsageError: steps must be at least 1; got 0.
+    """
+    signature = inspect.signature(function)
+    found: dict[str, Range] = {}
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        if not found:
+            found.update(ranges(function))
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            if name in found:
+                check_value(name, value, found[name])
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def check_value(name: str, value: Any, allowed: Range, advice: str = "") -> None:
+    """Raises a `UsageError` unless a number, or each of several, is in a range; what is no number passes.
+
+    Args:
+        name: what the argument is called.
+        value: a number, or several, also nested; `None` means "not given" and passes.
+        allowed: the range.
+        advice: what to do instead, a sentence that follows the rule. Default none.
+    """
+    several = isinstance(value, Iterable) and not isinstance(value, str)
+    values = list(_numbers(value))
+    wrong = [number for number in values if number not in allowed]
+    if not wrong:
+        return
+    each, given = ("each ", tuple(values)) if several else ("", value)
+    raise UsageError(f"{name} must {each}be {allowed.rule(wrong)}; got {given}.{advice and ' ' + advice}")
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, numbers.Real):
+        yield float(value) if not isinstance(value, int) else value
+    elif isinstance(value, Iterable) and not isinstance(value, str):
+        for one in value:
+            yield from _numbers(one)
+
+
 def check_range(
     name: str,
     value: float | Iterable[float] | None,
@@ -176,25 +331,4 @@ def check_range(
         Traceback (most recent call last):
         latentia.errors.UsageError: hidden_sizes must each be at least 1; got (8, 0).
     """
-    if value is None:
-        return
-    several = isinstance(value, Iterable)
-    values = list(value) if isinstance(value, Iterable) else [value]
-    from_low, to_high = closed in ("both", "left"), closed in ("both", "right")
-    if all(
-        math.isfinite(v) and (low <= v if from_low else low < v) and (v <= high if to_high else v < high)
-        for v in values
-    ):
-        return
-    lowest, highest = format_number(low), format_number(high)
-    if high == math.inf:
-        rule = f"at least {lowest}" if from_low else ("positive" if low == 0 else f"above {lowest}")
-        rule = "finite" if low == -math.inf else rule
-    elif low == -math.inf:
-        rule = f"at most {highest}" if to_high else f"below {highest}"
-    else:
-        rule = f"in {'[' if from_low else '('}{lowest}, {highest}{']' if to_high else ')'}"
-    if rule != "finite" and not all(map(math.isfinite, values)):
-        rule += " and finite"
-    given = tuple(values) if several else value
-    raise UsageError(f"{name} must {'each ' if several else ''}be {rule}; got {given}.{advice and ' ' + advice}")
+    check_value(name, value, Range(low, high, closed), advice)

@@ -130,20 +130,21 @@ class Evaluation:
         return "\n".join([*lines, *(part.text() for part in parts if part)])
 
     def save(
-        self, output_dir: str | Path = "outputs/evaluation", *, update_card: bool = True, overwrite: bool = False
+        self, output_dir: str | Path = "outputs/evaluation", *, update_card: bool = False, overwrite: bool = False
     ) -> list[Path]:
         """Write a page, index.html, with its figures, and metrics.json.
 
         Args:
             output_dir: where numbers and images go; it must be empty.
-            update_card: put the numbers into the card of the saved pipeline that was measured, if it has one.
+            update_card: put the numbers into the card of the saved pipeline that was measured. Default: nothing is
+                written into its folder.
             overwrite: delete what an earlier `evaluate` left in the folder.
 
         Returns:
             The folder, and the card if it was updated.
 
         Raises:
-            UsageError: the folder holds something already, or cannot be written.
+            UsageError: the folder holds something already, or cannot be written; no card to update.
         """
         folder = open_output(output_dir, "evaluate", overwrite)
         (folder / "metrics.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
@@ -152,8 +153,10 @@ class Evaluation:
             real=self.real, label_names=self.data["label_names"],
         )  # fmt: skip
         write_page([self.to_dict()], folder, self.source, self.command)
-        if not update_card or self.card is None:
+        if not update_card:
             return [folder]
+        if self.card is None:  # the page is written by now
+            raise UsageError(f"update_card must be left out: {self.source} is no saved pipeline with a README.md.")
         self._put_into(self.card)
         return [folder, self.card]
 

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from latentia.cache import cache_folder, cached_bytes, key_of
 from latentia.data.build import Plan, build, choose_rows
 from latentia.data.columns import Source, pick
 from latentia.data.decode import check_pillow
@@ -16,6 +15,7 @@ from latentia.data.images import ImageData
 from latentia.data.sources import find_source
 from latentia.data.streaming import StreamedImages
 from latentia.errors import DataError, UsageError, check_choice, check_range
+from latentia.files.cache import cache_folder, cached_bytes, key_of
 
 logger = logging.getLogger(__name__)
 

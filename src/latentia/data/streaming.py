@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from latentia.cache import key_of
 from latentia.data.base import description
 from latentia.data.build import MAX_SKIPPED, Plan, bad_images, channels_of
 from latentia.data.columns import Labels, Source, check_caption, pick
@@ -19,6 +18,7 @@ from latentia.data.identity import stamps
 from latentia.data.images import normalize
 from latentia.data.order import check_positions, flip_mask, uniform
 from latentia.errors import DataError, UsageError, counted
+from latentia.files.cache import key_of
 from latentia.rng import seed_from
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 from diffusers.schedulers.scheduling_utils import SchedulerMixin as DiffusersSchedulerMixin
 
 from latentia.errors import CheckpointError, LatentiaError
-from latentia.safety import check_link, check_loader_options, check_subfolder, fetch, read_json
+from latentia.files.reading import check_link
+from latentia.safety import check_loader_options, check_subfolder, fetch, read_json
 
 
 class SchedulerMixin(DiffusersSchedulerMixin):
