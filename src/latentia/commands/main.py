@@ -40,8 +40,8 @@ def main(argv: list[str] | None = None) -> None:
     except LatentiaError as error:
         print(f"error: {add_dashes(str(error), flags)}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
+    except KeyboardInterrupt as stop:  # a command may say what is done
+        print(" ".join(["Stopped.", *map(str, stop.args)]), file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # who read the output has seen enough, such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else it fails again when Python ends

@@ -46,7 +46,8 @@ def content_key(files: Mapping[str, Path], folder: Path) -> str:
     for name, path in files.items():
         try:
             with open_file(path, error=DataError) as file:
-                digests.append([name, hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()])
+                found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))  # type: ignore[arg-type]  # it is buffered
+                digests.append([name, found.hexdigest()])
         except (OSError, DataError):  # whoever reads it for its content says so
             digests.append([name, "unreadable"])
     key = key_of(digests)
