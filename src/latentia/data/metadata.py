@@ -163,8 +163,8 @@ def _rows(text: str, sign: str, source: str) -> Iterator[tuple[int, list[str]]]:
 def _typed(values: list[str]) -> list[Any]:
     """A column of a CSV file: integers if every value is written as one, else text; an empty cell is no value.
 
-    "007" stays a text: a name of three digits, not the number 7.
+    "007" stays a text: a name of three digits, not the number 7. So do numbers of more than 18 digits.
     """
-    if all(re.fullmatch(r"\s*-?(0|[1-9][0-9]*)\s*", value) for value in values):
+    if all(re.fullmatch(r"\s*-?(0|[1-9][0-9]{0,17})\s*", value) for value in values):
         return [int(value) for value in values]
     return [value or None for value in values]

@@ -12,7 +12,8 @@ def class_order(names: Iterable[str]) -> list[str]:
     """
     different = set(names)
     if all(name.isascii() and name.isdecimal() for name in different):
-        return sorted(different, key=lambda name: (int(name), name))
+        value = {name: name.lstrip("0") for name in different}  # compared as text, as int() refuses a long one
+        return sorted(different, key=lambda name: (len(value[name]), value[name], name))
     return sorted(different)
 
 
