@@ -3,8 +3,11 @@
 import io
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +22,7 @@ from latentia.data.decode import MAX_SCANS, BadImage, open_image
 from latentia.data.parquet import parquet_rows
 from latentia.data.tables import is_table, load_table
 from latentia.errors import DataError
+from latentia.files import cache
 
 PLAN = Plan(None, None, True, "raise", None)
 
@@ -243,3 +247,37 @@ def test_pipes_among_files_are_left_out_and_said(tmp_path):
     ):
         with pytest.raises(DataError, match=r"must be a regular file|does not exist|regular file; it is a pipe"):
             call()
+
+
+# ------------------------------------------------------------ waiting for another process
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from latentia.files import cache
+folder = Path(sys.argv[1])
+def build(write):
+    print("begun", flush=True)
+    time.sleep(1000)
+cache.cached_bytes(build, "key", folder, "decoded images")
+"""
+
+
+def test_who_waits_for_a_cache_says_for_whom_and_takes_over(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(cache, "PATIENCE", 0.2)
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"begun\n"
+        with ThreadPoolExecutor(1) as pool:
+            job = pool.submit(
+                cache.cached_bytes, lambda write: write(memoryview(b"ab")) or {}, "key", tmp_path, "images"
+            )
+            while not caplog.messages:
+                time.sleep(0.05)
+            assert caplog.messages == [
+                f"waiting for process {holder.pid} on {socket.gethostname()}, which writes images to "
+                f"{tmp_path / 'key.u8'}; end it if it hangs"
+            ]
+            assert not job.done()
+            holder.kill()
+            found, _ = job.result(60)
+    assert found.tobytes() == b"ab" and not [*tmp_path.glob("*.owner")]

@@ -409,7 +409,7 @@ def test_sources_that_are_not_there(tmp_path, monkeypatch):
         with pytest.raises(UsageError, match="folder"):
             load_images(tmp_path / name)
     (tmp_path / "a.parquet").write_bytes(b"PAR1 nothing")
-    with pytest.raises(DataError, match="cannot read"):
+    with pytest.raises(DataError, match="cannot be read as parquet"):
         load_images(tmp_path / "a.parquet")
     for source in (5, [{"image": GREY}], "", "Gr\udce4ser"):
         with pytest.raises(UsageError):
@@ -686,6 +686,7 @@ def test_files_are_synced_before_they_get_their_name(tmp_path, monkeypatch):
             cache_module.os, name, lambda *a, real=real, name=name: (events.append((name, a)), real(*a))[1]
         )
     load_images("digits", max_samples=3)
+    events = [event for event in events if not str(event[1][-1]).endswith(".owner")]  # who holds the lock
     assert [name for name, _ in events] == ["fsync", "replace", "fsync"] * 2  # the file, its name, the folder
     assert [str(arguments[1])[-3:] for name, arguments in events if name == "replace"] == [".u8", "son"]
 

@@ -20,6 +20,7 @@ from latentia.data import load_table
 from latentia.data.tables import is_table
 from latentia.errors import DataError, NumericsError, UsageError, check_range, did_you_mean
 from latentia.evaluation import nearest
+from latentia.evaluation.report.grids import plain_label
 from latentia.functional.pixels import from_uint8
 from latentia.pipelines.capabilities import Option, capabilities
 from latentia.rng import seed_from
@@ -106,12 +107,14 @@ class Embedding:
             for i, label in enumerate(shown):
                 color = colors(i) if len(shown) <= 10 else colors(i / (len(shown) - 1))
                 x, y = places[labels == label].T.numpy()
-                text = str(names[label]) if names else str(label)
+                text = plain_label(names[label] if names else label)
                 panel.scatter(x, y, s=9, color=color, alpha=0.8, linewidths=0, label=text)
             if len(shown) <= 30:
                 panel.legend(frameon=False, markerscale=2.5, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
         numbers = ", ".join(f"{key} {value:.3f}" for key, value in self.scores[name].items())
-        panel.set_title(f"{name} of the latents by {Path(self.about['source']).name}\n{numbers}", fontsize=10)
+        panel.set_title(
+            f"{name} of the latents by {plain_label(Path(self.about['source']).name)}\n{numbers}", fontsize=10
+        )
         panel.set(xticks=[], yticks=[])
         figure.savefig(path, dpi=120)
 

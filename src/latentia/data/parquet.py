@@ -192,7 +192,7 @@ def arrow_columns(schema: Any, path: Path) -> dict[str, Column]:
     for field in schema:
         kind = _value_type(field.type)
         inner = types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and _value_type(kind.field("bytes").type)
-        if any(types.is_binary(t) or types.is_large_binary(t) for t in (kind, inner or kind)):
+        if _holds_bytes(kind) or (inner and (_holds_bytes(inner) or types.is_null(inner))):
             columns[field.name] = Column("image")
         elif types.is_integer(kind) or types.is_boolean(kind):
             columns[field.name] = Column("integer", declared.get(field.name))
@@ -201,6 +201,12 @@ def arrow_columns(schema: Any, path: Path) -> dict[str, Column]:
         else:
             columns[field.name] = Column("other")
     return columns
+
+
+def _holds_bytes(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    return types.is_binary(kind) or types.is_large_binary(kind)
 
 
 def _value_type(kind: Any) -> Any:
