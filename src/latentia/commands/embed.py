@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ from latentia.commands.reference import data_options, find_reference
 from latentia.commands.sources import load_pipeline
 from latentia.data import load_table
 from latentia.data.tables import is_table
-from latentia.errors import DataError, NumericsError, UsageError, check_range, did_you_mean
+from latentia.errors import DataError, NumericsError, Range, Seed, Size, UsageError, check_arguments, did_you_mean
 from latentia.evaluation import nearest
 from latentia.evaluation.report.grids import plain_label
 from latentia.functional.pixels import from_uint8
@@ -119,15 +119,16 @@ class Embedding:
         figure.savefig(path, dpi=120)
 
 
+@check_arguments
 def embed(
     source: str | Any,
     data: str | None = None,
     *,
-    components: int = 32,
-    max_samples: int | None = None,
-    points: int = 2000,
-    batch_size: int = 256,
-    seed: int = 0,
+    components: Size = 32,
+    max_samples: Annotated[int, Range(5, most=2**40)] | None = None,
+    points: Annotated[int, Range(5, most=2**40)] = 2000,
+    batch_size: Size = 256,
+    seed: Seed = 0,
     revision: str | None = None,
     **settings: Any,
 ) -> Embedding:
@@ -164,10 +165,6 @@ def embed(
         >>> found.latents.shape, found.maps["t-SNE"].shape
         (torch.Size([60, 8]), torch.Size([60, 2]))
     """
-    check_range("components", components, 1)
-    check_range("points", points, 5)
-    check_range("batch_size", batch_size, 1)
-    check_range("max_samples", max_samples, 5)
     table = data is not None and is_table(data)
     left_out: list[str] = []
     if data is not None and table:

@@ -19,7 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 from latentia.commands.output import open_output
 from latentia.commands.sources import load_pipeline
 from latentia.data.decode import BadImage, open_image
-from latentia.errors import UsageError, check_choice, check_range, did_you_mean
+from latentia.errors import Count, Seed, UsageError, check_arguments, check_choice, did_you_mean
 from latentia.evaluation import image_grid
 from latentia.files.writing import write_image
 from latentia.hub.load import INDEX_NAME, pipeline_class, read_index
@@ -135,12 +135,13 @@ class Samples(Sequence[Image.Image]):
         return self._held[index]
 
 
+@check_arguments
 def generate(
     source: str | Path,
-    num_images: int = 8,
+    num_images: Count = 8,
     *,
     sampler: Literal["saved", "ddim", "ddpm", "dpm-solver++"] = "saved",
-    seed: int = 0,
+    seed: Seed = 0,
     revision: str | None = None,
     **options: Any,
 ) -> Generated:
@@ -169,7 +170,6 @@ def generate(
         >>> generate("outputs/demo", class_labels=[3]).save("outputs/threes")[0]  # doctest: +SKIP
         PosixPath('outputs/threes')
     """
-    check_range("num_images", num_images, 1)
     check_choice("sampler", sampler, ["saved", *SAMPLERS])
     pipe = load_pipeline(source, revision)
     able = capabilities(pipe)
