@@ -377,6 +377,20 @@ MUTANTS = [
         (("    private: bool = True,\n", "    private: bool = False,\n"),),
         "tests/hub/test_hub.py -k private_revision",
     ),
+    Mutant(
+        "deletes_unlisted",
+        "starting anew deletes files that no run listed",
+        "src/latentia/training/ownership.py",
+        (("[*patterns, *map(glob.escape, (*files, *exported))]", '["*", "*/*"]'),),
+        "tests/training/test_ownership.py -k spares",
+    ),
+    Mutant(
+        "deletes_through_links",
+        "starting anew deletes what symbolic links lead to",
+        "src/latentia/training/ownership.py",
+        (("fnmatchcase(path.name, parts[0]) and not path.is_symlink()", "fnmatchcase(path.name, parts[0])"),),
+        "tests/training/test_ownership.py -k link",
+    ),
 ]
 
 

@@ -57,7 +57,9 @@ TOKENIZERS = frozenset(
     {"TokenizersBackend", "PreTrainedTokenizerFast", "GPT2Tokenizer", "GPT2TokenizerFast"}
     | {name + suffix for _, name in TEXT_ENCODERS.values() for suffix in ("", "Fast")}
 )
-PROCESSORS = frozenset({"CLIPImageProcessor", "ViTImageProcessor"})
+PROCESSORS = frozenset(  # "Pil" is what transformers 5 saves where torchvision is not installed
+    "CLIPFeatureExtractor CLIPImageProcessor CLIPImageProcessorPil ViTImageProcessor ViTImageProcessorPil".split()
+)
 REVIEWED: dict[str, frozenset[str]] = {
     "diffusers": SCHEDULERS | IMAGE_NETWORKS,
     "transformers": TOKENIZERS

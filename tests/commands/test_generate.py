@@ -1,6 +1,9 @@
 """`latentia generate`: every pipeline of the house by one command, and a recipe in each picture that makes it again."""
 
+import functools
+import gc
 import json
+import weakref
 from importlib import import_module
 
 import pytest
@@ -27,6 +30,7 @@ from latentia import (
     VQPriorPipeline,
     VQVAEPipeline,
 )
+from latentia.commands.generate import generate
 from latentia.commands.main import main
 from latentia.models.clip import train_tokenizer
 from latentia.models.vq_prior import code_transformer
@@ -272,3 +276,55 @@ def test_the_sheet_says_what_each_image_was_asked_for(condition, tmp_path, monke
     recipe = {"index": 0, "class_label": None, "prompt": None, "negative_prompt": None, **condition}
     module.Generated([Image.new("L", (8, 8))] * 2, [recipe, {**recipe, "index": 1}]).save(tmp_path / "out")
     assert drawn == [[str(*condition.values())] * 2 if condition else None]
+
+
+# ------------------------------------------------------------ many images
+
+
+def test_an_interruption_leaves_what_was_made(tmp_path, capsys, monkeypatch):
+    vae().save_pretrained(tmp_path / "saved")
+    words = ["generate", str(tmp_path / "saved"), "--num_images", "140", "--class_labels", "1"]
+    calls, call = [], VAEPipeline.__call__
+
+    @functools.wraps(call)
+    def interrupted(self, **options):
+        calls.append(options["batch_size"])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return call(self, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(VAEPipeline, "__call__", interrupted)
+        main([*words, "--output_dir", str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert stop.value.code == 130 and "Stopped. 128 of 140 images are in" in said and "--overwrite" in said
+    left = {path.name: path.read_bytes() for path in sorted((tmp_path / "out").glob("*.png"))}
+    assert list(left) == [f"{i:05d}.png" for i in range(128)]
+    main([*words, "--output_dir", str(tmp_path / "out"), "--overwrite"])
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.png")}
+    assert len(whole) == 140 and all(whole[name] == data for name, data in left.items())
+
+
+def test_images_are_written_as_they_are_made_and_let_go(tmp_path, monkeypatch):
+    vae().save_pretrained(tmp_path / "saved")
+    monkeypatch.setattr(import_module("latentia.commands.generate"), "_SHEET_PIXELS", 10 * 64)
+    found, call = generate(tmp_path / "saved", 200, class_labels=[0, 1, 2]), VAEPipeline.__call__
+    made_before = []
+
+    @functools.wraps(call)
+    def watched(self, **options):
+        gc.collect()
+        written = len([*(tmp_path / "out").glob("*.png")])
+        assert written % 64 == 0 and written >= 64 and sum(image() is not None for image in made_before) <= 1
+        made = call(self, **options)
+        made_before.extend(map(weakref.ref, made.images))
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VAEPipeline, "__call__", watched)
+        folder, sheet = found.save(tmp_path / "out")
+        assert len(made_before) == 200 - 64
+    assert len([*folder.glob("*.png")]) == 200 and json.loads(Image.open(sheet).text["latentia"])["images"] == 10
+    again = [image.tobytes() for image in found.images]  # sampled anew, and the same
+    assert again == [Image.open(folder / f"{i:05d}.png").tobytes() for i in range(200)]
+    assert found.images[199].tobytes() == again[199] and found.images[0] is found.images[0]

@@ -140,6 +140,12 @@ def doubling(folder: Path) -> None:
     edit(folder / VOCABULARY, normalizer={"type": "Sequence", "normalizers": [double] * 26}, added_tokens=added)
 
 
+def nothing(folder: Path) -> None:
+    """Some classes make a tokenizer of no words out of an empty folder."""
+    edit(folder / "model_index.json", tokenizer=["transformers", "CLIPTokenizer"])
+    (folder / VOCABULARY).unlink()
+
+
 def panic(folder: Path) -> None:
     """A processor of tokens that Rust gives up on."""
     edit(folder / VOCABULARY, pre_tokenizer={"type": "Split", "pattern": {"Regex": "(?<=a+)b"}, "behavior": "Isolated"})
@@ -150,6 +156,7 @@ TRIED = {
     "a length of text": (lambda folder: edit(folder / SETTINGS, model_max_length="x"), "model_max_length must be"),
     "no length": (lambda folder: edit(folder / SETTINGS, model_max_length=0), "model_max_length must be"),
     "half a vocabulary": (lambda folder: (folder / VOCABULARY).write_text("{"), "cannot be loaded as"),
+    "no vocabulary": (nothing, "it holds no vocabulary, one of merges.txt, tokenizer.json, vocab.json"),
     "an expression that is none": (panic, "cannot be loaded as"),
 }
 

@@ -3,6 +3,7 @@
 import json
 import os
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -227,3 +228,47 @@ def test_grids_say_what_their_images_are(monkeypatch):
 def test_a_warm_up_that_is_most_of_the_run_is_said(vae):
     assert "The learning rate rises for most of the 2 steps. A tenth is usual: --lr_warmup_steps 1" in vae()[1]
     assert "The learning rate rises" not in vae("--max_train_steps", 4, "--lr_warmup_steps", 2)[1]
+
+
+def test_files_of_others_in_the_folder_are_refused_or_stay(vae, tmp_path):
+    (tmp_path / "run" / "vae").mkdir(parents=True)
+    (tmp_path / "run" / "vae" / "notes.txt").write_text("mine")
+    code, text, folder = vae()
+    assert code == 2 and "holds vae, which no run wrote there" in text and not (folder / "checkpoints").exists()
+    (folder / "vae").rename(tmp_path / "vae")
+    assert vae()[0] == 0
+    for name in ("vae/notes.txt", "samples/notes.txt", "checkpoints/notes.txt", "notes.txt"):
+        (folder / name).write_text("mine")
+    (folder / "vae" / "old.safetensors").write_text("mine")
+    for flags in (["--max_train_steps", 3], ["--overwrite_output_dir"]):  # a new export, and a new start
+        code, text, folder = vae(*flags)
+        assert code == 0, text
+        for name in ("vae/notes.txt", "samples/notes.txt", "checkpoints/notes.txt", "notes.txt", "vae/old.safetensors"):
+            assert (folder / name).read_text() == "mine"
+    assert [path.name for path in folder.glob("checkpoints/checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_a_name_that_is_no_utf8_reaches_the_export(start, tmp_path):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/run_\xe9")
+    code, text = ended(start(example, "train_vae.py", [*TINY, "--output_dir", folder]))
+    assert code == 0 and "Traceback" not in text, text
+    assert "run_\\udce9" in Path(folder, "README.md").read_text(encoding="utf-8")
+
+
+def full(log, env, argv):
+    """The example whose export finds no room."""
+    from latentia.runs import export
+
+    def plot_curves(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    export.plot_curves = plot_curves
+    example(log, env, "train_vae.py", argv)
+
+
+def test_a_full_disk_in_the_export_is_said_and_mended(start, tmp_path):
+    argv = [*TINY, "--output_dir", str(tmp_path / "run")]
+    code, text = ended(start(full, argv))
+    assert code == 5 and "No space left on device" in text and "start the same command again" in text, text
+    code, text = ended(start(example, "train_vae.py", argv))
+    assert code == 0 and (tmp_path / "run" / "model_index.json").exists(), text

@@ -19,7 +19,7 @@ from latentia.commands.measurement import check_options, find_extractor, measure
 from latentia.commands.output import open_output
 from latentia.commands.reference import data_options, find_reference
 from latentia.data import ImageData
-from latentia.errors import UsageError
+from latentia.errors import Count, Natural, Seed, Size, UsageError, check_arguments
 from latentia.evaluation import check_metrics, plot_precision_recall, small_table, text_table, write_page
 from latentia.evaluation.features.base import FeatureExtractor
 from latentia.pipelines.capabilities import Option
@@ -65,19 +65,20 @@ class Comparison(list[Evaluation]):
         return [write_page([evaluation.to_dict() for evaluation in self], folder, title, self.command)]
 
 
+@check_arguments
 def compare(
     sources: Sequence[str | Any],
     data: str | ImageData | None = None,
     *,
-    n: int | None = None,
+    n: Count | None = None,
     extractor: str | FeatureExtractor | None = None,
     metrics: Sequence[str] | None = None,
-    num_inference_steps: int | None = None,
-    batch_size: int = 100,
-    seed: int = 0,
-    likelihood_images: int = 0,
-    latent_images: int = 0,
-    reconstruction_images: int = 0,
+    num_inference_steps: Size | None = None,
+    batch_size: Size = 100,
+    seed: Seed = 0,
+    likelihood_images: Natural = 0,
+    latent_images: Natural = 0,
+    reconstruction_images: Natural = 0,
     device: str | torch.device | None = None,
     **settings: Any,
 ) -> Comparison:
@@ -120,7 +121,7 @@ def compare(
     if len(runs) < 2:
         raise UsageError(f"sources must be at least two; got {len(runs)}. To measure one, use evaluate.")
     check_metrics(metrics)
-    check_options(batch_size, device, likelihood_images, latent_images, reconstruction_images)
+    check_options(device, reconstruction_images)
     reference = find_reference(data, [source for _, _, source in runs], settings)
     opening = {"seed": seed, "num_inference_steps": num_inference_steps, "device": device}
     checked = [open_from(source, reference, opening) for _, _, source in runs]

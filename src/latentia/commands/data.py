@@ -5,13 +5,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch.nn import functional as F
 
 from latentia.data import ImageData, load_images
-from latentia.errors import UsageError
+from latentia.errors import Range, UsageError, check_arguments
 from latentia.evaluation import image_grid
 from latentia.functional.pixels import from_uint8
 
@@ -47,12 +47,13 @@ class Checked:
         return "\n".join(lines)
 
 
+@check_arguments
 def data(
     source: str | Path,
     *,
     split: str = "train",
-    resolution: int | None = None,
-    channels: int | None = None,
+    resolution: Annotated[int, Range(1, most=4096)] | None = None,
+    channels: Annotated[int, Range(1, 4)] | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     caption_column: str | None = None,

@@ -10,14 +10,14 @@ import threading
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from accelerate.commands.config.config_args import default_config_file
 from huggingface_hub import HfApi, constants, get_token
 from packaging.requirements import Requirement
 
-from latentia.errors import UsageError, format_number
+from latentia.errors import Range, UsageError, check_arguments, format_number
 from latentia.files.cache import cache_folder
 
 PACKAGES = "latentia torch diffusers accelerate datasets safetensors huggingface_hub transformers".split()
@@ -50,7 +50,13 @@ class Diagnosis:
         return "\n".join([*self.lines, *(f"problem         {problem}" for problem in self.problems)])
 
 
-def doctor(output_dir: str | Path | None = None, *, hub: bool = False, max_seconds: float = 10.0) -> Diagnosis:
+@check_arguments
+def doctor(
+    output_dir: str | Path | None = None,
+    *,
+    hub: bool = False,
+    max_seconds: Annotated[float, Range(0, closed="neither", most=1e6)] = 10.0,
+) -> Diagnosis:
     """List versions, devices, folders, disk and Hub, for a bug report and before a run; never a token.
 
     The exit code is 2 if something would stop a run; the last lines say what, with a way out.

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +18,9 @@ from latentia.commands.reference import data_options, find_reference
 from latentia.commands.sources import load_pipeline
 from latentia.data import load_table
 from latentia.data.tables import is_table
-from latentia.errors import DataError, NumericsError, UsageError, check_range, did_you_mean
+from latentia.errors import DataError, NumericsError, Range, Seed, Size, UsageError, check_arguments, did_you_mean
 from latentia.evaluation import nearest
+from latentia.evaluation.report.grids import plain_label
 from latentia.functional.pixels import from_uint8
 from latentia.pipelines.capabilities import Option, capabilities
 from latentia.rng import seed_from
@@ -106,25 +107,28 @@ class Embedding:
             for i, label in enumerate(shown):
                 color = colors(i) if len(shown) <= 10 else colors(i / (len(shown) - 1))
                 x, y = places[labels == label].T.numpy()
-                text = str(names[label]) if names else str(label)
+                text = plain_label(names[label] if names else label)
                 panel.scatter(x, y, s=9, color=color, alpha=0.8, linewidths=0, label=text)
             if len(shown) <= 30:
                 panel.legend(frameon=False, markerscale=2.5, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
         numbers = ", ".join(f"{key} {value:.3f}" for key, value in self.scores[name].items())
-        panel.set_title(f"{name} of the latents by {Path(self.about['source']).name}\n{numbers}", fontsize=10)
+        panel.set_title(
+            f"{name} of the latents by {plain_label(Path(self.about['source']).name)}\n{numbers}", fontsize=10
+        )
         panel.set(xticks=[], yticks=[])
         figure.savefig(path, dpi=120)
 
 
+@check_arguments
 def embed(
     source: str | Any,
     data: str | None = None,
     *,
-    components: int = 32,
-    max_samples: int | None = None,
-    points: int = 2000,
-    batch_size: int = 256,
-    seed: int = 0,
+    components: Size = 32,
+    max_samples: Annotated[int, Range(5, most=2**40)] | None = None,
+    points: Annotated[int, Range(5, most=2**40)] = 2000,
+    batch_size: Size = 256,
+    seed: Seed = 0,
     revision: str | None = None,
     **settings: Any,
 ) -> Embedding:
@@ -161,10 +165,6 @@ def embed(
         >>> found.latents.shape, found.maps["t-SNE"].shape
         (torch.Size([60, 8]), torch.Size([60, 2]))
     """
-    check_range("components", components, 1)
-    check_range("points", points, 5)
-    check_range("batch_size", batch_size, 1)
-    check_range("max_samples", max_samples, 5)
     table = data is not None and is_table(data)
     left_out: list[str] = []
     if data is not None and table:

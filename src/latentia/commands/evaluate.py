@@ -33,7 +33,7 @@ from latentia.commands.output import open_output
 from latentia.commands.reference import Reference, data_options, find_reference
 from latentia.commands.sources import Source, open_source
 from latentia.data import ImageData
-from latentia.errors import UsageError
+from latentia.errors import Count, Natural, Seed, Size, UsageError, check_arguments
 from latentia.evaluation import (
     LatentStructure,
     Likelihood,
@@ -171,19 +171,20 @@ class Evaluation:
             )
 
 
+@check_arguments
 def evaluate(
     source: str | Any,
     data: str | ImageData | None = None,
     *,
-    n: int | None = None,
+    n: Count | None = None,
     extractor: str | FeatureExtractor | None = None,
     metrics: Sequence[str] | None = None,
-    num_inference_steps: int | None = None,
-    batch_size: int = 100,
-    seed: int = 0,
-    likelihood_images: int = 0,
-    latent_images: int = 0,
-    reconstruction_images: int = 0,
+    num_inference_steps: Size | None = None,
+    batch_size: Size = 100,
+    seed: Seed = 0,
+    likelihood_images: Natural = 0,
+    latent_images: Natural = 0,
+    reconstruction_images: Natural = 0,
     revision: str | None = None,
     device: str | torch.device | None = None,
     **settings: Any,
@@ -233,7 +234,7 @@ def evaluate(
         (100, 'baseline')
     """
     check_metrics(metrics)
-    check_options(batch_size, device, likelihood_images, latent_images, reconstruction_images)
+    check_options(device, reconstruction_images)
     reference = find_reference(data, [source], settings)
     opening = {"seed": seed, "num_inference_steps": num_inference_steps, "revision": revision, "device": device}
     opened = open_from(source, reference, opening)

@@ -1,8 +1,9 @@
 """Sample images from any saved pipeline, as PNG files that carry their recipe, and a sheet of them all."""
 
 import inspect
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
@@ -18,8 +19,9 @@ from PIL.PngImagePlugin import PngInfo
 from latentia.commands.output import open_output
 from latentia.commands.sources import load_pipeline
 from latentia.data.decode import BadImage, open_image
-from latentia.errors import UsageError, check_choice, check_range, did_you_mean
+from latentia.errors import Count, Seed, UsageError, check_arguments, check_choice, did_you_mean
 from latentia.evaluation import image_grid
+from latentia.files.writing import write_image
 from latentia.hub.load import INDEX_NAME, pipeline_class, read_index
 from latentia.pipelines.arguments import image_generators
 from latentia.pipelines.base import DiffusionPipeline
@@ -36,6 +38,7 @@ SAMPLERS = {
     "dpm-solver++": diffusers.DPMSolverMultistepScheduler,
 }
 _CHUNK = 64  # images at once
+_SHEET_PIXELS = 2**25
 # Conditions that are of each image, so that several are given out in turn: recipe key and type on a command line.
 _OF_EACH = {
     "class_labels": ("class_label", str), "prompt": ("prompt", str), "negative_prompt": ("negative_prompt", str),
@@ -47,11 +50,11 @@ class Generated:
     """Sampled images.
 
     Args:
-        images: the images.
+        images: the images, which `generate` samples while they are gone through; see `Samples`.
         recipes: of each, all that is needed to sample it again. No folder of this machine is in it but `source`'s name.
     """
 
-    images: list[Image.Image]
+    images: Sequence[Image.Image]
     recipes: list[dict[str, Any]]
 
     def text(self) -> str:
@@ -59,10 +62,11 @@ class Generated:
         return f"{len(self.images)} images of {self.recipes[0]['class']}, each with its recipe in the PNG's text."
 
     def save(self, output_dir: str | Path = "outputs/generated", *, overwrite: bool = False) -> list[Path]:
-        """Write 00000.png, 00001.png, ... with their recipes as JSON in the PNG's text "latentia", and a sheet of all.
+        """Write 00000.png, 00001.png, ... with their recipes as JSON in the PNG's text "latentia", and a sheet of them.
 
-        The sheet lies beside the folder, as outputs/generated_sheet.png, so that the folder holds samples alone: it can
-        be evaluated, or trained on.
+        Images are written as they are made, so an interruption leaves those that are done. The sheet lies beside the
+        folder, as outputs/generated_sheet.png, so that the folder holds samples alone: it can be evaluated, or trained
+        on. It shows as many of the first images as have 33 million pixels.
 
         Args:
             output_dir: where the samples go; it must be empty.
@@ -73,26 +77,71 @@ class Generated:
 
         Raises:
             UsageError: the folder holds something already, or cannot be written.
+            KeyboardInterrupt: says how many images are written.
         """
-        folder = open_output(output_dir, "generate", overwrite)
-        for i, (image, recipe) in enumerate(zip(self.images, self.recipes)):
-            image.save(folder / f"{i:05d}.png", pnginfo=_info(recipe))
+        folder, done, pixels = open_output(output_dir, "generate", overwrite), 0, 0
+        shown: list[Image.Image] = []
+        try:
+            for image, recipe in zip(self.images, self.recipes):
+                write_image(folder / f"{done:05d}.png", image, pnginfo=_info(recipe))
+                done += 1
+                pixels += image.width * image.height
+                if not shown or pixels <= _SHEET_PIXELS:
+                    shown.append(_on_white(image))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"{done} of {len(self.images)} images are in {folder}. The same command starts anew with --overwrite."
+            ) from None
+        except OSError as error:
+            raise UsageError(
+                f"output_dir {folder} cannot be written: {error.strerror}. It holds {done} images."
+            ) from error
         own = {"index", *(key for key, _ in _OF_EACH.values())}
         common = {key: value for key, value in self.recipes[0].items() if key not in own}
         asked = [next((x for x in (r["prompt"], r["class_label"]) if x is not None), None) for r in self.recipes]
-        labels = None if None in asked else [str(text) for text in asked]
-        sheet = image_grid(from_input([_on_white(image) for image in self.images]), tile_labels=labels)
+        labels = None if None in asked else [str(text) for text in asked[: len(shown)]]
+        sheet = image_grid(from_input(shown), tile_labels=labels)
         path = folder.resolve().with_name(f"{folder.resolve().name}_sheet.png")
-        sheet.save(path, pnginfo=_info({**common, "images": len(self.images)}))
+        write_image(path, sheet, pnginfo=_info({**common, "images": len(shown)}))
         return [folder, path]
 
 
+class Samples(Sequence[Image.Image]):
+    """Images that are sampled in batches while they are gone through, and are held once one is asked for by its index.
+
+    Args:
+        batches: starts the sampling. The first batch is sampled at once, so that wrong arguments are found.
+        count: how many images there are.
+    """
+
+    def __init__(self, batches: Callable[[], Iterator[list[Image.Image]]], count: int):
+        self._batches, self._count = batches, count
+        self._held: list[Image.Image] | None = None
+        rest = batches()
+        self._begun: Iterator[list[Image.Image]] | None = itertools.chain([next(rest)], rest)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        if self._held is not None:
+            return iter(self._held)
+        begun, self._begun = self._begun or self._batches(), None
+        return itertools.chain.from_iterable(begun)
+
+    def __getitem__(self, index: Any) -> Any:
+        if self._held is None:
+            self._held = list(self)
+        return self._held[index]
+
+
+@check_arguments
 def generate(
     source: str | Path,
-    num_images: int = 8,
+    num_images: Count = 8,
     *,
     sampler: Literal["saved", "ddim", "ddpm", "dpm-solver++"] = "saved",
-    seed: int = 0,
+    seed: Seed = 0,
     revision: str | None = None,
     **options: Any,
 ) -> Generated:
@@ -111,7 +160,7 @@ def generate(
             among class_labels is the name of a class, or, where there is none of that name, an index.
 
     Returns:
-        The images, and a recipe for each.
+        The images, which are sampled while they are gone through or saved, and a recipe for each.
 
     Raises:
         UsageError: an argument out of its range, or an option that this pipeline does not take.
@@ -121,7 +170,6 @@ def generate(
         >>> generate("outputs/demo", class_labels=[3]).save("outputs/threes")[0]  # doctest: +SKIP
         PosixPath('outputs/threes')
     """
-    check_range("num_images", num_images, 1)
     check_choice("sampler", sampler, ["saved", *SAMPLERS])
     pipe = load_pipeline(source, revision)
     able = capabilities(pipe)
@@ -149,16 +197,19 @@ def generate(
         for key in _OF_EACH
         if (values := _listed(given.get(key)))
     }
-    # Of one generator diffusers' own pipelines draw a batch at once, and an image would depend on those beside it.
-    generator = torch.Generator().manual_seed(seed)
-    own = None if isinstance(pipe, DiffusionPipeline) else image_generators(generator, num_images)
-    images: list[Image.Image] = []
-    for start in range(0, num_images, _CHUNK):
-        part = slice(start, min(start + _CHUNK, num_images))
-        asked = {**shared, **opened, **{key: values[part] for key, values in of_each.items()}}
-        if "prompt" not in asked:  # which says how many
-            asked["batch_size"] = part.stop - part.start
-        images += pipe(generator=own[part] if own else generator, **asked).images
+
+    def batches() -> Iterator[list[Image.Image]]:
+        generator = torch.Generator().manual_seed(seed)
+        for start in range(0, num_images, _CHUNK):
+            part = slice(start, min(start + _CHUNK, num_images))
+            count = part.stop - part.start
+            asked = {**shared, **opened, **{key: values[part] for key, values in of_each.items()}}
+            if "prompt" not in asked:  # which says how many
+                asked["batch_size"] = count
+            # Of one generator diffusers' own pipelines draw a batch at once, and an image would depend on the others.
+            own = isinstance(pipe, DiffusionPipeline)
+            yield pipe(generator=generator if own else image_generators(generator, count), **asked).images
+
     defaults = {
         key: option.default
         for key, option in able.options.items()
@@ -189,7 +240,7 @@ def generate(
         }
         for i in range(num_images)
     ]
-    return Generated(images, recipes)
+    return Generated(Samples(batches, num_images), recipes)
 
 
 def options(words: Sequence[str]) -> dict[str, Option]:

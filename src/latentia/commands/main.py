@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from latentia import commands
-from latentia.commands.output import check_output
-from latentia.errors import LatentiaError, UsageError, add_dashes, did_you_mean
+from latentia.errors import LatentiaError, UsageError, add_dashes, did_you_mean, ranges
 
 _TYPED = (str, int, float, bool, Path, type(None))
 
@@ -40,8 +39,8 @@ def main(argv: list[str] | None = None) -> None:
     except LatentiaError as error:
         print(f"error: {add_dashes(str(error), flags)}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
+    except KeyboardInterrupt as stop:  # a command may say what is done
+        print(" ".join(["Stopped.", *map(str, stop.args)]), file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # who read the output has seen enough, such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else it fails again when Python ends
@@ -104,6 +103,8 @@ def run(name: str, words: Sequence[str], flags: list[str]) -> int:
         flags += [key for key in values if key not in known]
         saving = {key: values.pop(key) for key in saved}
         if "output_dir" in saving:  # before anything is computed
+            from latentia.commands.output import check_output  # which imports torch, as the command has done
+
             check_output(saving["output_dir"], name, saving["overwrite"])
         result = function(**values)
         if hasattr(result, "command"):  # shown on its page
@@ -126,14 +127,15 @@ def arguments(function: Callable) -> dict[str, inspect.Parameter]:
     from docstring_parser import parse
 
     said = {key: arg.description for arg in parse(function.__doc__ or "").params for key in arg.arg_name.split(", ")}
-    hints, found = typing.get_type_hints(function), {}
+    hints, allowed, found = typing.get_type_hints(function), ranges(function), {}
     parameters = inspect.signature(function).parameters
     rest = any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters.values())
     for key, parameter in parameters.items():
         kind = _typed(hints.get(key))
         if kind is not None and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             before_rest = rest and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-            found[key] = argument(key, kind, parameter.default, said.get(key) or "", positional=before_rest)
+            rule = f" It must be {allowed[key].rule()}." if key in allowed else ""
+            found[key] = argument(key, kind, parameter.default, (said.get(key) or "") + rule, positional=before_rest)
     return found
 
 

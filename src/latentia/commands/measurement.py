@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from latentia.commands.reference import Reference
 from latentia.commands.sources import Source
 from latentia.data import ImageData
-from latentia.errors import UsageError, check_range
+from latentia.errors import UsageError
 from latentia.evaluation import (
     LatentStructure,
     Likelihood,
@@ -47,14 +47,8 @@ from latentia.functional.pixels import from_uint8
 KEPT = 100  # images of a source that stay in memory to be shown; the others are deleted once they are measured
 
 
-def check_options(
-    batch_size: int, device: Any, likelihood_images: int, latent_images: int, reconstruction_images: int
-) -> None:
-    """UsageError for numbers of images or a device that cannot be, before anything is computed."""
-    check_range("batch_size", batch_size, 1)
-    check_range("likelihood_images", likelihood_images, 0)
-    check_range("latent_images", latent_images, 0)
-    check_range("reconstruction_images", reconstruction_images, 0)
+def check_options(device: Any, reconstruction_images: int) -> None:
+    """UsageError for a device or a number of images that cannot be, before anything is computed."""
     if reconstruction_images == 1:
         raise UsageError("reconstruction_images must be 0 or at least 2, as distances need two images; got 1.")
     check_device(device)

@@ -13,6 +13,7 @@ from latentia.commands.output import check_writable
 from latentia.commands.reference import data_options, find_reference
 from latentia.commands.sources import Source
 from latentia.data import ImageData
+from latentia.errors import Count, Seed, Size, check_arguments
 from latentia.evaluation import Sheet, write_sheet
 from latentia.functional.pixels import from_uint8
 from latentia.pipelines.capabilities import Option
@@ -39,14 +40,15 @@ class BlindSheet:
         )
 
 
+@check_arguments
 def sheet(
     source: str | Any,
     data: str | ImageData | None = None,
     *,
     against: str | Any | None = None,
-    trials: int = 50,
-    num_inference_steps: int | None = None,
-    seed: int = 0,
+    trials: Count = 50,
+    num_inference_steps: Size | None = None,
+    seed: Seed = 0,
     output_dir: str | Path = "outputs/sheet",
     **settings: Any,
 ) -> BlindSheet:

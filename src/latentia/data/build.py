@@ -1,12 +1,13 @@
 """Decode a source once: its rows become pixels, labels and captions."""
 
-import itertools
 import logging
 import multiprocessing
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,14 +15,14 @@ from typing import Any, Literal
 import numpy as np
 
 from latentia.data.columns import Labels, Table, check_caption
-from latentia.data.decode import BadImage, Decoded, Fit, decode_all, open_image
+from latentia.data.decode import BadImage, Decoded, Fit, decode, decode_all, decoded_bytes, open_image
 from latentia.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 MAX_SKIPPED = 0.01  # share of bad images from which on something else is wrong
 MAX_NAMED = 1000  # bad images in one error
-_CHUNK = 128
+_PART, _PART_BYTES = 64, 2**26  # images that a worker decodes at once, and bytes of their pixels unless one has more
 
 
 @dataclass(frozen=True)
@@ -139,30 +140,34 @@ def _decode(
     found: Iterator[tuple[str, tuple]], rows: Sequence[int], plan: Plan, num_workers: int
 ) -> Iterator[tuple[str, tuple, Decoded | Exception]]:
     """(where, values, pixels or error) of each wanted row. The first good image decides open questions."""
-    wanted = iter(rows)
-    following = next(wanted, None)
-    chosen: list[tuple[str, tuple]] = []
     fit: Fit | None = None
     grey_only = False
-    with _workers(num_workers) as run:
-        for number, row in enumerate(found):
-            if number != following:
-                continue
-            following = next(wanted, None)
-            chosen.append(row)
+    with _Workers(num_workers) as workers:
+        for where, values in _wanted(found, rows):
             if fit is None:
                 try:
-                    channels = plan.channels or channels_of(row[1][0])
+                    channels = plan.channels or channels_of(values[0])
                 except BadImage:
-                    pass  # it is reported with its chunk
+                    pass  # it is reported below
                 else:
                     fit, grey_only = Fit(channels, plan.size, plan.crop), plan.channels is None and channels == 1
-            if following is not None and len(chosen) < _CHUNK * max(1, 2 * num_workers):
-                continue
             used = fit or Fit(plan.channels or 3, plan.size, plan.crop)
-            pixels = run([row[1][0] for row in chosen], used, grey_only)
-            yield from ((where, values, out) for (where, values), out in zip(chosen, pixels))
-            chosen = []
+            yield from workers.add((where, values), used, grey_only)
+        yield from workers.rest()
+
+
+def _wanted(found: Iterator[tuple[str, tuple]], rows: Sequence[int]) -> Iterator[tuple[str, tuple]]:
+    """The rows with these numbers, in ascending order.
+
+    Raises:
+        DataError: there are fewer.
+    """
+    wanted = iter(rows)
+    following = next(wanted, None)
+    for number, row in enumerate(found if rows else ()):
+        if number == following:
+            yield row
+            following = next(wanted, None)
             if following is None:
                 return
     if following is not None:
@@ -174,13 +179,16 @@ def channels_of(payload: Any) -> int:
     return 1 if open_image(payload).mode in ("L", "LA") else 3
 
 
-class _workers:
-    """Decode a list of payloads in this process, or in `count` others (threads would not help: Pillow decodes under
-    Python's lock)."""
+class _Workers:
+    """Decodes images in this process, one at a time, or in `count` others (threads would not help: Pillow decodes under
+    Python's lock), in parts bounded by the bytes of their pixels."""
 
     def __init__(self, count: int):
         self.count = count
         self.pool: ProcessPoolExecutor | None = None
+        self.part: list[tuple[str, tuple]] = []
+        self.bytes, self.way = 0, (Fit(3), False)
+        self.running: deque[tuple[list[tuple[str, tuple]], Future]] = deque()
 
     def __enter__(self):
         if self.count:
@@ -191,16 +199,51 @@ class _workers:
         if self.pool is not None:
             self.pool.shutdown(wait=False, cancel_futures=True)
 
-    def __call__(self, payloads: list[Any], fit: Fit, grey_only: bool) -> Iterator[Decoded | Exception]:
+    def add(
+        self, row: tuple[str, tuple], fit: Fit, grey_only: bool
+    ) -> Iterator[tuple[str, tuple, Decoded | Exception]]:
+        """Takes a row, whose image is its first value, and gives those that are decoded, in order."""
         if self.pool is None:
-            yield from decode_all(payloads, fit, grey_only)
+            yield *row, decode(row[1][0], fit, grey_only)
             return
-        parts = [payloads[i : i + _CHUNK // 2] for i in range(0, len(payloads), _CHUNK // 2)]
-        try:
-            jobs = [self.pool.submit(decode_all, part, fit, grey_only) for part in parts]
-            yield from itertools.chain.from_iterable(job.result() for job in jobs)
-        except BrokenProcessPool:
-            raise DataError(
-                "a decoding process ended unexpectedly (killed, out of memory, or started by a script that lacks "
-                '`if __name__ == "__main__":`). Try fewer num_workers; 0 decodes in this process.'
-            ) from None
+        size = decoded_bytes(row[1][0], fit.size if fit.crop else None)
+        size = _PART_BYTES if size is None else size
+        if self.part and (self.way != (fit, grey_only) or self.bytes + size > _PART_BYTES):
+            yield from self._submit()
+        self.part.append(row)
+        self.bytes, self.way = self.bytes + size, (fit, grey_only)
+        if len(self.part) == _PART:
+            yield from self._submit()
+
+    def rest(self) -> Iterator[tuple[str, tuple, Decoded | Exception]]:
+        """Those that are left."""
+        if self.part:
+            yield from self._submit()
+        while self.running:
+            yield from self._oldest()
+
+    def _submit(self) -> Iterator[tuple[str, tuple, Decoded | Exception]]:
+        if len(self.running) == 2 * self.count:
+            yield from self._oldest()
+        payloads = [values[0] for _, values in self.part]
+        with _explained():
+            job = self.pool.submit(decode_all, payloads, *self.way)  # type: ignore[union-attr]  # there are workers
+        self.running.append((self.part, job))
+        self.part, self.bytes = [], 0
+
+    def _oldest(self) -> Iterator[tuple[str, tuple, Decoded | Exception]]:
+        part, job = self.running.popleft()
+        with _explained():
+            found = job.result()
+        yield from ((where, values, out) for (where, values), out in zip(part, found))
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool:
+        raise DataError(
+            "a decoding process ended unexpectedly (killed, out of memory, or started by a script that lacks "
+            '`if __name__ == "__main__":`). Try fewer num_workers; 0 decodes in this process.'
+        ) from None

@@ -5,6 +5,7 @@ of over `MAX_PIXELS` is refused before its pixels are decoded, and a file that e
 """
 
 import io
+import re
 import struct
 import zlib
 from contextlib import suppress
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 from latentia.errors import DataError, UsageError
+from latentia.files.reading import check_file, read_bytes
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "AVIF", "HEIF")
 SUFFIXES = (
@@ -24,6 +26,8 @@ SUFFIXES = (
     ".tif", ".tiff", ".avif", ".heic", ".heif", ".hif",
 )  # fmt: skip
 MAX_PIXELS = 89_478_485  # Pillow's own limit (a quarter GiB of RGB), where Pillow only warns
+MAX_BYTES = 2**30  # of a file
+MAX_SCANS = 100  # of a JPEG; a progressive one has about 10, and each of them goes over all of its pixels
 
 # First bytes of what turns up under an image's name and is not opened here; only for the message.
 _SIGNATURES = {
@@ -41,6 +45,7 @@ _BRANDS = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys((b"heic", b"heix", 
 _BRANDS |= {b"mif1": "HEIF", b"msf1": "HEIF"}
 _NEEDS = {"AVIF": "Pillow 11.3 or newer", "HEIF": "the package pillow-heif (pip install pillow-heif)"}
 _PNG = b"\x89PNG\r\n\x1a\n"
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 _PLAIN = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "RGB": "RGB", "RGBA": "RGBA", "RGBa": "RGBA", "RGBX": "RGB"}
 _PLAIN |= {"P": "RGB", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "HSV": "RGB"}
 _WITH_KEY = {"1": "LA", "L": "LA", "RGB": "RGBA", "P": "RGBA"}  # a colour or palette entry is named as transparent
@@ -122,9 +127,9 @@ def _opened(payload: Any) -> tuple[Image.Image, bool]:
         return payload, False
     if isinstance(payload, str | Path):
         try:
-            payload = Path(payload).read_bytes()
-        except OSError as error:
-            raise BadImage(f"cannot be read ({error.strerror or error})") from None
+            payload = read_bytes(payload, MAX_BYTES, error=DataError)
+        except DataError as error:
+            raise BadImage(f"cannot be read ({str(error).rstrip('.')})") from None
     if isinstance(payload, bytes | bytearray | memoryview):
         return _from_bytes(bytes(payload))
     if payload is None:
@@ -141,6 +146,8 @@ def _from_bytes(data: bytes) -> tuple[Image.Image, bool]:
     several = found == "PNG" and b"acTL" in data[: data.find(b"IDAT")]  # of an animation
     if found == "PNG":
         data = _without_notes(data)
+    if found == "JPEG" and _count_scans(data) > MAX_SCANS:
+        raise BadImage(f"is a JPEG of more than {MAX_SCANS} scans, which take long to decode; save it anew")
     try:
         image = Image.open(io.BytesIO(data), formats=known)
         if image.width * image.height > MAX_PIXELS:
@@ -162,6 +169,21 @@ def _from_bytes(data: bytes) -> tuple[Image.Image, bool]:
             raise BadImage(f"is not one of {', '.join(FORMATS)}, or damaged in its first bytes") from None
         raise BadImage(f"is damaged ({error})") from None
     return image, several
+
+
+def _count_scans(data: bytes) -> int:
+    """The number of scans (SOS markers) of a JPEG, up to its end or the first that is one too many.
+
+    ITU-T T.81, B.1.1: in a scan, a byte 0xFF that is no marker is followed by 0x00 or by a restart marker.
+    """
+    scans, at = 0, 2
+    while scans <= MAX_SCANS and (marker := _MARKER.search(data, at)):
+        kind, at = marker[0][-1], marker.end()
+        if kind == 0xD9:  # EOI
+            break
+        scans += kind == 0xDA  # SOS
+        at += int.from_bytes(data[at : at + 2], "big")
+    return scans
 
 
 def _without_notes(data: bytes) -> bytes:
@@ -275,19 +297,45 @@ class Decoded(NamedTuple):
     several: bool
 
 
+def decode(payload: Any, fit: Fit, grey_only: bool) -> Decoded | Exception:
+    """The pixels of a payload, or the error it made. `grey_only`: a colour image is an error."""
+    try:
+        found, several = _opened(payload)
+        image = _plain(found)
+        if grey_only and image.mode in ("RGB", "RGBA"):
+            raise DataError(
+                "is in colour, but the first image of the data set is grey. Give channels=3 to keep the colours, "
+                "or channels=1 to turn all images grey"
+            )
+        return Decoded(fit(image), several)
+    except DataError as error:
+        return error
+
+
 def decode_all(payloads: list[Any], fit: Fit, grey_only: bool) -> list[Decoded | Exception]:
-    """Every payload as pixels, or the error it made. `grey_only`: a colour image is an error. Runs in a worker too."""
-    out: list[Decoded | Exception] = []
-    for payload in payloads:
-        try:
-            found, several = _opened(payload)
-            image = _plain(found)
-            if grey_only and image.mode in ("RGB", "RGBA"):
-                raise DataError(
-                    "is in colour, but the first image of the data set is grey. Give channels=3 to keep the colours, "
-                    "or channels=1 to turn all images grey"
-                )
-            out.append(Decoded(fit(image), several))
-        except DataError as error:
-            out.append(error)
-    return out
+    """`decode` of each payload, for a worker."""
+    return [decode(payload, fit, grey_only) for payload in payloads]
+
+
+def decoded_bytes(payload: Any, size: tuple[int, int] | None) -> int | None:
+    """About the bytes that a payload takes before and after it is decoded; None if its header cannot be read.
+
+    Args:
+        payload: as for `open_image`.
+        size: (H, W) of the pixels afterwards; None for the image's own.
+    """
+    if isinstance(payload, dict):
+        payload = payload.get("bytes")
+    given = len(payload) if isinstance(payload, bytes | bytearray | memoryview) else 0
+    if size is not None:
+        return given + 4 * size[0] * size[1]
+    if isinstance(payload, np.ndarray):
+        return payload.nbytes
+    if isinstance(payload, Image.Image):
+        return 4 * payload.width * payload.height
+    try:
+        file = io.BytesIO(payload) if given else check_file(payload)
+        with Image.open(file, formats=readable_formats()) as image:
+            return given + 4 * image.width * image.height
+    except Exception:  # whatever a decoder raises; who decodes it says it in words
+        return None

@@ -1,6 +1,7 @@
 """A folder of images: what is in it, its splits, its classes, and the labels and captions of its metadata."""
 
 import os
+import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from latentia.data.metadata import METADATA, read_metadata
 from latentia.data.names import class_order, printable
 from latentia.data.parquet import SPLIT_WORDS, check_parts, holds_images, of_split, parquet_source
 from latentia.errors import DataError, MissingSplitError
+from latentia.files.reading import open_file
 
 _KINDS = {
     "a camera's raw image; export it as TIFF or JPEG": ".3fr .arw .cr2 .cr3 .dng .nef .orf .pef .raf .raw .rw2 .srw",
@@ -73,7 +75,9 @@ def contents(root: Path, source: str) -> Contents:
             found.others.append((place, "folder", "empty"))
         for path in map(place.joinpath, names):
             suffix = path.suffix.lower()
-            if hidden or path.name.startswith("."):
+            if not _is_regular(path):
+                found.others.append((path, "no regular file", "a pipe, a socket or a device"))
+            elif hidden or path.name.startswith("."):
                 if suffix in (*SUFFIXES, ".parquet"):
                     found.others.append((path, suffix, "hidden"))
             elif path.stem.lower() == "metadata" and suffix in METADATA:
@@ -95,19 +99,27 @@ def _is_hidden(name: str) -> bool:
     return name.startswith((".", "__"))
 
 
+def _is_regular(path: Path) -> bool:
+    """Whether a path can be read without waiting: a regular file, or a broken link, which is an error when opened."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True
+
+
 def _leads_out(path: Path, root: Path) -> bool:
     """Whether `path` is a link that leads out of `root`, which is resolved already."""
     return path.is_symlink() and not path.resolve().is_relative_to(root)
 
 
 def _format(path: Path, root: Path) -> str | None:
-    """The format of an image by its content; None for what is no image, no file (a pipe), or outside of `root`."""
-    if _leads_out(path, root) or not path.is_file():
+    """The format of an image by its content; None for what is no image, cannot be read, or is outside of `root`."""
+    if _leads_out(path, root):
         return None
     try:
-        with path.open("rb") as file:
+        with open_file(path, error=DataError) as file:
             return format_of(file.read(32))
-    except OSError:
+    except (OSError, DataError):
         return None
 
 

@@ -7,7 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from latentia.errors import DataError
 from latentia.files.cache import key_of
+from latentia.files.reading import open_file
 
 
 def stamps(files: Mapping[str, Path]) -> list[list[Any]]:
@@ -43,9 +45,10 @@ def content_key(files: Mapping[str, Path], folder: Path) -> str:
     digests = []
     for name, path in files.items():
         try:
-            with path.open("rb") as file:
-                digests.append([name, hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()])
-        except OSError:
+            with open_file(path, error=DataError) as file:
+                found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))  # type: ignore[arg-type]  # it is buffered
+                digests.append([name, found.hexdigest()])
+        except (OSError, DataError):  # whoever reads it for its content says so
             digests.append([name, "unreadable"])
     key = key_of(digests)
     with suppress(OSError):  # then, and if only a part is written, it is computed again

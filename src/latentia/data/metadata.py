@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from latentia.data.parquet import open_parquet, parquet_rows
 from latentia.errors import DataError, did_you_mean
+from latentia.files.reading import read_bytes
 
+_MAX_UNFOLDED = 2**30  # bytes of a file, and of the values of a parquet file
 METADATA = (".csv", ".jsonl", ".json", ".parquet")
 Line = tuple[str, dict[str, Any]]  # where it stands, and its values
 
@@ -76,18 +79,10 @@ def _named(name: Any, at: str, folder: Path, root: Path, known: dict[str, Path],
 def _read(file: Path, source: str) -> list[Line]:
     try:
         if file.suffix.lower() == ".parquet":
-            import pyarrow as pa
-            import pyarrow.parquet as pq
-
-            try:
-                return [(f"{source} row {i}", row) for i, row in enumerate(pq.read_table(file).to_pylist())]
-            except pa.ArrowException as error:
-                raise DataError(f"{source} cannot be read: {error}.") from None
-        data = file.read_bytes()
+            return _read_parquet(file, source)
+        data = read_bytes(file, _MAX_UNFOLDED, error=DataError)
         wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
         text = data.decode("utf-16" if wide else "utf-8-sig")  # without the byte order mark
-    except OSError as error:
-        raise DataError(f"{source} cannot be read: {error}.") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{source} cannot be read: it is not UTF-8 ({error}). Save it as UTF-8.") from None
     if file.suffix.lower() == ".csv":
@@ -101,10 +96,25 @@ def _read(file: Path, source: str) -> list[Line]:
     return [(at := f"{source} entry {i}", _object(entry, at)) for i, entry in enumerate(entries)]
 
 
+def _read_parquet(file: Path, source: str) -> list[Line]:
+    """The rows; columns of lists and structs, which are not used, without their values."""
+    schema = open_parquet(file).schema_arrow
+    names = [field.name for field in schema if not field.type.num_fields]
+    lines, size = [], 0
+    for i, values in enumerate(parquet_rows(file, names)):
+        size += sum(len(value) if isinstance(value, str | bytes) else 8 for value in values)
+        if size > _MAX_UNFOLDED:
+            raise DataError(
+                f"{source} unfolds to more than {_MAX_UNFOLDED} bytes by row {i}; at most so many are read."
+            )
+        lines.append((f"{source} row {i}", dict.fromkeys(schema.names) | dict(zip(names, values))))
+    return lines
+
+
 def _json(text: str, at: str, advice: str = "") -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of too many digits, and lists nested too deep
         raise DataError(f"{at} is not JSON: {error}.{advice}") from None
 
 
@@ -153,8 +163,8 @@ def _rows(text: str, sign: str, source: str) -> Iterator[tuple[int, list[str]]]:
 def _typed(values: list[str]) -> list[Any]:
     """A column of a CSV file: integers if every value is written as one, else text; an empty cell is no value.
 
-    "007" stays a text: a name of three digits, not the number 7.
+    "007" stays a text: a name of three digits, not the number 7. So do numbers of more than 18 digits.
     """
-    if all(re.fullmatch(r"\s*-?(0|[1-9][0-9]*)\s*", value) for value in values):
+    if all(re.fullmatch(r"\s*-?(0|[1-9][0-9]{0,17})\s*", value) for value in values):
         return [int(value) for value in values]
     return [value or None for value in values]

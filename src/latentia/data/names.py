@@ -12,7 +12,7 @@ def class_order(names: Iterable[str]) -> list[str]:
         (['-1', '2', '10'], ['10', 'a', 'b'])
     """
     different = set(names)
-    if all(re.fullmatch(r"-?[0-9]+", name) for name in different):
+    if all(re.fullmatch(r"-?[0-9]{1,100}", name) for name in different):
         return sorted(different, key=lambda name: (int(name), name))
     return sorted(different)
 

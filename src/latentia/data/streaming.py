@@ -13,7 +13,7 @@ import torch
 from latentia.data.base import description
 from latentia.data.build import MAX_SKIPPED, Plan, bad_images, channels_of
 from latentia.data.columns import Labels, Source, check_caption, pick
-from latentia.data.decode import BadImage, Fit, decode_all
+from latentia.data.decode import BadImage, Fit, decode
 from latentia.data.identity import stamps
 from latentia.data.images import normalize
 from latentia.data.order import check_positions, flip_mask, uniform
@@ -93,7 +93,7 @@ class StreamedImages:
             try:
                 channels = self._plan.channels or channels_of(values[0])
                 fit = Fit(channels, self._plan.size, crop=True)
-                decoded = decode_all([values[0]], fit, grey_only=False)[0]
+                decoded = decode(values[0], fit, grey_only=False)
                 if isinstance(decoded, Exception):
                     raise decoded
                 self.shape: tuple[int, int, int] = (channels, *decoded.pixels.shape[1:])  # type: ignore[assignment]
@@ -182,7 +182,7 @@ class StreamedImages:
         """The image and values at the next position, those of the next good row if its own is bad."""
         for ahead in range(_LOOK_AHEAD):
             where, values = self._peek(ahead)
-            decoded = decode_all([values[0]], self._fit, self._grey_only)[0]
+            decoded = decode(values[0], self._fit, self._grey_only)
             if isinstance(decoded, BadImage):
                 self._skip(where, decoded, count=ahead == 0)
                 continue

@@ -8,17 +8,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from latentia.data.base import annotate, check_annotations, description, require
 from latentia.data.names import class_order
 from latentia.data.order import check_positions, indices
+from latentia.data.parquet import holds_images, open_parquet
 from latentia.errors import DataError, UsageError
 from latentia.files.cache import key_of
+from latentia.files.reading import check_file
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
+_LONGEST_HEAD = 2**20  # bytes of the first line, of which the separator is known
+_MAX_VALUES = 2**28  # of a parquet file, of which a few bytes may stand for any number
 
 
 class TableData:
@@ -193,22 +196,19 @@ def is_table(source: str | Path) -> bool:
         raise DataError(f"{source} is no file.")
     if suffix != ".parquet":
         return True
-    try:
-        types = [column.type for column in pq.read_schema(path)]
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{source} cannot be read as parquet: {error}") from error
-    return not any(pa.types.is_binary(t) or pa.types.is_large_binary(t) or pa.types.is_struct(t) for t in types)
+    return not holds_images(path)
 
 
 def _read(path: Path) -> pa.Table:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise UsageError(f"a table must be a file of {', '.join(SUFFIXES)}; got {path}.")
+    check_file(path, error=DataError)
+    if suffix == ".parquet":
+        return _read_parquet(path)
     try:
-        if suffix == ".parquet":
-            return pq.read_table(path)
         with path.open("rb") as file:
-            first = file.readline()
+            first = file.readline(_LONGEST_HEAD)
         wide = first.startswith((b"\xff\xfe", b"\xfe\xff"))
         sign = "\t" if suffix == ".tsv" else ";" if b";" in first and b"," not in first else ","
         table = pyarrow.csv.read_csv(
@@ -216,12 +216,27 @@ def _read(path: Path) -> pa.Table:
             read_options=pyarrow.csv.ReadOptions(encoding="utf-16" if wide else "utf-8"),
             parse_options=pyarrow.csv.ParseOptions(delimiter=sign),
         )
-    except (OSError, pa.ArrowException) as error:
+    except Exception as error:  # of arrow, and of Python for a text of another encoding
         raise DataError(f"{path} cannot be read as a table: {error}") from error
     names = [name.strip() for name in table.column_names]
     if twice := [name for name in names if names.count(name) > 1]:
         raise DataError(f'{path} has two columns "{twice[0]}"; rename one.')
     return table.rename_columns(names)
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    """The columns of numbers and texts; any other as one of nulls."""
+    opened = open_parquet(path)
+    schema, rows = opened.schema_arrow, opened.metadata.num_rows
+    if rows * len(schema) > _MAX_VALUES:
+        raise DataError(f"{path} has {rows} rows of {len(schema)} columns; at most {_MAX_VALUES} values are read.")
+    plain = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_dictionary)
+    names = [field.name for field in schema if any(fits(field.type) for fits in plain)]
+    try:
+        found = opened.read(columns=names)
+    except Exception as error:  # of arrow, and of Python
+        raise DataError(f"{path} cannot be read as a table: {error}") from error
+    return pa.table({name: found[name] if name in names else pa.nulls(rows) for name in schema.names})
 
 
 def _are_values(names: list[str]) -> bool:
@@ -235,10 +250,18 @@ def _are_values(names: list[str]) -> bool:
 
 def _number(column: pa.ChunkedArray, path: Path, name: str) -> tuple[list[int], list[str]]:
     """Labels as integers, and the names of the classes in sorted order."""
-    values: list[Any] = column.to_pylist()
+    values = [value for chunk in column.chunks for value in _unfolded(chunk)]
     if any(value is None for value in values) or pa.types.is_floating(column.type):
         raise DataError(f'{path}: the label column "{name}" must hold whole numbers or texts, without gaps.')
     texts = all(isinstance(value, str) for value in values)
     kinds = class_order(values) if texts else sorted({*values})
     numbers = {value: i for i, value in enumerate(kinds)}
     return [numbers[value] for value in values], [str(value) for value in kinds]
+
+
+def _unfolded(chunk: pa.Array) -> list[Any]:
+    """The values of a column; those of a dictionary are held once, for any number of rows."""
+    if not pa.types.is_dictionary(chunk.type):
+        return chunk.to_pylist()
+    values = chunk.dictionary.to_pylist()
+    return [None if i is None else values[i] for i in chunk.indices.to_pylist()]

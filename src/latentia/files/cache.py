@@ -9,24 +9,26 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from latentia.errors import DataError, LatentiaError
-from latentia.files.reading import read_object
+from latentia.files.reading import read_object, read_text
 from latentia.files.writing import remove, replacing, staging_of, sync, write_text
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+PATIENCE = 5.0  # seconds before a process that waits for another one says so
 MAX_META = 2**30  # bytes of the JSON of `cached_bytes`, which holds a caption for each image
 BYTES_FORMAT = 2  # of `cached_bytes`; raise it when the meaning of the files changes
 HASHED_BYTES = 1 << 30  # up to here the content of `cached_bytes` is hashed at each opening, above only its size counts
@@ -121,7 +123,7 @@ def _once(read: Callable[[], T | None], write: Callable[[], None], path: Path, w
         path.parent.mkdir(parents=True, exist_ok=True)
         found = read()
         if found is None:
-            with FileLock(path.with_name(f"{path.stem}.lock")):
+            with _turn(path, what):
                 found = read()  # another process may have been faster
                 if found is None:
                     write()
@@ -133,6 +135,29 @@ def _once(read: Callable[[], T | None], write: Callable[[], None], path: Path, w
     if found is None:
         raise DataError(f"{path} does not read back as it was written; the disk may be failing.")
     return found
+
+
+@contextmanager
+def _turn(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock of a file. After `PATIENCE` seconds a waiting process says for whom it waits.
+
+    The system gives up the lock of a process that ends, however it ends, so that another one takes over.
+    """
+    lock, owner = FileLock(path.with_name(f"{path.stem}.lock")), path.with_name(f"{path.stem}.owner")
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        held = "another process"  # for a moment, nothing else is known
+        with suppress(LatentiaError):
+            held = read_text(owner, 1000)
+        logger.warning("waiting for %s, which writes %s to %s; end it if it hangs", held, what, path)
+        lock.acquire()
+    try:
+        write_text(owner, f"process {os.getpid()} on {socket.gethostname()}", durable=False)
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
 
 
 def _unwritable(folder: Path, what: str, error: OSError) -> DataError:

@@ -12,12 +12,20 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from latentia.errors import UsageError
+from latentia.files.reading import read_text
 from latentia.files.writing import write_text
 from latentia.hub.blocks import block, put_block
 from latentia.hub.usage import Usage
 
 _SECRET_KEY = re.compile(r"token|key|secret|password", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b|\b\w+://[^/\s:@]+:[^/\s@]+@")
+MAX_CARD = 1_000_000  # bytes
+MAX_METADATA, MAX_DEPTH = 100_000, 32  # characters and levels
+_OPENING = (
+    *(yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken),
+    *(yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken),
+)
+_CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
 _IMAGE_PATH = re.compile(r"[\w\-]+(/[\w.\-]+)*\.(png|jpg|jpeg|webp|gif)")
 _SHOWN_CLASSES = 20
@@ -138,6 +146,30 @@ def model_card(
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
+def read_card(path: Path) -> ModelCard:
+    """Read a card that may come from anyone.
+
+    Raises:
+        UsageError: it is no text of at most `MAX_CARD` bytes, or its metadata are no YAML mapping of at most
+            `MAX_METADATA` characters, not nested too deep and without aliases, of which a few stand for any number of
+            values.
+    """
+    text = read_text(path, MAX_CARD, error=UsageError)
+    head = text.lstrip().partition("\n---")[0]
+    try:
+        if head.startswith("---"):
+            if len(head) > MAX_METADATA:
+                raise ValueError(f"they have {len(head)} characters; at most {MAX_METADATA} are read")
+            depth = 0
+            for token in yaml.scan(head):
+                depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+                if depth > MAX_DEPTH or isinstance(token, yaml.AliasToken):
+                    raise ValueError(f"they are nested more than {MAX_DEPTH} deep, or use an alias of YAML")
+        return ModelCard(text)
+    except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        raise UsageError(f"The metadata at the head of {path} cannot be read: {error}. Mend or remove them.") from error
+
+
 def add_results(path: Path, metrics: Sequence[Mapping[str, Any]], *, dataset: str, seed: int) -> bool:
     """Add evaluation results to a saved card: to its `model-index` and its section "Evaluation".
 
@@ -156,11 +188,9 @@ def add_results(path: Path, metrics: Sequence[Mapping[str, Any]], *, dataset: st
     Raises:
         UsageError: the file has no metadata of a model, or a metric lacks its name or value.
     """
-    try:
-        card = ModelCard.load(path)
-    except (ValueError, OSError, yaml.YAMLError) as error:
-        raise UsageError(f"{path} is not a model card: {error}") from error
-    data, dataset = card.data, _plain(dataset)
+    card = read_card(path)
+    data: Any = card.data
+    dataset = _plain(dataset)
     fresh = _results(metrics, data.pipeline_tag or "unconditional-image-generation", dataset, seed)
     data.eval_results = join_results(data.eval_results or [], fresh)
     data.model_name = data.model_name or path.resolve().parent.name

@@ -7,10 +7,11 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from safetensors import safe_open
 
-from latentia.errors import CheckpointError, UsageError, check_range, format_number
+from latentia.errors import CheckpointError, Range, UsageError, check_arguments, format_number
 from latentia.files.reading import check_link
 from latentia.files.writing import write_atomically
 from latentia.hub.check import check_loads, saved_class
@@ -38,13 +39,14 @@ class Converted:
         return "\n".join(self.lines)
 
 
+@check_arguments
 def convert(
     source: str | Path,
     output: str | Path,
     *,
     key: str | None = None,
-    max_memory_gb: float | None = None,
-    max_seconds: float = 600,
+    max_memory_gb: Annotated[float, Range(0, closed="neither", most=1e6)] | None = None,
+    max_seconds: Annotated[float, Range(0, closed="neither", most=1e8)] = 600,
 ) -> Converted:
     """Convert pickled weights (.bin, .pt, .pth, .ckpt) to safetensors, without running arbitrary code in them.
 
@@ -75,8 +77,6 @@ def convert(
     source, target = Path(source), Path(output)
     if not source.exists():
         raise UsageError(f"source {source} does not exist.")
-    check_range("max_memory_gb", max_memory_gb, 0, closed="neither")
-    check_range("max_seconds", max_seconds, 0, closed="neither")
     bounds = (max_memory_gb, max_seconds)
     if source.is_file():
         if target.suffix != ".safetensors":

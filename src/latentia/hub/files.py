@@ -20,7 +20,7 @@ _NETWORK_FILES = (
     "diffusion_pytorch_model*.safetensors.index.json",
 )
 _TRANSFORMERS_FILES = ("*.json", "model*.safetensors", "*.txt", "*.model")
-_CARD_IMAGE = re.compile(r"!\[[^\]]*\]\(([^()\s]+)\)")
+_CARD_IMAGE = re.compile(r"!\[[^\[\]]*\]\(([^()\s]+)\)")  # each try ends at the next bracket, so the cost is linear
 
 
 def may_hold(library: str, name: str) -> bool:

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from latentia.errors import UsageError
 from latentia.files.writing import write_text
 from latentia.hub.blocks import put_block, read_blocks
-from latentia.hub.card import evaluation_lines, join_results, model_card
+from latentia.hub.card import evaluation_lines, join_results, model_card, read_card
 from latentia.hub.files import CARD_NAME
 from latentia.hub.load import read_index
 from latentia.hub.usage import saved_usage
@@ -79,7 +78,7 @@ def folder_card(
     """
     folder = Path(folder)
     index, path = read_index(folder), folder / CARD_NAME
-    old = _load(path) if path.is_file() else None
+    old = read_card(path) if path.is_file() else None
     said = old.data.to_dict() if old else {}
     config, summary = (_json(folder / file) for file in ("training_config.json", "run_summary.json"))
     kind = index["_class_name"]
@@ -161,7 +160,7 @@ def update_card(path: Path, new: ModelCard) -> tuple[ModelCard, list[str]]:
     if not path.is_file():
         return new, []
     try:
-        text, kept = merge_cards(_load(path), new, keep_results=False)
+        text, kept = merge_cards(read_card(path), new, keep_results=False)
     except UsageError as error:
         aside = path.with_name(f"README.before-{path.stat().st_mtime_ns}.md")
         path.replace(aside)
@@ -224,10 +223,3 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _metadata(card: ModelCard) -> ModelCardData:
     return cast(ModelCardData, card.data)  # which the type of a card does not say
-
-
-def _load(path: Path) -> ModelCard:
-    try:
-        return ModelCard.load(path)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"The metadata at the head of {path} cannot be read: {error}. Mend or remove them.") from error

@@ -12,7 +12,9 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from latentia.errors import CheckpointError, HubError, UsageError
+from latentia.files.reading import MAX_JSON, read_text
 from latentia.files.writing import write_atomically
+from latentia.hub.card import MAX_CARD
 from latentia.hub.check import check_loads, saved_class
 from latentia.hub.client import explain_error, retry
 from latentia.hub.files import CARD_NAME, card_images, check_is_new, component_files, may_hold
@@ -121,8 +123,14 @@ def fetch(repo_id: str, folder: Path, *, revision: str | None = None) -> Pulled:
 
 
 def _wanted(where: str, listed: dict[str, RepoFile], get) -> set[str]:
-    """The files of an export, chosen by the index and the card, which are fetched first."""
-    wanted = {CARD_NAME} & set(listed)
+    """The files of an export, chosen by the index and the card, which are fetched first if they are not too large.
+
+    A card that is too large stays on the Hub.
+    """
+    for name in {INDEX_NAME, "config.json"} & set(listed):
+        if listed[name].size > MAX_JSON:
+            raise CheckpointError(f"{name} of {where} has {listed[name].size} bytes; at most {MAX_JSON} are read.")
+    wanted = {name for name in {CARD_NAME} & set(listed) if listed[name].size <= MAX_CARD}
     if INDEX_NAME in listed:
         index = read_index(get(INDEX_NAME).parent)
         wanted |= {INDEX_NAME, *component_files(index, listed, where)}
@@ -134,7 +142,7 @@ def _wanted(where: str, listed: dict[str, RepoFile], get) -> set[str]:
             f"{where} has neither {INDEX_NAME} nor config.json, so it is no pipeline or network of diffusers' format."
         )
     if CARD_NAME in wanted:
-        text = get(CARD_NAME).read_text(encoding="utf-8", errors="replace")
+        text = read_text(get(CARD_NAME), MAX_CARD, replace=True)
         wanted |= card_images(text) & set(listed)
     return wanted
 

@@ -12,9 +12,9 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from latentia.errors import CheckpointError, HubError, LatentiaError, UsageError
-from latentia.files.reading import check_link
+from latentia.files.reading import check_link, read_text
 from latentia.hub.blocks import put_block, read_blocks
-from latentia.hub.card import SECRET_VALUE, use_lines
+from latentia.hub.card import MAX_CARD, SECRET_VALUE, read_card, use_lines
 from latentia.hub.check import check_loads
 from latentia.hub.client import explain_error, is_transient, retry
 from latentia.hub.files import CARD_NAME, IMAGE_SUFFIXES, card_images, component_files, is_inside
@@ -81,7 +81,7 @@ def export_files(folder: str | Path) -> list[str]:
         raise CheckpointError(f"{root} has no README.md. Write a card first: latentia card {root} --write")
     for name in files:
         check_link(root / name, root)
-    for name in card_images(card.read_text(encoding="utf-8")):
+    for name in card_images(read_text(card, MAX_CARD)):
         if (root / name).is_file() and is_inside(root / name, root):
             files.add(name)
     return sorted(files)
@@ -139,7 +139,7 @@ def push_to_hub(
     files = export_files(root)
     _check_secrets(root, files)
     _check_loads(root, files)
-    stated = license or ModelCard.load(root / CARD_NAME).data.to_dict().get("license")
+    stated = license or read_card(root / CARD_NAME).data.to_dict().get("license")
     if not private:
         check_license(stated)
     made = {CARD_NAME: _card(root, repo_id, diffusers_code, license)}
@@ -210,7 +210,7 @@ def diffusers_pipeline(index: dict[str, Any], where: str) -> str:
 
 def _card(root: Path, repo_id: str, diffusers_code: bool, license: str | None) -> str:
     """Make the card for the upload: its section "Use" names the repository, unless it was edited by hand."""
-    card = ModelCard.load(root / CARD_NAME)
+    card = read_card(root / CARD_NAME)
     content = card.content
     if "use" in read_blocks(card.text):
         text, _ = put_block(card.text, "use", use_lines(saved_usage(root), repo_id, diffusers_code))

@@ -1,5 +1,6 @@
 """Load tokenizers and image processors of transformers from untrusted files: a job for `limits.py`."""
 
+import os
 import string
 import sys
 
@@ -24,6 +25,9 @@ def attempt(name: str, folder: str) -> str:
     try:
         part = getattr(transformers, name).from_pretrained(folder, local_files_only=True)
         if isinstance(part, transformers.PreTrainedTokenizerBase):
+            files = sorted(part.vocab_files_names.values())
+            if not any(os.path.isfile(os.path.join(folder, file)) for file in files):
+                return f"it holds no vocabulary, one of {', '.join(files)}"
             most = part.model_max_length
             if isinstance(most, bool) or not isinstance(most, int | float) or not most >= 1:
                 return f"model_max_length must be a number of at least 1; got {str(most)[:100]}"

@@ -5,6 +5,7 @@ flag, so a run's `training_config.json` is one.
 """
 
 import dataclasses
+import io
 import json
 import logging
 import re
@@ -33,6 +34,8 @@ def run_script(arguments: type[T], main: Callable[[T], int], description: str) -
     0 done, 2 usage, 3 numerics, 4 data, 5 checkpoint, 6 Hub, 75 interrupted after a checkpoint, 130 by a second Ctrl-C.
     """
     logging.basicConfig(format="%(levelname)s: %(message)s")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that is no UTF-8 must not end a run that prints it
+        sys.stdout.reconfigure(errors="backslashreplace")
     started = program()
     try:
         filled: Any = parse_arguments(

@@ -69,24 +69,24 @@ def export_run(
             "data": run.data.describe(),
         }
         card = model_card(
-            name=hub_name(args),
+            name=as_utf8(hub_name(args)),
             pipeline_class=type(pipe).__name__,
             family=run.family,
             pipeline_tag=run.pipeline_tag,
-            dataset=args.data.dataset_name or Path(args.data.train_data_dir).name,
+            dataset=as_utf8(args.data.dataset_name or Path(args.data.train_data_dir).name),
             license=args.hub.hub_license,
-            recipe={**flat_values(args), "data": summary["data"]},
+            recipe=as_utf8({**flat_values(args), "data": summary["data"]}),
             metrics=report.for_card() if report else [],
             hardware=summary["hardware"],
             minutes=summary["training_seconds"] / 60,
             epochs=summary["epochs"],
             seed=args.optimization.seed,
-            command=summary["command"],
+            command=as_utf8(summary["command"]),
             lineage=summary["lineage"],
             reconstructions="samples/reconstructions.png" if _RECONSTRUCTION in validation.pipelines else None,
             usage=pipeline_usage(type(pipe), pipe.config, parts),
             repo_id=args.hub.hub_model_id,
-            limits=said,
+            limits=as_utf8(said),
         )
         card, remarks = update_card(folder / "README.md", card)
         print(*remarks, sep="\n", end="\n" if remarks else "")
@@ -102,6 +102,20 @@ def export_run(
     if args.hub.push_to_hub:
         options = {"private": args.hub.hub_private_repo, "license": args.hub.hub_license}
         print(f"Pushed to {push_to_hub(folder, hub_name(args), **options)}")
+
+
+def as_utf8(value: Any) -> Any:
+    """Escape in texts, also those in lists and mappings, what UTF-8 cannot write: bytes of the names of files.
+
+    Example:
+        >>> as_utf8(["photos_\\udce9", 1])
+        ['photos_\\\\udce9', 1]
+    """
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {as_utf8(key): as_utf8(one) for key, one in value.items()}
+    return [as_utf8(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def write_summary(run: Any, result: Result) -> None:

@@ -52,6 +52,7 @@ def claim(folder: Path, command: str, *, files: Iterable[str] = (), folders: Ite
             folder holds the results of another command. The message names it.
     """
     found = ckpt.read_own(folder / MARK)
+    found = found if isinstance(found.get("command"), str) else {}  # it is damaged
     writer = found.get("command", command)
     if writer != command:
         raise UsageError(f"output_dir {folder} holds results of {writer}. Give another.")
@@ -109,8 +110,8 @@ def probe(folder: Path, longest: str) -> None:
                 above.rmdir()
     except OSError as error:
         raise UsageError(
-            f"output_dir {folder} cannot be written: {error.strerror}, when a file of {len(os.fspath(path))} "
-            "characters was tried. Give another."
+            f"output_dir cannot be written: {error.strerror}, when a file with a path of {len(os.fspath(path))} "
+            f"characters was tried. Give another than {folder}."
         ) from error
 
 

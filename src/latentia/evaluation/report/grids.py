@@ -124,6 +124,18 @@ def image_strip(
     return image_grid(images, columns=len(batches), column_labels=labels, row_labels=row_labels)
 
 
+def plain_label(text: object, most: int = 60) -> str:
+    """A text of users as matplotlib shows it unchanged: no formula, one line, cut, and not hidden from a legend.
+
+    Example:
+        >>> plain_label("$x^$"), plain_label("_a\\n_b"), plain_label("ab" * 9, 5)
+        ('\\\\$x^\\\\$', ' _a _b', 'abab…')
+    """
+    line = "".join(letter if letter.isprintable() else " " for letter in str(text)[: 2 * most])
+    line = line if len(line) <= most else line[: most - 1] + "…"
+    return (" " if line.startswith("_") else "") + line.replace("$", r"\$")
+
+
 def plot_curves(
     source: str | Path | Sequence[Mapping[str, Any]],
     keys: Sequence[str],
@@ -169,14 +181,14 @@ def plot_curves(
             seen, values, color="#4c78a8", linewidth=0.8, alpha=0.45, marker=None if many else "o", label="each value"
         )
         panel.plot(seen, smooth, color="#1f4e79", linewidth=2, label="running mean")
-        panel.set_ylabel(key)
+        panel.set_ylabel(plain_label(key))
         panel.grid(color="#dddddd", linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
     figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside upper right", ncols=2)
-    panels[-1].set_xlabel("images seen" if x == "images" else x)
+    panels[-1].set_xlabel("images seen" if x == "images" else plain_label(x))
     panels[-1].xaxis.set_major_formatter(EngFormatter(sep=""))
     if title:
-        figure.suptitle(title)
+        figure.suptitle(plain_label(title))
     figure.savefig(out, dpi=120)
     return Path(out)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from latentia.errors import UsageError
 from latentia.evaluation.prdc import nearest
-from latentia.evaluation.report.grids import image_grid
+from latentia.evaluation.report.grids import image_grid, plain_label
 from latentia.evaluation.report.report import Report
 from latentia.evaluation.samples import Sample
 from latentia.functional.pixels import from_uint8
@@ -109,13 +109,14 @@ def plot_class_histogram(
             f"`counts`, `real_counts` and `names` must have one entry per class. Got {len(counts)}, "
             f"{len(real_counts)} and {len(names) if names is not None else 'none'}."
         )
-    figure = Figure(figsize=(max(6, 0.5 * len(counts) + 2), 3.4), layout="constrained")
+    figure = Figure(figsize=(min(max(6, 0.5 * len(counts) + 2), 120), 3.4), layout="constrained")
     panel, at = figure.subplots(), np.arange(len(counts))
     for values, shift, color, label in ((counts, -0.2, _GENERATED, "generated"), (real_counts, 0.2, _REAL, "real")):
         panel.bar(at + shift, np.asarray(values) / max(1, sum(values)), 0.4, color=color, label=label)
-    texts = [str(name) for name in names or at]
+    texts = [plain_label(name, 24) for name in (at if names is None else names)]
     turned = max(map(len, texts), default=0) > 4
-    panel.set_xticks(at, texts, rotation=30 if turned else 0, ha="right" if turned else "center")
+    if len(texts) <= 240:  # what the width has room for
+        panel.set_xticks(at, texts, rotation=30 if turned else 0, ha="right" if turned else "center")
     panel.set(xlabel="most likely class", ylabel="share of the images")
     figure.legend(frameon=False, loc="outside upper right", ncols=2)
     panel.spines[["top", "right"]].set_visible(False)
@@ -188,7 +189,7 @@ def plot_precision_recall(reports: Mapping[str, Report], out: str | Path) -> Pat
             color = COLORS[i % len(COLORS)]
             if i == 0:
                 panel.scatter(scores[x].real, scores[y].real, s=80, marker="x", color="black", label="real images")
-            panel.scatter(scores[x].value, scores[y].value, s=60, color=color, label=name, zorder=3)
+            panel.scatter(scores[x].value, scores[y].value, s=60, color=color, label=plain_label(name), zorder=3)
         panel.set(xlabel=f"{x} (diversity)", ylabel=f"{y} (quality)", xlim=(-0.03, 1.03))
         panel.set_ylim(bottom=-0.03, top=max(1.03, panel.get_ylim()[1]))
         panel.grid(color="#dddddd", linewidth=0.6)

@@ -1,0 +1,72 @@
+"""Cards of others: a cost that is linear in their length, and bounds of their size."""
+
+import time
+
+import pytest
+from huggingface_hub import RepoFile
+
+from latentia.errors import CheckpointError, UsageError
+from latentia.hub.blocks import block, put_block, read_blocks
+from latentia.hub.card import MAX_CARD, MAX_METADATA, SECRET_VALUE, read_card
+from latentia.hub.files import card_images
+from latentia.hub.pull import _wanted
+
+LONG = 600_000
+START = "<!-- latentia:use 00000000 -->\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["![" * LONG, "![a](" * LONG, "![](a" * LONG, "[" * LONG, "![a]" * LONG, START * (LONG // 30),
+     "<!-- latentia:" + "a" * LONG,
+     START * 20_000 + "\n<!-- /latentia:uses -->\n" * 20_000, "\n<!-- /latentia:use -->\n" * 40_000 + START * 20_000,
+     "a" * LONG, "a:" * LONG, "a://b:c" * LONG, "hf_" * LONG, "\n" * LONG, "a " * LONG, "`" * LONG],
+    ids=range(16),
+)  # fmt: skip
+def test_expressions_have_a_linear_cost_on_any_text(text):
+    started = time.process_time()
+    card_images(text)
+    read_blocks(text)
+    put_block(text, "use", ["new"], before="limits")
+    SECRET_VALUE.search(text)
+    assert time.process_time() - started < 10
+
+
+def test_sections_are_those_of_the_first_end_of_their_name():
+    one, two = block("use", ["a", "<!-- /latentia:training -->"]), block("training", ["b"])
+    edited = two.replace("b\n", "c\n").replace("training", "limits")
+    text = f"head\n{START}open\n{one}\n{two}between\n{edited}end"
+    assert read_blocks(f"{one}{two}{edited}") == {
+        "use": "a\n<!-- /latentia:training -->", "training": "b", "limits": None,
+    }  # fmt: skip
+    assert read_blocks(text)["use"] is None  # it begins at the start that stands first
+    assert put_block(f"x\n{one}{two}", "training", ["new"]) == (f"x\n{one}{block('training', ['new'])}", True)
+    assert put_block(edited, "limits", ["new"]) == (edited, False)
+
+
+def test_cards_have_bounds(tmp_path):
+    path = tmp_path / "README.md"
+    for text, words in [
+        ("a" * (MAX_CARD + 1), f"at most {MAX_CARD} are read"),
+        ("---\nlicense: mit\nx: " + "a" * MAX_METADATA + "\n---\n", f"at most {MAX_METADATA} are read"),
+        ("---\na: &a [1]\nb: *a\n---\n", "alias"),
+        ("---\na: " + "[" * 90_000 + "\n---\n", "nested more than 32 deep"),
+        ("---\n" + "- " * 45_000 + "\n---\n", "nested more than 32 deep"),
+        ("---\n- 1\n---\n", "cannot be read"),
+    ]:
+        path.write_text(text)
+        started = time.process_time()
+        with pytest.raises(UsageError, match=words):
+            read_card(path)
+        assert time.process_time() - started < 20
+    path.write_bytes(b"\xff")
+    with pytest.raises(UsageError, match="must be text in UTF-8"):
+        read_card(path)
+
+
+def test_sizes_are_asked_before_a_file_is_fetched():
+    """The index and the card are fetched before the disk is looked at."""
+    for name in ("model_index.json", "config.json"):
+        listed = {name: RepoFile(path=name, size=10**12, oid="0")}
+        with pytest.raises(CheckpointError, match=f"{name} of me/x has 1000000000000 bytes; at most 1000000 are read"):
+            _wanted("me/x", listed, pytest.fail)
