@@ -390,6 +390,8 @@ MUTANTS = [
         "src/latentia/training/ownership.py",
         (("fnmatchcase(path.name, parts[0]) and not path.is_symlink()", "fnmatchcase(path.name, parts[0])"),),
         "tests/training/test_ownership.py -k link",
+    ),
+    Mutant(
         "one_scheduler_for_all_calls",
         "calls in several threads step one scheduler",
         "pipelines/denoising.py",
