@@ -391,6 +391,20 @@ MUTANTS = [
         (("fnmatchcase(path.name, parts[0]) and not path.is_symlink()", "fnmatchcase(path.name, parts[0])"),),
         "tests/training/test_ownership.py -k link",
     ),
+    Mutant(
+        "one_scheduler_for_all_calls",
+        "calls in several threads step one scheduler",
+        "pipelines/denoising.py",
+        (("        self.scheduler = copy.deepcopy(copy.copy(self.shown))\n", "        self.scheduler = self.shown\n"),),
+        "tests/pipelines/test_every_pipeline.py -k test_threads_get_what_calls_in_turn_get",
+    ),
+    Mutant(
+        "images_chunked_by_number",
+        "workers decode so many images at once, whatever their size",
+        "src/latentia/data/build.py",
+        ((" or self.bytes + size > _PART_BYTES", ""),),
+        "tests/data/test_bounds.py -k parts_of_workers",
+    ),
 ]
 
 

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from latentia.commands.arrays import read_array
 from latentia.data import build as building
 from latentia.data import load_images, parquet
 from latentia.data.build import Plan
@@ -224,6 +226,26 @@ def test_foreign_columns_of_parquet_are_errors_of_ours(tmp_path):
         (folder / "metadata.json").write_bytes(text)
         with pytest.raises(DataError, match=r"metadata.json is not JSON"):
             load_images(folder)
+
+
+# ------------------------------------------------------------ arrays
+
+
+def test_arrays_that_unfold_to_gigabytes_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("images.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_1_0(
+                file, {"descr": "|u1", "fortran_order": False, "shape": (2**20, 34, 32)}
+            )
+            for _ in range(34 * 32):
+                file.write(bytes(2**20))
+    with pytest.raises(DataError, match=r"bytes unfold to 1140850\d+; at most 20 times as many are read"):
+        read_array(tmp_path / "a.npz")
+    np.savez_compressed(tmp_path / "b.npz", np.zeros((1000, 64, 64), np.uint8))
+    assert read_array(tmp_path / "b.npz")[0].shape == (1000, 64, 64)
+    os.mkfifo(tmp_path / "c.npy")
+    with pytest.raises(DataError, match="must be a regular file; it is a pipe"):
+        read_array(tmp_path / "c.npy")
 
 
 # ------------------------------------------------------------ pipes

@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from latentia.errors import DataError, UsageError
+from latentia.files.reading import open_file
+
+_UNFOLDED, _RATIO = 2**30, 20  # bytes of the arrays of an .npz file, or as many times as the file has
 
 
 def read_array(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -16,13 +19,17 @@ def read_array(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
             it, one for each image, are not used, as they have no names.
 
     Raises:
-        DataError: the file cannot be read, or holds no or several arrays of images.
+        DataError: the file cannot be read, holds no or several arrays of images, or unfolds to more than 1 GiB and 20
+            times its size.
     """
     try:
-        with open(path, "rb") as file:
+        with open_file(path, error=DataError) as file:
             found = np.load(file, allow_pickle=False)
             if isinstance(found, np.ndarray):
                 return found, ()
+            size, held = sum(part.file_size for part in found.zip.infolist()), path.stat().st_size
+            if size > max(_UNFOLDED, _RATIO * held):
+                raise ValueError(f"{held} bytes unfold to {size}; at most {_RATIO} times as many are read")
             arrays = {name: found[name] for name in found.files}
     except Exception as error:  # of the zip archive, of what it unpacks, of the header in it
         raise DataError(f"{path} cannot be read as an array of images: {error}") from error
