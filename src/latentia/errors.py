@@ -1,11 +1,14 @@
 """Errors that say which argument, what rule, what was given and a way out; each kind has its exit code."""
 
 import difflib
+import inspect
 import math
 import re
 import shlex
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 
 class LatentiaError(ValueError):
@@ -139,6 +142,80 @@ def check_choice(name: str, value: object, known: Iterable[str]) -> None:
         raise UsageError(f"{name} must be one of {', '.join(choices)}; got {value!r}.{hint}")
 
 
+def check_known(owner: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raises a `UsageError` for the first name that is not one of `known`.
+
+    Args:
+        owner: what the names are given to.
+        given: names of arguments or keys.
+        known: those that it takes.
+
+    Example:
+        >>> check_known("VAE", ["latent_dims"], ["latent_dim", "norm"])
+        Traceback (most recent call last):
+        latentia.errors.UsageError: latent_dims is not known to VAE. Did you mean "latent_dim"?
+    """
+    names = list(known)
+    for name in given:
+        if name not in names:
+            hint = did_you_mean(name, names) or " Leave it out."
+            raise UsageError(f"{name} is not known to {owner}.{hint}")
+
+
+def check_settings(kind: type, settings: Mapping[str, Any]) -> None:
+    """Raises a `UsageError` unless settings are of the types by which a constructor annotates them.
+
+    Integers count as real numbers, any sequence but a text as a tuple, and only `True` and `False` as bool. Names and
+    types that are not known here pass.
+
+    Args:
+        kind: a class; arguments of the constructors of its bases, which it may call, count too.
+        settings: values by name.
+
+    Example:
+        >>> class Network:
+        ...     def __init__(self, channels: int = 1, sizes: int | tuple[int, ...] = (8,)): ...
+        >>> check_settings(Network, {"channels": 3, "sizes": [8, 4]})
+        >>> check_settings(Network, {"sizes": "8"})
+        Traceback (most recent call last):
+        latentia.errors.UsageError: sizes must be an integer or a sequence of integers; got '8'.
+    """
+    hints: dict[str, Any] = {}
+    for base in kind.__mro__:
+        if "__init__" in vars(base):
+            for name, argument in inspect.signature(base.__init__).parameters.items():  # type: ignore[misc]
+                hints[name] = Union[hints.get(name, argument.annotation), argument.annotation]  # noqa: UP007
+    for name, value in settings.items():
+        if name in hints and not _fits(value, hints[name]):
+            raise UsageError(f"{name} must be {_describe(hints[name])}; got {value!r}.")
+
+
+_KINDS = {int: ("an integer", "integers"), float: ("a number", "numbers"), str: ("a text", "texts")}
+_KINDS |= {bool: ("True or False", "True or False"), NoneType: ("None", "None")}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type; of a type that is not known here, any is."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin in (tuple, list, Sequence):
+        several = isinstance(value, Sequence) and not isinstance(value, str)
+        return several and all(_fits(one, inner[0]) for one in value)
+    if hint in (int, float):
+        return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
+    return hint not in _KINDS or isinstance(value, hint) or (hint is bool and type(value).__name__ == "bool")
+
+
+def _describe(hint: Any, plural: bool = False) -> str:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(_describe(one, plural) for one in inner)
+    if origin in (tuple, list, Sequence):
+        return f"{'sequences' if plural else 'a sequence'} of {_describe(inner[0], True)}"
+    return _KINDS[hint][plural]
+
+
 def check_range(
     name: str,
     value: float | Iterable[float] | None,
@@ -146,15 +223,17 @@ def check_range(
     high: float = math.inf,
     *,
     closed: Literal["both", "left", "right", "neither"] = "both",
+    integer: bool = False,
     advice: str = "",
 ) -> None:
-    """Raises a `UsageError` unless `value` is finite and between `low` and `high`.
+    """Raises a `UsageError` unless `value` is a finite number between `low` and `high`.
 
     Args:
         name: what the argument is called.
         value: a number, or several, of which each is checked; `None` means "not given" and passes.
         low, high: the ends; infinite (default): no end there.
         closed: which ends belong to the range: "both" (default), "left", "right" or "neither".
+        integer: whether it must be an integer. Default False.
         advice: what to do instead, a sentence that follows the rule. Default none.
 
     Example:
@@ -165,26 +244,42 @@ def check_range(
         >>> check_range("hidden_sizes", (8, 0), 1)
         Traceback (most recent call last):
         latentia.errors.UsageError: hidden_sizes must each be at least 1; got (8, 0).
+        >>> check_range("steps", 2.5, 1, integer=True)
+        Traceback (most recent call last):
+        latentia.errors.UsageError: steps must be an integer, at least 1; got 2.5.
     """
     if value is None:
         return
-    several = isinstance(value, Iterable)
-    values = list(value) if isinstance(value, Iterable) else [value]
+    several = isinstance(value, Iterable) and not isinstance(value, str)
+    values = list(value) if isinstance(value, Iterable) and several else [value]
+    finite = all(_is_finite(v) for v in values)
     from_low, to_high = closed in ("both", "left"), closed in ("both", "right")
-    if all(
-        math.isfinite(v) and (low <= v if from_low else low < v) and (v <= high if to_high else v < high)
+    if finite and all(
+        (low <= v if from_low else low < v)
+        and (v <= high if to_high else v < high)
+        and (not integer or (isinstance(v, Integral) and not isinstance(v, bool)))
         for v in values
     ):
         return
     lowest, highest = format_number(low), format_number(high)
     if high == math.inf:
         rule = f"at least {lowest}" if from_low else ("positive" if low == 0 else f"above {lowest}")
-        rule = "finite" if low == -math.inf else rule
+        rule = "a finite number" if low == -math.inf else rule
     elif low == -math.inf:
         rule = f"at most {highest}" if to_high else f"below {highest}"
     else:
         rule = f"in {'[' if from_low else '('}{lowest}, {highest}{']' if to_high else ')'}"
-    if rule != "finite" and not all(map(math.isfinite, values)):
-        rule += " and finite"
-    given = tuple(values) if several else value
+    if integer:
+        rule = f"an integer, {rule}"
+    elif rule != "a finite number" and not finite:
+        rule += " and finite" if all(isinstance(v, Real) for v in values) else " and a number"
+    given = tuple(values) if several else repr(value) if isinstance(value, str) else value
     raise UsageError(f"{name} must {'each ' if several else ''}be {rule}; got {given}.{advice and ' ' + advice}")
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a value is a finite number; a text is none."""
+    try:
+        return not isinstance(value, str) and math.isfinite(value)
+    except TypeError:
+        return False

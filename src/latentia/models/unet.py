@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from latentia.errors import UsageError, check_range
 from latentia.models.layers.attention import AttentionBlock
-from latentia.models.layers.conditioning import sinusoidal_embedding
+from latentia.models.layers.conditioning import check_rows, sinusoidal_embedding
 from latentia.models.layers.convolution import image_size, nearest_multiples
 from latentia.models.layers.norm import GroupNorm, group_count
 from latentia.models.layers.residual import ResidualBlock, zero_init
@@ -83,7 +83,7 @@ class UNet2D(ModelMixin, ConfigMixin):
         dropout: rate inside the residual blocks, in [0, 1). Default 0.
 
     Raises:
-        UsageError: a size that cannot be halved often enough, heads that do not divide, labels or a context for a
+        UsageError: a size that cannot be halved often enough, heads that do not divide, numbers below 1, labels or a context for a
             network that has none, a context that is missing.
 
     U-Net (Ronneberger et al., 2015, 1505.04597); its use in diffusion: DDPM (Ho et al., 2020, 2006.11239), appendix B.
@@ -120,9 +120,14 @@ class UNet2D(ModelMixin, ConfigMixin):
         stages = len(block_out_channels)
         if attention_stages is None:
             attention_stages = (*[False] * (stages - 1), True)
+        check_range("in_channels", in_channels, 1)
+        check_range("out_channels", out_channels, 1)
         check_range("layers_per_block", layers_per_block, 1)
         check_range("attention_head_dim", attention_head_dim, 1)
-        self._check_config(sample_size, in_channels, patch_size, block_out_channels, attention_stages)
+        check_range("num_class_embeds", num_class_embeds, 1)
+        check_range("cross_attention_dim", cross_attention_dim, 1)
+        check_range("dropout", dropout, 0, 1, closed="left")
+        self._check_config(sample_size, patch_size, block_out_channels, attention_stages)
         for channels, attends in zip(block_out_channels, attention_stages):
             if attends and channels % attention_head_dim:
                 raise UsageError(
@@ -175,7 +180,6 @@ class UNet2D(ModelMixin, ConfigMixin):
     @staticmethod
     def _check_config(
         sample_size: int | Sequence[int],
-        in_channels: int,
         patch_size: int,
         block_out_channels: Sequence[int],
         attention_stages: Sequence[bool],
@@ -189,7 +193,6 @@ class UNet2D(ModelMixin, ConfigMixin):
         if not stages:
             raise UsageError("block_out_channels must be at least one number; got none.")
         check_range("block_out_channels", block_out_channels, 1)
-        check_range("in_channels", in_channels, 1)
         check_range("patch_size", patch_size, 1)
         factor = patch_size * 2 ** (stages - 1)
         for side in image_size(sample_size):
@@ -215,6 +218,7 @@ class UNet2D(ModelMixin, ConfigMixin):
         if self.class_embedding is not None:
             if class_labels is None:
                 class_labels = torch.full((1,), self.config.num_class_embeds, device=sample.device)
+            check_rows(class_labels, self.class_embedding.num_embeddings)
             emb = emb + self.class_embedding(class_labels)
         elif class_labels is not None:
             raise UsageError("class_labels were given, but this network has none; set num_class_embeds for them.")
@@ -240,7 +244,7 @@ class UNet2D(ModelMixin, ConfigMixin):
             return_dict: `False` returns the tuple `(sample,)`.
 
         Raises:
-            UsageError: sides that the stages cannot halve, or conditions that this network has not or needs.
+            UsageError: sides that the stages cannot halve, labels out of their range, or conditions that this network has not or needs.
         """
         factor = self.config.patch_size * 2 ** len(self.downsamplers)
         if any(side % factor for side in sample.shape[-2:]):
