@@ -6,7 +6,7 @@ A callback that sets `pipe._guidance_scale` changes the guidance of the steps th
 switch it off.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,7 +41,11 @@ def end_step(
     callback: Callback | None,
     names: Sequence[str],
 ) -> tuple[Tensor, Conditioning | None]:
-    """Calls back, and takes over what the callback changed: the latents, the conditioning and its guidance."""
+    """Calls back, and takes over what the callback changed: the latents, the conditioning and its guidance.
+
+    Raises:
+        UsageError: the callback returns no dict, a key that this pipeline does not hand out, or another shape.
+    """
     if callback is None:
         return x, conditioning
     held: dict[str, Any] = dict.fromkeys(pipe._callback_tensor_inputs) | {"latents": x}
@@ -49,19 +53,28 @@ def end_step(
         held["prompt_embeds"] = conditioning.inputs.get(_EMBEDS)
         held["negative_prompt_embeds"] = (conditioning.unconditional or {}).get(_EMBEDS)
     asked = {name: held[name] for name in getattr(callback, "tensor_inputs", names)}
-    changed = callback(pipe, step, t, dict(asked)) or {}
-    for name in asked:
-        new = changed.get(name, asked[name])
-        if asked[name] is not None and new.shape != asked[name].shape:
+    changed = callback(pipe, step, t, dict(asked))
+    changed = {} if changed is None else changed
+    if not isinstance(changed, Mapping):
+        raise UsageError(f"callback_on_step_end must return a dict of tensors, or None; got {changed!r}.")
+    for name, new in changed.items():
+        check_choice("the keys that callback_on_step_end returns", name, pipe._callback_tensor_inputs)
+        if held[name] is None and new is None:
+            continue
+        if not isinstance(new, Tensor):
             raise UsageError(
-                f"callback_on_step_end must leave the shape of {name}, {tuple(asked[name].shape)}, as it is; got "
+                f"callback_on_step_end must return a tensor as {name}; got {new!r}. Leave {name} out to change nothing."
+            )
+        if held[name] is not None and new.shape != held[name].shape:
+            raise UsageError(
+                f"callback_on_step_end must leave the shape of {name}, {tuple(held[name].shape)}, as it is; got "
                 f"{tuple(new.shape)}. Sample one image at a time with a callback that keeps one row."
             )
     if conditioning is not None:
         inputs, unconditional = conditioning.inputs, conditioning.unconditional
-        if "prompt_embeds" in asked and "prompt_embeds" in changed:
+        if changed.get("prompt_embeds") is not None:
             inputs = {**inputs, _EMBEDS: changed["prompt_embeds"]}
-        if unconditional is not None and "negative_prompt_embeds" in asked and "negative_prompt_embeds" in changed:
+        if unconditional is not None and changed.get("negative_prompt_embeds") is not None:
             unconditional = {**unconditional, _EMBEDS: changed["negative_prompt_embeds"]}
         scale = conditioning.guidance_scale
         if pipe._guidance_scale != scale:

@@ -269,8 +269,8 @@ def check_range(
         rule = f"at most {highest}" if to_high else f"below {highest}"
     else:
         rule = f"in {'[' if from_low else '('}{lowest}, {highest}{']' if to_high else ')'}"
-    if integer:
-        rule = f"an integer, {rule}"
+    if integer and not all(isinstance(v, Integral) and not isinstance(v, bool) for v in values):
+        rule = "an integer" if rule == "a finite number" else f"an integer, {rule}"
     elif rule != "a finite number" and not finite:
         rule += " and finite" if all(isinstance(v, Real) for v in values) else " and a number"
     given = tuple(values) if several else repr(value) if isinstance(value, str) else value

@@ -22,7 +22,12 @@ LAYERS = [
     {""},  # the root: public names for users
     {"examples", "__main__"},
 ]
-BETWEEN = {("safety", "errors"), ("cache", "errors"), ("commands", "runs")}  # within a layer, one way only
+BETWEEN = {
+    ("safety", "errors"),
+    ("cache", "errors"),
+    ("rng", "errors"),
+    ("commands", "runs"),
+}  # within a layer, one way only
 FORBIDDEN = {"torchvision", "pickle", "cPickle", "dill", "cloudpickle", "joblib", "benchmarks", "tests"}
 
 

@@ -83,8 +83,8 @@ class UNet2D(ModelMixin, ConfigMixin):
         dropout: rate inside the residual blocks, in [0, 1). Default 0.
 
     Raises:
-        UsageError: a size that cannot be halved often enough, heads that do not divide, numbers below 1, labels or a context for a
-            network that has none, a context that is missing.
+        UsageError: a size that cannot be halved often enough, heads that do not divide, numbers out of their range,
+            labels or a context for a network that has none, a context that is missing.
 
     U-Net (Ronneberger et al., 2015, 1505.04597); its use in diffusion: DDPM (Ho et al., 2020, 2006.11239), appendix B.
 
@@ -244,7 +244,8 @@ class UNet2D(ModelMixin, ConfigMixin):
             return_dict: `False` returns the tuple `(sample,)`.
 
         Raises:
-            UsageError: sides that the stages cannot halve, labels out of their range, or conditions that this network has not or needs.
+            UsageError: sides that the stages cannot halve, labels out of their range, or conditions that this network
+                has not or needs.
         """
         factor = self.config.patch_size * 2 ** len(self.downsamplers)
         if any(side % factor for side in sample.shape[-2:]):
