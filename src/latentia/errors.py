@@ -264,15 +264,17 @@ def check_range(
     lowest, highest = format_number(low), format_number(high)
     if high == math.inf:
         rule = f"at least {lowest}" if from_low else ("positive" if low == 0 else f"above {lowest}")
-        rule = "a finite number" if low == -math.inf else rule
+        rule = "finite" if low == -math.inf else rule
     elif low == -math.inf:
         rule = f"at most {highest}" if to_high else f"below {highest}"
     else:
         rule = f"in {'[' if from_low else '('}{lowest}, {highest}{']' if to_high else ')'}"
     if integer and not all(isinstance(v, Integral) and not isinstance(v, bool) for v in values):
-        rule = "an integer" if rule == "a finite number" else f"an integer, {rule}"
-    elif rule != "a finite number" and not finite:
-        rule += " and finite" if all(isinstance(v, Real) for v in values) else " and a number"
+        rule = "an integer" if rule == "finite" else f"an integer, {rule}"
+    elif not all(isinstance(v, Real) for v in values) and not finite:
+        rule = "a finite number" if rule == "finite" else f"a number, {rule}"
+    elif rule != "finite" and not finite:
+        rule += " and finite"
     given = tuple(values) if several else repr(value) if isinstance(value, str) else value
     raise UsageError(f"{name} must {'each ' if several else ''}be {rule}; got {given}.{advice and ' ' + advice}")
 

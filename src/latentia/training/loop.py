@@ -293,7 +293,7 @@ def _take(accelerator, phase: Phase, phases, micros, seed: int, progress: Progre
 
 
 def _check_values(phase: Phase, values: Any) -> dict[str, Any]:
-    """What the loss of a phase returned: a dict, with a scalar "loss" to differentiate if the phase has an optimizer."""
+    """What the loss of a phase returned: a dict, with a scalar "loss" to minimise if the phase has an optimizer."""
     where = f'loss of phase "{phase.name}" must'
     if not isinstance(values, Mapping):
         raise UsageError(f'{where} return a dict, {{"loss": scalar, ...}}; got {type(values).__name__}.')
