@@ -331,9 +331,12 @@ class DiffusionPipeline(DiffusersPipeline):
         return labels if count is None else labels.expand(count)
 
     def _cannot(self, word: str) -> NoReturn:
-        able = ", ".join(self.words)
+        words = [known for known in self.words if getattr(type(self), known) is not getattr(DiffusionPipeline, known)]
+        able, why = ", ".join(words), "its family does not define one"
+        if word in self.words:
+            why = f"define it in the class, or `words` without it; latents={self.latents!r} stands for it"
         raise UsageError(
-            f"{type(self).__name__} has no {word}: its family does not define one. It can sample, pipe(...)"
+            f"{type(self).__name__} has no {word}: {why}. It can sample, pipe(...)"
             + (f", and {able}." if able else ", and nothing else.")
         )
 

@@ -72,8 +72,8 @@ def interpolate(a: Tensor, b: Tensor, steps: int, mode: str = "lerp") -> Tensor:
         (steps, ...).
 
     Raises:
-        UsageError: fewer steps, an unknown mode, several latents at an end, two shapes, or latents between which there is
-            no such way.
+        UsageError: fewer steps, an unknown mode, several latents at an end, two shapes, or latents between which there
+            is no such way.
 
     Example:
         >>> interpolate(torch.zeros(1, 2), torch.ones(1, 2), 3).tolist()
