@@ -41,13 +41,14 @@ def test_settings_are_checked_by_type_and_range(entry):
     given = {key: value for key, value in network.config.items() if not key.startswith("_")}
     numbers = [key for key, value in given.items() if type(value) is int]
     assert numbers
+    unused = set() if given.get("block_out_channels") else {"layers_per_block"}
+    unused |= {"codebook_size"} if given.get("levels") else set()  # finite scalar quantisation has no codebook
     for name in numbers:
-        for wrong in (0, -1, 1.5, "8", True):
-            if (entry.name, name, wrong) == ("vqvae-fsq", "codebook_size", wrong) and type(wrong) is int:
-                continue  # finite scalar quantisation has no codebook
-            if (name, wrong) == ("places", 0) or (name == "layers_per_block" and not given.get("block_out_channels")):
-                continue
-            refused(lambda n=name, w=wrong: type(network)(**{**given, n: w}), name if type(wrong) is not int else "")
+        for wrong in (1.5, "8", True):
+            refused(lambda n=name, w=wrong: type(network)(**{**given, n: w}), f"^{name} must be an integer")
+        for wrong in (0, -1):
+            if name not in unused:
+                refused(lambda n=name, w=wrong: type(network)(**{**given, n: w}), f"{name}.* must |must .*{name}")
     for name in ("block_out_channels", "norm", "dropout"):
         if given.get(name) is not None:
             refused(lambda n=name: type(network)(**{**given, n: 16}), name)
