@@ -251,7 +251,7 @@ def check_range(
     if value is None:
         return
     several = isinstance(value, Iterable) and not isinstance(value, str)
-    values = list(value) if isinstance(value, Iterable) and several else [value]
+    values: list[Any] = list(value) if isinstance(value, Iterable) and several else [value]
     finite = all(_is_finite(v) for v in values)
     from_low, to_high = closed in ("both", "left"), closed in ("both", "right")
     if finite and all(

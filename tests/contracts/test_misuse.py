@@ -42,7 +42,7 @@ def test_settings_are_checked_by_type_and_range(entry):
     numbers = [key for key, value in given.items() if type(value) is int]
     assert numbers
     unused = set() if given.get("block_out_channels") else {"layers_per_block"}
-    unused |= {"codebook_size"} if given.get("levels") else set()  # finite scalar quantisation has no codebook
+    unused |= {"codebook_size", "latent_channels"} if given.get("levels") else set()  # finite scalar quantisation
     for name in numbers:
         for wrong in (1.5, "8", True):
             refused(lambda n=name, w=wrong: type(network)(**{**given, n: w}), f"^{name} must be an integer")
