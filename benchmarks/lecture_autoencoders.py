@@ -54,7 +54,7 @@ class Data:
 # ------------------------------------------------------------ training and baselines
 
 
-def fit(network, x: Tensor, steps: int, rate: float = 3e-3, parameters=None, seed: int = 0, key="images", **objective):
+def fit(network, x: Tensor, steps: int, rate: float = 3e-3, parameters=None, seed: int = 0, **objective):
     """`steps` of Adam on batches of 128 (or all), drawn anew each step; the rate falls linearly to zero."""
     optimizer = torch.optim.Adam(parameters or network.parameters(), lr=rate)
     generator, size = torch.Generator().manual_seed(seed), min(128, len(x))
@@ -63,7 +63,7 @@ def fit(network, x: Tensor, steps: int, rate: float = 3e-3, parameters=None, see
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
         chosen = torch.randint(len(x), (size,), generator=generator)
-        batch = {key: x[chosen], **{name: value[chosen] for name, value in extra.items()}}
+        batch = {"x": x[chosen], **{name: value[chosen] for name, value in extra.items()}}
         values = autoencoder_loss(network, batch, Rng(seed, step * size, size, 0, size), **objective)
         optimizer.zero_grad()
         values["loss"].backward()
@@ -231,7 +231,7 @@ def recurrent(rows: Rows, data: Data, steps: int) -> None:
     torch.manual_seed(0)
     lengths = torch.randint(x.shape[1] // 2, x.shape[1] + 1, (len(x),))
     network = RecurrentAutoencoder(x.shape[2], 8, 64)
-    fit(network, x, steps, key="sequences", mask=length_mask(lengths, x.shape[1]))
+    fit(network, x, steps, mask=length_mask(lengths, x.shape[1]))
     ours = error(network, new)
     mean = float((new - x.mean(0)).square().flatten(1).sum(1).mean())
     rows.put(
@@ -247,7 +247,7 @@ def recurrent(rows: Rows, data: Data, steps: int) -> None:
     for name, sequences in {"arithmetic": ordered, "shuffled": shuffled}.items():
         torch.manual_seed(0)
         sequences = (sequences / ordered.std())[..., None]
-        network = fit(RecurrentAutoencoder(1, 3, 48), sequences[: n - 500], steps, key="sequences")
+        network = fit(RecurrentAutoencoder(1, 3, 48), sequences[: n - 500], steps)
         found[name] = error(network, sequences[n - 500 :]) / t
     ratio = found["shuffled"] / found["arithmetic"]
     rows.put(

@@ -147,12 +147,26 @@ MUTANTS = [
         "pipelines/base.py",
         (
             (
-                "                part = component_class(library, saved, where)\n"
-                '                check_component(part, Path(folder), component, kwargs.get("variant"))\n',
-                "                pass\n",
+                "        kinds = {name: component_class(*pair, where) for name, pair in asked.items()}\n"
+                '        check_components(kinds, Path(folder), kwargs.get("variant"))\n',
+                "",
             ),
         ),
         "tests/contracts/test_registration.py tests/hub/test_hub.py",
+    ),
+    Mutant(
+        "any_foreign_class",
+        "a saved pipeline may name any class of diffusers and transformers",
+        "src/latentia/foreign.py",
+        (("    if name not in REVIEWED[library]:\n", "    if False:\n"),),
+        "tests/hub/test_trial.py -k off_the_list",
+    ),
+    Mutant(
+        "trial_ignored",
+        "a tokenizer is loaded although the child process refused it",
+        "src/latentia/hub/trial.py",
+        (("        if wrong:\n", "        if False:\n"),),
+        "tests/hub/test_trial.py -k a_child_refuses",
     ),
     Mutant(
         "schedule_of_the_first",

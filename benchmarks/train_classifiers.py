@@ -83,7 +83,7 @@ def emoji_split() -> tuple[list[tuple[torch.Tensor, torch.Tensor]], list[str]]:
     for split in ("train", "test"):
         styles = [load_images("emoji", split=split, image_column=style) for style in ("noto", "twemoji")]
         batches = [data.batch(0, len(data)) for data in styles]
-        parts.append((torch.cat([b["images"] for b in batches]), torch.cat([b["labels"] for b in batches])))
+        parts.append((torch.cat([b["x"] for b in batches]), torch.cat([b["labels"] for b in batches])))
     return parts, styles[0].label_names
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from latentia import Autoencoder, AutoencoderPipeline, LatentMixture
+from latentia.errors import Natural, Size
 from latentia.functional.chunks import in_chunks
 from latentia.losses.reconstruction import autoencoder_loss
 from latentia.models.autoencoder import outer_layers
@@ -26,11 +27,11 @@ from latentia.training.loop import Phase
 class StageArguments:
     """What comes before and after training as a whole."""
 
-    layerwise_steps: int = 0
+    layerwise_steps: Natural = 0
     """Steps in which each dense layer is first trained alone, from the outermost; 0: all together from the start."""
-    prior_components: int = 10
+    prior_components: Size = 10
     """Gaussians of the mixture that is fitted to the latents at the end."""
-    prior_samples: int = 2000
+    prior_samples: Size = 2000
     """Training images whose latents it is fitted to."""
 
 

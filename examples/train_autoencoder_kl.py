@@ -7,7 +7,6 @@ subfolder `vae` is a plain AutoencoderKL for any latent diffusion pipeline, its 
 `diffusers.AutoencoderKL.from_pretrained("outputs/emoji-kl", subfolder="vae")`. The score is of reconstructions.
 """
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -15,7 +14,7 @@ from typing import Literal
 import torch
 
 from latentia import AutoencoderKLPipeline, PatchDiscriminator
-from latentia.errors import UsageError
+from latentia.errors import Positive, Share, Size, UsageError, Weight
 from latentia.evaluation import extractor_for, perceptual_loss
 from latentia.losses.perceptual_compression import patch_discriminator_loss, perceptual_compression_loss
 from latentia.models.autoencoder_kl import GaussianAutoencoder, autoencoder_kl
@@ -31,17 +30,17 @@ class ObjectiveArguments:
 
     reconstruction: Literal["l1", "mse"] = "l1"
     """Absolute or squared differences."""
-    kl_weight: float = 1e-6
+    kl_weight: Weight = 1e-6
     """Weight of the KL per value: it holds the latents together, no more."""
-    perceptual_weight: float = 0.1
+    perceptual_weight: Weight = 0.1
     """Weight of the distance in the shipped classifier's layers; 0: none."""
-    adversarial_weight: float = 0.1
+    adversarial_weight: Weight = 0.1
     """Weight of the adversarial loss of the patch discriminator; 0: none."""
-    adversarial_start: float = 0.5
+    adversarial_start: Share = 0.5
     """Share of the run after which the discriminator begins. It moves if --max_train_steps is raised later."""
-    discriminator_learning_rate: float = 4e-4
+    discriminator_learning_rate: Positive = 4e-4
     """Peak learning rate of the discriminator."""
-    calibration_samples: int = 2000
+    calibration_samples: Size = 2000
     """Images whose latents are measured at the end."""
 
 
@@ -75,16 +74,8 @@ def perceptual(weight: float, shape: tuple[int, int, int], device):
 
 def check(args: Arguments, shape: tuple[int, int, int]) -> None:
     """Refuse flags and images that would fail later."""
-    chosen = args.objective
     if shape[1] != shape[2]:
         raise UsageError(f"--resolution must make the images square; got {shape[1]} x {shape[2]}.")
-    if not 0 <= chosen.adversarial_start <= 1:
-        raise UsageError(f"--adversarial_start must be a share from 0 to 1; got {chosen.adversarial_start}.")
-    if chosen.calibration_samples < 1:
-        raise UsageError(f"--calibration_samples must be at least 1; got {chosen.calibration_samples}.")
-    for name in ("kl_weight", "perceptual_weight", "adversarial_weight"):
-        if not 0 <= getattr(chosen, name) < math.inf:
-            raise UsageError(f"--{name} must be at least 0 and finite; got {getattr(chosen, name)}.")
 
 
 def main(args: Arguments) -> int:

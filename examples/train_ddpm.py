@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from latentia import DDIMScheduler, DDPMScheduler, UnconditionalDiffusionPipeline, UNet2D
+from latentia.errors import Finite, Positive, Share, Size
 from latentia.losses.diffusion import diffusion_loss
 from latentia.runs.arguments import ClassArguments, NetworkArguments, RunArguments, network_arguments
 from latentia.runs.command_line import run_script
@@ -21,7 +22,7 @@ from latentia.runs.run import Run
 class DiffusionArguments:
     """The noise and the objective."""
 
-    num_train_timesteps: int = 1000
+    num_train_timesteps: Size = 1000
     """Length of the noising chain."""
     beta_schedule: str = "squaredcos_cap_v2"
     """linear, scaled_linear, squaredcos_cap_v2 (cosine), sigmoid or laplace."""
@@ -31,15 +32,15 @@ class DiffusionArguments:
     """Learn the variances too, for a better likelihood; best with --time_sampling uniform."""
     time_sampling: str = "logit_normal"
     """Density of training times: uniform or logit_normal."""
-    time_loc: float = 0.0
+    time_loc: Finite = 0.0
     """Centre of the logit-normal density; lower means less noise."""
-    time_scale: float = 1.0
+    time_scale: Positive = 1.0
     """Width of the logit-normal density."""
     loss_weighting: str = "none"
     """none or min_snr."""
-    snr_gamma: float = 5.0
+    snr_gamma: Positive = 5.0
     """Cap of min_snr."""
-    class_dropout: float = 0.1
+    class_dropout: Share = 0.1
     """Share of labels that are dropped, for classifier-free guidance."""
 
 

@@ -9,10 +9,10 @@ progress bar, in `metrics.jsonl` and in the card, and what to try.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 from latentia import DCGANDiscriminator, DCGANGenerator, GANPipeline, HashedWords
-from latentia.errors import UsageError, format_number
+from latentia.errors import Count, Natural, Positive, Range, Rate, UsageError, Weight, format_number
 from latentia.evaluation import extractor_for, fitting_extractor
 from latentia.functional.adversarial import WITH_LABELS
 from latentia.functional.schedules import linear_decay
@@ -47,33 +47,33 @@ class AdversarialArguments:
 
     objective: Objective = "relativistic"
     """What both networks minimise."""
-    discriminator_learning_rate: float | None = None
+    discriminator_learning_rate: Positive | None = None
     """Peak rate of the discriminator; not given: the learning_rate, which is the generator's."""
-    n_critic: int = 1
+    n_critic: Count = 1
     """Steps of the discriminator for one of the generator."""
-    r1: float = 0.1
+    r1: Weight = 0.1
     """Weight of the discriminator's squared gradient at real images; 0: none."""
-    r2: float = 0.1
+    r2: Weight = 0.1
     """The same at generated images."""
-    gp: float = 0.0
+    gp: Weight = 0.0
     """Weight of the penalty of WGAN-GP; its paper takes 10."""
-    clip_weights: float = 0.0
+    clip_weights: Weight = 0.0
     """Limit of the discriminator's weights after each of its steps, for wasserstein; its paper takes 0.01. 0: none."""
-    regularise_every: int = 4
+    regularise_every: Count = 4
     """Steps between penalties, which then weigh as much more; 1: with every step."""
-    label_smoothing: float = 0.0
+    label_smoothing: Rate = 0.0
     """Real images are labelled 1 minus this; for objectives with labels."""
-    label_flip: float = 0.0
+    label_flip: Annotated[float, Range(0, 0.5, "left")] = 0.0
     """Share of images whose labels change sides."""
-    instance_noise: float = 0.0
+    instance_noise: Weight = 0.0
     """Standard deviation of noise on all that the discriminator sees, falling to 0 at the end."""
     augment: Literal["none", "diff", "ada"] = "none"
     """Augment what the discriminator sees: always (diff), or as often as it overfits (ada). For small data sets."""
-    replay: int = 0
+    replay: Annotated[int, Range(0, most=2**20)] = 0
     """Earlier generated images to store and show again to the discriminator; 0: none."""
     mismatched: bool = True
     """Give conditional discriminators real images with wrong labels or captions as fake ones too."""
-    monitor_steps: int | None = None
+    monitor_steps: Natural | None = None
     """Steps between looks of the failure monitor at samples; 0: at the end only; not given: ten, or every 200."""
 
 
@@ -105,9 +105,6 @@ def check(args: Arguments, run: Run) -> None:
     condition, chosen, options = args.condition, args.adversarial, args.optimization
     pack, group = args.discriminator.pack, args.discriminator.minibatch_std or 0
     norm = args.discriminator.discriminator_norm
-    for name, value in (("n_critic", chosen.n_critic), ("regularise_every", chosen.regularise_every), ("pack", pack)):
-        if value < 1:
-            raise UsageError(f"--{name} must be at least 1; got {value}.")
     if condition.auxiliary_classifier and not condition.class_conditional:
         raise UsageError("--auxiliary_classifier learns the labels of --class_conditional; add that or leave it out.")
     if condition.caption and not run.data.has_captions:
@@ -115,7 +112,7 @@ def check(args: Arguments, run: Run) -> None:
     batch = options.train_batch_size
     if batch % pack:
         raise UsageError(f"--pack must divide --train_batch_size {batch}; got {pack}.")
-    if group == 1 or group < 0:
+    if group == 1:
         raise UsageError(f"--minibatch_std must be 0, or at least 2 images; got {group}.")
     logits = batch // pack
     if group and logits % group:
@@ -132,17 +129,12 @@ def check(args: Arguments, run: Run) -> None:
             f"--replay must be 0 with --class_conditional or --caption, as old samples have other labels; got "
             f"{chosen.replay}."
         )
-    for name, value, limit in (("label_smoothing", chosen.label_smoothing, 1), ("label_flip", chosen.label_flip, 0.5)):
-        if not 0 <= value < limit:
-            raise UsageError(f"--{name} must be in [0, {limit}); got {value}.")
+    for name, value in (("label_smoothing", chosen.label_smoothing), ("label_flip", chosen.label_flip)):
         if value and chosen.objective not in WITH_LABELS:
             raise UsageError(
                 f"--{name} must be 0 with --objective {chosen.objective}, which has no labels; got {value}."
             )
     penalties = {"r1": chosen.r1, "r2": chosen.r2, "gp": chosen.gp}
-    for name, value in (penalties | {"clip_weights": chosen.clip_weights}).items():
-        if not 0 <= value < float("inf"):
-            raise UsageError(f"--{name} must be at least 0 and finite; got {value}.")
     if norm == "batch" and any(penalties.values()):
         given = ", ".join(f"--{name} {format_number(value)}" for name, value in penalties.items())
         raise UsageError(

@@ -8,7 +8,6 @@ and "grid" with modes to count, and GAN Lab's "lab_line", "lab_gaussians", "lab_
 
 import copy
 import io
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,10 +17,11 @@ from PIL import Image
 
 from latentia import GANPipeline, MLPDiscriminator, MLPGenerator
 from latentia.data.plane import PlaneData
-from latentia.errors import UsageError
+from latentia.errors import Count, Natural, Positive, Size, UsageError, Weight
 from latentia.evaluation import grid_divergences, mode_coverage
 from latentia.evaluation.modes import PLANE_SAMPLES
 from latentia.evaluation.plane import LAB_SAMPLES
+from latentia.files.writing import write_json
 from latentia.losses.adversarial import gan_discriminator_loss, gan_generator_loss
 from latentia.runs.arguments import (
     EMAArguments,
@@ -31,9 +31,11 @@ from latentia.runs.arguments import (
     network_arguments,
 )
 from latentia.runs.command_line import run_script
+from latentia.runs.export import component_names, export
 from latentia.runs.failure_monitor import FailureMonitor
 from latentia.runs.run import INTERRUPTED, Run
 from latentia.training.loop import Hook
+from latentia.training.ownership import disk_errors
 
 
 @dataclass(frozen=True)
@@ -42,19 +44,19 @@ class PlaneArguments:
 
     plane: str = "ring"
     """Distribution of the points, a name of `latentia.data.plane.PLANES`."""
-    spread: float = 3.0
+    spread: Positive = 3.0
     """Standard deviation to which points are scaled for the networks; their samples are scaled back."""
     objective: str = "relativistic"
     """minimax, non_saturating, least_squares, hinge, wasserstein or relativistic."""
-    r1: float = 1.0
+    r1: Weight = 1.0
     """Weight of the discriminator's squared gradient at real points; 0: none."""
-    r2: float = 1.0
+    r2: Weight = 1.0
     """The same at generated points."""
-    n_critic: int = 1
+    n_critic: Count = 1
     """Steps of the discriminator for one of the generator."""
-    pack: int = 1
+    pack: Size = 1
     """Points that the discriminator discriminates together."""
-    frame_steps: int = 250
+    frame_steps: Natural = 250
     """Steps between frames of the animation; 0: the last image alone."""
 
 
@@ -211,15 +213,13 @@ def finish(folder: Path, animation: Animation, monitor: FailureMonitor) -> None:
     first.save(folder / "animation.gif", save_all=True, append_images=frames, duration=250, loop=0)
     generator, discriminator = animation.generator.cpu(), animation.discriminator.cpu()
     animation.data.fold_scale(generator, discriminator)
-    GANPipeline(generator, discriminator).save_pretrained(folder)
-    (folder / "run_summary.json").write_text(json.dumps({**result, "warnings": monitor.sentences()}, indent=1) + "\n")
+    export(GANPipeline(generator, discriminator), folder)
+    write_json(folder / "run_summary.json", {**result, "warnings": monitor.sentences()})
     print(f"Pipeline, animation and last frame: {folder}")
 
 
 def main(args: Arguments) -> int:
     chosen, options = args.plane, args.optimization
-    if chosen.n_critic < 1:
-        raise UsageError(f"--n_critic must be at least 1; got {chosen.n_critic}.")
     if options.compile:
         raise UsageError("--compile must be left out: the penalties need second derivatives, which it does not have.")
     if options.init_from is not None:
@@ -228,6 +228,7 @@ def main(args: Arguments) -> int:
         raise UsageError("--max_train_steps must be given: points of the plane are endless and have no epochs.")
     data = Scaled(chosen.plane, chosen.spread)
     run = Run(args, family="gan", data=data)
+    run.claim(component_names(GANPipeline), ["animation.gif", "animation.png"])
     shape = {"hidden_sizes": args.model.hidden_sizes, "activation": args.model.activation}
     generator = run.prepare("generator", MLPGenerator(latent_dim=args.model.latent_dim, **shape))
     discriminator = run.prepare("discriminator", MLPDiscriminator(pack=chosen.pack, **shape), ema=False)
@@ -250,7 +251,8 @@ def main(args: Arguments) -> int:
     if run.accelerator.is_main_process and not (result.status == "nothing to do" and summary.exists()):
         if not animation.frames:  # the run was finished before, but killed while it was being exported
             animation(result.progress)
-        finish(run.folder, animation, monitor)
+        with disk_errors(run.folder):
+            finish(run.folder, animation, monitor)
     return 0
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from latentia import LatentDiffusionPipeline, UNet2D
+from latentia.errors import Share
 from latentia.runs.arguments import NetworkArguments, RunArguments, network_arguments
 from latentia.runs.command_line import run_script
 from latentia.runs.diffusion import (
@@ -32,7 +33,7 @@ class ConditionArguments:
 
     class_conditional: bool = False
     """Condition the network on the class labels of the data set, so that classes can be asked for."""
-    class_dropout: float = 0.1
+    class_dropout: Share = 0.1
     """Share of labels that are dropped, for classifier-free guidance."""
 
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 
 from latentia import CLIPPipeline
-from latentia.errors import UsageError
+from latentia.errors import Natural, Size, UsageError
 from latentia.evaluation import retrieval_scores
 from latentia.functional.pixels import from_uint8
 from latentia.losses.augmentation import random_affine
@@ -31,9 +31,9 @@ from latentia.training.loop import Progress
 class TokenizerArguments:
     """The tokenizer, which is trained on the captions first."""
 
-    vocab_size: int = 2048
+    vocab_size: Size = 2048
     """Tokens at most."""
-    max_tokens: int = 32
+    max_tokens: Size = 32
     """Tokens of a caption at most; what is longer is cut off."""
 
 
@@ -52,9 +52,9 @@ class ValidationArguments:
     identifies: ClassVar[bool] = False
     validation_split: str = "test"
     """Split of the same data set; of one without, a part that --split leaves out, such as "train[90%:]"."""
-    validation_steps: int = 0
+    validation_steps: Natural = 0
     """Steps between images of what captions retrieve; 0: only at the end."""
-    eval_steps: int = 0
+    eval_steps: Natural = 0
     """Steps between scores; 0: only at the end."""
 
 

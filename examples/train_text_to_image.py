@@ -17,7 +17,7 @@ import torch
 
 from latentia import TextToImagePipeline, UNet2D
 from latentia.data import cached_captions
-from latentia.errors import UsageError
+from latentia.errors import Finite, Rate, UsageError
 from latentia.pipelines.texts import embed_texts, load_text_encoder, max_tokens, text_fingerprint
 from latentia.runs.arguments import NetworkArguments, RunArguments, network_arguments
 from latentia.runs.command_line import run_script
@@ -47,7 +47,7 @@ class TextArguments:
 class ConditionArguments:
     """Captions as a condition."""
 
-    caption_dropout: float = 0.1
+    caption_dropout: Rate = 0.1
     """Share of captions that are dropped, for classifier-free guidance; with 0 there is none."""
 
 
@@ -56,7 +56,7 @@ class SampleArguments:
     """How samples on the way and the score are made."""
 
     identifies: ClassVar[bool] = False
-    guidance_scale: float = 3.0
+    guidance_scale: Finite = 3.0
     """Classifier-free guidance; 1: none, more exaggerates the text."""
 
 
@@ -85,9 +85,7 @@ def check(args: Arguments, data) -> None:
             'embedded "emoji" has some.'
         )
     if args.text.text_encoder is None:
-        raise UsageError("--text_encoder must name a trained one; examples/train_text_encoder.py trains it.")
-    if not 0 <= dropout < 1:
-        raise UsageError(f"--caption_dropout must be in [0, 1); got {dropout}.")
+        raise UsageError("--text_encoder must name a trained one: latentia train text_encoder")
     if dropout == 0 and args.sample.guidance_scale != 1:
         raise UsageError(
             "--guidance_scale must be 1 with --caption_dropout 0, as guidance needs a network that was trained without "

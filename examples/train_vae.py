@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from latentia import VAE, VAEPipeline
-from latentia.errors import UsageError
+from latentia.errors import Share, Size, UsageError, Weight
 from latentia.losses.variational import elbo_loss, iwae_loss
 from latentia.runs.arguments import (
     ClassArguments,
@@ -27,9 +27,9 @@ from latentia.runs.run import Run
 class WidthArguments:
     """Widths of the dense layers."""
 
-    hidden_sizes: tuple[int, ...] = (400,)
+    hidden_sizes: tuple[Size, ...] = (400,)
     """Width of each dense layer of the encoder; the decoder mirrors them."""
-    upper_hidden_sizes: tuple[int, ...] = (100,)
+    upper_hidden_sizes: tuple[Size, ...] = (100,)
     """Width of each dense layer between two stochastic layers, if there are several."""
 
 
@@ -37,17 +37,17 @@ class WidthArguments:
 class VariationalArguments:
     """The objective."""
 
-    beta: float = 1.0
+    beta: Weight = 1.0
     """Weight of the KL."""
-    free_bits: float = 0.0
+    free_bits: Weight = 0.0
     """Nats of each dimension that cost nothing."""
-    capacity: float | None = None
+    capacity: Weight | None = None
     """Nats that the KL is held at, instead of beta."""
-    capacity_weight: float = 10.0
+    capacity_weight: Weight = 10.0
     """Weight of the KL's distance to the capacity."""
-    capacity_ramp: float = 0.5
+    capacity_ramp: Share = 0.5
     """Share of the run over which the capacity grows from 0."""
-    importance_samples: int = 1
+    importance_samples: Size = 1
     """More than 1: the importance weighted bound with so many samples, instead of the ELBO."""
     gradient: Literal["standard", "doubly_reparameterised"] = "standard"
     """Estimator of the importance weighted bound's gradient."""
@@ -85,8 +85,6 @@ def check(args: Arguments) -> None:
         )
     if args.model.latent_dim == ():
         raise UsageError("--latent_dim must be one number, or one for each stochastic layer; got none.")
-    if not 0 <= chosen.capacity_ramp <= 1:
-        raise UsageError(f"--capacity_ramp must be from 0 to 1; got {chosen.capacity_ramp}.")
 
 
 def main(args: Arguments) -> int:
@@ -106,7 +104,10 @@ def main(args: Arguments) -> int:
         weights = {"beta": chosen.beta, "free_bits": chosen.free_bits, "capacity_weight": chosen.capacity_weight}
         return elbo_loss(vae.network, batch, rng, capacity=capacity, **weights)
 
-    return run.train([vae.phase(loss)], lambda weights: VAEPipeline(weights, label_names=run.label_names))
+    def pipeline(weights) -> VAEPipeline:
+        return VAEPipeline(weights, label_names=run.label_names)
+
+    return run.train([vae.phase(loss)], pipeline)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from latentia import VQVAE, VQPriorPipeline
 from latentia.data import cached_latents
-from latentia.errors import UsageError
+from latentia.errors import Size, UsageError
 from latentia.functional.quantisation import perplexity
 from latentia.losses.autoregressive import code_loss
 from latentia.models.clip import train_tokenizer
@@ -46,9 +46,9 @@ class ConditionArguments:
     """Condition on the class labels; a class must then be asked for."""
     caption: bool = False
     """Condition on the captions; a prompt must then be given."""
-    vocab_size: int = 2048
+    vocab_size: Size = 2048
     """Tokens at most of the tokenizer, which is trained on the captions."""
-    max_tokens: int = 32
+    max_tokens: Size = 32
     """Tokens of a caption; shorter ones are padded, longer ones cut off."""
 
 
@@ -64,7 +64,7 @@ def check(args: Arguments, data) -> None:
     """Refuse flags that would fail later, or contradict each other."""
     condition = args.condition
     if args.code.vqvae is None:
-        raise UsageError("--vqvae must name a trained one; examples/train_vqvae.py trains it.")
+        raise UsageError("--vqvae must name a trained one: latentia train vqvae")
     if condition.class_conditional and condition.caption:
         raise UsageError("--caption must be left out beside --class_conditional: an image has one condition.")
     if condition.caption and data.captions is None:

@@ -10,6 +10,7 @@ independent, which is a baseline; for good samples put an autoregressive network
 from dataclasses import dataclass
 
 from latentia import VQVAE, VQVAEPipeline
+from latentia.errors import Rate, Size, Weight
 from latentia.losses.quantisation import CodebookUpdate, vqvae_loss
 from latentia.runs.arguments import NetworkArguments, RunArguments, network_arguments
 from latentia.runs.command_line import run_script
@@ -22,13 +23,13 @@ from latentia.training.loop import Phase
 class CodebookArguments:
     """The objective and the codebook."""
 
-    beta: float = 0.25
+    beta: Weight = 0.25
     """Weight of the commitment of the encoder to its codes."""
-    codebook_decay: float = 0.99
+    codebook_decay: Rate = 0.99
     """Decay per step of the running means."""
-    restart_below: float = 0.1
+    restart_below: Rate = 0.1
     """Restart rows used less than this share of the mean; 0: never."""
-    prior_samples: int = 2000
+    prior_samples: Size = 2000
     """Images whose codes the prior is fitted to."""
 
 

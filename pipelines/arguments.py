@@ -1,6 +1,7 @@
 """Arguments that most pipelines take: the number of images, their random generators, and noise drawn from these."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from latentia.errors import UsageError, check_range
+from latentia.pipelines.threads import GLOBAL_RNG
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -89,7 +91,8 @@ def draw_seed(generator: torch.Generator | None) -> int:
         True
     """
     device = generator.device if generator is not None else torch.device("cpu")
-    return int(torch.empty(1, dtype=torch.int64, device=device).random_(generator=generator))
+    with GLOBAL_RNG if generator is None else nullcontext():
+        return int(torch.empty(1, dtype=torch.int64, device=device).random_(generator=generator))
 
 
 def renamed(name: str, value: Any, alias: str, other: Any) -> Any:

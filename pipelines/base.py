@@ -19,7 +19,7 @@ from torch import Tensor
 from latentia.errors import CheckpointError, HubError, LatentiaError, UsageError, did_you_mean
 from latentia.hub.load import (
     INDEX_NAME,
-    check_component,
+    check_components,
     check_kept,
     component_class,
     components,
@@ -28,6 +28,7 @@ from latentia.hub.load import (
     read_index,
 )
 from latentia.pipelines.capabilities import LatentPath, Latents, Likelihood
+from latentia.pipelines.denoising import OfCall
 from latentia.safety import check_repository
 
 logger = logging.get_logger(__name__)
@@ -97,7 +98,7 @@ class DiffusionPipeline(DiffusersPipeline):
 
     # Read by callbacks of diffusers while a pipeline denoises, see `latentia.pipelines.denoising`.
     _callback_tensor_inputs: tuple[str, ...] = ("latents",)
-    _num_timesteps, _guidance_scale, _interrupt = 0, 1.0, False
+    _num_timesteps, _guidance_scale, _interrupt = OfCall(), OfCall(), OfCall()
 
     @property
     def num_timesteps(self) -> int:
@@ -170,10 +171,9 @@ class DiffusionPipeline(DiffusersPipeline):
         folder = name if local else str(cls.download(name, **kwargs))
         index = read_index(folder)
         where = os.path.join(name, INDEX_NAME)
-        for component, (library, saved) in components(index).items():
-            if component not in kwargs:
-                part = component_class(library, saved, where)
-                check_component(part, Path(folder), component, kwargs.get("variant"))
+        asked = {name: pair for name, pair in components(index).items() if name not in kwargs}
+        kinds = {name: component_class(*pair, where) for name, pair in asked.items()}
+        check_components(kinds, Path(folder), kwargs.get("variant"))
         kind = pipeline_class(index, where) if cls is DiffusionPipeline else cls
         check_kept(kind, index, where)
         kwargs["use_safetensors"] = True

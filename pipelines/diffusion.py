@@ -13,7 +13,7 @@ from latentia.functional.interpolation import interpolate
 from latentia.pipelines.arguments import Generators, count_images, draw_noise, image_generators, renamed
 from latentia.pipelines.base import DiffusionPipeline, Labels
 from latentia.pipelines.capabilities import Likelihood
-from latentia.pipelines.denoising import Callback, begin_steps, end_step
+from latentia.pipelines.denoising import Callback, Steps
 from latentia.pipelines.image_conditioning import source_image, super_resolution
 from latentia.pipelines.images import Images, check_output_type, from_input, to_output
 from latentia.pipelines.latents import check_latents, check_unet, latent_shape, sample_shape
@@ -161,7 +161,8 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         noise = draw_noise(generators, shape, device, self.unet.dtype) if latents is None else latents
         noise = noise.to(device, self.unet.dtype)
 
-        scheduler = self.scheduler
+        steps = Steps(self, guidance_scale, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        scheduler = steps.scheduler  # of this call alone
         count = set_steps(scheduler, num_inference_steps, device, timesteps, sigmas)
         options, with_variance = (
             step_options(scheduler, generators, eta, use_clipped_model_output),
@@ -171,8 +172,7 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         if source is not None:  # img2img
             source = source.expand(batch_size)
             x, times = source.start(scheduler, noise, count)
-        begin_steps(self, times, guidance_scale, callback_on_step_end, callback_on_step_end_tensor_inputs)
-        for i, t in enumerate(self.progress_bar(times)):
+        for i, t in steps.over(times):
             model_input = scale_input(scheduler, x, t)
             output = predict(self.unet, model_input, t, conditioning, with_variance)
             if low is not None:  # super-resolution
@@ -180,11 +180,7 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
             x = scheduler.step(output, t, x, **options).prev_sample
             if source is not None:  # inpainting
                 x = source.keep_known(x, scheduler, noise, times[i + 1 :])
-            x, conditioning = end_step(
-                self, i, t, x, conditioning, callback_on_step_end, callback_on_step_end_tensor_inputs
-            )
-            if self.interrupt:
-                break
+            x, conditioning = steps.end(i, t, x, conditioning)
         x = x if low is None else low.project(x)
         x = x if source is None else source.composite(x)
 

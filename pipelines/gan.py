@@ -1,13 +1,12 @@
 """Sampling from a GAN: truncation, rejection, GAN inversion, interpolation and arithmetic in its latent space."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
-from torch import Tensor, nn
+from torch import Tensor
 
 from latentia.errors import UsageError
 from latentia.functional.chunks import in_chunks
@@ -17,6 +16,7 @@ from latentia.pipelines.arguments import Generators, count_images, draw_noise, d
 from latentia.pipelines.base import DiffusionPipeline, Labels
 from latentia.pipelines.images import Images, check_output_type, from_input, to_output
 from latentia.pipelines.rejection import rejection_sample
+from latentia.pipelines.threads import GLOBAL_RNG, evaluating
 
 
 class GANPipeline(DiffusionPipeline):
@@ -282,11 +282,11 @@ class GANPipeline(DiffusionPipeline):
         def images(z: Tensor, *values: Tensor) -> Tensor:
             return self._mean(z, dict(zip(inputs, values)))
 
-        with _evaluating(self.generator):
+        with evaluating(self.generator):
             if generators is None or not self.generator.config.get("keep_dropout"):
                 return in_chunks(images, z, *inputs.values())
             made = []
-            with torch.random.fork_rng([z.device] if z.device.type == "cuda" else []):
+            with GLOBAL_RNG, torch.random.fork_rng([z.device] if z.device.type == "cuda" else []):
                 for i, generator in enumerate(generators):
                     torch.manual_seed(draw_seed(generator))
                     made.append(images(z[i : i + 1], *(value[i : i + 1] for value in inputs.values())))
@@ -303,7 +303,7 @@ class GANPipeline(DiffusionPipeline):
         def logits(x: Tensor, *values: Tensor) -> Tensor:
             return self.discriminator(x, **dict(zip(inputs, values))).logits
 
-        with _evaluating(self.discriminator):
+        with evaluating(self.discriminator):
             return in_chunks(logits, x, *inputs.values())
 
     def _search(
@@ -312,7 +312,7 @@ class GANPipeline(DiffusionPipeline):
         """Adam on the latents of one chunk, every row by itself; in at least float32, as its steps are small."""
         dtype, wide = z.dtype, torch.promote_types(z.dtype, torch.float32)
         weight = weight if self._scores_single_images else 0.0
-        with torch.enable_grad(), _evaluating(self.generator, self.discriminator):
+        with torch.enable_grad(), evaluating(self.generator, self.discriminator):
             target = x.to(wide)
             spread = (target - target.flatten(1).mean(1).view(-1, 1, 1, 1)).square().flatten(1).sum(1).clamp(min=1e-3)
             features = self.discriminator(x, **inputs).features.detach().to(wide) if weight else None
@@ -369,20 +369,7 @@ class GANPipeline(DiffusionPipeline):
                 raise UsageError(f"prompt must be one, or one for each of {count} images; got {len(texts)}.")
             if not all(isinstance(text, str) and text.strip() for text in texts):
                 raise UsageError(f"prompt must be texts that are not empty; got {texts}.")
-            with torch.no_grad(), _evaluating(self.text_encoder):
+            with torch.no_grad(), evaluating(self.text_encoder):
                 embeds = self.text_encoder(texts).to(self._execution_device, self.generator.dtype)
             inputs["text_embeds"] = embeds.expand(count, -1)
         return inputs
-
-
-@contextmanager
-def _evaluating(*networks: nn.Module | None) -> Iterator[None]:
-    """Networks in evaluation mode: in training, an image depends on its batch."""
-    training = [network for network in networks if isinstance(network, nn.Module) and network.training]
-    for network in training:
-        network.eval()
-    try:
-        yield
-    finally:
-        for network in training:
-            network.train()

@@ -113,7 +113,9 @@ def from_input(
         x, low = from_uint8(x), -1.0
     elif x.is_floating_point():
         high = 1.0
-        if not (x.min() >= low and x.max() <= high):  # also if a value is not a number
+        if odd := int((~x.isfinite()).flatten(1).any(1).sum()):
+            raise UsageError(f"images must be finite; {odd} of {len(x)} hold NaN or infinity.")
+        if not (x.min() >= low and x.max() <= high):
             raise UsageError(
                 f"images must lie in [{low:g}, {high:g}], got values from {format_number(float(x.min()))} to "
                 f"{format_number(float(x.max()))}. Give pixels of "

@@ -11,7 +11,7 @@ from latentia.errors import UsageError, check_range
 from latentia.functional.interpolation import interpolate
 from latentia.pipelines.arguments import Generators, count_images, draw_noise, image_generators, renamed
 from latentia.pipelines.base import DiffusionPipeline, Labels
-from latentia.pipelines.denoising import Callback, begin_steps, end_step
+from latentia.pipelines.denoising import Callback, Steps
 from latentia.pipelines.images import Images, check_output_type, from_input, to_output
 from latentia.pipelines.latents import (
     check_latents,
@@ -168,24 +168,20 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             check_latents(latents, self.unet)
             noise = latents.to(device, self.unet.dtype)
 
-        scheduler = self.scheduler
+        steps = Steps(self, guidance_scale, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        scheduler = steps.scheduler  # of this call alone
         count = set_steps(scheduler, num_inference_steps, device, timesteps, sigmas)
         options, with_variance = step_options(scheduler, generators, eta), takes_variance(scheduler)
         x, times = initial_sample(scheduler, noise), scheduler.timesteps
         if source is not None:  # img2img
             source = source.expand(batch_size)
             x, times = source.start(scheduler, noise, count)
-        begin_steps(self, times, guidance_scale, callback_on_step_end, callback_on_step_end_tensor_inputs)
-        for i, t in enumerate(self.progress_bar(times)):
+        for i, t in steps.over(times):
             output = predict(self.unet, scale_input(scheduler, x, t), t, conditioning, with_variance)
             x = scheduler.step(output, t, x, **options).prev_sample
             if source is not None:  # inpainting
                 x = source.keep_known(x, scheduler, noise, times[i + 1 :])
-            x, conditioning = end_step(
-                self, i, t, x, conditioning, callback_on_step_end, callback_on_step_end_tensor_inputs
-            )
-            if self.interrupt:
-                break
+            x, conditioning = steps.end(i, t, x, conditioning)
         made = decode_latents(self.vae, x)
         made = made if source is None else source.composite(made)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from latentia.errors import CheckpointError, LatentiaError, UsageError
 from latentia.functional.chunks import in_chunks
 from latentia.hub.check import saved_class
-from latentia.hub.load import check_component
+from latentia.hub.load import check_components
 from latentia.models.layers.convolution import image_size
 from latentia.pipelines.base import DiffusionPipeline
 from latentia.pipelines.image_conditioning import SourceImage, check_without_image, source_image
@@ -169,7 +169,7 @@ def _load_alone(folder: Path) -> Any:
     if not issubclass(kind, nn.Module) or not hasattr(kind, "decode"):
         return None
     try:
-        check_component(kind, folder, "")
+        check_components({"": kind}, folder)
         found, info = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
     except LatentiaError:
         raise

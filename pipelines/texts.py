@@ -3,16 +3,18 @@
 import json
 import logging
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from latentia.errors import CheckpointError, DataError, LatentiaError, UsageError
+from latentia.errors import CheckpointError, DataError, UsageError
+from latentia.foreign import TEXT_ENCODERS, foreign_class
+from latentia.hub.load import check_components
 from latentia.pipelines.latents import digest_of
-from latentia.safety import check_files, check_network, fetch, read_json
+from latentia.pipelines.threads import tokenize
+from latentia.safety import fetch, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -43,16 +45,6 @@ def load_text_encoder(source: str | Path, *, revision: str | None = None, cache_
         HubError: the repository cannot be had.
         UsageError: no such folder or repository, or it holds no text encoder.
     """
-    from transformers import (
-        MODEL_FOR_TEXT_ENCODING_MAPPING,
-        AutoConfig,
-        AutoModel,
-        AutoModelForTextEncoding,
-        AutoTokenizer,
-        CLIPTextModel,
-        CLIPTextModelWithProjection,
-    )
-
     folder = _folder(source, revision, cache_dir)
     place = folder / "text_encoder" if (folder / "text_encoder").is_dir() else folder
     words = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
@@ -61,26 +53,24 @@ def load_text_encoder(source: str | Path, *, revision: str | None = None, cache_
             f"{source} must hold a text encoder: config.json of a model of transformers, or the folders tokenizer/ and "
             "text_encoder/. examples/train_text_encoder.py leaves such a one."
         )
-    check_files(words)
-    saved = read_json(place / "config.json")
+    saved, settings = read_json(place / "config.json"), words / "tokenizer_config.json"
+    named = read_json(settings, sizes=False) if settings.exists() else {}
+    model_type = str(saved.get("model_type"))
+    if model_type not in TEXT_ENCODERS:
+        raise CheckpointError(
+            f"{place} must hold a text encoder of the kinds {', '.join(TEXT_ENCODERS)}; got {model_type!r}. Load "
+            "others with transformers and pass tokenizer and text_encoder to the pipeline."
+        )
+    encoder_class, tokenizer_class = TEXT_ENCODERS[model_type]
+    if saved.get("architectures") == ["CLIPTextModel"]:
+        encoder_class = "CLIPTextModel"
+    tokenizer_class = str(named.get("tokenizer_class") or saved.get("tokenizer_class") or tokenizer_class)
+    kind, words_kind = (foreign_class("transformers", name, str(source)) for name in (encoder_class, tokenizer_class))
+    check_components({"text_encoder": kind, "tokenizer": words_kind}, folder)
     try:
-        kind: Any
-        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
-        if config.model_type in ("clip", "clip_text_model"):
-            kind = CLIPTextModel if config.architectures == ["CLIPTextModel"] else CLIPTextModelWithProjection
-        else:
-            kind = AutoModelForTextEncoding if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
         options: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
-        if kind in (AutoModel, AutoModelForTextEncoding):
-            options["trust_remote_code"] = False
-            build = partial(kind.from_config, config, trust_remote_code=False)
-        else:
-            build = partial(kind, kind.config_class.from_pretrained(place))
-        check_network(place, saved, "model", build)
-        encoder, info = kind.from_pretrained(place, **options)
-        tokenizer = AutoTokenizer.from_pretrained(words, trust_remote_code=False)
-    except LatentiaError:
-        raise
+        encoder, info = kind.from_pretrained(place, local_files_only=True, **options)
+        tokenizer = words_kind.from_pretrained(words, local_files_only=True)
     except Exception as error:  # each of the layers below has errors of its own
         raise CheckpointError(f"{source} cannot be loaded as a tokenizer and a text encoder: {error}") from error
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
@@ -211,7 +201,9 @@ def _encoded(tokenizer, text_encoder, texts, max_length) -> tuple[Tensor, Tensor
         chunk = texts[start : start + _CHUNK - 1]
         # The empty text at the end makes each chunk one with padding: without any, another kernel would be taken.
         asked = [*chunk, *[""] * (_CHUNK - len(chunk))]
-        tokens = tokenizer(asked, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        tokens = tokenize(
+            tokenizer, asked, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        )
         ids, mask = (tokens[key].to(text_encoder.device) for key in ("input_ids", "attention_mask"))
         out = text_encoder(input_ids=ids) if clip else text_encoder(input_ids=ids, attention_mask=mask)
         hidden = out.last_hidden_state.float()
@@ -233,7 +225,7 @@ def _is_clip(text_encoder) -> bool:
 def warn_of_cuts(tokenizer, texts: list[str], length: int) -> None:
     """A word about each text that is too long."""
     room = length - tokenizer.num_special_tokens_to_add()
-    ids = tokenizer(texts, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+    ids = tokenize(tokenizer, texts, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
     cut = {text: own for text, own in zip(texts, ids) if len(own) > room}
     for text, own in list(cut.items())[:3]:
         logger.warning(

@@ -18,6 +18,7 @@ from latentia.pipelines.capabilities import Likelihood
 from latentia.pipelines.codebook import codebook_size, decode_codes, encode_images, interpolate_images, is_quantised
 from latentia.pipelines.images import Images, check_output_type, to_output
 from latentia.pipelines.texts import warn_of_cuts
+from latentia.pipelines.threads import tokenize
 
 Texts = str | Sequence[str] | None
 
@@ -194,7 +195,7 @@ def text_tokens(tokenizer: Any, texts: list[str]) -> Tensor:
         >>> text_tokens(train_tokenizer(["a red heart"], 300, max_tokens=6), ["red", ""]).shape
         torch.Size([2, 6])
     """
-    return tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
+    return tokenize(tokenizer, texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
 
 
 def inverse_cdf(scores: Tensor, uniform: Tensor) -> Tensor:

@@ -1,20 +1,44 @@
 """Errors that say which argument, what rule, what was given and a way out; each kind has its exit code."""
 
 import difflib
+import functools
 import inspect
 import math
+import numbers
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral, Real
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_MOST = 4000  # characters of a message
+
+
+def printable(text: str) -> str:
+    """Escape what is no text for a terminal, such as the codes that set its title or its clipboard, and cut it.
+
+    Names of files, weights and columns come from files of others; a byte of a name that is no UTF-8 is escaped too.
+
+    Example:
+        >>> printable("a\\x1b]0;title\\x07b, photos_\\udce9")
+        'a\\\\x1b]0;title\\\\x07b, photos_\\\\udce9'
+    """
+    cut = text if len(text) <= _MOST else f"{text[:_MOST]}... ({len(text)} characters)"
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in cut)
 
 
 class LatentiaError(ValueError):
     """Something the user can mend. Command lines print the message alone and end with `exit_code`."""
 
     exit_code = 1
+
+    def __init__(self, message: object = ""):
+        super().__init__(printable(str(message)))
 
 
 class UsageError(LatentiaError):
@@ -162,58 +186,143 @@ def check_known(owner: str, given: Iterable[str], known: Iterable[str]) -> None:
             raise UsageError(f"{name} is not known to {owner}.{hint}")
 
 
-def check_settings(kind: type, settings: Mapping[str, Any]) -> None:
-    """Raises a `UsageError` unless settings are of the types by which a constructor annotates them.
-
-    Integers count as real numbers, any sequence but a text as a tuple, and only `True` and `False` as bool. Names and
-    types that are not known here pass.
-
-    Args:
-        kind: a class; arguments of the constructors of its bases, which it may call, count too.
-        settings: values by name.
+def counted(number: int, what: str) -> str:
+    """A number of things, such as "1 image" and "2 images".
 
     Example:
-        >>> class Network:
-        ...     def __init__(self, channels: int = 1, sizes: int | tuple[int, ...] = (8,)): ...
-        >>> check_settings(Network, {"channels": 3, "sizes": [8, 4]})
-        >>> check_settings(Network, {"sizes": "8"})
-        Traceback (most recent call last):
-        latentia.errors.UsageError: sizes must be an integer or a sequence of integers; got '8'.
+        >>> counted(1, "image"), counted(2, "image")
+        ('1 image', '2 images')
     """
-    hints: dict[str, Any] = {}
-    for base in kind.__mro__:
-        if "__init__" in vars(base):
-            for name, argument in inspect.signature(base.__init__).parameters.items():  # type: ignore[misc]
-                hints[name] = Union[hints.get(name, argument.annotation), argument.annotation]  # noqa: UP007
-    for name, value in settings.items():
-        if name in hints and not _fits(value, hints[name]):
-            raise UsageError(f"{name} must be {_describe(hints[name])}; got {value!r}.")
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
-_KINDS = {int: ("an integer", "integers"), float: ("a number", "numbers"), str: ("a text", "texts")}
-_KINDS |= {bool: ("True or False", "True or False"), NoneType: ("None", "None")}
+@dataclass(frozen=True)
+class Range:
+    """The range of a number, declared in its type: `Annotated[int, Range(1)]`.
+
+    Args:
+        low, high: the ends; infinite (default): no end there.
+        closed: which ends belong to the range: "both" (default), "left", "right" or "neither".
+        most: a technical limit of the absolute value, which is said only to who goes beyond it. Default infinite.
+
+    Example:
+        >>> Range(0, 1, closed="left").rule()
+        'in [0, 1)'
+        >>> Range(1, most=2**20).rule()
+        'at least 1'
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    closed: Literal["both", "left", "right", "neither"] = "both"
+    most: float = math.inf
+
+    def __contains__(self, value: float) -> bool:
+        from_low, to_high = self.closed in ("both", "left"), self.closed in ("both", "right")
+        above = self.low <= value if from_low else self.low < value
+        below = value <= self.high if to_high else value < self.high
+        return _is_finite(value) and above and below and abs(value) <= self.most
+
+    def rule(self, wrong: Iterable[float] = ()) -> str:
+        """What a number must be, as words that follow "must be", for the numbers that are not."""
+        from_low, to_high = self.closed in ("both", "left"), self.closed in ("both", "right")
+        low, high, wrong = format_number(self.low), format_number(self.high), list(wrong)
+        if any(_is_finite(value) and abs(value) > self.most for value in wrong):
+            return f"at most {format_number(self.most)}"
+        if self.high == math.inf:
+            rule = f"at least {low}" if from_low else "positive" if self.low == 0 else f"above {low}"
+            rule = "finite" if self.low == -math.inf else rule
+        elif self.low == -math.inf:
+            rule = f"at most {high}" if to_high else f"below {high}"
+        else:
+            rule = f"in {'[' if from_low else '('}{low}, {high}{']' if to_high else ')'}"
+        return rule if rule == "finite" or all(map(_is_finite, wrong)) else f"{rule} and finite"
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type; of a type that is not known here, any is."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        return any(_fits(value, one) for one in inner)
-    if origin in (tuple, list, Sequence):
-        several = isinstance(value, Sequence) and not isinstance(value, str)
-        return several and all(_fits(one, inner[0]) for one in value)
-    if hint in (int, float):
-        return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
-    return hint not in _KINDS or isinstance(value, hint) or (hint is bool and type(value).__name__ == "bool")
+def _is_finite(value: float) -> bool:
+    return isinstance(value, int) or math.isfinite(value)  # an integer may be too large for a float
 
 
-def _describe(hint: Any, plural: bool = False) -> str:
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        return " or ".join(_describe(one, plural) for one in inner)
-    if origin in (tuple, list, Sequence):
-        return f"{'sequences' if plural else 'a sequence'} of {_describe(inner[0], True)}"
-    return _KINDS[hint][plural]
+Size = Annotated[int, Range(1, most=2**20)]  # channels, layers, pixels, tokens: what a network is made of
+Count = Annotated[int, Range(1, most=2**40)]  # steps, images
+Natural = Annotated[int, Range(0, most=2**40)]
+Seed = Annotated[int, Range(0, most=2**63 - 1)]
+Positive = Annotated[float, Range(0, closed="neither", most=1e30)]  # within what float32 holds
+Weight = Annotated[float, Range(0, most=1e30)]
+Share = Annotated[float, Range(0, 1)]
+Rate = Annotated[float, Range(0, 1, "left")]  # of dropout, of decay
+Finite = Annotated[float, Range(most=1e30)]
+
+
+def ranges(annotated: Any) -> dict[str, Range]:
+    """The ranges that are declared in the types of a function's arguments, or of a class's fields.
+
+    Example:
+        >>> def train(steps: Count | None, widths: tuple[Size, ...], name: str): ...
+        >>> {name: found.rule() for name, found in ranges(train).items()}
+        {'steps': 'at least 1', 'widths': 'at least 1'}
+    """
+    hints = typing.get_type_hints(annotated, include_extras=True)
+    return {name: found for name, hint in hints.items() if (found := range_of(hint)) is not None}
+
+
+def range_of(hint: Any) -> Range | None:
+    """The range in a type, or in a type that it is made of; None if there is none."""
+    if isinstance(hint, Range):
+        return hint
+    parts = (*typing.get_args(hint), *getattr(hint, "__metadata__", ()))
+    return next((found for part in parts if (found := range_of(part)) is not None), None)
+
+
+def check_arguments(function: Callable[P, T]) -> Callable[P, T]:
+    """A decorator: each call checks the numbers that are given against the ranges that their types declare.
+
+    Example:
+        >>> @check_arguments
+        ... def train(steps: Count = 1): ...
+        >>> train(steps=0)
+        Traceback (most recent call last):
+        latentia.errors.UsageError: steps must be at least 1; got 0.
+    """
+    signature = inspect.signature(function)
+    found: dict[str, Range] = {}
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        if not found:
+            found.update(ranges(function))
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            if name in found:
+                check_value(name, value, found[name])
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def check_value(name: str, value: Any, allowed: Range, advice: str = "") -> None:
+    """Raises a `UsageError` unless a number, or each of several, is in a range; what is no number passes.
+
+    Args:
+        name: what the argument is called.
+        value: a number, or several, also nested; `None` means "not given" and passes.
+        allowed: the range.
+        advice: what to do instead, a sentence that follows the rule. Default none.
+    """
+    several = isinstance(value, Iterable) and not isinstance(value, str)
+    values = list(_numbers(value))
+    wrong = [number for number in values if number not in allowed]
+    if not wrong:
+        return
+    each, given = ("each ", tuple(values)) if several else ("", value)
+    raise UsageError(f"{name} must {each}be {allowed.rule(wrong)}; got {given}.{advice and ' ' + advice}")
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, numbers.Real):
+        yield float(value) if not isinstance(value, int) else value
+    elif isinstance(value, Iterable) and not isinstance(value, str):
+        for one in value:
+            yield from _numbers(one)
 
 
 def check_range(
@@ -252,36 +361,12 @@ def check_range(
         return
     several = isinstance(value, Iterable) and not isinstance(value, str)
     values: list[Any] = list(value) if isinstance(value, Iterable) and several else [value]
-    finite = all(_is_finite(v) for v in values)
-    from_low, to_high = closed in ("both", "left"), closed in ("both", "right")
-    if finite and all(
-        (low <= v if from_low else low < v)
-        and (v <= high if to_high else v < high)
-        and (not integer or (isinstance(v, Integral) and not isinstance(v, bool)))
-        for v in values
-    ):
-        return
-    lowest, highest = format_number(low), format_number(high)
-    if high == math.inf:
-        rule = f"at least {lowest}" if from_low else ("positive" if low == 0 else f"above {lowest}")
-        rule = "finite" if low == -math.inf else rule
-    elif low == -math.inf:
-        rule = f"at most {highest}" if to_high else f"below {highest}"
-    else:
-        rule = f"in {'[' if from_low else '('}{lowest}, {highest}{']' if to_high else ')'}"
+    rule, given = Range(low, high, closed).rule(), tuple(values) if several else repr(value)
+    each = "each " if several else ""
     if integer and not all(isinstance(v, Integral) and not isinstance(v, bool) for v in values):
         rule = "an integer" if rule == "finite" else f"an integer, {rule}"
-    elif not all(isinstance(v, Real) for v in values) and not finite:
+        raise UsageError(f"{name} must {each}be {rule}; got {given}.{advice and ' ' + advice}")
+    if any(isinstance(v, str) or not hasattr(v, "__float__") for v in values):
         rule = "a finite number" if rule == "finite" else f"a number, {rule}"
-    elif rule != "finite" and not finite:
-        rule += " and finite"
-    given = tuple(values) if several else repr(value) if isinstance(value, str) else value
-    raise UsageError(f"{name} must {'each ' if several else ''}be {rule}; got {given}.{advice and ' ' + advice}")
-
-
-def _is_finite(value: Any) -> bool:
-    """Whether a value is a finite number; a text is none."""
-    try:
-        return not isinstance(value, str) and math.isfinite(value)
-    except TypeError:
-        return False
+        raise UsageError(f"{name} must {each}be {rule}; got {given}.{advice and ' ' + advice}")
+    check_value(name, value, Range(low, high, closed), advice)

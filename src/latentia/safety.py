@@ -5,7 +5,6 @@ takes no memory, and building stops as soon as its configuration asks for more t
 beside it holds.
 """
 
-import json
 import math
 import re
 import threading
@@ -19,9 +18,8 @@ from safetensors import SafetensorError, safe_open
 from torch.nn.modules import module as hooks
 
 from latentia.errors import CheckpointError, HubError, UsageError
+from latentia.files.reading import MAX_JSON, MAX_TEXT, check_link, open_file, read_object
 
-MAX_JSON = 1_000_000  # bytes of a configuration
-MAX_TEXT = 2**26  # bytes of a vocabulary
 MAX_NUMBER = 2**20  # layers, channels, pixels, tokens, time steps
 MAX_SIDE = 4096  # pixels
 MAX_ITEMS = 4096  # of one list; DDPM's longest table of betas has 4000
@@ -29,11 +27,14 @@ MAX_DEPTH = 16
 MAX_HEADER = 2**24  # bytes; more than 100 000 tensors
 _SIDES = ("sample_size", "image_size", "resolution", "height", "width", "shortest_edge")
 _LARGE = ("theta", "model_max_length", "_version")  # keys of numbers that size nothing
-_LOADER_OPTIONS = {  # a file that could set these would choose what is imported, fetched or unpickled
+_LOADER_OPTIONS = {  # a file that could set these would choose what is imported, fetched, unpickled or read
     *("trust_remote_code", "custom_pipeline", "use_safetensors", "weights_only", "device_map", "quantization_config"),
     *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "use_kernels"),
     *("experts_implementation", "_experts_implementation", "_experts_implementation_internal"),
+    *("fast_tokenizer_files", "gguf_file", "init_inputs", "merges", "merges_file", "tokenizer_object", "vocab"),
+    *("vocab_file", "spm_file"),
 }
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "unigram.json")
 _SUBFOLDER = re.compile(r"[A-Za-z0-9_\-]+(/[A-Za-z0-9_\-]+)*")
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors")
 _FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
@@ -115,23 +116,12 @@ def fetch(name: str, patterns: list[str], **options: Any) -> Path:
         raise HubError(f"{name} is no file or folder here, and cannot be fetched from the Hub: {error}") from error
 
 
-def check_link(path: Path, home: Path) -> None:
-    """Reject a symbolic link that leads out of `home`; links of the Hub's cache to its own blobs are allowed.
-
-    Raises:
-        CheckpointError: naming the link.
-    """
-    home, target = home.resolve(), path.resolve()
-    blobs = [above.parents[1] / "blobs" for above in (home, *home.parents) if above.parent.name == "snapshots"]
-    if not any(target.is_relative_to(place) for place in (home, *blobs)):
-        raise CheckpointError(
-            f"{path} is a symbolic link out of its folder, to {target}. If you trust that file, replace the link by a "
-            "copy."
-        )
-
-
-def check_files(folder: Path) -> None:
+def check_files(folder: Path, most: int = MAX_JSON) -> None:
     """Reject symbolic links out of a component's folder, pipes and devices, and text files too large to be parsed.
+
+    Args:
+        folder: of the component.
+        most: bytes of a text file; a vocabulary may have `MAX_TEXT`. Default 1 MB.
 
     Raises:
         CheckpointError: naming the file.
@@ -140,8 +130,9 @@ def check_files(folder: Path) -> None:
         check_link(path, folder)
         if not path.is_file() and not path.is_dir():  # a pipe would be waited for without end
             raise CheckpointError(f"{path} must be a regular file or a folder; it is a pipe, a socket or a device.")
-        if path.suffix in (".json", ".txt", ".jinja", ".model") and path.stat().st_size > MAX_TEXT:
-            raise CheckpointError(f"{path} has {path.stat().st_size} bytes; at most {MAX_TEXT} are read.")
+        bound = MAX_TEXT if path.name in _VOCABULARIES or path.suffix == ".model" else most
+        if path.suffix in (".json", ".txt", ".jinja", ".model") and path.stat().st_size > bound:
+            raise CheckpointError(f"{path} has {path.stat().st_size} bytes; at most {bound} are read.")
 
 
 def read_json(path: Path, *, sizes: bool = True) -> dict[str, Any]:
@@ -155,16 +146,7 @@ def read_json(path: Path, *, sizes: bool = True) -> dict[str, Any]:
         CheckpointError: it is missing, not a regular file, too large, nested too deep, not a JSON object, or holds a
             number that is not finite or larger than `MAX_NUMBER`.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent} holds no file {path.name}.")
-    if path.stat().st_size > MAX_JSON:
-        raise CheckpointError(f"{path} has {path.stat().st_size} bytes; at most {MAX_JSON} are read.")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}. Save or fetch it again.") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, got {type(found).__name__}.")
+    found = read_object(path)
     check_values(found, str(path), sizes=sizes)
     return found
 
@@ -272,7 +254,7 @@ def _reject_pickles(folder: Path, wanted: str) -> None:
 
 def _header(path: Path) -> dict[str, Weight]:
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             length = int.from_bytes(file.read(8), "little")
         if length > MAX_HEADER:
             raise CheckpointError(f"{path} is damaged: its header would have {length} bytes, more than {MAX_HEADER}.")
@@ -371,28 +353,3 @@ def differences(network: torch.nn.Module, held: Mapping[str, Weight]) -> dict[st
         },
     }
     return {what: keys for what, keys in found.items() if keys}
-
-
-def check_network(
-    folder: Path, config: dict[str, Any], stem: str, build: Callable[[], torch.nn.Module], variant: str | None = None
-) -> None:
-    """Check the files of a network of diffusers or transformers before it is loaded, and its size against its weights.
-
-    Args:
-        folder: holds config.json and the weights.
-        config: the parsed config.json.
-        stem: of the weights, as in `read_weight_headers`.
-        build: makes the network from `config`.
-        variant: of the weights, such as "fp16", where the folder has such files. Default none.
-
-    Raises:
-        CheckpointError: a file is missing, a symbolic link out of the folder, too large, or sets an option of a
-            loader; the network asks for more than its weights hold.
-    """
-    check_files(folder)
-    check_loader_options(config, str(folder / "config.json"))
-    if (folder / "adapter_config.json").exists():
-        raise CheckpointError(f"{folder} holds adapter_config.json, which names weights elsewhere. Merge them first.")
-    held = read_weight_headers(folder, stem, variant if variant and any(folder.glob(f"{stem}*.{variant}*")) else None)
-    # Weights may be shared, of an older layout, or of one half of a network only.
-    build_on_meta(build, held, str(folder), factor=4)

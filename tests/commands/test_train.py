@@ -122,6 +122,10 @@ def test_an_ejected_script_runs_elsewhere(start, by_script, tmp_path, monkeypatc
     summary = json.loads((tmp_path / "run" / "run_summary.json").read_text())
     assert summary["command"][:2] == ["python", "train_vae.py"] and "commit" not in summary["lineage"]
     main(["train", "--eject", "gan", "--output", "mine.py"])
+    main(["train", "vae", "--eject", "--output", "after.py"])  # in the order of the usage line
+    assert (tmp_path / "after.py").read_text() == (tmp_path / "train_vae.py").read_text()
+    with pytest.raises(UsageError, match="eject takes no flags of the script; got --latent_dim 2"):
+        train("vae", "--eject", "--latent_dim", "2")
     assert "GAN" in (tmp_path / "mine.py").read_text()
 
 

@@ -181,7 +181,7 @@ ROWS = [
     Row("formats", images("0.tif", "1.webp", "2.avif", "3.JPG"), {"channels": 1}, names=4),
     Row("files of several images", TWO | {f"2{s}": encoded(2, f, save_all=True, append_images=[Image.new("L", (8, 8))])
         for s, f in ((".gif", "GIF"), (".tif", "TIFF"), (".png", "PNG"))}, {"channels": 1}, names=5,
-        said=(r"3 x file of several images \(2.gif, 2.png, 2.tif\): only the first is taken",)),
+        said=(r"3 x further image of a file \(2.gif, 2.png, 2.tif\): only the first of each file is taken",)),
     Row("no suffix", images("0a1b", "photo") | {"README": b"text"}, said=(r"1 x no suffix \(README\): not an image",)),
     Row("a wrong suffix", TWO | {"2.dat": encoded(2)}, said=(r"1 x .dat .*: PNG by its content, but not by its name",)),
     Row("a camera's raw image", TWO | {"2.nef": encoded(2, "TIFF")}, said=("1 x .nef .*: a camera's raw image",)),

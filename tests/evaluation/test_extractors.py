@@ -421,6 +421,10 @@ def test_what_is_no_vision_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "siglip", "vision_config": {}}))
     with pytest.raises(CheckpointError, match="only clip"):
         transformers_extractor(tmp_path)
+    levit = {"model_type": "levit", "image_size": 4096}  # which takes gigabytes of lists to be built
+    (tmp_path / "config.json").write_text(json.dumps(levit))
+    with pytest.raises(CheckpointError, match=r"a vision model of the kinds .* got 'levit'"):
+        transformers_extractor(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "nothing"}))
     with pytest.raises(CheckpointError, match="nothing"):
         transformers_extractor(tmp_path)
@@ -430,11 +434,12 @@ def test_what_is_no_vision_model_is_refused(tmp_path):
         )
     )
     text.save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="takes input_ids"):
+    with pytest.raises(CheckpointError, match=r"a vision model of the kinds .* got 'bert'"):
         transformers_extractor(tmp_path)
 
 
 def test_without_transformers_the_way_to_it_is_said(tmp_path, monkeypatch):
+    made("vit", tmp_path)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UsageError, match=r"pip install latentia\[text\]"):
         transformers_extractor(tmp_path)

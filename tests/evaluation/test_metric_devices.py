@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 
 from latentia import evaluation as ev
 from latentia.data import Factors
+from latentia.errors import UsageError
 from latentia.evaluation.failure_modes import SampleMonitor, fine_energy
 
 N = 60
@@ -253,6 +254,21 @@ def test_the_list_holds_every_function_of_the_room():
 
 def moved(given: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     return tree_map(lambda x: change(x) if isinstance(x, torch.Tensor) else x, given)
+
+
+# Not those that are told apart by whoever calls: moments that are given, features that a report holds.
+OF_FEATURES = [name for name, (_, given) in CALLS.items() if any(x is FEATURES or x is LOGITS for x in given)]
+OF_FEATURES = [name for name in OF_FEATURES if name not in ("Moments", "plot_features")]
+
+
+@pytest.mark.parametrize("name", OF_FEATURES)
+def test_arrays_in_place_of_tensors_are_refused(name):
+    """Features and logits often come as arrays: no AttributeError of what an array has not got."""
+    call, given = CALLS[name]
+    try:
+        call(*moved(given, lambda x: x.numpy()))
+    except UsageError as error:
+        assert "ndarray" in str(error)
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -323,7 +323,7 @@ def test_the_card_of_a_real_run_lacks_nothing(tmp_path):
     assert [part[: len("The card lacks a licence")] for part in missing_parts(text, tmp_path / "run")] == [
         "The card lacks a licence"
     ]
-    assert " minutes, 0.3 epochs, seed 0" in text  # 2 steps of 8 of 60 images
+    assert re.search(r" in [\d.e-]+ (s|minutes), 0.3 epochs, seed 0", text)  # 2 steps of 8 of 60 images
     assert folder_card(tmp_path / "run").content == text
     summary = json.loads((tmp_path / "run" / "run_summary.json").read_text())
     assert (summary["status"], summary["exit_code"], summary["epochs"]) == ("finished", 0, 0.3)

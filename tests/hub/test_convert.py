@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import struct
+import subprocess
 import zipfile
 
 import diffusers
@@ -170,7 +171,7 @@ def test_the_reader_has_no_token_and_runs_nothing_beside_a_file(tmp_path, monkey
         (tmp_path / name).write_text("import os; open('ran', 'w').write(os.environ.get('HF_TOKEN', ''))")
     torch.save({"\x1b[2Jw\n": torch.ones(1)}, tmp_path / "a.bin")
     seen = []
-    run = convert.__globals__["subprocess"].run
+    run = subprocess.run
     monkeypatch.setattr("subprocess.run", lambda *a, **k: seen.append(k["env"]) or run(*a, **k))
     lines = convert("a.bin", "new.safetensors").lines
     assert lines[0] == r"\x1b[2Jw\n  [1]  4 bytes"  # nor may a name write to the terminal

@@ -16,7 +16,6 @@ import latentia
 from latentia.commands import verify
 from latentia.commands.main import main
 from latentia.errors import CheckpointError, HubError, UsageError
-from latentia.hub.files import write_atomically
 from latentia.hub.pull import pull
 from latentia.hub.push import export_files, push_to_hub
 
@@ -202,21 +201,6 @@ def test_private_and_gated_repositories_say_what_to_do(pushed, tmp_path, monkeyp
         with pytest.raises(HubError, match=f"(?s){said}"):
             pull(name, tmp_path / "new", revision=revision)
     assert {path.name for path in tmp_path.iterdir()} <= {"cache", "mine"} and pushed.naps == []
-
-
-def test_a_place_takes_its_name_only_at_the_end(tmp_path):
-    with pytest.raises(KeyboardInterrupt), write_atomically(tmp_path / "a" / "b") as staging:
-        staging.mkdir()
-        (staging / "x").write_text("half")
-        raise KeyboardInterrupt
-    assert not list((tmp_path / "a").iterdir())
-    with write_atomically(tmp_path / "c") as staging:
-        staging.write_text("whole")
-        assert not (tmp_path / "c").exists()
-    assert (tmp_path / "c").read_text() == "whole"
-    blocked = tmp_path / "c" / "d"  # below a file
-    with pytest.raises(UsageError, match="cannot be written"), write_atomically(blocked):
-        pass
 
 
 # Verifying.

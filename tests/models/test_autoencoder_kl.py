@@ -555,10 +555,10 @@ def test_evaluation_is_of_reconstructions_or_of_samples(example, tmp_path, capsy
 @pytest.mark.parametrize(
     "flags, text",
     [
-        (["--adversarial_start", 1.5], "--adversarial_start must be a share from 0 to 1; got 1.5"),
-        (["--calibration_samples", 0], "--calibration_samples must be at least 1; got 0"),
-        (["--kl_weight", -1], "--kl_weight must be at least 0 and finite; got -1"),
-        (["--adversarial_weight", -1], "--adversarial_weight must be at least 0"),
+        (["--adversarial_start", 1.5], r"adversarial_start must be in \[0, 1\]; got 1.5"),
+        (["--calibration_samples", 0], "calibration_samples must be at least 1; got 0"),
+        (["--kl_weight", -1], "kl_weight must be at least 0; got -1"),
+        (["--adversarial_weight", -1], "adversarial_weight must be at least 0"),
         (["--block_out_channels", 4, 4, 4, 4, 4], "sample_size must be divisible by 2 .. 4"),
         (["--norm_num_groups", 3], "norm_num_groups must divide"),
         (["--discriminator_channels", 4, 4, 4, "--adversarial_start", 1], "at least 12 pixels; got 8"),

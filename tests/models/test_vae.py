@@ -555,7 +555,7 @@ def test_the_example_leaves_a_pipeline_and_goes_on(example, tmp_path, flags):
     [
         (["--importance_samples", "5", "--beta", "4"], ["--importance_samples 5", "--beta", "4"]),
         (["--gradient", "doubly_reparameterised"], ["--gradient", "--importance_samples"]),
-        (["--capacity_ramp", "2"], ["--capacity_ramp", "2"]),
+        (["--capacity_ramp", "2"], ["capacity_ramp", "2"]),
     ],
 )
 def test_flags_that_contradict_each_other_are_refused(example, tmp_path, flags, words):

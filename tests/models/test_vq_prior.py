@@ -404,4 +404,4 @@ def test_codes_are_kept_and_flags_that_contradict_are_refused(example, tmp_path)
     ):
         with pytest.raises(UsageError, match=text):
             run(example, tmp_path / "nothing", *argv, "--max_train_steps", 1)
-    assert not list((tmp_path / "nothing").glob("*.json"))
+    assert not list((tmp_path / "nothing").glob("[!.]*"))

@@ -1,5 +1,10 @@
 """What users of diffusers expect of pipelines that denoise: callbacks, sizes, lists of steps, embeddings, guidance."""
 
+import copy
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import diffusers
 import pytest
 import torch
@@ -85,6 +90,56 @@ def test_a_callback_changes_the_guidance_of_later_steps(kind):
     )
     with pytest.raises(UsageError, match="guidance_scale must be other than 1 in the call"):
         draw(pipe, kind, callback_on_step_end=grow)
+
+
+@every
+def test_calls_in_threads_have_callbacks_of_their_own(kind):
+    """What a callback reads and sets is of its call, whoever else samples; another thread reaches the last call."""
+    pipe, together = BUILD[kind](), threading.Barrier(3, timeout=60)
+
+    def call(steps):
+        seen = []
+
+        def watch(pipe, step, t, held):
+            if step < 3:
+                together.wait()
+            seen.append((pipe.num_timesteps, pipe.guidance_scale, pipe.interrupt))
+            pipe._guidance_scale += steps
+            pipe._interrupt = step == steps - 2
+
+        options = {"num_inference_steps": steps, "guidance_scale": float(steps), "callback_on_step_end": watch}
+        return draw(pipe, kind, **options), seen
+
+    def alone(steps):
+        def grow(pipe, step, t, held):
+            pipe._guidance_scale += steps
+            pipe._interrupt = step == steps - 2
+
+        return draw(pipe, kind, num_inference_steps=steps, guidance_scale=float(steps), callback_on_step_end=grow)
+
+    for steps, (images, seen) in zip((4, 5, 6), ThreadPoolExecutor(3).map(call, (4, 5, 6))):
+        assert seen == [(steps, float(steps * (1 + i)), False) for i in range(steps - 1)]
+        assert torch.equal(images, alone(steps))
+    begun = threading.Event()
+    endless = {"num_inference_steps": 1000, "callback_on_step_end": lambda *_: begun.set()}
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(draw, pipe, kind, **endless)
+        assert begun.wait(60) and pipe.num_timesteps == 1000
+        pipe._interrupt = True
+        running.result(30)
+
+
+def test_an_error_in_a_callback_leaves_no_state_behind():
+    pipe = pixels()
+
+    def fail(pipe, step, t, held):
+        pipe._interrupt = True
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        draw(pipe, "pixels", callback_on_step_end=fail)
+    assert draw(pipe, "pixels").isfinite().all() and not pipe.interrupt and pipe.num_timesteps == 4
+    assert copy.deepcopy(pipe).num_timesteps == 4 and pickle.loads(pickle.dumps(pipe)).num_timesteps == 4
 
 
 def test_the_callbacks_of_diffusers_run():

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import diffusers
 import numpy as np
@@ -15,13 +16,15 @@ from devices import DEVICE, separate_device
 from helpers import pixels, seeded
 from PIL import Image
 from pipeline_list import PIPELINES, Entry, random_images
+from tiny_pipelines import WORDS, texts
 
 import latentia
 from latentia.errors import LatentiaError, UsageError
 from latentia.hub.load import read_index
 from latentia.hub.push import diffusers_pipeline
-from latentia.pipelines.base import WORDS
+from latentia.pipelines.base import WORDS as METHODS
 from latentia.pipelines.capabilities import CONDITIONS, capabilities
+from latentia.pipelines.texts import embed_texts
 
 BUILT = {entry.name: entry.build() for entry in PIPELINES}  # shared by tests that leave a pipeline as it is
 
@@ -88,6 +91,47 @@ def results(entry: Entry, pipe, n: int = 3) -> dict[str, torch.Tensor]:
     return found
 
 
+# ------------------------------------------------------------ threads
+
+
+@pytest.fixture
+def eager_threads():
+    """Threads that take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield ThreadPoolExecutor(4)
+    sys.setswitchinterval(before)
+
+
+@every
+def test_threads_get_what_calls_in_turn_get(entry, eager_threads):
+    pipe = entry.build()
+    for network in pipe.components.values():
+        if "gan" in entry.name and isinstance(network, torch.nn.Module):
+            network.train()  # which a call ends and restores
+
+    def ask(i: int) -> dict[str, torch.Tensor]:
+        steps = {"num_inference_steps": 2 + 3 * i} if entry.short else {}
+        found = {f"sample {k}": sample(entry, pipe, 1 + i, seed=k, **steps) for k in range(2) if entry.ask}
+        return found | results(entry, pipe, 1 + i)
+
+    in_turn = [ask(i) for i in range(4)]
+    for i, found in enumerate(eager_threads.map(ask, range(4))):
+        for what, values in found.items():
+            assert torch.equal(values, in_turn[i][what]), (i, what)
+
+
+def test_threads_share_a_tokenizer(eager_threads):
+    """Which keeps padding and truncation of its last call, and refuses a change while it is in use."""
+    parts = texts()
+
+    def ask(i: int) -> torch.Tensor:
+        return torch.cat([embed_texts(*parts, WORDS[: 1 + i])[0] for _ in range(50)])
+
+    in_turn = [ask(i) for i in range(4)]
+    assert all(map(torch.equal, eager_threads.map(ask, range(4)), in_turn))
+
+
 # ------------------------------------------------------------ declarations
 
 
@@ -100,7 +144,7 @@ def test_the_list_has_every_public_pipeline():
 def test_declarations_are_what_the_methods_are(entry):
     pipe = BUILT[entry.name]
     kind, able = type(pipe), capabilities(pipe)
-    own = tuple(word for word in WORDS if getattr(kind, word) is not getattr(latentia.DiffusionPipeline, word))
+    own = tuple(word for word in METHODS if getattr(kind, word) is not getattr(latentia.DiffusionPipeline, word))
     assert able.words == pipe.words == own
     call = inspect.signature(kind.__call__).parameters
     assert {name for name in CONDITIONS if name in call} == set(kind.conditions) <= set(CONDITIONS)
@@ -128,7 +172,7 @@ def test_words_have_their_shapes_and_others_an_error(entry):
         before = encode(entry, pipe, x, continuous=True)
         assert found["encode"].dtype == torch.int64 and before.is_floating_point() and before.ndim == 4
         torch.testing.assert_close(decode(entry, pipe, before), decode(entry, pipe, found["encode"]))
-    for word in set(WORDS) - set(pipe.words):
+    for word in set(METHODS) - set(pipe.words):
         with pytest.raises(UsageError, match=f"{type(pipe).__name__} has no {word}: .* It can sample"):
             getattr(pipe, word)(*[0] * (3 if word == "interpolate" else 1))
 

@@ -268,7 +268,7 @@ def test_the_example_resumes_bit_equal_and_leaves_a_pipeline(tmp_path, encoder, 
     [
         (["--text_encoder", "None"], "--text_encoder must name a trained one"),
         (["--dataset_name", "digits"], "--caption_column must name the captions"),
-        (["--caption_dropout", 1], r"--caption_dropout must be in \[0, 1\); got 1"),
+        (["--caption_dropout", 1], r"caption_dropout must be in \[0, 1\); got 1"),
         (["--caption_dropout", 0], "--guidance_scale must be 1 with --caption_dropout 0"),
         (["--autoencoder", "x", "--patch_size", 2], "--patch_size must be 1 with --autoencoder"),
         (["--prediction_type", "flow", "--loss_weighting", "min_snr"], "loss_weighting must be none"),

@@ -217,7 +217,7 @@ def test_every_flag_is_explained(path):
         hints = typing.get_type_hints(type(group), include_extras=True)
         for flag in dataclasses.fields(group):
             if isinstance(group, NetworkArguments):  # from the docstring of the network
-                (help_of_flag,) = (extra.help for extra in hints[flag.name].__metadata__)
+                (help_of_flag,) = (extra.help for extra in hints[flag.name].__metadata__ if hasattr(extra, "help"))
                 assert len(help_of_flag) > 10 and "\n" not in help_of_flag, flag.name
             else:
                 assert re.search(rf'^    {flag.name}: [^\n]+\n    """[^\n]+"""$', source, re.MULTILINE), flag.name

@@ -93,6 +93,29 @@ def watched():
     return Watched
 
 
+def test_scores_that_are_not_taken_are_said(tmp_path, capsys):
+    options = {"eval_metrics": ("kid",), "eval_num_samples": 16, "validation_steps": 0, "eval_steps": 0}
+    args = SimpleNamespace(
+        evaluation=SimpleNamespace(**options),
+        optimization=SimpleNamespace(seed=0),
+        output=SimpleNamespace(output_dir=str(tmp_path)),
+    )
+    for shape, count, said in (
+        ((1, 8, 8), 16, ""),
+        ((3, 8, 8), 16, "no shipped extractor fits images of 3 x 8 x 8"),
+        ((1, 8, 8), 3, "at least 4 images"),
+    ):
+        data = ImageData(torch.randint(256, (count, *shape), dtype=torch.uint8))
+        validation = Validation(args, data, {"ema": lambda n, seed, shape=shape: Samples(torch.zeros(n, *shape))})
+        validation.check()
+        out = capsys.readouterr().out
+        assert (said in out and "No scores while training" in out) if said else not out
+        assert bool(validation.score(Progress())) != bool(said)
+    args.evaluation.eval_num_samples = 0  # nobody asked
+    Validation(args, data, {"ema": lambda n, seed: Samples(torch.zeros(n, 1, 8, 8))}).check()
+    assert not capsys.readouterr().out
+
+
 def test_classes_are_as_frequent_as_in_the_data(watched):
     """Else a score would compare other mixtures; a data set without labels, and equal shares, go in turn."""
     images, names = torch.zeros(8, 1, 8, 8, dtype=torch.uint8), [*"abc"]
@@ -143,7 +166,7 @@ def test_captions_of_the_data_are_the_prompts(tmp_path):
     drawn = sampler(Texts, network(), data)
     assert drawn(8, 3).labels == data.batch(0, 8, seed=3)["captions"] and {*drawn(8, 3).labels} == {*texts}
     args = SimpleNamespace(
-        evaluation=SimpleNamespace(eval_metrics=(), eval_num_samples=0, validation_steps=1, eval_steps=0),
+        evaluation=SimpleNamespace(eval_metrics=("kid",), eval_num_samples=0, validation_steps=1, eval_steps=0),
         optimization=SimpleNamespace(seed=3),
         output=SimpleNamespace(output_dir=str(tmp_path)),
     )

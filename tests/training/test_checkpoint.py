@@ -326,7 +326,7 @@ def test_what_cannot_be_deleted_is_only_a_warning(tmp_path, monkeypatch, caplog)
         raise PermissionError(errno.EACCES, "no")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ckpt.shutil, "rmtree", refuse)
+        patch.setattr(ckpt.Path, "unlink", refuse)
         ckpt.rotate(tmp_path, 2, RUN)
     assert "checkpoint-1 could not be deleted" in caplog.text and "checkpoint-2 could not" in caplog.text
     assert ckpt.find_checkpoint(tmp_path) == tmp_path / "checkpoint-4"

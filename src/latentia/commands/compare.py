@@ -15,11 +15,11 @@ from latentia.commands.evaluate import (
     measure_source,
     open_from,
 )
-from latentia.commands.measurement import find_extractor, measure_real
+from latentia.commands.measurement import check_options, find_extractor, measure_real
 from latentia.commands.output import open_output
 from latentia.commands.reference import data_options, find_reference
 from latentia.data import ImageData
-from latentia.errors import UsageError, check_range
+from latentia.errors import UsageError
 from latentia.evaluation import check_metrics, plot_precision_recall, small_table, text_table, write_page
 from latentia.evaluation.features.base import FeatureExtractor
 from latentia.pipelines.capabilities import Option
@@ -120,7 +120,7 @@ def compare(
     if len(runs) < 2:
         raise UsageError(f"sources must be at least two; got {len(runs)}. To measure one, use evaluate.")
     check_metrics(metrics)
-    check_range("batch_size", batch_size, 1)
+    check_options(batch_size, device, likelihood_images, latent_images, reconstruction_images)
     reference = find_reference(data, [source for _, _, source in runs], settings)
     opening = {"seed": seed, "num_inference_steps": num_inference_steps, "device": device}
     checked = [open_from(source, reference, opening) for _, _, source in runs]

@@ -40,7 +40,11 @@ class Checked:
         lines = [str(self.data), *(f"  {key}: {value}" for key, value in facts.items())]
         lines += [f"  not taken: {line}" for line in self.data.left_out.lines()]
         lines += [f"  skipped: {line}" for line in self.data.skipped]
-        return "\n".join(lines + ([f"Written: {self.preview}"] if self.preview else []))
+        if self.preview is not None:
+            classes = 0 if self.data.labels is None else len(self.data.label_names)
+            part = f", of the first {_CLASSES} of {classes} classes" if classes > _CLASSES else ""
+            lines.append(f"Written: {self.preview}{part}")
+        return "\n".join(lines)
 
 
 def data(
@@ -68,7 +72,8 @@ def data(
         caption_column: column of the captions.
         on_bad_image: "raise" names all images that cannot be read, "skip" leaves out at most 1 percent.
         cache_dir: where decoded images are cached; the cache of latentia if not given.
-        preview: a new image file, such as preview.png: a grid of images, one row per class; none if not given.
+        preview: a new image file, such as preview.png: a grid of images, one row for each of the first 32 classes; none
+            if not given. It must not lie in the folder of the images, where it would be one of them.
 
     Returns:
         The data set, and a text that describes it.
@@ -86,6 +91,10 @@ def data(
         raise UsageError(f"preview must be a new file, and {file} exists. Choose another name, or delete it.")
     if file is not None and file.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise UsageError(f"preview must end in .png, .jpg or .webp; got {file}.")
+    if file is not None and Path(source).is_dir() and file.resolve().is_relative_to(Path(source).resolve()):
+        raise UsageError(
+            f"preview must not lie in {source}, where it would be taken for one of the images; got {file}."
+        )
     logger = logging.getLogger("latentia.data.loading")  # it warns of what is not taken, as the text does
     before, logger.disabled = logger.disabled, True
     try:

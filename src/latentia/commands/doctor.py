@@ -17,8 +17,8 @@ from accelerate.commands.config.config_args import default_config_file
 from huggingface_hub import HfApi, constants, get_token
 from packaging.requirements import Requirement
 
-from latentia.cache import cache_folder
 from latentia.errors import UsageError, format_number
+from latentia.files.cache import cache_folder
 
 PACKAGES = "latentia torch diffusers accelerate datasets safetensors huggingface_hub transformers".split()
 # What constraints.txt names, which is not installed with the package; a test compares the two.

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from latentia.commands.measurement import (
     Real,
+    check_options,
     find_extractor,
     measure_latents,
     measure_likelihood,
@@ -32,7 +33,7 @@ from latentia.commands.output import open_output
 from latentia.commands.reference import Reference, data_options, find_reference
 from latentia.commands.sources import Source, open_source
 from latentia.data import ImageData
-from latentia.errors import UsageError, check_range
+from latentia.errors import UsageError
 from latentia.evaluation import (
     LatentStructure,
     Likelihood,
@@ -129,20 +130,21 @@ class Evaluation:
         return "\n".join([*lines, *(part.text() for part in parts if part)])
 
     def save(
-        self, output_dir: str | Path = "outputs/evaluation", *, update_card: bool = True, overwrite: bool = False
+        self, output_dir: str | Path = "outputs/evaluation", *, update_card: bool = False, overwrite: bool = False
     ) -> list[Path]:
         """Write a page, index.html, with its figures, and metrics.json.
 
         Args:
             output_dir: where numbers and images go; it must be empty.
-            update_card: put the numbers into the card of the saved pipeline that was measured, if it has one.
+            update_card: put the numbers into the card of the saved pipeline that was measured. Default: nothing is
+                written into its folder.
             overwrite: delete what an earlier `evaluate` left in the folder.
 
         Returns:
             The folder, and the card if it was updated.
 
         Raises:
-            UsageError: the folder holds something already, or cannot be written.
+            UsageError: the folder holds something already, or cannot be written; no card to update.
         """
         folder = open_output(output_dir, "evaluate", overwrite)
         (folder / "metrics.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
@@ -151,8 +153,10 @@ class Evaluation:
             real=self.real, label_names=self.data["label_names"],
         )  # fmt: skip
         write_page([self.to_dict()], folder, self.source, self.command)
-        if not update_card or self.card is None:
+        if not update_card:
             return [folder]
+        if self.card is None:  # the page is written by now
+            raise UsageError(f"update_card must be left out: {self.source} is no saved pipeline with a README.md.")
         self._put_into(self.card)
         return [folder, self.card]
 
@@ -229,7 +233,7 @@ def evaluate(
         (100, 'baseline')
     """
     check_metrics(metrics)
-    check_range("batch_size", batch_size, 1)
+    check_options(batch_size, device, likelihood_images, latent_images, reconstruction_images)
     reference = find_reference(data, [source], settings)
     opening = {"seed": seed, "num_inference_steps": num_inference_steps, "revision": revision, "device": device}
     opened = open_from(source, reference, opening)
@@ -269,8 +273,13 @@ def count_of(sources: Sequence[Source], real: ImageData, n: int | None) -> int:
     """
     most = len(real) // 2
     held = [source.count for source in sources if source.count is not None]
+    for source in sources:
+        if source.count == 1:
+            raise UsageError(f"{source.name} must hold at least 2 images to be measured; it holds 1.")
     if n is None:
         n = min(500, most, *held)
+    if not isinstance(n, int):
+        raise UsageError(f"n must be a whole number; got {n!r}.")
     if not 2 <= n <= most:
         raise UsageError(
             f"n must be from 2 to {most}, half of the {len(real)} real images, so that as many can be held "

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from latentia.commands.reference import Reference
 from latentia.commands.sources import Source
 from latentia.data import ImageData
-from latentia.errors import UsageError
+from latentia.errors import UsageError, check_range
 from latentia.evaluation import (
     LatentStructure,
     Likelihood,
@@ -45,6 +45,31 @@ from latentia.evaluation.noise_floor import NOISE_METRICS
 from latentia.functional.pixels import from_uint8
 
 KEPT = 100  # images of a source that stay in memory to be shown; the others are deleted once they are measured
+
+
+def check_options(
+    batch_size: int, device: Any, likelihood_images: int, latent_images: int, reconstruction_images: int
+) -> None:
+    """UsageError for numbers of images or a device that cannot be, before anything is computed."""
+    check_range("batch_size", batch_size, 1)
+    check_range("likelihood_images", likelihood_images, 0)
+    check_range("latent_images", latent_images, 0)
+    check_range("reconstruction_images", reconstruction_images, 0)
+    if reconstruction_images == 1:
+        raise UsageError("reconstruction_images must be 0 or at least 2, as distances need two images; got 1.")
+    check_device(device)
+
+
+def check_device(device: Any) -> None:
+    """UsageError for a device that is unknown or not on this machine; None is none."""
+    if device is None:
+        return
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # AssertionError: built without CUDA
+        there = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        there += ["mps"] if torch.backends.mps.is_available() else []
+        raise UsageError(f"device must be one of {', '.join(['cpu', *there])}; got {str(device)!r}.") from error
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from latentia.commands.evaluate import check_steps, open_from
+from latentia.commands.output import check_writable
 from latentia.commands.reference import data_options, find_reference
 from latentia.commands.sources import Source
 from latentia.data import ImageData
@@ -75,6 +76,7 @@ def sheet(
         >>> sheet("pca", "digits", trials=4, output_dir=tempfile.mkdtemp()).files.page.name
         'sheet.html'
     """
+    check_writable(Path(output_dir))
     rivals = [source] if against is None else [source, against]
     reference = find_reference(data, rivals, settings)
     opening = {"seed": seed, "num_inference_steps": num_inference_steps}

@@ -1,5 +1,6 @@
 """Sources of images behind one contract: saved pipelines, folders and files of images, functions, baselines."""
 
+import inspect
 import json
 import re
 from collections.abc import Callable
@@ -221,19 +222,34 @@ def _latents(pipe: Any, able: Capabilities, options: dict[str, Any]) -> dict[str
 
 
 def _function(function: Callable[[int, int], Any], name: str, real: ImageData, seed: int) -> Source:
+    try:
+        inspect.signature(function).bind(1, seed)
+    except TypeError as error:
+        raise UsageError(f"{name} must be a function (count, seed) -> images: {error}.") from error
+    except ValueError:  # it has no signature, as some that are written in C
+        pass
+
     def draw(start: int, stop: int) -> Tensor:
         found = _counted(function(stop - start, seed_from(seed, "sample", start)), name, stop - start)
-        return _bytes(from_input(found, channels=real.shape[0], size=real.shape[1:]))
+        return _pixels(found, name, real)
 
     return Source(name, draw, about={"kind": "function"})
 
 
 def _fixed(name: str, images: Any, real: ImageData, about: dict[str, Any], notes: tuple[str, ...] = ()) -> Source:
     """Images that are there already."""
+    pixels = _pixels(images, name, real)
+    return Source(name, lambda start, stop: pixels[start:stop], count=len(pixels), about=about, notes=notes)
+
+
+def _pixels(images: Any, name: str, real: ImageData) -> Tensor:
+    """The bytes of images as `from_input` takes them, or of an array in any layout."""
     if isinstance(images, np.ndarray):
         images = as_rows(images, real.shape, name)
-    pixels = _bytes(from_input(images, channels=real.shape[0], size=real.shape[1:]))
-    return Source(name, lambda start, stop: pixels[start:stop], count=len(pixels), about=about, notes=notes)
+    try:
+        return _bytes(from_input(images, channels=real.shape[0], size=real.shape[1:]))
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from error
 
 
 def _bytes(images: Tensor) -> Tensor:

@@ -89,6 +89,12 @@ def train(
         raise UsageError(
             f'family must be one of these; got "{family}".{did_you_mean(family, found)}\n{Families(found).text()}'
         )
+    if "--eject" in flags:  # after the family, as it may be read in the usage line
+        eject, rest = True, [word for word in flags if word != "--eject"]
+        if len(rest) == 2 and rest[0] == "--output":
+            output = rest[1]
+        elif rest:
+            raise UsageError(f"eject takes no flags of the script; got {' '.join(rest)}. Give them when you run it.")
     if eject:
         return _eject(family, Path(output or f"{_PREFIX}{family}.py"))
     if output is not None:

@@ -8,7 +8,7 @@ from latentia.errors import CheckpointError, HubError, UsageError
 from latentia.hub.check import check_loads
 from latentia.hub.load import INDEX_NAME
 from latentia.hub.pull import fetch
-from latentia.training.checkpoint import verify_checkpoint
+from latentia.training.checkpoint import numbered, verify_checkpoint
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def verify(path: str, revision: str | None = None) -> Verified:
             f"{path} is a file. Give its folder: weights are checked against the configuration beside them."
         )
     lines = []
-    checkpoints = sorted(folder.glob("checkpoints/checkpoint-*"), key=lambda found: (len(found.name), found.name))
+    checkpoints = [checkpoint for _, checkpoint in numbered(folder / "checkpoints")]
     for checkpoint in [*checkpoints, *([folder] if (folder / "manifest.json").exists() else [])]:
         manifest = verify_checkpoint(checkpoint)
         size = sum(file["size"] for file in manifest["files"].values()) / 1e6

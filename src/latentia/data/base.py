@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from latentia.errors import DataError, UsageError
+from latentia.errors import DataError, UsageError, counted
 
 
 @runtime_checkable
@@ -103,8 +103,8 @@ def require(data: Dataset, n: int) -> None:
     """`Dataset.require` for data with a length: DataError if it holds fewer than n elements."""
     if len(data) < n:
         raise DataError(
-            f"the data set holds {len(data)} {data.modality}s, fewer than one global batch of {n}, so that one step "
-            f"would see a {data.modality} twice. Lower the batch size to {len(data)} at most, or add data."
+            f"the data set holds {counted(len(data), data.modality)}, fewer than one global batch of {n}, so that one "
+            f"step would see some twice. Lower the batch size to {len(data)} at most, or add data."
         )
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentia.cache import cached_tensors, key_of
 from latentia.data.base import Dataset, description
 from latentia.data.images import ImageData
 from latentia.data.latents import LatentData
 from latentia.errors import DataError, UsageError
+from latentia.files.cache import cached_tensors, key_of
 
 logger = logging.getLogger(__name__)
 

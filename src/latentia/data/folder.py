@@ -147,6 +147,9 @@ def folder_source(text: str, path: Path, split: str) -> Source:
         seen = Counter(f"hidden {kind}" if why == "hidden" else kind for _, kind, why in found.others).most_common(5)
         shown = ", ".join(f"{count} x {kind}" for kind, count in seen) or "no file"
         only = " latentia is trained on images only." if any(kind_of(file) for file, _, _ in found.others) else ""
+        if (root / "state.json").is_file() and (root / "dataset_info.json").is_file():
+            only = " It was written by save_to_disk: give datasets.load_from_disk of it in Python, or write it anew by "
+            only += "to_parquet."
         raise DataError(f"{text} holds no image ({shown}); known suffixes: {' '.join(SUFFIXES)}.{only}")
     chosen, elsewhere = _split_folder(root, found, split, text, left_out)
     for file, kind, reason in found.others:

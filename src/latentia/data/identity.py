@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from latentia.cache import key_of
+from latentia.files.cache import key_of
 
 
 def stamps(files: Mapping[str, Path]) -> list[list[Any]]:

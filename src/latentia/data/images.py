@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentia.cache import key_of
 from latentia.data.base import annotate, check_annotations, description, require
 from latentia.data.build import Plan
 from latentia.data.left_out import LeftOut
 from latentia.data.order import check_positions, flip_mask, indices, uniform
 from latentia.errors import UsageError
+from latentia.files.cache import key_of
 from latentia.functional.pixels import from_uint8
 
 RESIDENT_BYTES = 1 << 30  # a data set up to this size is copied once to the accelerator that asks for batches

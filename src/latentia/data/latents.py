@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentia.cache import cached_tensors, key_of
 from latentia.data.base import Dataset, annotate, description, require
 from latentia.data.images import ImageData, normalize
 from latentia.data.order import check_positions, flip_mask, indices
 from latentia.errors import DataError, UsageError
+from latentia.files.cache import cached_tensors, key_of
 from latentia.rng import seed_from
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from latentia.cache import cache_folder, cached_bytes, key_of
 from latentia.data.build import Plan, build, choose_rows
 from latentia.data.columns import Source, pick
 from latentia.data.decode import check_pillow
@@ -16,6 +15,7 @@ from latentia.data.images import ImageData
 from latentia.data.sources import find_source
 from latentia.data.streaming import StreamedImages
 from latentia.errors import DataError, UsageError, check_choice, check_range
+from latentia.files.cache import cache_folder, cached_bytes, key_of
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +183,10 @@ def load_images(
             raise UsageError(f'a stream has no length, so split="{split}" cannot be cut from it; use max_samples.')
         data: ImageData | StreamedImages = StreamedImages(found, plan, asked, random_flip, max_samples)
     elif found.key is None:
-        raise UsageError(f"{found.name} can only be read as a stream; give streaming=True.")
+        raise UsageError(
+            f"{found.name} can only be read as a stream of rows, mappings with an image; give streaming=True. Images "
+            "in memory become a data set by latentia.data.ImageData(images), uint8 (N, C, H, W)."
+        )
     else:
         folder = cache_folder(cache_dir)
         data = _load(found, plan, asked, split, part, max_samples, random_flip, folder, num_workers)
@@ -221,7 +224,7 @@ def _load(
     data = ImageData.from_cache(flat, meta, plan, random_flip, found.about)
     data.left_out = found.left_out
     for where in meta["several"]:
-        data.left_out.add("file of several images", "only the first is taken", where)
+        data.left_out.add("further image of a file", "only the first of each file is taken", where)
     for bad in data.skipped:
         data.left_out.add("bad image", "skipped, as on_bad_image says", bad)
     if data.labels is not None and data.label_names is not None:

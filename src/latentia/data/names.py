@@ -1,5 +1,6 @@
 """Names of files and classes: their order, and whether they can be written."""
 
+import re
 from collections.abc import Iterable
 
 
@@ -7,11 +8,11 @@ def class_order(names: Iterable[str]) -> list[str]:
     """The names of classes, each once, sorted: whole numbers by value, so that class "10" is not the third.
 
     Example:
-        >>> class_order(["10", "2", "0", "2"]), class_order(["b", "10", "a"])
-        (['0', '2', '10'], ['10', 'a', 'b'])
+        >>> class_order(["10", "2", "-1", "2"]), class_order(["b", "10", "a"])
+        (['-1', '2', '10'], ['10', 'a', 'b'])
     """
     different = set(names)
-    if all(name.isascii() and name.isdecimal() for name in different):
+    if all(re.fullmatch(r"-?[0-9]+", name) for name in different):
         return sorted(different, key=lambda name: (int(name), name))
     return sorted(different)
 

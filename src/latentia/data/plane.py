@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from latentia.cache import key_of
 from latentia.data.base import description
 from latentia.data.order import check_positions, uniform
 from latentia.errors import UsageError, did_you_mean
+from latentia.files.cache import key_of
 
 Shape = Callable[[np.ndarray, np.ndarray], np.ndarray]  # u (n, 4) in [0, 1) and e (n, 2) normal -> points (n, 2)
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from latentia.cache import key_of
 from latentia.data.base import description
 from latentia.data.build import MAX_SKIPPED, Plan, bad_images, channels_of
 from latentia.data.columns import Labels, Source, check_caption, pick
@@ -18,7 +17,8 @@ from latentia.data.decode import BadImage, Fit, decode_all
 from latentia.data.identity import stamps
 from latentia.data.images import normalize
 from latentia.data.order import check_positions, flip_mask, uniform
-from latentia.errors import DataError, UsageError
+from latentia.errors import DataError, UsageError, counted
+from latentia.files.cache import key_of
 from latentia.rng import seed_from
 
 logger = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ class StreamedImages:
         """DataError if the source ends before it gave n rows."""
         got = sum(1 for _, _ in zip(range(n), self._unshuffled()))
         if got < n:
-            raise DataError(f"{self._source.name} gives {got} images, fewer than one global batch of {n}.")
+            raise DataError(f"{self._source.name} gives {counted(got, 'image')}, fewer than one global batch of {n}.")
 
     def batch(self, start: int, stop: int, *, seed: int = 0, device: str | torch.device = "cpu") -> dict[str, Any]:
         """Positions [start, stop) of the stream of `seed`: see `Dataset.batch`; fastest in order of position."""

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from latentia.cache import key_of
 from latentia.data.base import annotate, check_annotations, description, require
 from latentia.data.names import class_order
 from latentia.data.order import check_positions, indices
 from latentia.errors import DataError, UsageError
+from latentia.files.cache import key_of
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 

@@ -53,6 +53,7 @@ def class_entropies(logits: torch.Tensor) -> dict[str, torch.Tensor]:
         >>> {key: round(value.item(), 4) for key, value in class_entropies(1e4 * torch.eye(10)).items()}
         {'confidence': 1.0, 'entropy': 0.0, 'marginal_entropy': 2.3026}
     """
+    check_features(logits)
     log_p = logits.cpu().double().log_softmax(1)
     p = log_p.exp()
     return {
@@ -64,6 +65,7 @@ def class_entropies(logits: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def class_counts(logits: torch.Tensor) -> list[int]:
     """How many of the images (n, K) are most likely of each of the K classes."""
+    check_features(logits)
     return torch.bincount(logits.cpu().argmax(1), minlength=logits.shape[1]).tolist()
 
 

@@ -361,7 +361,11 @@ METRICS: dict[str, Metric] = {
 
 
 def check_metrics(names: Sequence[str] | None) -> dict[str, Metric]:
-    """The metrics of these keys, all for None; UsageError with the nearest key for an unknown one."""
+    """The metrics of these keys, all for None; UsageError for none, or with the nearest key for an unknown one."""
+    if isinstance(names, str):
+        raise UsageError(f'metrics must be a list of names; got a text. Give ["{names}"].')
+    if names is not None and not names:
+        raise UsageError(f"metrics must name at least one of {', '.join(METRICS)}, or be left out for all.")
     for name in names or ():
         if name not in METRICS:
             raise UsageError(

@@ -12,6 +12,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from latentia.errors import UsageError
+from latentia.files.writing import write_text
 from latentia.hub.blocks import block, put_block
 from latentia.hub.usage import Usage
 
@@ -166,15 +167,8 @@ def add_results(path: Path, metrics: Sequence[Mapping[str, Any]], *, dataset: st
     data.metrics = list(dict.fromkeys([*(data.metrics or []), *(_type(metric) for metric in metrics)]))
     lines = evaluation_lines(data.eval_results, [metric for metric in metrics if not _ranked(metric)])
     text, written = put_block(card.text, "evaluation", lines, before="limits")
-    save_card(path, f"---\n{data.to_yaml()}\n---\n{text}")
+    write_text(path, f"---\n{data.to_yaml()}\n---\n{text}")
     return written
-
-
-def save_card(path: Path, text: str) -> None:
-    """Write a card atomically: a reader sees the old one or the new one."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def join_results(old: Iterable[EvalResult], new: Iterable[EvalResult]) -> list[EvalResult]:
@@ -249,7 +243,7 @@ def _training(recipe, command, hardware, minutes, epochs, seed, lineage) -> list
         line = " ".join(shlex.join(redact_command(command)).split())
         fence = "`" * (max((len(run) for run in re.findall("`+", line)), default=0) + 3)
         lines += ["", f"{fence}text", line, fence]
-    took = "" if minutes is None else f" in {minutes:.4g} minutes"
+    took = "" if minutes is None else f" in {minutes:.3g} minutes" if minutes >= 1 else f" in {60 * minutes:.3g} s"
     known = [] if epochs is None else [f"{epochs:.3g} epochs"]
     known += [f"seed {seed}"] if seed is not None else []
     known += [f"{key} {value}" for key, value in {"latentia": version("latentia"), **lineage}.items()]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from latentia.errors import CheckpointError, LatentiaError
-from latentia.hub.load import INDEX_NAME, check_component, component_class
+from latentia.hub.load import INDEX_NAME, check_components, component_class
 from latentia.registration import public, public_names
 from latentia.safety import read_json
 
@@ -36,7 +36,7 @@ def check_loads(folder: Path) -> str:
     for name in ("config.json", "scheduler_config.json"):
         if (folder / name).is_file():
             kind = saved_class(folder / name)
-            check_component(kind, folder, "")
+            check_components({"": kind}, folder)
             loaded = load_component(kind, folder)
             return f"{kind.__name__}{_weights([loaded])}"
     raise CheckpointError(

@@ -5,20 +5,18 @@ import math
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import safe_open
 
 from latentia.errors import CheckpointError, UsageError, check_range, format_number
+from latentia.files.reading import check_link
+from latentia.files.writing import write_atomically
 from latentia.hub.check import check_loads, saved_class
-from latentia.hub.files import CARD_NAME, check_is_new, may_hold, write_atomically
+from latentia.hub.child import run_limited
+from latentia.hub.files import CARD_NAME, check_is_new, may_hold
 from latentia.hub.load import INDEX_NAME, components, read_index
-from latentia.safety import check_link
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _NOT_WEIGHTS = re.compile(r"optimizer|scheduler|scaler|random_states|training_args|rng", re.IGNORECASE)
@@ -167,33 +165,19 @@ def _read(files: dict[Path, Path], key: str, max_memory_gb: float | None, max_se
         raise UsageError("latentia convert needs a system that can limit a process: Linux or macOS.") from error
     largest = max(path.stat().st_size for path in files)
     memory = int(3 * largest + 1e9 if max_memory_gb is None else max_memory_gb * 1e9)
-    script = Path(__file__).with_name("unpickle.py")
-    paths = [path.resolve() for pair in files.items() for path in pair]
-    arguments = [key, memory, math.ceil(max_seconds), *paths]
-    kept = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH", "HOME", "LANG")  # no tokens among them
-    environment = {name: os.environ[name] for name in kept if name in os.environ} | {"OMP_NUM_THREADS": "1"}
-    names, late = ", ".join(map(str, files)), f"took more than {format_number(max_seconds)} s; see max_seconds"
-    with tempfile.TemporaryDirectory() as empty:  # so that no module can lie where the process starts
-        try:
-            done = subprocess.run(
-                [sys.executable, "-P", "-W", "ignore", str(script), *map(str, arguments)],
-                capture_output=True,
-                timeout=max_seconds + 60,  # beside the time that torch itself takes to start
-                stdin=subprocess.DEVNULL,
-                env=environment,
-                cwd=empty,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise CheckpointError(f"{names} is refused: reading it {late}.") from error
-    if done.returncode == -signal.SIGXCPU:
-        raise CheckpointError(f"{names} is refused: reading it {late}.")
-    try:
-        answers = json.loads(done.stdout)
-    except ValueError:
+    paths = [str(path.resolve()) for pair in files.items() for path in pair]
+    job = Path(__file__).with_name("unpickle.py")
+    answers, late, code = run_limited(job, [key, str(memory), *paths], memory=memory, seconds=max_seconds)
+    names = ", ".join(map(str, files))
+    if late:
         raise CheckpointError(
-            f"{names} is refused: its reader ended with code {done.returncode}. It may be damaged, or ask for more "
-            f"than {memory / 1e9:.1f} GB; see max_memory_gb."
-        ) from None
+            f"{names} is refused: reading it took more than {format_number(max_seconds)} s; see max_seconds."
+        )
+    if answers is None:
+        raise CheckpointError(
+            f"{names} is refused: its reader ended with code {code}. It may be damaged, or ask for more than "
+            f"{memory / 1e9:.1f} GB; see max_memory_gb."
+        )
     lines = []
     for (source, target), answer in zip(files.items(), answers):
         if "refused" in answer:

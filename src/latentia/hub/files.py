@@ -1,19 +1,14 @@
-"""Files of an export, the same in a push and in a pull, and atomic writing of files and folders."""
+"""Files of an export, the same in a push and in a pull."""
 
-import os
 import re
-import shutil
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from latentia.cache import sync
 from latentia.errors import CheckpointError, UsageError
+from latentia.files.reading import check_link
 from latentia.hub.load import INDEX_NAME, components
-from latentia.safety import check_link
 
 CARD_NAME = "README.md"
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif"}
@@ -103,33 +98,3 @@ def check_is_new(target: Path, argument: str) -> None:
         raise UsageError(f"{argument} must be a new or an empty folder; {target} is a file or a symbolic link.")
     if target.is_dir() and any(target.iterdir()):
         raise UsageError(f"{argument} must be a new or an empty folder; {target} is not empty. Choose another one.")
-
-
-@contextmanager
-def write_atomically(target: Path) -> Iterator[Path]:
-    """Write a file or folder atomically: a temporary path that is renamed to `target` if no error is raised.
-
-    `target` is complete or absent, also after a power failure. A process that is killed may leave a hidden
-    `.NAME.partial-*` behind, which can be deleted.
-
-    Args:
-        target: a file or folder that does not exist, or an empty folder.
-
-    Raises:
-        UsageError: `target` cannot be written.
-    """
-    staging = target.with_name(f".{target.name}.partial-{uuid.uuid4().hex[:8]}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield staging
-        for path in [staging, *staging.rglob("*")] if staging.is_dir() else [staging]:
-            sync(path)
-        os.replace(staging, target)
-        sync(target.parent)
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        raise UsageError(f"{target} cannot be written: {error}. Choose another place.") from error
-    finally:
-        if staging.is_dir():
-            shutil.rmtree(staging, ignore_errors=True)
-        elif staging.exists():
-            staging.unlink()

@@ -11,8 +11,9 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from latentia.errors import UsageError
+from latentia.files.writing import write_text
 from latentia.hub.blocks import put_block, read_blocks
-from latentia.hub.card import evaluation_lines, join_results, model_card, save_card
+from latentia.hub.card import evaluation_lines, join_results, model_card
 from latentia.hub.files import CARD_NAME
 from latentia.hub.load import read_index
 from latentia.hub.usage import saved_usage
@@ -115,7 +116,7 @@ def folder_card(
     text, kept = merge_cards(old, card, keep_results=True, leave=unknown) if old else (str(card), [])
     remarks = [f"The part {part} was changed by hand, so it is left as it is." for part in kept]
     if write:
-        save_card(path, text)
+        write_text(path, text)
     return FolderCard(path, text, [*remarks, *missing_parts(text, folder)], written=write)
 
 

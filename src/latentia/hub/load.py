@@ -1,4 +1,4 @@
-"""Checks of model_index.json: a saved pipeline may name public classes of three libraries, and no arbitrary code.
+"""Checks of model_index.json: a saved pipeline may name public classes of latentia and reviewed ones of two libraries.
 
 `model_index.json` is untrusted, and importing a module runs it. So every name is checked before anything is imported
 or any path is joined, and code in a repository is never run.
@@ -8,7 +8,7 @@ import inspect
 import os
 import re
 from collections.abc import Iterable, Mapping
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,14 @@ import diffusers
 import torch
 
 from latentia.errors import CheckpointError, did_you_mean
+from latentia.files.reading import check_link
+from latentia.foreign import REVIEWED, check_foreign_files, check_network, foreign_class
+from latentia.hub.trial import try_parts
 from latentia.registration import public, public_names
-from latentia.safety import check_files, check_link, check_loader_options, check_network, read_json
+from latentia.safety import check_loader_options, read_json
 
 INDEX_NAME = "model_index.json"
-_BASES = {  # of the components of each library; a pipeline in a pipeline would bring an index of its own
-    "latentia": ("ModelMixin", "SchedulerMixin"),
-    "diffusers": ("ModelMixin", "SchedulerMixin"),
-    "transformers": (
-        *("PreTrainedModel", "PreTrainedTokenizer", "PreTrainedTokenizerFast", "PreTrainedTokenizerBase"),
-        *("FeatureExtractionMixin", "ImageProcessingMixin", "ProcessorMixin"),
-    ),
-}
-LIBRARIES = tuple(_BASES)
+LIBRARIES = ("latentia", *REVIEWED)
 _NOT_NEEDED = {"safety_checker", "feature_extractor", "image_encoder"}
 _COMPONENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]*")
 _CLASS = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -110,28 +105,19 @@ def _check_name(name: Any, rule: re.Pattern[str], what: str, where: str) -> None
         raise CheckpointError(f"{what} in {where} must match {rule.pattern}, got {name!r}.")
 
 
-def component_class(library: str, name: str, where: str) -> type:
-    """The public, loadable class `name` of `library`, both already checked by `check_index`.
+def component_class(library: str, name: str, where: str) -> Any:
+    """The loadable class `name` of `library`, both already checked by `check_index`: public, or on the reviewed list.
 
     Raises:
-        CheckpointError: the library has no such class, or is not installed.
+        CheckpointError: the library has no such class, it is not reviewed, or the library is not installed.
     """
-
-    def find(key: str) -> Any:
-        return public(key) if library == "latentia" else getattr(import_module(library), key, None)
-
-    try:
-        found = find(name)
-    except ImportError as error:
+    if library != "latentia":
+        return foreign_class(library, name, where)
+    found = public(name)
+    if not isinstance(found, type) or not issubclass(found, (public("ModelMixin"), public("SchedulerMixin"))):
         raise CheckpointError(
-            f"{where} needs {name} of {library}, which cannot be imported: {error}. Install {library} and try again."
-        ) from error
-    bases = tuple(base for base in map(find, _BASES[library]) if base)
-    if not isinstance(found, type) or not issubclass(found, bases):
-        hint = did_you_mean(name, getattr(import_module(library), "__all__", []))
-        raise CheckpointError(
-            f"{where} names the class {name} of {library}, which is not a network, scheduler or tokenizer there.{hint} "
-            f"Perhaps it was saved with another version of {library}."
+            f"{where} names the class {name} of latentia, which is not a network or scheduler there."
+            f"{did_you_mean(name, public_names())} Perhaps it was saved with another version of latentia."
         )
     return found
 
@@ -181,30 +167,41 @@ def check_kept(kind: Any, index: dict[str, Any], where: str) -> None:
         )
 
 
-def check_component(kind: Any, root: Path, name: str, variant: str | None = None) -> None:
-    """Check the untrusted files of a component of diffusers or transformers; networks of latentia check their own.
+def check_components(kinds: Mapping[str, Any], root: Path, variant: str | None = None) -> None:
+    """Check the untrusted files of components of diffusers or transformers; networks of latentia check their own.
+
+    Networks are built without memory and compared with their weights, tokenizers and image processors are tried in one
+    child process.
 
     Args:
-        kind: its class, from `component_class`.
+        kinds: the class of each, from `component_class`, by its name, which is that of its folder, if there is one.
         root: the folder of the pipeline.
-        name: of the component, and of the folder that holds it, if there is one.
         variant: of the weights, such as "fp16", where there are such.
 
     Raises:
         CheckpointError: a file is missing, a symbolic link out of the folder, too large, or sets an option of a
-            loader; the network asks for more than its weights hold.
+            loader; the network asks for more than its weights hold, or a tokenizer does not load within limits.
     """
-    folder = root / name if (root / name).is_dir() else root
-    check_link(folder, root)
-    if issubclass(kind, public("ModelMixin")):
-        return
-    check_files(folder)
-    if issubclass(kind, diffusers.SchedulerMixin):
-        check_loader_options(read_json(folder / kind.config_name), str(folder / kind.config_name))
-    elif issubclass(kind, diffusers.ModelMixin):
-        config = read_json(folder / kind.config_name)
-        check_network(folder, config, "diffusion_pytorch_model", lambda: kind.from_config(config), variant)
-    elif issubclass(kind, torch.nn.Module):  # of transformers
-        config = read_json(folder / "config.json")
-        model: Any = kind
-        check_network(folder, config, "model", lambda: model(model.config_class.from_pretrained(folder)), variant)
+    parts = []
+    for name, kind in kinds.items():
+        folder = root / name if (root / name).is_dir() else root
+        check_link(folder, root)
+        if issubclass(kind, public("ModelMixin")):
+            continue
+        check_foreign_files(folder)
+        if issubclass(kind, diffusers.SchedulerMixin):
+            check_loader_options(read_json(folder / kind.config_name), str(folder / kind.config_name))
+        elif issubclass(kind, diffusers.ModelMixin):
+            config = read_json(folder / kind.config_name)
+            build = partial(kind.from_config, config)
+            check_network(folder, config, "diffusion_pytorch_model", build, variant)
+        elif issubclass(kind, torch.nn.Module):  # of transformers
+            config = read_json(folder / "config.json")
+            check_network(folder, config, "model", partial(_build, kind, folder), variant)
+        else:
+            parts.append((kind.__name__, folder))
+    try_parts(parts)
+
+
+def _build(kind: Any, folder: Path) -> torch.nn.Module:
+    return kind(kind.config_class.from_pretrained(folder))

@@ -12,9 +12,10 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from latentia.errors import CheckpointError, HubError, UsageError
+from latentia.files.writing import write_atomically
 from latentia.hub.check import check_loads, saved_class
 from latentia.hub.client import explain_error, retry
-from latentia.hub.files import CARD_NAME, card_images, check_is_new, component_files, may_hold, write_atomically
+from latentia.hub.files import CARD_NAME, card_images, check_is_new, component_files, may_hold
 from latentia.hub.load import INDEX_NAME, read_index
 
 

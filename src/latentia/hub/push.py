@@ -12,6 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from latentia.errors import CheckpointError, HubError, LatentiaError, UsageError
+from latentia.files.reading import check_link
 from latentia.hub.blocks import put_block, read_blocks
 from latentia.hub.card import SECRET_VALUE, use_lines
 from latentia.hub.check import check_loads
@@ -19,7 +20,6 @@ from latentia.hub.client import explain_error, is_transient, retry
 from latentia.hub.files import CARD_NAME, IMAGE_SUFFIXES, card_images, component_files, is_inside
 from latentia.hub.load import INDEX_NAME, components, pipeline_class, read_index
 from latentia.hub.usage import saved_usage
-from latentia.safety import check_link
 
 LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0", "cc0-1.0", "openrail", "other")  # those most in use
 

@@ -1,17 +1,18 @@
-"""Convert untrusted pickles of weights to safetensors: a script for a process of its own.
-
-    python -P unpickle.py KEY MEMORY_BYTES SECONDS SOURCE OUTPUT [SOURCE OUTPUT ...]
+"""Convert untrusted pickles of weights to safetensors: a job for `limits.py`.
 
 The only place where a pickle is read, with `torch.load(weights_only=True)`, which runs no arbitrary code, and after
-limits on memory, time and disk are set. It prints a JSON list: for each file what was written, or why it was refused,
-which ends the conversion. It imports nothing of latentia, so that a pickle can reach nothing but torch.
+limits on memory, time and disk are set. It imports nothing of latentia, so that a pickle can reach nothing but torch.
 """
 
-import json
 import re
-import resource
-import sys
-import time
+
+
+def prepare() -> None:
+    """Import torch before the limits are set."""
+    import safetensors.torch  # noqa: F401
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def select(loaded, key: str, is_tensor) -> tuple[dict, list[str], str]:
@@ -42,18 +43,6 @@ def select(loaded, key: str, is_tensor) -> tuple[dict, list[str], str]:
     left = [str(name) for name in whole if name not in tensors]
     left += [str(name) for name in loaded if entry and str(name) != entry]
     return tensors, left, entry
-
-
-def limit_resources(memory: int, seconds: int) -> None:
-    """Limit the memory, file size and processor time of this process from here on."""
-    import psutil
-
-    until = int(time.process_time()) + seconds  # also if the parent process has ended
-    room = psutil.Process().memory_info().vms + memory
-    resource.setrlimit(resource.RLIMIT_AS, (room, room))
-    resource.setrlimit(resource.RLIMIT_CPU, (until, until + 5))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def rewrite(source: str, output: str, key: str, memory: int) -> dict:
@@ -96,12 +85,8 @@ def explain(error: BaseException) -> str:
     return text[:300]
 
 
-def main(key: str, memory: str, seconds: str, *paths: str) -> None:
-    import safetensors.torch  # noqa: F401  imported before the limits are set
-    import torch
-
-    torch.set_num_threads(1)
-    limit_resources(int(memory), int(seconds))
+def answer(key: str, memory: str, *paths: str) -> list[dict]:
+    """Rewrite each source as its output: for each what was written, or why it was refused, which ends the list."""
     answers = []
     for source, output in zip(paths[::2], paths[1::2]):
         try:
@@ -109,8 +94,4 @@ def main(key: str, memory: str, seconds: str, *paths: str) -> None:
         except Exception as refused:
             answers.append({"refused": explain(refused)})
             break
-    print(json.dumps(answers))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    return answers

@@ -1,12 +1,12 @@
 """The reconstruction loss of autoencoders: plain, denoising or sparse."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from latentia.errors import UsageError, check_choice, check_range
+from latentia.errors import Range, UsageError, Weight, check_choice, check_range
 from latentia.functional.distributions import bernoulli_kl, log_cosh
 from latentia.losses.conditions import item_of
 from latentia.losses.networks import config_of
@@ -59,11 +59,11 @@ def autoencoder_loss(
     rng: Rng,
     *,
     corruption: str = "none",
-    corruption_strength: float = 0.0,
+    corruption_strength: Weight = 0.0,
     masked_value: float = -1.0,
     sparsity: str = "none",
-    sparsity_weight: float = 0.0,
-    sparsity_target: float = 0.1,
+    sparsity_weight: Weight = 0.0,
+    sparsity_target: Annotated[float, Range(0, 1, "neither")] = 0.1,
     reconstruction: str = "mse",
 ) -> dict[str, Tensor]:
     r"""\(\mathbb{E}_x \lVert g(f(\tilde x)) - x \rVert^2 + \lambda\, \Omega(z)\), \(\tilde x\) corrupted, \(x\) clean.

@@ -11,7 +11,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from latentia.errors import UsageError, check_range
+from latentia.errors import Size, UsageError, check_arguments, check_range
 from latentia.functional.checks import is_false
 from latentia.models.layers.convolution import Decoder, Encoder, feature_size, image_size
 from latentia.models.layers.mlp import make_activation
@@ -84,14 +84,15 @@ class Autoencoder(ModelMixin, ConfigMixin):
     _skip_layerwise_casting_patterns: Any = ("encoder_mlp",)  # whose weights the decoder may be tied to
 
     @register_to_config
+    @check_arguments
     def __init__(
         self,
         sample_size: int | tuple[int, int] = 28,
-        in_channels: int = 1,
-        latent_dim: int = 32,
-        hidden_sizes: tuple[int, ...] = (),
-        block_out_channels: tuple[int, ...] | None = None,
-        layers_per_block: int = 1,
+        in_channels: Size = 1,
+        latent_dim: Size = 32,
+        hidden_sizes: tuple[Size, ...] = (),
+        block_out_channels: tuple[Size, ...] | None = None,
+        layers_per_block: Size = 1,
         norm: str = "group",
         upsample: str = "transposed",
         activation: str = "silu",
@@ -102,9 +103,6 @@ class Autoencoder(ModelMixin, ConfigMixin):
         super().__init__()
         self.image_shape = (in_channels, *image_size(sample_size))
         values = math.prod(self.image_shape)
-        check_range("in_channels", in_channels, 1)
-        check_range("latent_dim", latent_dim, 1)
-        check_range("hidden_sizes", hidden_sizes, 1)
         if latent_dim > values and not overcomplete:
             raise UsageError(
                 f"latent_dim must be at most the {values} values of an image {self.image_shape}; got {latent_dim}. "
@@ -232,12 +230,11 @@ class RecurrentAutoencoder(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
+    @check_arguments
     def __init__(
-        self, in_features: int = 28, latent_dim: int = 32, hidden_size: int = 128, latent_activation: str = "none"
+        self, in_features: Size = 28, latent_dim: Size = 32, hidden_size: Size = 128, latent_activation: str = "none"
     ):
         super().__init__()
-        for name, size in {"in_features": in_features, "latent_dim": latent_dim, "hidden_size": hidden_size}.items():
-            check_range(name, size, 1)
         self.encoder_rnn = nn.GRUCell(in_features, hidden_size)
         self.encoder_out = nn.Linear(hidden_size, latent_dim)
         self.latent_activation = make_activation(latent_activation, "latent_activation")

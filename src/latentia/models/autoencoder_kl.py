@@ -7,7 +7,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from latentia.errors import UsageError, check_range
+from latentia.errors import Size, UsageError, check_arguments
 from latentia.models.layers.convolution import feature_size
 from latentia.models.outputs import UNSET
 
@@ -53,13 +53,14 @@ class GaussianAutoencoder(nn.Module):
         return GaussianAutoencoderOutput(self.vae.decode(z).sample, q.mean, q.logvar, z)
 
 
+@check_arguments
 def autoencoder_kl(
     sample_size: int,
-    in_channels: int = 3,
-    block_out_channels: tuple[int, ...] = (32, 64, 64),
-    layers_per_block: int = 1,
-    latent_channels: int = 4,
-    norm_num_groups: int = 8,
+    in_channels: Size = 3,
+    block_out_channels: tuple[Size, ...] = (32, 64, 64),
+    layers_per_block: Size = 1,
+    latent_channels: Size = 4,
+    norm_num_groups: Size = 8,
 ) -> AutoencoderKL:
     """diffusers' AutoencoderKL, checked, with the attention in its middle; random weights.
 
@@ -84,12 +85,6 @@ def autoencoder_kl(
         torch.Size([1, 4, 16, 16])
     """
     widths, halvings = tuple(block_out_channels), len(block_out_channels) - 1
-    numbers: dict[str, int | tuple[int, ...]] = {
-        "in_channels": in_channels, "block_out_channels": widths, "layers_per_block": layers_per_block,
-        "latent_channels": latent_channels, "norm_num_groups": norm_num_groups,
-    }  # fmt: skip
-    for name, value in numbers.items():
-        check_range(name, value, 1)
     if halvings < 1:
         raise UsageError(f"block_out_channels must be at least two numbers; got {widths}.")
     wrong = [width for width in widths if width % norm_num_groups]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latentia.errors import UsageError
+from latentia.errors import Rate, Size, UsageError, check_arguments
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
@@ -59,17 +59,18 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 2048, max_tokens:
     )
 
 
+@check_arguments
 def clip_towers(
     tokenizer: Any,
     image_size: int,
     in_channels: int = 3,
     *,
-    width: int = 128,
-    text_layers: int = 3,
-    image_layers: int = 4,
-    patch_size: int | None = None,
-    projection_dim: int = 128,
-    dropout: float = 0.0,
+    width: Size = 128,
+    text_layers: Size = 3,
+    image_layers: Size = 4,
+    patch_size: Size | None = None,
+    projection_dim: Size = 128,
+    dropout: Rate = 0.0,
 ) -> tuple[Any, Any]:
     """A text encoder for a tokenizer, and the image encoder that it is trained with; both with random weights.
 

@@ -3,14 +3,14 @@
 import math
 import warnings
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
-from latentia.errors import UsageError, check_choice, check_range
+from latentia.errors import Range, Rate, Size, UsageError, check_arguments, check_choice, check_range
 from latentia.models.layers.conditioning import ConditionEmbedding
 from latentia.models.layers.convolution import STRIDE, UPSAMPLES, paddings, stage_sizes
 from latentia.models.layers.discriminator import (
@@ -90,28 +90,26 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
+    @check_arguments
     def __init__(
         self,
         sample_size: int | tuple[int, int] = 28,
-        out_channels: int = 1,
-        latent_dim: int = 100,
-        block_out_channels: tuple[int, ...] = (64, 128),
+        out_channels: Size = 1,
+        latent_dim: Size = 100,
+        block_out_channels: tuple[Size, ...] = (64, 128),
         norm: str = "batch",
         activation: str = "relu",
         upsample: str = "transposed",
         kernel_size: int = 4,
-        num_class_embeds: int | None = None,
-        text_embed_dim: int | None = None,
-        dropout: float = 0.0,
+        num_class_embeds: Size | None = None,
+        text_embed_dim: Size | None = None,
+        dropout: Rate = 0.0,
         keep_dropout: bool = False,
     ):
         super().__init__()
         *sizes, top = stage_sizes(sample_size, block_out_channels)
         check_choice("norm", norm, GENERATOR_NORMS)
         check_choice("upsample", upsample, UPSAMPLES)
-        check_range("out_channels", out_channels, 1)
-        check_range("latent_dim", latent_dim, 1)
-        check_range("dropout", dropout, 0, 1, closed="left")
         _check_instance(norm, top)
         _check_kernel(kernel_size, warn=upsample == "transposed")
         self.condition = ConditionEmbedding(num_class_embeds, text_embed_dim)
@@ -200,24 +198,24 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
     _skip_layerwise_casting_patterns: Any = ("to_logit",)  # whose weight is read
 
     @register_to_config
+    @check_arguments
     def __init__(
         self,
         sample_size: int | tuple[int, int] = 28,
-        in_channels: int = 1,
-        block_out_channels: tuple[int, ...] = (64, 128),
+        in_channels: Size = 1,
+        block_out_channels: tuple[Size, ...] = (64, 128),
         norm: str = "batch",
         activation: str = "leaky_relu",
         kernel_size: int = 4,
-        num_class_embeds: int | None = None,
-        text_embed_dim: int | None = None,
+        num_class_embeds: Size | None = None,
+        text_embed_dim: Size | None = None,
         num_aux_classes: int | None = None,
-        minibatch_std: int | None = None,
-        pack: int = 1,
+        minibatch_std: Annotated[int, Range(0, most=2**20)] | None = None,
+        pack: Size = 1,
     ):
         super().__init__()
         *sizes, top = stage_sizes(sample_size, block_out_channels)
         check_choice("norm", norm, DISCRIMINATOR_NORMS)
-        check_range("in_channels", in_channels, 1)
         check_groups(pack, minibatch_std, num_class_embeds, text_embed_dim, num_aux_classes)
         if len(block_out_channels) > 1:
             _check_instance(norm, top)
@@ -279,17 +277,15 @@ class MLPGenerator(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
+    @check_arguments
     def __init__(
         self,
-        latent_dim: int = 2,
-        out_dim: int = 2,
-        hidden_sizes: tuple[int, ...] = (8,),
+        latent_dim: Size = 2,
+        out_dim: Size = 2,
+        hidden_sizes: tuple[Size, ...] = (8,),
         activation: str = "relu",
     ):
         super().__init__()
-        check_range("latent_dim", latent_dim, 1)
-        check_range("out_dim", out_dim, 1)
-        check_range("hidden_sizes", hidden_sizes, 1)
         self.condition = ConditionEmbedding(None, None)
         self.layers = nn.Sequential(*dense((latent_dim, *hidden_sizes), activation, LEAKY_SLOPE))
         self.out = nn.Linear((latent_dim, *hidden_sizes)[-1], out_dim)
@@ -335,19 +331,18 @@ class MLPDiscriminator(ModelMixin, ConfigMixin):
     _skip_layerwise_casting_patterns: Any = ("to_logit",)  # whose weight is read
 
     @register_to_config
+    @check_arguments
     def __init__(
         self,
-        in_dim: int = 2,
-        hidden_sizes: tuple[int, ...] = (8,),
+        in_dim: Size = 2,
+        hidden_sizes: tuple[Size, ...] = (8,),
         activation: str = "leaky_relu",
         norm: str = "none",
         minibatch_std: int | None = None,
-        pack: int = 1,
+        pack: Size = 1,
     ):
         super().__init__()
         check_choice("norm", norm, ("spectral", "none"))
-        check_range("in_dim", in_dim, 1)
-        check_range("hidden_sizes", hidden_sizes, 1)
         check_groups(pack, minibatch_std)
         sizes = (in_dim * pack, *hidden_sizes)
         self.layers = nn.Sequential(*dense(sizes, activation, LEAKY_SLOPE))

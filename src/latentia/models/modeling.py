@@ -10,7 +10,8 @@ import torch
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.modeling_utils import ModelMixin as DiffusersModelMixin
 
-from latentia.errors import CheckpointError, UsageError, check_known, check_settings, did_you_mean
+from latentia.errors import CheckpointError, UsageError, check_known, did_you_mean
+from latentia.functional.settings import check_settings
 from latentia.safety import (
     Weight,
     build_on_meta,

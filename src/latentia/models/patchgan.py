@@ -3,7 +3,7 @@
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
-from latentia.errors import UsageError, check_choice, check_range
+from latentia.errors import Size, UsageError, check_arguments, check_choice
 from latentia.models.layers.discriminator import LEAKY_SLOPE
 from latentia.models.layers.norm import add_spectral_norm, make_norm
 from latentia.models.modeling import ModelMixin
@@ -41,12 +41,13 @@ class PatchDiscriminator(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
-    def __init__(self, in_channels: int = 3, block_out_channels: tuple[int, ...] = (32, 64, 128), norm: str = "group"):
+    @check_arguments
+    def __init__(
+        self, in_channels: Size = 3, block_out_channels: tuple[Size, ...] = (32, 64, 128), norm: str = "group"
+    ):
         super().__init__()
         check_choice("norm", norm, NORMS)
         widths = tuple(block_out_channels)
-        check_range("in_channels", in_channels, 1)
-        check_range("block_out_channels", widths, 1)
         if len(widths) < 2:
             raise UsageError(f"block_out_channels must be at least two numbers; got {widths}.")
         layers: list[nn.Module] = []

@@ -10,7 +10,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from latentia.errors import UsageError, check_range
+from latentia.errors import Rate, Size, UsageError, check_arguments
 from latentia.models.layers.attention import AttentionBlock
 from latentia.models.layers.conditioning import check_rows, sinusoidal_embedding
 from latentia.models.layers.convolution import image_size, nearest_multiples
@@ -102,31 +102,25 @@ class UNet2D(ModelMixin, ConfigMixin):
     masks_padding = True  # trained and sampled with `encoder_attention_mask`; networks of diffusers see the padding
 
     @register_to_config
+    @check_arguments
     def __init__(
         self,
         sample_size: int | tuple[int, int] = 32,
-        in_channels: int = 3,
-        out_channels: int | None = None,
-        patch_size: int = 1,
-        block_out_channels: tuple[int, ...] = (64, 128, 256),
-        layers_per_block: int = 2,
+        in_channels: Size = 3,
+        out_channels: Size | None = None,
+        patch_size: Size = 1,
+        block_out_channels: tuple[Size, ...] = (64, 128, 256),
+        layers_per_block: Size = 2,
         attention_stages: tuple[bool, ...] | None = None,
-        attention_head_dim: int = 32,
-        num_class_embeds: int | None = None,
-        cross_attention_dim: int | None = None,
-        dropout: float = 0.0,
+        attention_head_dim: Size = 32,
+        num_class_embeds: Size | None = None,
+        cross_attention_dim: Size | None = None,
+        dropout: Rate = 0.0,
     ):
         super().__init__()
         stages = len(block_out_channels)
         if attention_stages is None:
             attention_stages = (*[False] * (stages - 1), True)
-        check_range("in_channels", in_channels, 1)
-        check_range("out_channels", out_channels, 1)
-        check_range("layers_per_block", layers_per_block, 1)
-        check_range("attention_head_dim", attention_head_dim, 1)
-        check_range("num_class_embeds", num_class_embeds, 1)
-        check_range("cross_attention_dim", cross_attention_dim, 1)
-        check_range("dropout", dropout, 0, 1, closed="left")
         self._check_config(sample_size, patch_size, block_out_channels, attention_stages)
         for channels, attends in zip(block_out_channels, attention_stages):
             if attends and channels % attention_head_dim:
@@ -192,8 +186,6 @@ class UNet2D(ModelMixin, ConfigMixin):
             )
         if not stages:
             raise UsageError("block_out_channels must be at least one number; got none.")
-        check_range("block_out_channels", block_out_channels, 1)
-        check_range("patch_size", patch_size, 1)
         factor = patch_size * 2 ** (stages - 1)
         for side in image_size(sample_size):
             if side % factor:

@@ -9,7 +9,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from latentia.errors import UsageError, check_choice, check_range
+from latentia.errors import Positive, Size, UsageError, check_arguments, check_choice
 from latentia.functional.distributions import LIKELIHOODS
 from latentia.models.layers.conditioning import check_class_labels
 from latentia.models.layers.convolution import Decoder, Encoder, feature_size, image_size
@@ -104,35 +104,32 @@ class VAE(ModelMixin, ConfigMixin):
     _skip_layerwise_casting_patterns: Any = ("posterior",)  # whose dtype is read
 
     @register_to_config
+    @check_arguments
     def __init__(
         self,
         sample_size: int | tuple[int, int] = 28,
-        in_channels: int = 1,
-        latent_dim: int | tuple[int, ...] = 16,
-        hidden_sizes: tuple[int, ...] | tuple[tuple[int, ...], ...] = (400,),
-        block_out_channels: tuple[int, ...] = (),
-        layers_per_block: int = 1,
+        in_channels: Size = 1,
+        latent_dim: Size | tuple[Size, ...] = 16,
+        hidden_sizes: tuple[Size, ...] | tuple[tuple[Size, ...], ...] = (400,),
+        block_out_channels: tuple[Size, ...] = (),
+        layers_per_block: Size = 1,
         norm: str = "group",
         upsample: str = "transposed",
         activation: str = "silu",
         likelihood: str = "bernoulli",
-        observation_std: float | None = None,
-        num_class_embeds: int | None = None,
+        observation_std: Positive | None = None,
+        num_class_embeds: Size | None = None,
     ):
         super().__init__()
         size = image_size(sample_size)
         self._image, values = (in_channels, *size), in_channels * size[0] * size[1]
         check_choice("likelihood", likelihood, LIKELIHOODS)
-        check_range("in_channels", in_channels, 1)
-        check_range("num_class_embeds", num_class_embeds, 1)
         sizes, (hidden, *above) = layer_widths(latent_dim, hidden_sizes)
         if not all(1 <= dimensions <= values for dimensions in sizes):
             raise UsageError(
                 f"latent_dim must be from 1 to {values}, the values of an image of {in_channels} x {size[0]} x "
                 f"{size[1]}; got {latent_dim}. More latents than values compress nothing."
             )
-        for widths in (hidden, *above):
-            check_range("hidden_sizes", widths, 1)
         if observation_std is not None and (likelihood == "bernoulli" or not 0 < observation_std < math.inf):
             raise UsageError(
                 'observation_std must be positive, and is of the likelihoods "gaussian" and "discretized_logistic"; '

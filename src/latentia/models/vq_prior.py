@@ -1,22 +1,23 @@
 """An autoregressive prior of codes: a transformer over a condition and the codes of an image, one vocabulary."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from latentia.errors import UsageError, check_range
+from latentia.errors import Range, Rate, Size, UsageError, check_arguments
 
 
+@check_arguments
 def code_transformer(
-    codebook_size: int,
+    codebook_size: Annotated[int, Range(2, most=2**20)],
     code_shape: tuple[int, int],
     *,
-    num_classes: int | None = None,
+    num_classes: Size | None = None,
     tokenizer: Any = None,
-    width: int = 128,
-    layers: int = 4,
-    dropout: float = 0.0,
+    width: Size = 128,
+    layers: Size = 4,
+    dropout: Rate = 0.0,
 ) -> Any:
     r"""A new causal transformer for \(p(c \mid y) = \prod_i p(c_i \mid c_{<i}, y)\), codes c in raster order.
 
@@ -53,10 +54,6 @@ def code_transformer(
         raise UsageError(
             f"num_classes must be None beside a tokenizer, as an image has one condition; got {num_classes}."
         )
-    check_range("codebook_size", codebook_size, 2)
-    check_range("layers", layers, 1)
-    check_range("num_classes", num_classes, 1)
-    check_range("dropout", dropout, 0, 1, closed="left")
     if width < 32 or width % 32:
         raise UsageError(f"width must be a multiple of 32, the width of a head; got {width}.")
     words = len(tokenizer) if tokenizer is not None else num_classes or 0

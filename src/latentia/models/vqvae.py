@@ -1,13 +1,13 @@
 """VQVAE: autoencoders with discrete codes, by vector quantisation or finite scalar quantisation."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from latentia.errors import UsageError, check_choice, check_range
+from latentia.errors import Range, Size, UsageError, check_arguments, check_choice
 from latentia.models.layers.convolution import Decoder, Encoder, feature_size
 from latentia.models.layers.quantizers import FiniteScalarQuantizer, VectorQuantizer
 from latentia.models.modeling import ModelMixin
@@ -64,17 +64,18 @@ class VQVAE(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
+    @check_arguments
     def __init__(
         self,
         sample_size: int | tuple[int, int] = 32,
-        in_channels: int = 3,
-        block_out_channels: tuple[int, ...] = (64, 128),
-        layers_per_block: int = 2,
+        in_channels: Size = 3,
+        block_out_channels: tuple[Size, ...] = (64, 128),
+        layers_per_block: Size = 2,
         quantizer: str = "vq",
-        codebook_size: int = 512,
-        latent_channels: int = 64,
+        codebook_size: Annotated[int, Range(2, most=2**20)] = 512,
+        latent_channels: Size = 64,
         codebook_update: str = "ema",
-        levels: tuple[int, ...] | None = None,
+        levels: tuple[Annotated[int, Range(2, most=2**20)], ...] | None = None,
         norm: str = "group",
         activation: str = "silu",
         upsample: str = "transposed",
@@ -82,7 +83,6 @@ class VQVAE(ModelMixin, ConfigMixin):
         super().__init__()
         check_choice("quantizer", quantizer, QUANTIZERS)
         check_choice("codebook_update", codebook_update, CODEBOOK_UPDATES)
-        check_range("in_channels", in_channels, 1)
         if (quantizer == "fsq") != bool(levels):
             raise UsageError(
                 f'levels must be given with quantizer="fsq", such as (8, 5, 5, 5), and only there; got {levels} with '
@@ -90,7 +90,6 @@ class VQVAE(ModelMixin, ConfigMixin):
             )
         stages = (block_out_channels, sample_size, layers_per_block, norm, activation)
         dim = len(levels) if levels else latent_channels
-        check_range("latent_channels", dim, 1)
         self.encoder = Encoder(in_channels, *stages)
         features = block_out_channels[-1]
         self.quant_conv = nn.Conv2d(features, dim, 1)

@@ -5,6 +5,7 @@ constructor, explained by its docstring: `network_arguments`.
 """
 
 import dataclasses
+import functools
 import inspect
 import re
 import typing
@@ -15,7 +16,19 @@ from typing import Annotated, Any, ClassVar, Literal
 import docstring_parser
 import tyro
 
-from latentia.errors import check_range
+from latentia.errors import (
+    Count,
+    Natural,
+    Positive,
+    Range,
+    Rate,
+    Seed,
+    Size,
+    Weight,
+    check_value,
+    range_of,
+    ranges,
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +53,7 @@ class DataArguments:
     """Column of the class labels; found by type if not given."""
     caption_column: str | None = None
     """Column of the captions."""
-    resolution: int | None = None
+    resolution: Annotated[int, Range(1, most=4096)] | None = None
     """Shorter side in pixels after resizing, then cropped to a square; not given: the images' own size."""
     channels: Literal[1, 3, 4] | None = None
     """1 grey, 3 RGB, 4 RGBA; not given: as the first image is."""
@@ -48,60 +61,55 @@ class DataArguments:
     """Crop at the centre; otherwise at random."""
     random_flip: bool = False
     """Mirror half of the images left to right."""
-    max_train_samples: int | None = None
+    max_train_samples: Count | None = None
     """Use at most so many samples, spread evenly over the set."""
     streaming: bool = False
     """Read the data set as a stream, without storing it."""
     on_bad_image: Literal["raise", "skip"] = "raise"
     """What to do with an image that cannot be read; at most 1 percent may be skipped."""
-    dataloader_num_workers: int = 0
+    dataloader_num_workers: Annotated[int, Range(0, most=1024)] = 0
     """Processes that decode images while the cache is built."""
     cache_dir: str | None = None
     """Folder of the cache of decoded images."""
-
-    def check(self) -> None:
-        check_range("resolution", self.resolution, 1)
-        check_range("max_train_samples", self.max_train_samples, 1)
-        check_range("dataloader_num_workers", self.dataloader_num_workers, 0)
 
 
 @dataclass(frozen=True)
 class OptimizationArguments:
     """How to train."""
 
-    train_batch_size: int = 64
+    train_batch_size: Size = 64
     """Images per micro-batch and process."""
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: Size = 1
     """Micro-batches per optimizer step."""
-    minutes: float | None = None
+    minutes: Annotated[float, Range(0, closed="neither", most=1e6)] | None = None
     """Train for about so many minutes: as many steps as fit, found by timing a few; instead of max_train_steps."""
-    max_train_steps: int | None = None
+    max_train_steps: Count | None = None
     """Optimizer steps; not given: num_train_epochs."""
-    num_train_epochs: int = 100
+    num_train_epochs: Size = 100
     """Passes over the data if max_train_steps is not given."""
     init_from: str | None = None
     """Fine-tune: folder or Hub id of a saved pipeline whose weights the networks start from, such as that of a run."""
-    learning_rate: float = 2e-3
+    learning_rate: Positive = 2e-3
     """Peak learning rate of AdamW."""
     scale_lr: bool = False
     """Multiply the rate by processes x accumulation x batch size."""
     lr_scheduler: Literal["constant", "linear", "cosine"] = "cosine"
     """Shape of the rate after warm-up."""
-    lr_warmup_steps: int = 50
+    lr_warmup_steps: Natural = 50
     """Steps of linear warm-up."""
-    adam_beta1: float = 0.9
+    adam_beta1: Rate = 0.9
     """Decay of the first moment."""
-    adam_beta2: float = 0.99
+    adam_beta2: Rate = 0.99
     """Decay of the second moment."""
-    adam_weight_decay: float = 0.01
+    adam_weight_decay: Weight = 0.01
     """Decoupled weight decay."""
-    adam_epsilon: float = 1e-8
+    adam_epsilon: Positive = 1e-8
     """Added to the denominator."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Positive = 1.0
     """Clip gradients to this norm."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What to do when a loss or gradient is not finite: end with exit code 3, or pass over the batch and go on."""
-    max_skips: int = 10
+    max_skips: Natural = 10
     """Batches that `--on_nonfinite skip` passes over in the whole run; one more ends it."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision of the forward pass; bf16 is safe, fp16 often is not for small networks."""
@@ -111,20 +119,10 @@ class OptimizationArguments:
     """Recompute activations on the way back: less memory, more time."""
     compile: bool = False
     """Compile the network with torch.compile."""
-    distributed_timeout: float = 600.0
+    distributed_timeout: Annotated[float, Range(0, closed="neither", most=1e8)] = 600.0
     """Seconds that one of several processes waits for another; longer than the longest score on the way."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything."""
-
-    def check(self) -> None:
-        for name in ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "num_train_epochs"):
-            check_range(name, getattr(self, name), 1)
-        for name in ("lr_warmup_steps", "adam_weight_decay", "max_skips", "seed"):
-            check_range(name, getattr(self, name), 0)
-        for name in ("minutes", "learning_rate", "adam_epsilon", "max_grad_norm", "distributed_timeout"):
-            check_range(name, getattr(self, name), 0, closed="neither")
-        for name in ("adam_beta1", "adam_beta2"):
-            check_range(name, getattr(self, name), 0, 1, closed="left")
 
 
 @dataclass(frozen=True)
@@ -133,13 +131,10 @@ class EMAArguments:
 
     use_ema: bool = True
     """Keep and use the average."""
-    ema_decay: float = 0.998
+    ema_decay: Rate = 0.998
     """Decay per step."""
     ema_warmup: bool = True
     """Average over fewer steps early on: min(decay, (1 + n) / (10 + n))."""
-
-    def check(self) -> None:
-        check_range("ema_decay", self.ema_decay, 0, 1, closed="left")
 
 
 @dataclass(frozen=True)
@@ -152,9 +147,9 @@ class OutputArguments:
     """Folder of the run: pipeline, card, checkpoints, metrics, images."""
     overwrite_output_dir: bool = False
     """Delete what an earlier run left in output_dir and start anew."""
-    checkpointing_steps: int = 500
+    checkpointing_steps: Count = 500
     """Steps between checkpoints."""
-    checkpoints_total_limit: int | None = 3
+    checkpoints_total_limit: Annotated[int, Range(2, most=2**20)] | None = 3
     """Checkpoints to keep, at least 2."""
     resume_from_checkpoint: str = "auto"
     """"auto": go on if there is something to go on from; "latest": it must be there; "none"; or a folder."""
@@ -164,13 +159,8 @@ class OutputArguments:
     """Folder of the tracker, inside output_dir."""
     tracker_project_name: str = "latentia"
     """Project name in the tracker."""
-    logging_steps: int = 10
+    logging_steps: Count = 10
     """Steps between lines of metrics.jsonl."""
-
-    def check(self) -> None:
-        check_range("checkpointing_steps", self.checkpointing_steps, 1)
-        check_range("checkpoints_total_limit", self.checkpoints_total_limit, 2)
-        check_range("logging_steps", self.logging_steps, 1)
 
 
 @dataclass(frozen=True)
@@ -179,21 +169,16 @@ class EvaluationArguments:
 
     identifies: ClassVar[bool] = False
 
-    validation_steps: int = 0
+    validation_steps: Natural = 0
     """Steps between sample grids, from raw and averaged weights; 0: only at the end."""
-    eval_steps: int = 0
+    eval_steps: Natural = 0
     """Steps between scores; 0: only at the end."""
-    eval_num_samples: int = 500
+    eval_num_samples: Natural = 500
     """Images to sample for a score; 0: no score."""
     eval_metrics: tuple[str, ...] = ("fd", "kid", "inception_score")
     """What a score holds: fd, kid, precision, recall, ... as `latentia evaluate` lists them."""
-    num_inference_steps: int = 25
+    num_inference_steps: Size = 25
     """Network evaluations per sample."""
-
-    def check(self) -> None:
-        for name in ("validation_steps", "eval_steps", "eval_num_samples"):
-            check_range(name, getattr(self, name), 0)
-        check_range("num_inference_steps", self.num_inference_steps, 1)
 
 
 @dataclass(frozen=True)
@@ -216,8 +201,9 @@ class HubArguments:
 class RunArguments:
     """The groups of flags that every training script has. A script adds its own and changes defaults.
 
-    The flags of all groups must be equal for a checkpoint to be continued, but for groups with `identifies = False`. A
-    group may have a method `check`, which raises a `UsageError` for a value out of its range before anything is made.
+    The flags of all groups must be equal for a checkpoint to be continued, but for groups with `identifies = False`.
+    The type of a number declares its range, `Annotated[int, Range(1)]` or a name for it such as `Count`: it is shown by
+    `--help` and checked before anything is computed.
     """
 
     data: DataArguments = DataArguments()
@@ -282,7 +268,7 @@ def network_arguments(
         ({'latent_dim': 2, 'activation': 'silu'}, 2)
     """
     call: Any = vars(network)["__init__"] if isinstance(network, type) else network
-    signature, hints = inspect.signature(call), typing.get_type_hints(call)
+    signature, hints = inspect.signature(call), typing.get_type_hints(call, include_extras=True)
     explained = {
         name.strip(): param.description or ""
         for param in docstring_parser.parse(inspect.getdoc(network) or "").params
@@ -292,7 +278,10 @@ def network_arguments(
     fields = []
     for argument, flag in names.items():
         default = defaults.pop(argument) if argument in defaults else signature.parameters[argument].default
-        help_of_flag = tyro.conf.arg(help=_plain(explained[argument]) + (helps or {}).get(argument, ""))
+        help_of_flag = tyro.conf.arg(
+            help=_plain(explained[argument]) + (helps or {}).get(argument, ""),
+            help_behavior_hint=functools.partial(_say, range_of(hints[argument])),
+        )
         kind: Any = hints[argument] | None if default is None else hints[argument]
         hint: Any = Annotated[kind, help_of_flag]  # type: ignore[valid-type]  # a type made at run time
         fields.append((flag, hint, dataclasses.field(default=default)))
@@ -306,6 +295,31 @@ def network_arguments(
         frozen=True,
     )
     return group()
+
+
+def check_ranges(arguments: Any) -> None:
+    """Check the numbers of all groups of flags against the ranges that their types declare.
+
+    Raises:
+        UsageError: naming the first that is not in its range.
+    """
+    for group in vars(arguments).values():
+        for name, allowed in ranges(type(group)).items():
+            check_value(name, getattr(group, name), allowed)
+
+
+def show_ranges(arguments: Any) -> None:
+    """Let `--help` show the ranges that the types of the flags declare, beside their defaults."""
+    for group in {type(group) for group in vars(arguments).values()}:
+        for name, hint in typing.get_type_hints(group, include_extras=True).items():
+            allowed = range_of(hint)
+            if allowed is not None and not issubclass(group, NetworkArguments):
+                said = tyro.conf.arg(help_behavior_hint=functools.partial(_say, allowed))
+                group.__annotations__[name] = Annotated[hint, said]
+
+
+def _say(allowed: Range | None, default: str) -> str:
+    return f"({allowed.rule()}; default: {default})" if allowed is not None else f"(default: {default})"
 
 
 def _plain(text: str) -> str:

@@ -19,6 +19,7 @@ import tyro
 import yaml
 
 from latentia.errors import LatentiaError, UsageError, add_dashes, did_you_mean
+from latentia.runs.arguments import check_ranges, show_ranges
 from latentia.runs.pace import fitting
 from latentia.runs.program import program
 
@@ -60,7 +61,8 @@ def parse_arguments(cls: type[T], argv: Sequence[str] | None = None, *, descript
         prog: name of the program in messages; `None`: that of the process.
 
     Raises:
-        UsageError: the file is missing, not a mapping, or has an unknown key or a value of the wrong type.
+        UsageError: the file is missing, not a mapping, or has an unknown key or a value of the wrong type; or a number
+            is out of its range.
         SystemExit: with 2 for a wrong flag, as command lines do.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -73,9 +75,12 @@ def parse_arguments(cls: type[T], argv: Sequence[str] | None = None, *, descript
             del argv[i : i + 1 + (word == "--config")]
             default = with_values(default, read_config(Path(path)), source=path)
             break
-    return tyro.cli(
+    show_ranges(default)
+    filled = tyro.cli(
         cls, args=argv, default=default, description=description, prog=prog, use_underscores=True, config=(Flat,)
     )
+    check_ranges(filled)
+    return filled
 
 
 def read_config(path: Path) -> Mapping[str, Any]:

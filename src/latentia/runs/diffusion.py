@@ -10,7 +10,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from latentia.data import LatentData, cached_latents
-from latentia.errors import UsageError, did_you_mean
+from latentia.errors import Finite, Positive, Size, UsageError, did_you_mean
 from latentia.losses.diffusion import diffusion_loss
 from latentia.losses.flow_matching import flow_matching_loss
 from latentia.models.unet import UNet2D
@@ -37,7 +37,7 @@ class LatentArguments:
 class DiffusionArguments:
     """The noise and the objective."""
 
-    num_train_timesteps: int = 1000
+    num_train_timesteps: Size = 1000
     """Length of the noising chain; of flow matching, the unit of time."""
     beta_schedule: str = "squaredcos_cap_v2"
     """linear, scaled_linear, squaredcos_cap_v2 (cosine), sigmoid or laplace; flow matching has none."""
@@ -45,13 +45,13 @@ class DiffusionArguments:
     """What the network predicts: epsilon, v_prediction, sample, or flow (matching)."""
     time_sampling: str = "logit_normal"
     """Density of training times: uniform or logit_normal."""
-    time_loc: float = 0.0
+    time_loc: Finite = 0.0
     """Centre of the logit-normal density; lower means less noise."""
-    time_scale: float = 1.0
+    time_scale: Positive = 1.0
     """Width of the logit-normal density."""
     loss_weighting: str = "none"
     """none or min_snr; flow matching has none."""
-    snr_gamma: float = 5.0
+    snr_gamma: Positive = 5.0
     """Cap of min_snr."""
 
 
@@ -74,7 +74,7 @@ def latents_of(run: Run, chosen: LatentArguments) -> tuple[Any, LatentData]:
         UsageError: none was named, or images that do not come back in their size.
     """
     if chosen.autoencoder is None:
-        raise UsageError("autoencoder must name a trained one; examples/train_autoencoder_kl.py trains it.")
+        raise UsageError("autoencoder must name a trained one: latentia train autoencoder_kl")
     vae = load_autoencoder(chosen.autoencoder).requires_grad_(False).to(run.device)
     latents = cached_latents(
         run.data,

@@ -1,5 +1,7 @@
 """What a finished run leaves: pipeline, card, sample grid, loss curve, summary; and the push to the Hub."""
 
+import glob
+import inspect
 import json
 import os
 import platform
@@ -15,17 +17,22 @@ from huggingface_hub import get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from latentia.errors import HubError, UsageError
+from latentia.errors import HubError, UsageError, counted
 from latentia.evaluation import plot_curves
+from latentia.files.reading import read_bytes
+from latentia.files.writing import write_json
 from latentia.hub.card import model_card, redact_command
 from latentia.hub.folder_card import update_card
 from latentia.hub.push import check_license, push_to_hub
 from latentia.hub.usage import pipeline_usage
+from latentia.pipelines.base import DiffusionPipeline
 from latentia.runs.command_line import flat_values
 from latentia.runs.program import lineage, program
 from latentia.runs.validation import Validation, draw_grid
-from latentia.training.checkpoint import replace_file
+from latentia.training.checkpoint import read_own
 from latentia.training.loop import Result
+from latentia.training.ownership import RUN, claim, delete, list_export, listed
+from latentia.training.progress import MAX_LOG, read_log
 
 INTERRUPTED = 75  # EX_TEMPFAIL: start the same command again
 _RECONSTRUCTION = "reconstruction"  # name of the sampler that draws images beside their reconstructions
@@ -84,9 +91,11 @@ def export_run(
         card, remarks = update_card(folder / "README.md", card)
         print(*remarks, sep="\n", end="\n" if remarks else "")
         export(pipe, folder, card)
-        replace_file(folder / "run_summary.json", json.dumps(summary, indent=1, default=str) + "\n")
-        epochs, kind = summary["epochs"], f"{run.data.modality}s"
-        seen = f"{progress.images} {kind}" if epochs is None else f"{len(run.data)} {kind}, {epochs:g} epochs,"
+        write_json(folder / "run_summary.json", json.loads(json.dumps(summary, default=str)))
+        epochs, kind = summary["epochs"], run.data.modality
+        seen = counted(progress.images, kind)
+        if epochs is not None:
+            seen = f"{counted(len(run.data), kind)}, {epochs:g} epochs,"
         print(f"Trained on {seen} in {progress.seconds:.0f} s. Pipeline, card and images: {folder}")
         if report:
             print(report.text())
@@ -97,7 +106,7 @@ def export_run(
 
 def write_summary(run: Any, result: Result) -> None:
     """Write `run_summary.json` of a run that exports nothing, such as an interrupted one."""
-    replace_file(run.folder / "run_summary.json", json.dumps(_summary(run, result, ()), indent=1) + "\n")
+    write_json(run.folder / "run_summary.json", _summary(run, result, ()))
 
 
 def hub_name(args: Any) -> str:
@@ -142,12 +151,9 @@ def _summary(run: Any, result: Result, limits: Sequence[str]) -> dict[str, Any]:
 
 def _exported_step(folder: Path) -> int | None:
     """The step whose weights lie in the export; the summary is written after it."""
-    try:
-        summary = json.loads((folder / "run_summary.json").read_bytes())
-        whole = summary["status"] != "interrupted" and (folder / "model_index.json").exists()
-        return summary["steps"] if whole else None
-    except (OSError, ValueError, KeyError):
-        return None
+    summary = read_own(folder / "run_summary.json")
+    whole = summary.get("status") in ("finished", "nothing to do") and (folder / "model_index.json").is_file()
+    return summary.get("steps") if whole else None
 
 
 def _draw(folder: Path, args: Any, validation: Validation, step: int) -> None:
@@ -161,27 +167,57 @@ def _draw(folder: Path, args: Any, validation: Validation, step: int) -> None:
             shutil.copyfile(drawn, samples / target)
         elif name in validation.pipelines:  # the run was finished before, but killed while it drew
             draw_grid(validation.pipelines[name](64, args.optimization.seed)).save(samples / target)
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = read_log(read_bytes(folder / "metrics.jsonl", MAX_LOG))
     keys = sorted({key for row in rows for key in row if key.endswith("/loss")})
     if keys:
         plot_curves(rows, keys, folder / "loss.png", x="images", title="Training")
 
 
-def export(pipeline: Any, folder: Path, card: Any) -> None:
-    """Save a pipeline into a folder that holds other things, its index last, so that what loads is whole."""
+def component_names(pipeline: Callable[..., Any]) -> list[str]:
+    """Names of the folders of a pipeline's components.
+
+    Args:
+        pipeline: its class, or a function whose annotation says which it returns; another one has none.
+
+    Example:
+        >>> from latentia import VAEPipeline
+        >>> component_names(VAEPipeline)
+        ['prior', 'vae']
+    """
+    made = pipeline if isinstance(pipeline, type) else inspect.signature(pipeline, eval_str=True).return_annotation
+    if not (isinstance(made, type) and issubclass(made, DiffusionPipeline)):
+        return []
+    return sorted({*made._get_signature_keys(made)[0], *made._optional_components})
+
+
+def export(pipeline: Any, folder: Path, card: Any = None) -> None:
+    """Save a pipeline into the folder of a run, its index last, so that what loads is whole.
+
+    Files of an earlier export are replaced or deleted, other files stay where they are.
+    """
     staging = folder / ".export"
+    claim(folder, RUN, folders=[staging.name])
     shutil.rmtree(staging, ignore_errors=True)
     pipeline.save_pretrained(staging)
-    card.save(staging / "README.md")
+    if card is not None:
+        card.save(staging / "README.md")
+    names = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
+    claim(
+        folder, RUN, files=[n for n in names if "/" not in n], folders={n.partition("/")[0] for n in names if "/" in n}
+    )
+    _, earlier = listed(folder)
+    list_export(folder, {*names, *earlier})
     (folder / "model_index.json").unlink(missing_ok=True)
-    for item in sorted(staging.iterdir(), key=lambda path: path.name == "model_index.json"):
-        if (folder / item.name).is_dir():
-            shutil.rmtree(folder / item.name)
-        os.replace(item, folder / item.name)
-    staging.rmdir()
+    delete(folder, map(glob.escape, {*earlier} - {*names}))
+    for name in sorted(names, key=lambda name: name == "model_index.json"):
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        os.replace(staging / name, folder / name)
+    list_export(folder, names)
+    shutil.rmtree(staging)
 
 
 def _hardware(accelerator: Accelerator) -> str:
     if accelerator.device.type == "cuda":
         return f"{accelerator.num_processes} x {torch.cuda.get_device_name(accelerator.device)}"
-    return f"{torch.get_num_threads() * accelerator.num_processes} CPU threads ({platform.machine()})"
+    threads = torch.get_num_threads() * accelerator.num_processes
+    return f"{counted(threads, 'CPU thread')} ({platform.machine()})"

@@ -1,6 +1,5 @@
 """Failure monitor of a run: hooks that check its log and its samples for failure modes and warn of them."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from torch import Tensor
 from latentia.evaluation.failure_modes import WINDOW, Finding, SampleMonitor, check_discriminator, check_log
 from latentia.evaluation.features.base import FeatureExtractor
 from latentia.training.loop import Hook, Progress
+from latentia.training.progress import read_log
 
 _CHECKS = 3  # checks of samples in a row that must show a failure mode: early samples show many for a moment
 _ROWS = 200  # last lines of the log that are held
@@ -92,7 +92,7 @@ class FailureMonitor:
             file.seek(start)
             text = file.read()
         whole = text[: text.rfind(b"\n") + 1]
-        return [json.loads(line) for line in whole.splitlines()], start + len(whole)
+        return read_log(whole), start + len(whole)
 
     def _recent(self) -> list[dict]:
         fresh, self.read_to = self._lines(self.read_to)

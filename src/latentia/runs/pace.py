@@ -2,7 +2,6 @@
 
 import dataclasses
 import gc
-import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from accelerate.utils import broadcast
 
 from latentia.errors import UsageError
 from latentia.rng import Rng
-from latentia.training.checkpoint import numbered
+from latentia.training.checkpoint import numbered, read_own
 from latentia.training.loop import Phase
 
 _WARM_UP, _MOST, _ENOUGH = 4, 100, 8.0  # steps that do not count, steps at most, seconds that suffice
@@ -110,9 +109,7 @@ def expected_end(args: Any) -> str:
 
 def _found_before(folder: Path, minutes: float) -> int | None:
     """The steps of a run in this folder that was given as many minutes."""
-    try:
-        before = json.loads((folder / "training_config.json").read_bytes())
-        same = before["minutes"] == minutes and any((folder / "checkpoints").iterdir())
-        return before["max_train_steps"] if same else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    before = read_own(folder / "training_config.json")
+    same = before.get("minutes") == minutes and numbered(folder / "checkpoints")
+    found = before.get("max_train_steps")
+    return found if same and isinstance(found, int) else None

@@ -5,7 +5,6 @@ vae = run.prepare("vae", VAE(**run.image, **args.model))
 return run.train([vae.phase(lambda batch, rng: elbo_loss(vae.network, batch, rng))], VAEPipeline)
 """
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,16 +17,17 @@ from torch import Tensor, nn
 
 from latentia.data import Dataset, StreamedImages
 from latentia.errors import DataError, NumericsError, UsageError
+from latentia.files.writing import write_json
 from latentia.rng import Rng
 from latentia.runs.command_line import flat_values, run_identity
-from latentia.runs.export import INTERRUPTED, check_push, export_run, write_summary
+from latentia.runs.export import INTERRUPTED, check_push, component_names, export_run, write_summary
 from latentia.runs.initial import load_initial_weights
 from latentia.runs.pace import expected_end, only_measures, timed
-from latentia.runs.start import load_data, start
+from latentia.runs.start import checkpoint_gradients, load_data, start
 from latentia.runs.validation import Sampler, Validation, sampler
-from latentia.training.checkpoint import replace_file
 from latentia.training.ema import EMA
 from latentia.training.loop import Hook, Phase, Result, learning_rate_schedule, train
+from latentia.training.ownership import RUN, claim, disk_errors
 from latentia.training.progress import Progress
 from latentia.training.sharding import make_whole
 
@@ -120,6 +120,11 @@ class Run:
         """Seed torch's generators: before a network is built, so that its initial weights are the run's."""
         torch.manual_seed(self.args.optimization.seed)
 
+    def claim(self, folders: Iterable[str], files: Iterable[str] = ()) -> None:
+        """Reserve more names in the folder of the run, of what a script writes there: see `ownership.claim`."""
+        if self.accelerator.is_main_process:
+            claim(self.folder, RUN, files=files, folders=folders)
+
     @property
     def image(self) -> dict[str, Any]:
         """The shape of the inputs as networks take it: `sample_size` (H, W) and `in_channels`."""
@@ -178,7 +183,7 @@ class Run:
         module.to(self.device)
         average = EMA(module, flags.ema_decay, flags.ema_warmup) if ema and flags.use_ema else None
         if options.gradient_checkpointing:
-            self.checkpointed |= _checkpoint_gradients(module)
+            self.checkpointed |= checkpoint_gradients(module)
         if options.compile and compiled:
             module.compile()
         chosen = list(module.parameters() if parameters is None else parameters)
@@ -246,6 +251,7 @@ class Run:
         whole = self.accelerator.is_main_process and not self.accelerator.is_fsdp2  # a shard cannot sample
         if whole and not only_measures(self.args):
             validation.check()
+        self.claim(component_names(pipeline))
         result = self.fit(phases, hooks=[*validation.hooks(), *hooks])
         return self.finish(result, partial(pipeline, weights.final), validation, limits)
 
@@ -273,6 +279,7 @@ class Run:
         elif folder is None:
             self._announce()
         else:
+            self.claim([folder.name])
             folder.mkdir(parents=True, exist_ok=True)
         try:
             result = train(
@@ -300,7 +307,8 @@ class Run:
         except (NumericsError, DataError) as error:  # of the run itself, not of a folder that may be another run's
             if self.accelerator.is_main_process:
                 summary = {"status": "failed", "exit_code": error.exit_code, "error": str(error)}
-                replace_file(self.folder / "run_summary.json", json.dumps(summary, indent=1) + "\n")
+                with disk_errors(self.folder):
+                    write_json(self.folder / "run_summary.json", summary)
             raise
 
     def finish(
@@ -324,13 +332,14 @@ class Run:
         self.accelerator.end_training()
         interrupted = result.status == "interrupted"
         if self.accelerator.is_main_process:
-            if interrupted:
-                write_summary(self, result)
-                step = result.progress.step
-                print(f"Interrupted at step {step}; the checkpoint is whole. Start the same command again to go on.")
-            else:
-                assert pipeline is not None and validation is not None
-                export_run(self, result, pipeline, validation, limits)
+            with disk_errors(self.folder):
+                if interrupted:
+                    write_summary(self, result)
+                    step = result.progress.step
+                    print(f"Interrupted at step {step}; the checkpoint is whole. Start the same command again.")
+                else:
+                    assert pipeline is not None and validation is not None
+                    export_run(self, result, pipeline, validation, limits)
         return INTERRUPTED if interrupted else 0
 
     def _steps(self) -> int:
@@ -383,18 +392,3 @@ class Run:
             f"{self.steps} steps of {self.global_batch}{epochs} on {world} x {self.device}, "
             f"precision {self.accelerator.mixed_precision}{ending}"
         )
-
-
-def _checkpoint_gradients(network: nn.Module) -> bool:
-    """Recompute activations in the backward pass, in the parts of a network that can; whether there are some."""
-    able = {
-        "enable_gradient_checkpointing": "_supports_gradient_checkpointing",  # diffusers
-        "gradient_checkpointing_enable": "supports_gradient_checkpointing",  # transformers
-    }
-    found = False
-    for method, attribute in able.items():
-        for part in network.modules():
-            if getattr(part, attribute, False):
-                getattr(part, method)()
-                found = True
-    return found

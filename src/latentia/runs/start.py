@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,24 @@ import psutil
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from filelock import FileLock, Timeout
+from torch import nn
 
 from latentia.data import load_images
 from latentia.errors import UsageError, check_choice
-from latentia.runs.arguments import DataArguments
+from latentia.runs.arguments import DataArguments, check_ranges
 from latentia.runs.command_line import flat_values
+from latentia.training.ownership import FILES as LOOP_FILES
+from latentia.training.ownership import RUN, claim, delete_run
 from latentia.training.processes import process_group
 from latentia.training.sharding import ShardingAccelerator
-from latentia.training.state import owner
 
+# What a run writes in its folder, beside what its loop writes and the components of its pipeline.
+FILES = ("README.md", "loss.png", "model_index.json", "run_summary.json")
+FOLDERS = ("samples", ".export")
+WRITTEN = (  # below them
+    *("samples/step-*.png", "samples/grid.png", "samples/reconstructions.png", "samples/*-labels.txt"),
+    *("logs/*/events.out.tfevents.*", "logs/*/hparams.yml", "logs/*/*/events.out.tfevents.*"),
+)
 _LAUNCHER_MARKS = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")  # set for the processes that one starts
 
 
@@ -27,16 +34,14 @@ def start(args: Any) -> Accelerator:
     """Check the flags, and prepare the output folder and what accelerate needs; nothing has been computed yet.
 
     Args:
-        args: has the groups `output`, `optimization` and `hub`. A group with a method `check` is asked to check itself.
+        args: has the groups `output`, `optimization` and `hub`.
 
     Raises:
         UsageError: a flag is out of its range, `output_dir` is a file or cannot be written, a tracker is not known or
             not installed, or fp16 was asked for without a GPU.
     """
     options = args.optimization
-    for group in vars(args).values():
-        if hasattr(group, "check"):
-            group.check()
+    check_ranges(args)
     if options.allow_tf32:
         torch.set_float32_matmul_precision("high")
     _use_all_cores()
@@ -59,15 +64,7 @@ def start(args: Any) -> Accelerator:
     if not accelerator.is_main_process:
         logging.getLogger("latentia").setLevel(logging.ERROR)  # each warning once
     if accelerator.is_main_process:
-        try:
-            if folder.exists() and not folder.is_dir():
-                raise UsageError(f"output_dir must be a folder; {folder} is a file.")
-            if args.output.overwrite_output_dir and folder.exists():
-                _delete_run(folder)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / ".lock").touch()
-        except OSError as error:
-            raise UsageError(f"output_dir {folder} cannot be written: {error.strerror}.") from error
+        _prepare_folder(folder, args.output)
     accelerator.wait_for_everyone()
     if args.output.report_to is not None:
         config = {key: str(value) for key, value in flat_values(args).items()}
@@ -104,19 +101,18 @@ def _check_tracker(name: str | None) -> None:
         raise UsageError(f"report_to {name} needs the package {name}, which is not installed: pip install {name}.")
 
 
-def _delete_run(folder: Path) -> None:
-    """Delete what a run wrote, and refuse to touch a folder that no run made."""
-    if any(folder.iterdir()) and not (folder / "training_config.json").exists():
-        raise UsageError(
-            f"overwrite_output_dir deletes only what a run left, and {folder} has no training_config.json. "
-            "Choose another output_dir."
-        )
+def _prepare_folder(folder: Path, output: Any) -> None:
+    """Make the folder of a run and claim its names; delete what an earlier run listed there, if it is asked for."""
+    log = [] if output.report_to is None else [Path(output.logging_dir).parts[0]]
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            shutil.rmtree(folder)
-    except Timeout:
-        held = owner(folder / ".lock")
-        raise UsageError(f"output_dir {folder} is in use by another run{held}; choose another.") from None
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"output_dir must be a folder; {folder} is a file.")
+        folder.mkdir(parents=True, exist_ok=True)
+        claim(folder, RUN, files=(*LOOP_FILES, *FILES), folders=("checkpoints", *FOLDERS, *log))
+        if output.overwrite_output_dir:
+            delete_run(folder, WRITTEN)
+    except OSError as error:
+        raise UsageError(f"output_dir {folder} cannot be written: {error.strerror}.") from error
 
 
 def load_data(args: DataArguments):
@@ -150,3 +146,18 @@ def load_data(args: DataArguments):
         num_workers=args.dataloader_num_workers,
         streaming=args.streaming,
     )
+
+
+def checkpoint_gradients(network: nn.Module) -> bool:
+    """Recompute activations in the backward pass, in the parts of a network that can; whether there are some."""
+    able = {
+        "enable_gradient_checkpointing": "_supports_gradient_checkpointing",  # diffusers
+        "gradient_checkpointing_enable": "supports_gradient_checkpointing",  # transformers
+    }
+    found = False
+    for method, attribute in able.items():
+        for part in network.modules():
+            if getattr(part, attribute, False):
+                getattr(part, method)()
+                found = True
+    return found

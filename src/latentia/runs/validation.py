@@ -157,10 +157,23 @@ class Validation:
         drawn = [sample(8, self.args.optimization.seed) for sample in self.pipelines.values()]
         for samples in drawn:
             draw_grid(samples)
-        images = drawn[0].images
-        extractor = extractor_for(images.shape[1:]) if self.args.evaluation.eval_num_samples > 1 else None
-        if extractor is not None:
-            extractor(images)
+        if self.args.evaluation.eval_num_samples == 0:
+            return
+        if reason := self._unscored():
+            print(f"No scores while training: {reason}")
+        elif extractor := extractor_for(drawn[0].images.shape[1:]):
+            extractor(drawn[0].images)
+
+    def _unscored(self) -> str | None:
+        """Why there are no scores; None if there are."""
+        if self.data.endless:
+            return "a stream has no length, so that no real images can be held out."
+        if extractor_for(self.data.shape) is None:
+            shape = " x ".join(map(str, self.data.shape))
+            return f"no shipped extractor fits images of {shape}. Afterwards: latentia evaluate {self.folder}"
+        if len(self.data) < 4 or self.args.evaluation.eval_num_samples < 2:
+            return "they need at least 4 images, and eval_num_samples of at least 2."
+        return None
 
     @staticmethod
     def grid_name(step: int, name: str = "ema") -> str:
@@ -182,10 +195,10 @@ class Validation:
 
     def score(self, progress: Progress) -> dict[str, float]:
         """The metrics of `--eval_metrics`, each with its real-data score, if a feature extractor fits the images."""
-        n = min(self.args.evaluation.eval_num_samples, 0 if self.data.endless else len(self.data) // 2)
         shipped = extractor_for(self.data.shape)
-        if shipped is None or n < 2:
+        if shipped is None or self._unscored() is not None:
             return {}
+        n = min(self.args.evaluation.eval_num_samples, len(self.data) // 2)
         extractor, warning = fitting_extractor(shipped, self.data.label_names)
         sample = next(iter(self.pipelines.values()))
         started, first = time.perf_counter(), min(n, _CHUNK)

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin as DiffusersSchedulerMixin
 
-from latentia.errors import CheckpointError, LatentiaError, check_known, check_settings
-from latentia.safety import check_link, check_loader_options, check_subfolder, fetch, read_json
+from latentia.errors import CheckpointError, LatentiaError, check_known
+from latentia.files.reading import check_link
+from latentia.functional.settings import check_settings
+from latentia.safety import check_loader_options, check_subfolder, fetch, read_json
 
 
 class SchedulerMixin(DiffusersSchedulerMixin):

@@ -10,10 +10,10 @@ import json
 import logging
 import os
 import re
-import shutil
 import signal
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from latentia.cache import sync
 from latentia.errors import CheckpointError, LatentiaError, NumericsError
+from latentia.files.reading import MAX_TEXT, read_object
+from latentia.files.writing import sync
 from latentia.safety import check_files
 
 FORMAT = 2  # 1: latentia 0.1, with other names of weights and other random numbers
 NAME = re.compile(r"checkpoint-(\d+)")
+_LEFT_OVER = re.compile(r"\.(staging-\d+|aside-checkpoint-\d+)-\w+")  # folders of saves that were killed
 _NO_RENAME = (errno.EXDEV, errno.ENOSYS, errno.EPERM, errno.ENOTSUP)
 logger = logging.getLogger(__name__)
 
@@ -74,11 +76,16 @@ def write_durably(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, never a part."""
-    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    write_durably(staging, text.encode())
-    os.replace(staging, path)
+def read_own(path: Path) -> dict[str, Any]:
+    """Read a JSON object that a run wrote for itself; empty if the file is missing or damaged.
+
+    Example:
+        >>> read_own(Path("/nowhere.json"))
+        {}
+    """
+    with suppress(LatentiaError):
+        return read_object(path, MAX_TEXT)
+    return {}
 
 
 def _sha256(path: Path) -> str:
@@ -112,9 +119,9 @@ def save_checkpoint(root: Path, step: int, state: Mapping[str, Any], info: Mappi
         NumericsError: values that are not finite; likewise.
     """
     staging, final = root / f".staging-{step}-{run_id}", root / f"checkpoint-{step}"
-    shutil.rmtree(staging, ignore_errors=True)
     try:
         root.mkdir(parents=True, exist_ok=True)
+        _delete_checkpoint(staging)
         staging.mkdir()
         fail_point("after-mkdir")
         files = {}
@@ -138,10 +145,11 @@ def save_checkpoint(root: Path, step: int, state: Mapping[str, Any], info: Mappi
         sync(root)
         fail_point("after-rename")
     except LatentiaError:
-        shutil.rmtree(staging, ignore_errors=True)
+        _delete_checkpoint(staging)
         raise
     except OSError as error:
-        shutil.rmtree(staging, ignore_errors=True)
+        with suppress(OSError):  # the error that is raised says more
+            _delete_checkpoint(staging)
         raise CheckpointError(
             f"{final} could not be written: {error}. Earlier checkpoints are intact; free space or choose another "
             "output_dir, then start the same command again."
@@ -163,18 +171,32 @@ def _commit(staging: Path, final: Path) -> None:
         # A file system without rename: copy with the manifest last, which is what makes a folder a checkpoint.
         if final.exists():
             _delete_checkpoint(final)
-        final.mkdir()
+        final.mkdir(exist_ok=not final.is_symlink())
         for path in sorted(staging.iterdir(), key=lambda path: path.name == "manifest.json"):
             write_durably(final / path.name, path.read_bytes())
         sync(final)
-        shutil.rmtree(staging)
-    shutil.rmtree(aside, ignore_errors=True)
+        _delete_checkpoint(staging)
+    _delete_checkpoint(aside)
 
 
 def _delete_checkpoint(path: Path) -> None:
-    """Delete without rename, the manifest first, so that a kill in between leaves nothing that looks whole."""
+    """Delete the files of a checkpoint, the manifest first, so that a kill in between leaves nothing that looks whole.
+
+    Files that no save wrote stay, with their folder, and so does a symbolic link with what it leads to.
+    """
+    if path.is_symlink() or not path.is_dir():
+        return
     (path / "manifest.json").unlink(missing_ok=True)
-    shutil.rmtree(path)
+    for file in sorted(path.iterdir()):
+        if _is_written(file):
+            file.unlink()
+    if not any(path.iterdir()):
+        path.rmdir()
+
+
+def _is_written(file: Path) -> bool:
+    """Whether an entry of a checkpoint's folder is such as a save writes."""
+    return file.suffix in (".json", ".safetensors") and file.is_file() and not file.is_symlink()
 
 
 def _manifest_sha256(manifest: Mapping[str, Any]) -> str:
@@ -196,7 +218,7 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: naming the first file that is missing, cut or altered.
     """
     if path.is_dir():
-        check_files(path)
+        check_files(path, MAX_TEXT)
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
         version = manifest["format"]
@@ -300,17 +322,20 @@ def resolve_resume(value: str | None, root: Path) -> Path | None:
 
 
 def rotate(root: Path, limit: int | None, run_id: str, keep: frozenset[Path] = frozenset()) -> None:
-    """Delete this run's oldest checkpoints beyond `limit`, never fewer than two, none of `keep` or of another run."""
+    """Delete this run's oldest checkpoints beyond `limit`, never fewer than two, none of `keep` or of another run.
+
+    A symbolic link, and a checkpoint that holds files that no save wrote, stay and are not counted.
+    """
     if limit is None:
         return
     keep = frozenset(path.resolve() for path in keep)
-    own = []
-    for _, path in numbered(root):
-        try:
-            if json.loads((path / "manifest.json").read_bytes())["run_id"] == run_id:
-                own.append(path)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+    own = [
+        path
+        for _, path in numbered(root)
+        if not path.is_symlink()
+        and all(map(_is_written, path.iterdir()))
+        and read_own(path / "manifest.json").get("run_id") == run_id
+    ]
     for path in own[: -max(limit, 2)]:
         if path.resolve() not in keep:
             trash = path.with_name(f".aside-{path.name}-{uuid.uuid4().hex[:8]}")
@@ -329,6 +354,14 @@ def rotate(root: Path, limit: int | None, run_id: str, keep: frozenset[Path] = f
 
 def clean_staging(root: Path) -> None:
     """Remove what saves that were killed left behind."""
-    for pattern in (".staging-*", ".aside-*"):
-        for path in root.glob(pattern):
-            shutil.rmtree(path, ignore_errors=True)
+    for path in root.iterdir() if root.is_dir() else ():
+        if _LEFT_OVER.fullmatch(path.name):
+            with suppress(OSError):  # it is tried again at the next start
+                _delete_checkpoint(path)
+
+
+def delete_checkpoints(root: Path) -> None:
+    """Delete all checkpoints of a folder, and what killed saves left there."""
+    clean_staging(root)
+    for _, path in numbered(root):
+        _delete_checkpoint(path)

@@ -16,14 +16,24 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from latentia.errors import NumericsError, UsageError, check_range
+from latentia.files.writing import write_json
 from latentia.rng import Rng, seed_from, seed_global
 from latentia.training import checkpoint as ckpt
 from latentia.training.ema import EMA
+from latentia.training.ownership import FILES, LONGEST, RUN, claim, clean, disk_errors, probe
 from latentia.training.progress import Log, Progress, peak_memory
 from latentia.training.sharding import joined, shard, whole
 from latentia.training.signals import Signals, Stopped
 from latentia.training.skips import Skips
-from latentia.training.state import check_config, lock, plain_optimizer, restore, stateful_parts, versions
+from latentia.training.state import (
+    changed_versions,
+    check_config,
+    lock,
+    plain_optimizer,
+    restore,
+    stateful_parts,
+    versions,
+)
 
 
 @runtime_checkable
@@ -166,7 +176,8 @@ def train(
     """
     _check_call(phases, max_skips, max_steps=max_steps, batch_size=batch_size, accumulate=accumulate)
     check_range("checkpoints_limit", checkpoints_limit, 2, integer=True)
-    root = Path(output_dir) / "checkpoints"
+    folder = Path(output_dir)
+    root = folder / "checkpoints"
     world, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
     local_batch = batch_size * accumulate
     global_batch = local_batch * world
@@ -183,8 +194,10 @@ def train(
 
     with ExitStack() as stack:
         if accelerator.is_main_process:
-            lock(stack, Path(output_dir))
-            ckpt.clean_staging(root)
+            stack.enter_context(lock(folder))
+            claim(folder, RUN, files=FILES, folders=["checkpoints"])
+            probe(folder, LONGEST)
+            clean(folder)
         accelerator.wait_for_everyone()
         if world > 1:
             # gloo's threads need Python's lock to drop the tensors of the last collective. A group that is destroyed
@@ -199,11 +212,14 @@ def train(
             progress, run_id = Progress.of(manifest, found), manifest["run_id"]
             progress.restarts += 1
             accelerator.print(f"Resumed from {found}: step {progress.step} of {max_steps}")
+            if changed := changed_versions(manifest.get("versions")):
+                accelerator.print(changed)
         if accelerator.is_main_process:
-            ckpt.replace_file(Path(output_dir) / "training_config.json", json.dumps(arguments or {}, indent=1) + "\n")
+            with disk_errors(folder):
+                write_json(folder / "training_config.json", arguments or {})
         stack.callback(_put_back, phases, base_rates, parameters)
         stop = stack.enter_context(Signals())
-        log = stack.enter_context(Log(accelerator, Path(output_dir), progress, max_steps))
+        log = stack.enter_context(Log(accelerator, folder, progress, max_steps))
         resumed_from = str(found) if found else None
         if progress.step >= max_steps:
             return Result("nothing to do", progress, resumed_from, 0.0, peak_memory(device))
@@ -264,7 +280,9 @@ def train(
                     log.describe("validate" if due else "train")
                     for hook in due:
                         if accelerator.is_main_process and not stop.raised:
-                            log.write(hook.call(progress) or {})
+                            with disk_errors(folder):
+                                found_by_hook = hook.call(progress)
+                            log.write(found_by_hook or {})
             except Stopped:
                 pass  # what the hook was about to make can be made again from the checkpoint
             interrupted = stop.agreed(accelerator)
@@ -297,14 +315,12 @@ def _check_values(phase: Phase, values: Any) -> dict[str, Any]:
     where = f'loss of phase "{phase.name}" must'
     if not isinstance(values, Mapping):
         raise UsageError(f'{where} return a dict, {{"loss": scalar, ...}}; got {type(values).__name__}.')
-    if phase.optimizer is not None:
-        loss = values.get("loss")
-        if not isinstance(loss, Tensor) or loss.ndim:
-            given = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            given = given if "loss" in values else f"only {', '.join(map(str, values)) or 'an empty dict'}"
-            raise UsageError(f'{where} hold "loss", a tensor of one number, shape (); got {given}. Take its mean.')
-        if not loss.requires_grad:
-            raise UsageError(f"{where} depend on the parameters of the network; got a tensor without gradient.")
+    loss = values.get("loss")
+    if phase.optimizer is not None and (not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad):
+        given = f"only {', '.join(map(str, values))}" if loss is None else type(loss).__name__
+        if isinstance(loss, Tensor):
+            given = f"shape {tuple(loss.shape)}" if loss.ndim else "a tensor without gradient"
+        raise UsageError(f'{where} hold "loss", a tensor of one number that depends on the network; got {given}.')
     return dict(values)
 
 

@@ -4,6 +4,7 @@ import json
 import resource
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +15,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from latentia.errors import CheckpointError
-from latentia.training.checkpoint import replace_file
+from latentia.files.reading import read_bytes
+from latentia.files.writing import write_text
+from latentia.training.ownership import disk_errors
 
 
 @dataclass
@@ -48,6 +51,36 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
+MAX_LOG = 2**30  # bytes of a `metrics.jsonl`
+
+
+def read_log(data: bytes) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`; lines that are torn, or that no run writes, are left out.
+
+    Args:
+        data: of the file, or a part of it that begins with a line.
+
+    Example:
+        >>> read_log(b'{"step": 1, "images": 8, "net/loss": 0.5}\\n{"step": 2, "ima')
+        [{'step': 1, 'images': 8, 'net/loss': 0.5}]
+    """
+    rows = []
+    for line in data.split(b"\n"):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and all(map(_is_logged, row, row.values())) and {"step", "images"} <= row.keys():
+            rows.append(row)
+    return rows
+
+
+def _is_logged(key: str, value: Any) -> bool:
+    if key in ("step", "images"):
+        return type(value) is int
+    return isinstance(value, int | float) or (isinstance(value, str) and "/" not in key)  # metrics of phases have one
+
+
 class Log:
     """The progress bar, `metrics.jsonl` and the trackers. Each line is the mean since the one before."""
 
@@ -59,8 +92,9 @@ class Log:
 
     def __enter__(self):
         if self.main:
-            self._keep_up_to(self.progress.images)
-            self.file = open(self.path, "a", encoding="utf-8")
+            with disk_errors(self.path):
+                self._keep_up_to(self.progress.images)
+                self.file = open(self.path, "a", encoding="utf-8")
             self.bar = tqdm(
                 total=self.max_steps,
                 initial=self.progress.step,
@@ -74,20 +108,19 @@ class Log:
 
     def __exit__(self, *_):
         if self.main:
-            self.file.close()
             self.bar.close()
+            with suppress(OSError):  # of lines that `write` has raised an error for
+                self.file.close()
 
     def _keep_up_to(self, images: int) -> None:
         """Lines of steps that will be run again are dropped, so each step stands in the file once."""
         if self.path.exists():
-            lines = []
-            for line in self.path.read_text().splitlines():
-                try:
-                    if json.loads(line)["images"] <= images:
-                        lines.append(line)
-                except (ValueError, KeyError, TypeError):
-                    continue  # the half line of a process that was killed
-            replace_file(self.path, "".join(f"{line}\n" for line in lines))
+            data = read_bytes(self.path, MAX_LOG)
+            rows = read_log(data)
+            unreadable = sum(1 for line in data.splitlines() if line.strip()) - len(rows)
+            if unreadable:
+                print(f"{self.path}: {unreadable} lines that no run wrote whole are left out.")
+            write_text(self.path, "".join(f"{json.dumps(row)}\n" for row in rows if row["images"] <= images))
 
     def add(self, values: Mapping[str, Tensor | float]) -> None:
         for key, value in values.items():
@@ -130,10 +163,14 @@ class Log:
                 f"warning: {self.warning}" if self.warning else "The last warning has passed.", file=sys.stderr
             )
         if self.main and values:
-            self.file.write(json.dumps({"step": self.progress.step, "images": self.progress.images, **values}) + "\n")
-            self.file.flush()
+            with disk_errors(self.path):
+                self.file.write(
+                    json.dumps({"step": self.progress.step, "images": self.progress.images, **values}) + "\n"
+                )
+                self.file.flush()
         if values:
             self.accelerator.log(dict(values), step=self.progress.step)
 
     def flush(self) -> None:
-        self.file.flush()
+        with disk_errors(self.path):
+            self.file.flush()

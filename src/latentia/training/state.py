@@ -3,8 +3,8 @@
 import json
 import os
 import socket
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from latentia.errors import CheckpointError, UsageError
+from latentia.training.checkpoint import read_own
 from latentia.training.sharding import spread
 
 
@@ -80,24 +81,33 @@ def check_config(path: Path, saved: Any, config: Mapping[str, Any]) -> None:
         )
 
 
-def lock(stack: ExitStack, output_dir: Path) -> None:
-    """One run per folder. The system frees the lock when its process ends, however it ends; its text says whose."""
+@contextmanager
+def lock(output_dir: Path) -> Iterator[None]:
+    """One run per folder. The system frees the lock when its process ends, however it ends; its text says whose.
+
+    Raises:
+        UsageError: another run has it, or the file system has no locks.
+    """
     path = output_dir / ".lock"
-    try:
-        stack.enter_context(FileLock(path).acquire(timeout=0))
-    except Timeout:
-        raise UsageError(f"output_dir {output_dir} is in use by another run{owner(path)}; choose another.") from None
     held = {"host": socket.gethostname(), "pid": os.getpid(), "since": f"{datetime.now(UTC):%F %T}"}
-    path.write_text(json.dumps(held))
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(FileLock(path).acquire(timeout=0))
+            path.write_text(json.dumps(held))
+        except Timeout:
+            raise UsageError(
+                f"output_dir {output_dir} is in use by another run{_owner(path)}; choose another."
+            ) from None
+        except (OSError, NotImplementedError) as error:
+            raise UsageError(f"output_dir {output_dir} cannot be locked: {error}. Give another.") from error
+        yield
 
 
-def owner(path: Path) -> str:
+def _owner(path: Path) -> str:
     """What a lock says of the run that has it."""
-    try:
-        held = json.loads(path.read_text())
-        return f" (process {held['pid']} on {held['host']} since {held['since']} UTC)"
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+    held = read_own(path)
+    known = {"pid", "host", "since"} <= held.keys()
+    return f" (process {held['pid']} on {held['host']} since {held['since']} UTC)" if known else ""
 
 
 def plain_optimizer(optimizer):
@@ -105,4 +115,13 @@ def plain_optimizer(optimizer):
 
 
 def versions() -> dict[str, str]:
-    return {name: version(name) for name in ("latentia", "torch", "diffusers", "accelerate")}
+    """What the bits of a run depend on beside its configuration: versions of libraries, and the number of threads."""
+    libraries = {name: version(name) for name in ("latentia", "torch", "diffusers", "accelerate")}
+    return libraries | {"threads": str(torch.get_num_threads())}
+
+
+def changed_versions(saved: Any) -> str:
+    """What of `versions` differs from that of a checkpoint, as a sentence; empty if nothing does."""
+    now, before = versions(), saved if isinstance(saved, Mapping) else {}
+    changed = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
+    return f"It was saved under others, so that bits may differ from there on: {', '.join(changed)}" if changed else ""

@@ -173,6 +173,9 @@ def check_images(images: torch.Tensor, image_shape: Sequence[int] | None = None)
 
 def check_features(features: torch.Tensor) -> None:
     """Refuse what is not a finite matrix (n, D), n >= 1."""
+    if not isinstance(features, torch.Tensor):
+        kind = type(features).__name__
+        raise UsageError(f"Features and logits must be tensors (n, D); got {kind}. Convert it: torch.as_tensor(x).")
     if features.ndim != 2 or len(features) == 0:
         raise UsageError(f"Features and logits must have shape (n, D), n >= 1. Got {tuple(features.shape)}.")
     if not features.isfinite().all():

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from latentia.cache import cached_tensors
 from latentia.errors import UsageError
 from latentia.evaluation.features.base import FeatureExtractor, Predictions, predict
+from latentia.files.cache import cached_tensors
 
 FORMAT = "2"  # raise it when the meaning of the files changes
 

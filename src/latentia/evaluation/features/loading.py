@@ -49,7 +49,7 @@ def load_extractor(name_or_path: str | Path, device: str | torch.device = "cpu")
             return transformers_extractor(name, device=device)
         known = [*SHIPPED, *_INCEPTION]
         raise UsageError(
-            f'`name_or_path` must be one of {", ".join(SHIPPED)}, a folder with a config.json, "inception:" with the '
+            f'extractor must be one of {", ".join(SHIPPED)}, a folder with a config.json, "inception:" with the '
             f'path of its weights, or the "user/name" of a vision model on the Hub. Got "{name}".'
             + did_you_mean(resize, known)
         )

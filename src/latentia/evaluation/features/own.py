@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentia.cache import cached_tensors
 from latentia.errors import UsageError
 from latentia.evaluation.features.base import Predictions, check_images, in_batches
+from latentia.files.cache import cached_tensors
 from latentia.functional.pixels import from_uint8
 from latentia.rng import seed_from
 

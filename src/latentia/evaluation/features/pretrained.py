@@ -1,11 +1,9 @@
-"""Feature extractors around pretrained networks: Inception-v3 as for FID, and any vision model of transformers."""
+"""Feature extractors around pretrained networks: Inception-v3 as for FID, and vision models of transformers."""
 
 import hashlib
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +13,9 @@ from latentia.errors import CheckpointError, LatentiaError, UsageError, did_you_
 from latentia.evaluation.features.base import Predictions, check_images, in_batches
 from latentia.evaluation.features.classifier import WEIGHTS_FILE, check_statement, hash_of
 from latentia.evaluation.features.preprocessing import Preprocessing, read_preprocessing
+from latentia.foreign import VISION_MODELS, check_network, foreign_class
 from latentia.registration import public
-from latentia.safety import check_network, fetch, read_json, read_weight_headers
+from latentia.safety import fetch, read_json, read_weight_headers
 
 # Of pt_inception-2015-12-05, the file that pytorch-fid and torch-fidelity download, before it is made a safetensors.
 INCEPTION_PTH_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -155,7 +154,7 @@ def inception_extractor(
 def transformers_extractor(
     name_or_path: str | Path, revision: str | None = None, device: str | torch.device = "cpu"
 ) -> NetworkExtractor:
-    """A vision model of transformers, such as DINOv2, CLIP or ViT; it knows no classes.
+    """A vision model of transformers, CLIP, DINOv2 or ViT; it knows no classes.
 
     Features are CLIP's image embedding, else the pooled output, else, where there is no trained pooler, the first
     token of the last layer. Images are resized, cropped and normalised as its preprocessor_config.json says, in
@@ -168,8 +167,8 @@ def transformers_extractor(
 
     Raises:
         UsageError: transformers is not installed, or the name is neither a folder nor a repository's.
-        CheckpointError: no vision model, weights that are missing, damaged or not safetensors, or a preprocessing that
-            is not known here.
+        CheckpointError: no vision model of these kinds, weights that are missing, damaged or not
+            safetensors, or a preprocessing that is not known here.
         HubError: the repository cannot be fetched.
 
     Example:
@@ -177,29 +176,22 @@ def transformers_extractor(
         >>> extractor(torch.zeros(2, 3, 64, 64)).features.shape  # doctest: +SKIP
         torch.Size([2, 384])
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise UsageError(
-            f"The extractor {name_or_path} needs transformers, which is not installed: pip install latentia[text]."
-        ) from error
     wanted = ["config.json", "*processor_config.json", "model.safetensors", "model-*-of-*.safetensors"]
     folder, commit = _at(name_or_path, revision, [*wanted, "model.safetensors.index.json"])
     config = read_json(folder / "config.json")
     preprocess = read_preprocessing(folder)
     sha256 = _hash_of_shards(folder)
-    kind = config.get("model_type")
+    kind = str(config.get("model_type"))
     projected = "CLIPVisionModelWithProjection" in (config.get("architectures") or [])
-    if "vision_config" in config and kind != "clip":
-        raise CheckpointError(f"{folder} holds {kind}, text and images in one; of such models only clip is taken.")
-    loader: Any = transformers.CLIPVisionModelWithProjection if projected else transformers.AutoModel
+    if not projected and kind not in VISION_MODELS:
+        raise CheckpointError(
+            f"{folder} must hold a vision model of the kinds {', '.join(VISION_MODELS)}; got {kind!r}. Load others "
+            "with transformers and wrap them in an extractor of your own, NetworkExtractor."
+        )
+    name = "CLIPVisionModelWithProjection" if projected else VISION_MODELS[kind]
+    loader = foreign_class("transformers", name, str(folder))
     try:
-        if projected:
-            build = partial(loader, loader.config_class.from_pretrained(folder))
-        else:
-            described = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            build = partial(loader.from_config, described, trust_remote_code=False)
-        check_network(folder, config, "model", build)
+        check_network(folder, config, "model", lambda: loader(loader.config_class.from_pretrained(folder)))
         model, info = loader.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=torch.float32
         )
@@ -209,8 +201,6 @@ def transformers_extractor(
         raise CheckpointError(f"{folder} cannot be loaded with transformers: {error}") from error
     if kind == "clip":
         del model.text_model  # never run here
-    elif model.main_input_name != "pixel_values":
-        raise CheckpointError(f"{folder} must hold a vision model. {kind} takes {model.main_input_name}.")
     missing = {str(key) for key in info["missing_keys"]}
     untrained_pooler = any("pooler" in key for key in missing)
     if wrong := sorted(key for key in missing if "pooler" not in key) or list(info["mismatched_keys"]):

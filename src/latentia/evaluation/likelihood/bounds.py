@@ -51,8 +51,8 @@ class Likelihood:
         return asdict(self)
 
     def text(self) -> str:
-        """One line for the terminal."""
-        error = "" if self.standard_error is None else f" ± {self.standard_error:.2g}"
+        """One line for the terminal, with the half width of the 95 % interval of the mean."""
+        error = "" if self.standard_error is None else f" ± {1.96 * self.standard_error:.2g}"
         effective = "" if self.effective_samples is None else f"; {self.effective_samples:.1f} effective samples"
         return (
             f"{self.nats:.2f}{error} nats, {self.bits_per_dimension:.3f} bits/dim "

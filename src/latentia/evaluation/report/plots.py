@@ -164,19 +164,25 @@ def plot_features(
     return Path(out)
 
 
-def plot_precision_recall(reports: Mapping[str, Report], out: str | Path) -> Path:
+def plot_precision_recall(reports: Mapping[str, Report], out: str | Path) -> Path | None:
     """Plot precision over recall and density over coverage of several reports, with a cross for real images.
 
     Args:
         reports: by name. Those without these metrics are left out.
         out: the PNG to write.
+
+    Returns:
+        `out`; None if no report has both metrics of a panel, and then nothing is written.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4.4), layout="constrained")
-    pairs = (("recall", "precision"), ("coverage", "density"))
+    pairs = [("recall", "precision"), ("coverage", "density")]
+    pairs = [pair for pair in pairs if any({*pair} <= report.scores.keys() for report in reports.values())]
+    if not pairs:
+        return None
+    figure = Figure(figsize=(4.5 * len(pairs), 4.4), layout="constrained")
     handles: dict[str, Any] = {}
-    for panel, (x, y) in zip(figure.subplots(1, 2), pairs):
+    for panel, (x, y) in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs):
         shown = {name: report.scores for name, report in reports.items() if {x, y} <= report.scores.keys()}
         for i, (name, scores) in enumerate(shown.items()):
             color = COLORS[i % len(COLORS)]

@@ -205,7 +205,8 @@ def score(
         table = torch.tensor(values[key], dtype=torch.float64)  # (SPLITS, 2)
         (value, own), spread = table.mean(0).tolist(), 1.96 * float(table[:, 1].std())
         # The interval was taken against the first reference; the value is a mean over all of them.
-        low, high = (end + value - values[key][0][0] for end in intervals[key]) if key in intervals else (None, None)
+        shift = value - values[key][0][0]
+        low, high = (round(end + shift, 12) for end in intervals[key]) if key in intervals else (None, None)
         scores[key] = Score(metric.title, metric.better, value, low, high, own, own - spread, own + spread)
     return Report(
         scores=scores,
@@ -215,7 +216,7 @@ def score(
         n_real=total,
         feature_dim=dimension,
         low_sample=n < 2 * dimension,
-        notes=_notes(sample, n, dimension),
+        notes=_notes(sample, n, dimension, any("Frechet" in score.title for score in scores.values())),
         extractor=extractor.name,
         extractor_sha256=extractor.sha256,
         preprocessing=extractor.preprocessing,
@@ -223,9 +224,9 @@ def score(
     )
 
 
-def _notes(sample: Sample, n: int, dimension: int) -> list[str]:
+def _notes(sample: Sample, n: int, dimension: int, frechet: bool) -> list[str]:
     notes = []
-    if n < 2 * dimension:
+    if frechet and n < 2 * dimension:
         notes.append(
             f"n = {n} is less than twice the {dimension} features, so Frechet distances are mostly bias; look at the "
             "kernel distance, or sample more."

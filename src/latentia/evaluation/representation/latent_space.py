@@ -49,7 +49,9 @@ class LatentStructure:
             f"latents of {self.n} {self.images}, {self.dimensions} wide: path length {mean:.4g} ± {1.96 * error:.2g} "
         )
         line += f"over {pairs} pairs (cross-fades {self.fade_length.mean:.4g})"
-        return line + (f", linear probe {self.probe} (pixels {self.pixels_probe})" if self.probe else "")
+        if self.probe is None:
+            return f"{line}; no linear probe, which needs labels and five images of each class"
+        return f"{line}, linear probe {self.probe} (pixels {self.pixels_probe})"
 
 
 def latent_structure(

@@ -21,11 +21,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from latentia.errors import DataError, LatentiaError
+from latentia.files.reading import read_object
+from latentia.files.writing import remove, replacing, staging_of, sync, write_text
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-BYTES_FORMAT = 1  # of `cached_bytes`; raise it when the meaning of the files changes
+MAX_META = 2**30  # bytes of the JSON of `cached_bytes`, which holds a caption for each image
+BYTES_FORMAT = 2  # of `cached_bytes`; raise it when the meaning of the files changes
 HASHED_BYTES = 1 << 30  # up to here the content of `cached_bytes` is hashed at each opening, above only its size counts
 
 
@@ -139,11 +142,6 @@ def _unwritable(folder: Path, what: str, error: OSError) -> DataError:
     )
 
 
-def _sync_file(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
 # ------------------------------------------------------------ tensors
 
 
@@ -182,25 +180,26 @@ def _read_tensors(path: Path, made_of: Mapping[str, str], what: str, explicit: b
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor], made_of: Mapping[str, str]) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    staging = staging_of(path)
     try:
-        save_file(tensors, temporary, metadata={**made_of, "blake2b": _digest_of(tensors)})
-        with temporary.open("rb+") as written:
-            _sync_file(written)
-        os.replace(temporary, path)
+        save_file(tensors, staging, metadata={**made_of, "blake2b": _digest_of(tensors)})
+        sync(staging)
+        os.replace(staging, path)
     except SafetensorError as error:  # what it makes of a full disk
         raise OSError(str(error)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        remove(staging)
 
 
 # ------------------------------------------------------------ bytes
 
 
 def _read_bytes(folder: Path, key: str) -> tuple[np.ndarray, dict[str, Any]] | None:
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        stored = json.loads((folder / f"{key}.json").read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError, KeyError, TypeError):  # our own errors are ValueErrors
+        stored = read_object(folder / f"{key}.json", MAX_META, error=DataError)
         if stored["format"] != BYTES_FORMAT or (folder / f"{key}.u8").stat().st_size != stored["bytes"]:
+            return None
+        if stored["meta_blake2b"] != key_of(stored["meta"]):
             return None
         content = np.memmap(folder / f"{key}.u8", dtype=np.uint8, mode="c")
         if (
@@ -212,41 +211,21 @@ def _read_bytes(folder: Path, key: str) -> tuple[np.ndarray, dict[str, Any]] | N
 
 
 def _write_bytes(folder: Path, key: str, build, what: str) -> None:
-    for left_over in [*folder.glob(f"{key}.*.tmp"), folder / f"{key}.json"]:
-        left_over.unlink(missing_ok=True)
-    bytes_tmp, json_tmp = (folder / f"{key}.{kind}.{os.getpid()}.tmp" for kind in ("u8", "json"))
+    for left_over in [*folder.glob(f".{key}.u8.partial-*"), folder / f"{key}.json"]:
+        remove(left_over)
     digest, size = hashlib.blake2b(digest_size=32), 0
-    try:
-        with bytes_tmp.open("wb", buffering=1 << 20) as file:
+    with replacing(folder / f"{key}.u8") as file:
 
-            def write(data: memoryview) -> None:
-                nonlocal size
-                try:
-                    file.write(data)
-                except OSError as error:  # told apart from an error of the source, which `build` reads meanwhile
-                    raise _unwritable(folder, what, error) from error
-                digest.update(data)
-                size += data.nbytes
+        def write(data: memoryview) -> None:
+            nonlocal size
+            try:
+                file.write(data)
+            except OSError as error:  # told apart from an error of the source, which `build` reads meanwhile
+                raise _unwritable(folder, what, error) from error
+            digest.update(data)
+            size += data.nbytes
 
-            meta = build(write)
-            _sync_file(file)
-        with json_tmp.open("w", encoding="utf-8") as text:
-            json.dump({"format": BYTES_FORMAT, "bytes": size, "blake2b": digest.hexdigest(), "meta": meta}, text)
-            _sync_file(text)
-        os.replace(bytes_tmp, folder / f"{key}.u8")
-        os.replace(json_tmp, folder / f"{key}.json")  # last: it stands for a complete file
-    finally:
-        bytes_tmp.unlink(missing_ok=True)
-        json_tmp.unlink(missing_ok=True)
-    sync(folder)
-
-
-def sync(path: Path) -> None:
-    """Make a file, or the names in a folder, survive a power failure."""
-    if os.name != "posix" and path.is_dir():  # which no other system can open
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        meta = build(write)
+    about = {"format": BYTES_FORMAT, "bytes": size, "blake2b": digest.hexdigest(), "meta": meta}
+    about["meta_blake2b"] = key_of(meta)
+    write_text(folder / f"{key}.json", json.dumps(about))  # last: it stands for a complete file
