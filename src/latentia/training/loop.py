@@ -55,8 +55,7 @@ class Phase:
 
     Args:
         name: used in logs and checkpoints, such as "unet" or "discriminator".
-        loss: (batch, rng) -> {"loss": scalar to minimise, **metrics}, the metrics tensors of one number or numbers;
-            closes over the prepared networks.
+        loss: (batch, rng) -> {"loss": scalar to minimise, **metrics}; it closes over the prepared networks.
         trains: the only network whose parameters get gradients in this phase, as `accelerator.prepare` returned it.
         optimizer: over its parameters, prepared; `None` for an update rule without gradients.
         learning_rate: step -> factor of the optimizer's initial rate; a function, so there is no state to save.
@@ -169,7 +168,6 @@ def train(
         the sample grids and scores of a hook.
 
     Raises:
-        UsageError: a number out of its range, or a loss that is not as `Phase` says.
         CheckpointError: nothing to resume, a damaged checkpoint, or one of another configuration.
         NumericsError: a loss or gradient that is not finite, once more than `max_skips` allows; nothing was updated or
             saved with it.
