@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from latentia.errors import UsageError
+from latentia.errors import UsageError, check_range
 from latentia.pipelines.threads import GLOBAL_RNG
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -23,7 +24,7 @@ def count_images(batch_size: int | None, exact: Mapping[str, Any] | None = None,
         **conditions: what is given for each image or for all of them; one, or a text or a number, is for all.
 
     Raises:
-        UsageError: numbers that do not agree, or less than 1.
+        UsageError: numbers that do not agree, are less than 1 or no integers.
 
     Example:
         >>> count_images(None, class_labels=[0, 2, 1], prompt="a cat")
@@ -32,19 +33,20 @@ def count_images(batch_size: int | None, exact: Mapping[str, Any] | None = None,
     several = {name: values for name, values in conditions.items() if _length(values) not in (None, 1)}
     for name, values in {**(exact or {}), **several}.items():
         count = _length(values)
+        if count == 0:
+            raise UsageError(f"{name} must hold at least one; got none. Leave {name} out for none.")
         if count is not None:
             batch_size = count if batch_size is None else batch_size
             if batch_size != count:
                 raise UsageError(f"batch_size is {batch_size}, but {name} are given for {count} images.")
     batch_size = 1 if batch_size is None else batch_size
-    if batch_size < 1:
-        raise UsageError(f"batch_size must be at least 1; got {batch_size}.")
+    check_range("batch_size", batch_size, 1, integer=True)
     return batch_size
 
 
 def _length(values: Any) -> int | None:
     """How many values there are; None for no value, and for one that is not in a sequence."""
-    if isinstance(values, Tensor):
+    if isinstance(values, Tensor | np.ndarray):
         return len(values) if values.ndim else None
     return len(values) if isinstance(values, Sequence) and not isinstance(values, str) else None
 
@@ -59,7 +61,7 @@ def image_generators(generator: Generators, batch_size: int) -> list[torch.Gener
         batch_size: number of images.
 
     Raises:
-        UsageError: a list of another length.
+        UsageError: a list of another length, or something that is no generator, such as a seed.
 
     Example:
         >>> few, many = (image_generators(torch.Generator().manual_seed(0), n) for n in (1, 3))
@@ -72,6 +74,11 @@ def image_generators(generator: Generators, batch_size: int) -> list[torch.Gener
         if len(generator) != batch_size:
             raise UsageError(f"generator must be one or a list of batch_size={batch_size}; got {len(generator)}.")
         return [image_generators(each, 1)[0] for each in generator]
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise UsageError(
+            f"generator must be a torch.Generator, or a list of one for each image; got {generator!r}. "
+            "torch.Generator().manual_seed(0) makes one of the seed 0."
+        )
     device = generator.device if generator is not None else torch.device("cpu")
     return [torch.Generator(device).manual_seed(draw_seed(generator)) for _ in range(batch_size)]
 

@@ -3,9 +3,11 @@
 import inspect
 import os
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline as DiffusersPipeline
@@ -259,7 +261,8 @@ class DiffusionPipeline(DiffusersPipeline):
         of that file as text, "10" before "2": the index of a name is its key, never its place.
 
         Raises:
-            UsageError: the keys of a mapping are not the indices 0 to n - 1, or a name is no text.
+            UsageError: the keys of a mapping are not the indices 0 to n - 1; a text in place of a list, names that are
+                no texts, or two equal ones; another number of names than of classes.
         """
         if isinstance(label_names, Mapping):
             by_index = {str(key): name for key, name in label_names.items()}
@@ -269,8 +272,14 @@ class DiffusionPipeline(DiffusersPipeline):
                     f"{', '.join(sorted(wrong))} is missing among {', '.join(by_index)}."
                 )
             label_names = [by_index[str(i)] for i in range(len(by_index))]
-        if wrong_names := [name for name in label_names or () if not isinstance(name, str)]:
-            raise UsageError(f"label_names must be texts; got {wrong_names[0]!r}.")
+        if label_names is not None:
+            if isinstance(label_names, str) or not all(isinstance(name, str) for name in label_names):
+                raise UsageError(f"label_names must be a list of texts, one for each class; got {label_names!r}.")
+            if len({*label_names}) < len(label_names):
+                twice = next(name for name in label_names if [*label_names].count(name) > 1)
+                raise UsageError(f'label_names must differ from each other; got "{twice}" twice.')
+            if label_names and self.num_classes not in (None, len(label_names)):
+                raise UsageError(f"label_names must be {self.num_classes}, one for each class; got {len(label_names)}.")
         self.register_to_config(label_names=label_names and {str(i): name for i, name in enumerate(label_names)})
 
     def _class_indices(
@@ -287,7 +296,7 @@ class DiffusionPipeline(DiffusersPipeline):
             int64, (count,), or as many as were given without `count`; None for no class.
 
         Raises:
-            UsageError: labels that are missing, not expected, not known or too few.
+            UsageError: labels that are missing, not expected, not known, no integers or too few.
         """
         classes = self.num_classes
         if class_labels is None:
@@ -296,16 +305,23 @@ class DiffusionPipeline(DiffusersPipeline):
             return None
         if classes is None:
             raise UsageError("class_labels were given, but this pipeline was trained without classes; leave them out.")
-        if isinstance(class_labels, Tensor):
-            class_labels = class_labels.flatten().tolist()
+        rule = f"class_labels must be integers from 0 to {classes - 1}, or names"
+        if isinstance(class_labels, Tensor | np.ndarray):
+            class_labels = class_labels.reshape(-1).tolist()
+        elif isinstance(class_labels, str) or not isinstance(class_labels, Sequence):
+            class_labels = [class_labels]
+        if not len(class_labels):
+            raise UsageError(f"{rule}; got none. Leave class_labels out for no class.")
         names = list((self.config.label_names or {}).values())
         indices = []
-        for label in [class_labels] if isinstance(class_labels, int | str) else class_labels:
+        for label in class_labels:
             if isinstance(label, str):
                 if label not in names:
                     known = f"one of {names}" if names else "an index: this pipeline has no names for its classes"
                     raise UsageError(f'class_labels must be {known}; got "{label}".{did_you_mean(label, names)}')
                 label = names.index(label)
+            if not isinstance(label, Integral) or isinstance(label, bool):
+                raise UsageError(f"{rule}; got {label!r}.")
             if not 0 <= label < classes:
                 raise UsageError(f"class_labels must be from 0 to {classes - 1}; got {label}.")
             indices.append(int(label))
@@ -315,9 +331,12 @@ class DiffusionPipeline(DiffusersPipeline):
         return labels if count is None else labels.expand(count)
 
     def _cannot(self, word: str) -> NoReturn:
-        able = ", ".join(self.words)
+        words = [known for known in self.words if getattr(type(self), known) is not getattr(DiffusionPipeline, known)]
+        able, why = ", ".join(words), "its family does not define one"
+        if word in self.words:
+            why = f"define it in the class, or `words` without it; latents={self.latents!r} stands for it"
         raise UsageError(
-            f"{type(self).__name__} has no {word}: its family does not define one. It can sample, pipe(...)"
+            f"{type(self).__name__} has no {word}: {why}. It can sample, pipe(...)"
             + (f", and {able}." if able else ", and nothing else.")
         )
 

@@ -11,7 +11,7 @@ attributes find by the thread; a thread without a call sees the call that began 
 
 import copy
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,6 +102,25 @@ class Steps:
     def _show(self) -> None:
         vars(self.shown).update(vars(self.scheduler))
 
+    def _check_changed(self, changed: Any, held: Mapping[str, Any]) -> None:
+        """UsageError unless a callback returned tensors that the pipeline hands out, each of its shape."""
+        if not isinstance(changed, Mapping):
+            raise UsageError(f"callback_on_step_end must return a dict of tensors, or None; got {changed!r}.")
+        for name, new in changed.items():
+            check_choice("the keys that callback_on_step_end returns", name, self.pipe._callback_tensor_inputs)
+            if held[name] is None and new is None:
+                continue
+            if not isinstance(new, Tensor):
+                raise UsageError(
+                    f"callback_on_step_end must return a tensor as {name}; got {new!r}. Leave {name} out to change "
+                    "nothing."
+                )
+            if held[name] is not None and new.shape != held[name].shape:
+                raise UsageError(
+                    f"callback_on_step_end must leave the shape of {name}, {tuple(held[name].shape)}, as it is; got "
+                    f"{tuple(new.shape)}. Sample one image at a time with a callback that keeps one row."
+                )
+
     def end(
         self, step: int, t: Tensor, x: Tensor, conditioning: Conditioning | None
     ) -> tuple[Tensor, Conditioning | None]:
@@ -114,19 +133,14 @@ class Steps:
             held["prompt_embeds"] = conditioning.inputs.get(_EMBEDS)
             held["negative_prompt_embeds"] = (conditioning.unconditional or {}).get(_EMBEDS)
         asked = {name: held[name] for name in self.names}
-        changed = self.callback(self.pipe, step, t, dict(asked)) or {}
-        for name in asked:
-            new = changed.get(name, asked[name])
-            if asked[name] is not None and new.shape != asked[name].shape:
-                raise UsageError(
-                    f"callback_on_step_end must leave the shape of {name}, {tuple(asked[name].shape)}, as it is; got "
-                    f"{tuple(new.shape)}. Sample one image at a time with a callback that keeps one row."
-                )
+        changed = self.callback(self.pipe, step, t, dict(asked))
+        changed = {} if changed is None else changed
+        self._check_changed(changed, held)
         if conditioning is not None:
             inputs, unconditional = conditioning.inputs, conditioning.unconditional
-            if "prompt_embeds" in asked and "prompt_embeds" in changed:
+            if changed.get("prompt_embeds") is not None:
                 inputs = {**inputs, _EMBEDS: changed["prompt_embeds"]}
-            if unconditional is not None and "negative_prompt_embeds" in asked and "negative_prompt_embeds" in changed:
+            if unconditional is not None and changed.get("negative_prompt_embeds") is not None:
                 unconditional = {**unconditional, _EMBEDS: changed["negative_prompt_embeds"]}
             scale = conditioning.guidance_scale
             if self.state.guidance_scale != scale:

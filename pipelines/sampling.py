@@ -1,7 +1,7 @@
 """Parts of the sampling loops of diffusion: guided predictions in chunks, what schedulers differ in, DDIM inversion."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from latentia.errors import UsageError
+from latentia.errors import UsageError, check_range
 from latentia.pipelines.arguments import draw_seed
 from latentia.schedulers.ddim import DDIMScheduler
 
@@ -60,9 +60,10 @@ def class_conditioning(
         unconditional: whether the row for "no class" was trained, by class dropout. Default True.
 
     Raises:
-        UsageError: guidance without labels, or of a network that has no trained row for "no class"; no labels for one
-            that was always trained with its class.
+        UsageError: guidance that is not finite, without labels, or of a network that has no trained row for "no class";
+            no labels for one that was always trained with its class.
     """
+    check_range("guidance_scale", guidance_scale)
     if not unconditional and getattr(unet.config, "num_class_embeds", None) is not None:
         if guidance_scale != 1:
             raise UsageError(
@@ -164,6 +165,7 @@ def check_scheduler(scheduler: Any) -> None:
 def check_steps(scheduler: Any, num_inference_steps: int) -> None:
     """UsageError unless the number of steps is from 1 to the length of the trained chain, if the scheduler has one."""
     trained = scheduler.config.get("num_train_timesteps")
+    check_range("num_inference_steps", num_inference_steps, integer=True)
     if num_inference_steps < 1 or (trained is not None and num_inference_steps > trained):
         rule = "at least 1" if trained is None else f"from 1 to {trained}, the length of the trained chain"
         raise UsageError(f"num_inference_steps must be {rule}; got {num_inference_steps}.")
@@ -189,7 +191,12 @@ def set_steps(
     """
     check_scheduler(scheduler)
     lists = {"timesteps": timesteps, "sigmas": sigmas}
-    given = {name: list(values) for name, values in lists.items() if values is not None}
+    given = {}
+    for name, values in lists.items():
+        if values is not None:
+            if not isinstance(values, Iterable) or isinstance(values, str):
+                raise UsageError(f"{name} must be a list of descending numbers; got {values!r}.")
+            given[name] = list(values)
     if not given:
         check_steps(scheduler, num_inference_steps)
         scheduler.set_timesteps(num_inference_steps, device=device)

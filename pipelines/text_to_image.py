@@ -336,6 +336,7 @@ class TextToImagePipeline(DiffusionPipeline):
 
     def _check_guidance(self, guidance_scale: float, *negative: Any) -> bool:
         """Whether there is guidance, which the network must have been trained for."""
+        check_range("guidance_scale", guidance_scale)
         guided = guidance_scale != 1
         if guided and not self.config.unconditional:
             raise UsageError(

@@ -10,6 +10,7 @@ import shlex
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -165,6 +166,26 @@ def check_choice(name: str, value: object, known: Iterable[str]) -> None:
         raise UsageError(f"{name} must be one of {', '.join(choices)}; got {value!r}.{hint}")
 
 
+def check_known(owner: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raises a `UsageError` for the first name that is not one of `known`.
+
+    Args:
+        owner: what the names are given to.
+        given: names of arguments or keys.
+        known: those that it takes.
+
+    Example:
+        >>> check_known("VAE", ["latent_dims"], ["latent_dim", "norm"])
+        Traceback (most recent call last):
+        latentia.errors.UsageError: latent_dims is not known to VAE. Did you mean "latent_dim"?
+    """
+    names = list(known)
+    for name in given:
+        if name not in names:
+            hint = did_you_mean(name, names) or " Leave it out."
+            raise UsageError(f"{name} is not known to {owner}.{hint}")
+
+
 def counted(number: int, what: str) -> str:
     """A number of things, such as "1 image" and "2 images".
 
@@ -311,15 +332,17 @@ def check_range(
     high: float = math.inf,
     *,
     closed: Literal["both", "left", "right", "neither"] = "both",
+    integer: bool = False,
     advice: str = "",
 ) -> None:
-    """Raises a `UsageError` unless `value` is finite and between `low` and `high`.
+    """Raises a `UsageError` unless `value` is a finite number between `low` and `high`.
 
     Args:
         name: what the argument is called.
         value: a number, or several, of which each is checked; `None` means "not given" and passes.
         low, high: the ends; infinite (default): no end there.
         closed: which ends belong to the range: "both" (default), "left", "right" or "neither".
+        integer: whether it must be an integer. Default False.
         advice: what to do instead, a sentence that follows the rule. Default none.
 
     Example:
@@ -330,5 +353,20 @@ def check_range(
         >>> check_range("hidden_sizes", (8, 0), 1)
         Traceback (most recent call last):
         latentia.errors.UsageError: hidden_sizes must each be at least 1; got (8, 0).
+        >>> check_range("steps", 2.5, 1, integer=True)
+        Traceback (most recent call last):
+        latentia.errors.UsageError: steps must be an integer, at least 1; got 2.5.
     """
+    if value is None:
+        return
+    several = isinstance(value, Iterable) and not isinstance(value, str)
+    values: list[Any] = list(value) if isinstance(value, Iterable) and several else [value]
+    rule, given = Range(low, high, closed).rule(), tuple(values) if several else repr(value)
+    each = "each " if several else ""
+    if integer and not all(isinstance(v, Integral) and not isinstance(v, bool) for v in values):
+        rule = "an integer" if rule == "finite" else f"an integer, {rule}"
+        raise UsageError(f"{name} must {each}be {rule}; got {given}.{advice and ' ' + advice}")
+    if any(isinstance(v, str) or not hasattr(v, "__float__") for v in values):
+        rule = "a finite number" if rule == "finite" else f"a number, {rule}"
+        raise UsageError(f"{name} must {each}be {rule}; got {given}.{advice and ' ' + advice}")
     check_value(name, value, Range(low, high, closed), advice)

@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from latentia.errors import UsageError, check_range
+
 
 def seed_from(*parts: int | str) -> int:
     """A 63-bit seed from any number of integers and strings; equal parts give equal seeds on every machine.
@@ -62,6 +64,9 @@ class Rng:
         start, count: which of them this micro-batch holds, `0 <= start`, `start + count <= global_batch`.
         device: where the numbers are made. Those of another device differ by rounding at most.
 
+    Raises:
+        UsageError: no integers, or a part that lies outside the step.
+
     Example:
         >>> whole = Rng(0, 64, 8, 0, 8).normal("noise", (3,))
         >>> part = Rng(0, 64, 8, 6, 2).normal("noise", (3,))
@@ -78,6 +83,15 @@ class Rng:
         count: int,
         device: str | torch.device = "cpu",
     ):
+        check_range("seed", seed, integer=True)
+        places = {"position": position, "global_batch": global_batch, "start": start, "count": count}
+        for name, value in places.items():
+            check_range(name, value, 0, integer=True)
+        if start + count > global_batch:
+            raise UsageError(
+                f"start + count must be at most global_batch={global_batch}; got {start} + {count}: a micro-batch is a "
+                "part of its step."
+            )
         self.seed, self.position, self.global_batch = seed, position, global_batch
         self.start, self.count, self.device = start, count, torch.device(device)
         self.slice = slice(start, start + count)  # of the global batch

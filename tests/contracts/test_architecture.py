@@ -23,7 +23,7 @@ LAYERS = [
     {"examples", "__main__"},
 ]
 BETWEEN = {  # within a layer, one way only
-    *(("safety", "errors"), ("files", "errors"), ("safety", "files"), ("commands", "runs")),
+    *(("safety", "errors"), ("files", "errors"), ("safety", "files"), ("commands", "runs"), ("rng", "errors")),
     *(("foreign", "errors"), ("foreign", "files"), ("foreign", "safety")),
 }
 FORBIDDEN = {"torchvision", "pickle", "cPickle", "dill", "cloudpickle", "joblib", "benchmarks", "tests"}

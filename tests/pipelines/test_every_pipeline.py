@@ -319,8 +319,11 @@ def test_labels_by_index_and_by_name(entry):
 
 
 @over(lambda entry: BUILT[entry.name].num_classes)
-def test_names_keep_their_indices_in_files(entry, tmp_path):
+def test_names_keep_their_indices_in_files(entry, tmp_path, monkeypatch):
     pipe, names = entry.build(), [f"c{i:02d}" for i in range(12)]
+    with pytest.raises(UsageError, match="label_names must be 3, one for each class; got 12"):
+        pipe._register_label_names(names)
+    monkeypatch.setattr(type(pipe), "num_classes", 12)
     pipe._register_label_names(names)
     for place in ("once", "twice"):
         pipe.save_pretrained(tmp_path / place)

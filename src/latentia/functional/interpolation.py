@@ -72,13 +72,20 @@ def interpolate(a: Tensor, b: Tensor, steps: int, mode: str = "lerp") -> Tensor:
         (steps, ...).
 
     Raises:
-        UsageError: fewer steps, an unknown mode, or latents between which there is no such way.
+        UsageError: fewer steps, an unknown mode, several latents at an end, two shapes, or latents between which there
+            is no such way.
 
     Example:
         >>> interpolate(torch.zeros(1, 2), torch.ones(1, 2), 3).tolist()
         [[0.0, 0.0], [0.5, 0.5], [1.0, 1.0]]
     """
     check_choice("mode", mode, MODES)
-    check_range("steps", steps, 2)
+    check_range("steps", steps, 2, integer=True)
+    for name, end in (("a", a), ("b", b)):
+        if end.ndim < 1 or len(end) != 1:
+            count = len(end) if end.ndim else "no first dimension"
+            raise UsageError(f"{name} must be one image or latent, (1, ...); got {count}. Interpolate pair by pair.")
+    if a.shape != b.shape:
+        raise UsageError(f"a and b must be of one shape; got {tuple(a.shape)} and {tuple(b.shape)}.")
     t = torch.linspace(0, 1, steps, device=a.device, dtype=a.dtype).view(-1, *[1] * (a.ndim - 1))
     return (slerp if mode == "slerp" else lerp)(a, b, t)

@@ -134,7 +134,8 @@ def pipeline_class(index: dict[str, Any], where: str) -> type:
         pipelines = [known for known in public_names() + dir(diffusers) if known.endswith("Pipeline")]
         raise CheckpointError(
             f"{where} names the pipeline {name}, which neither latentia nor diffusers has."
-            f"{did_you_mean(name, pipelines)} Perhaps it was saved with another version."
+            f"{did_you_mean(name, pipelines)} If it is a class of your own, load it with that: "
+            f"{name}.from_pretrained(...). Or perhaps it was saved with another version."
         )
     if found._load_connected_pipes:
         raise CheckpointError(

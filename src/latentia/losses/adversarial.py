@@ -18,7 +18,7 @@ from latentia.functional.adversarial import (
     real_margins,
     threshold_of,
 )
-from latentia.losses.conditions import TextEncoder, conditions_of, labels_of, mismatched_conditions
+from latentia.losses.conditions import TextEncoder, conditions_of, item_of, labels_of, mismatched_conditions
 from latentia.losses.discrimination import (
     Augment,
     augment_with_noise,
@@ -263,7 +263,7 @@ def gan_generator_loss(
     real_out = None
     if objective == "relativistic" or matching_weight:
         with torch.no_grad():
-            real = augment_with_noise(batch["x"], rng, augment, instance_noise, "generator's real")
+            real = augment_with_noise(item_of(batch, "x"), rng, augment, instance_noise, "generator's real")
             real_out = discriminator(real, **conditions)
     real_logits = None if real_out is None else real_out.logits
     values = generator_loss(out.logits, real_logits, objective)

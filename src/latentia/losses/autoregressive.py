@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentia.losses.conditions import item_of
 from latentia.losses.networks import config_of
 from latentia.rng import Rng
 
@@ -50,5 +51,5 @@ def code_loss(transformer: Any, batch: Mapping[str, Any], rng: Rng) -> dict[str,
         >>> sorted(code_loss(transformer, batch, Rng(0, 0, 3, 0, 3)))
         ['bits_per_code', 'loss']
     """
-    loss = -code_log_probs(transformer, batch["prefix"], batch["codes"]).mean(1).mean()
+    loss = -code_log_probs(transformer, item_of(batch, "prefix"), item_of(batch, "codes")).mean(1).mean()
     return {"loss": loss, "bits_per_code": loss.detach() / math.log(2)}

@@ -15,6 +15,25 @@ Conditions = dict[str, Tensor]
 TextEncoder = Callable[[Sequence[str]], Tensor]
 
 
+def item_of(batch: Mapping[str, Any], name: str) -> Any:
+    """What a batch holds under a name.
+
+    Raises:
+        UsageError: it holds nothing of that name.
+
+    Example:
+        >>> item_of({"x": 3}, "x")
+        3
+        >>> item_of({"images": 3}, "x")
+        Traceback (most recent call last):
+        latentia.errors.UsageError: batch must hold "x"; it holds only "images".
+    """
+    if name not in batch:
+        held = ", ".join(f'"{key}"' for key in batch)
+        raise UsageError(f'batch must hold "{name}"; it holds {f"only {held}" if held else "nothing"}.')
+    return batch[name]
+
+
 def labels_of(batch: Mapping[str, Any], classes: int) -> Tensor:
     """The labels of a batch.
 
@@ -114,7 +133,8 @@ def dropped_conditions(
 
     Args:
         network: has `num_class_embeds` if it takes labels, which is also the index of "no class".
-        batch: "labels" (B,), of which a network without classes takes none; "text" (B, L, D) and "text_mask" (B, L).
+        batch: "labels" (B,) in [0, num_class_embeds), of which a network without classes takes none; "text" (B, L, D)
+            and "text_mask" (B, L).
         rng: the randomness of this micro-batch.
         dropout: the share, in [0, 1].
         empty_text: hidden states (L, D) and mask (L,) of the empty text.
@@ -123,7 +143,8 @@ def dropped_conditions(
         "class_labels"; "encoder_hidden_states" and "encoder_attention_mask".
 
     Raises:
-        UsageError: a dropout out of its range, or texts to leave out and no empty text.
+        UsageError: a dropout or label out of its range, no labels for a network with classes, or texts to leave out and
+            no empty text.
 
     Classifier-Free Diffusion Guidance (Ho and Salimans, 2022, 2207.12598), algorithm 1.
 
@@ -136,7 +157,7 @@ def dropped_conditions(
     check_range("class_dropout", dropout, 0, 1)
     conditions: Conditions = {}
     classes: Any = getattr(config_of(network), "num_class_embeds", None)
-    labels: Tensor | None = batch.get("labels") if classes is not None else None
+    labels = labels_of(batch, classes) if classes is not None else None
     if labels is None and "text" not in batch:
         return conditions
     dropped = rng.uniform("class_dropout") < dropout
@@ -145,7 +166,7 @@ def dropped_conditions(
     if "text" in batch:
         if empty_text is None and dropout > 0:
             raise UsageError("empty_text is missing: a share of texts is left out, unless class_dropout is 0.")
-        text, mask = batch["text"], batch["text_mask"]
+        text, mask = batch["text"], item_of(batch, "text_mask")
         if empty_text is not None:
             text = torch.where(dropped[:, None, None], empty_text[0].to(text), text)
             mask = torch.where(dropped[:, None], empty_text[1].to(mask), mask)

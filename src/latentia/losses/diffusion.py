@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from latentia.errors import UsageError
 from latentia.functional.bounds import diffusion_bound_term
 from latentia.functional.diffusion import snr_weight
-from latentia.losses.conditions import dropped_conditions
+from latentia.losses.conditions import dropped_conditions, item_of
 from latentia.losses.times import sample_timesteps
 from latentia.rng import Rng
 
@@ -33,9 +34,19 @@ def bound_term(scheduler: Any, prediction: Tensor, x0: Tensor, x_t: Tensor, t: T
         >>> bound_term(DDPMScheduler(), x, x, x, t, t == 0).shape
         torch.Size([2])
     """
+    _check_scheduler(scheduler, "reverse", "DDPMScheduler")
     mean, log_variance, _ = scheduler.reverse(prediction, t, x_t)
     posterior_mean, posterior_log_variance = scheduler.posterior(x0, t, x_t)
     return diffusion_bound_term(x0, mean, log_variance, posterior_mean, posterior_log_variance, last)
+
+
+def _check_scheduler(scheduler: Any, method: str, kind: str = "DDPMScheduler or DDIMScheduler") -> None:
+    if not hasattr(scheduler, method):
+        given = f"{type(scheduler).__module__.split('.')[0]}.{type(scheduler).__name__}"
+        raise UsageError(
+            f"scheduler must be a {kind} of latentia, which has {method}; got {given}. With the same noise schedule: "
+            "latentia.DDPMScheduler.from_config(scheduler.config)."
+        )
 
 
 def diffusion_loss(
@@ -74,6 +85,10 @@ def diffusion_loss(
         "loss"; of a network with learned variances (twice the channels) the hybrid loss, with its parts "simple" and
         "vlb" (nats per pixel and step). Its times should be uniform, as the bound is a sum over all of them.
 
+    Raises:
+        UsageError: a batch without what the network needs, a label out of its range, or a scheduler that is not one of
+            latentia, or not a `DDPMScheduler` with learned variances.
+
     DDPM (Ho et al., 2020, 2006.11239), eq. 14.
 
     Example:
@@ -83,7 +98,8 @@ def diffusion_loss(
         >>> diffusion_loss(unet, DDPMScheduler(), batch, Rng(0, 0, 4, 0, 4))["loss"].item() > 0
         True
     """
-    x0 = batch["x"]
+    x0 = item_of(batch, "x")
+    _check_scheduler(scheduler, "target")
     eps = rng.normal("noise", x0.shape[1:])
     t = sample_timesteps(rng, scheduler.config.num_train_timesteps, time_sampling, time_loc, time_scale)
     conditions = dropped_conditions(unet, batch, rng, class_dropout, empty_text)

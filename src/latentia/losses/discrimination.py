@@ -8,7 +8,7 @@ from torch import Tensor
 
 from latentia.errors import UsageError, check_choice, check_range, format_number
 from latentia.functional.gradient_penalty import one_centred_penalty, zero_centred_penalty
-from latentia.losses.conditions import Conditions, TextEncoder, conditions_of
+from latentia.losses.conditions import Conditions, TextEncoder, conditions_of, item_of
 from latentia.losses.networks import config_of, has_batch_norm
 from latentia.rng import Rng
 
@@ -40,7 +40,7 @@ def generate(
     check_choice("prior", prior, PRIORS)
     shape = (config_of(generator).latent_dim,)
     z = rng.normal(f"{stream} latents", shape) if prior == "normal" else 2 * rng.uniform(f"{stream} latents", shape) - 1
-    return generator(z.to(batch["x"].dtype), **conditions_of(generator, batch, text_encoder)).sample
+    return generator(z.to(item_of(batch, "x").dtype), **conditions_of(generator, batch, text_encoder)).sample
 
 
 def augment_with_noise(x: Tensor, rng: Rng, augment: Augment | None, sigma: float, stream: str) -> Tensor:
@@ -120,7 +120,7 @@ def real_and_generated(
     with torch.no_grad():
         fake = generate(generator, batch, rng, prior, text_encoder, stream)
         fake = fake if replay is None else replay(fake, rng)
-    real = batch["x"].detach()
+    real = item_of(batch, "x").detach()
     return real.requires_grad_(weights["r1"] > 0), fake.detach().requires_grad_(weights["r2"] > 0)
 
 

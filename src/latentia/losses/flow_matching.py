@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latentia.losses.conditions import dropped_conditions
+from latentia.losses.conditions import dropped_conditions, item_of
 from latentia.losses.times import sample_times
 from latentia.rng import Rng
 
@@ -50,7 +50,7 @@ def flow_matching_loss(
         >>> flow_matching_loss(unet, batch, Rng(0, 0, 4, 0, 4))["loss"].item() > 0
         True
     """
-    x0 = batch["x"]
+    x0 = item_of(batch, "x")
     eps = rng.normal("noise", x0.shape[1:])
     t = sample_times(rng, time_sampling, time_loc, time_scale)
     conditions = dropped_conditions(unet, batch, rng, class_dropout, empty_text)

@@ -9,6 +9,7 @@ from torch import Tensor
 from latentia.errors import check_choice, check_range
 from latentia.functional.adversarial import discriminator_loss, discriminator_metrics, generator_loss
 from latentia.functional.distributions import gaussian_kl
+from latentia.losses.conditions import item_of
 from latentia.rng import Rng
 
 RECONSTRUCTIONS = ("l1", "mse")
@@ -73,7 +74,7 @@ def perceptual_compression_loss(
     for name, value in weights.items():
         check_range(name, value, 0)
     check_choice("reconstruction", reconstruction, RECONSTRUCTIONS)
-    x = batch["x"]
+    x = item_of(batch, "x")
     out = autoencoder(x, rng.normal("posterior", latent_shape))
     x_hat = out.reconstruction.to(x.dtype)
     gap = x_hat - x
@@ -114,7 +115,7 @@ def patch_discriminator_loss(
         >>> sorted(patch_discriminator_loss(patches, network, batch, rng, latent_shape=(4, 8, 8)))
         ['accuracy_fake', 'accuracy_real', 'fake', 'loss', 'real']
     """
-    x = batch["x"]
+    x = item_of(batch, "x")
     with torch.no_grad():
         fake = autoencoder(x, rng.normal("posterior", latent_shape)).reconstruction.to(x.dtype)
     # One pass for both: images of a batch do not depend on each other here, and two would need two synchronisations.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from latentia.errors import UsageError, check_range
 from latentia.functional.quantisation import codebook_sums, perplexity, perplexity_of_counts
+from latentia.losses.conditions import item_of
 from latentia.losses.networks import unwrap
 from latentia.rng import Rng, seed_from
 
@@ -51,7 +52,7 @@ def vqvae_loss(
         ['commitment', 'loss', 'perplexity', 'reconstruction']
     """
     check_range("beta", beta, 0)
-    images, plain = batch["x"], unwrap(vqvae)
+    images, plain = item_of(batch, "x"), unwrap(vqvae)
     out = vqvae(images)
     if collect is not None and plain.training:
         collect(out, rng)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from latentia.errors import Range, UsageError, Weight, check_choice, check_range
 from latentia.functional.distributions import bernoulli_kl, log_cosh
+from latentia.losses.conditions import item_of
 from latentia.losses.networks import config_of
 from latentia.rng import Rng
 
@@ -114,7 +115,7 @@ def autoencoder_loss(
                 'sparsity="kl" compares mean activations with a target in (0, 1), and this network has '
                 f'latent_activation="{activation}". Build it with "sigmoid", or take "l1".'
             )
-    x = batch["x"]
+    x = item_of(batch, "x")
     mask = {"mask": batch["mask"]} if "mask" in batch else {}
     out = network(corrupt(x, rng, corruption, corruption_strength, masked_value), **mask)
 

@@ -19,7 +19,7 @@ from latentia.functional.bounds import (
 )
 from latentia.functional.checks import check_values
 from latentia.functional.distributions import log_likelihood, log_normal
-from latentia.losses.conditions import labels_of
+from latentia.losses.conditions import item_of, labels_of
 from latentia.losses.networks import config_of
 from latentia.rng import Rng
 
@@ -161,7 +161,7 @@ def _forward(
     vae: Any, batch: Mapping[str, Any], rng: Rng, samples: tuple[int, ...], **options: bool
 ) -> tuple[Tensor, Any, Any, tuple[int, ...]]:
     """The images, binarised for Bernoulli pixels, the output, the configuration and the dimensions of each layer."""
-    config, x = config_of(vae), batch["x"]
+    config, x = config_of(vae), item_of(batch, "x")
     sizes = (config.latent_dim,) if isinstance(config.latent_dim, int) else tuple(config.latent_dim)
     check_values("images", x, -1, 1, advice="Scale pixels v of 0 to 255 by v / 127.5 - 1.")
     labelled = config.num_class_embeds is not None and "labels" in batch

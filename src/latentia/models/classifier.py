@@ -5,7 +5,7 @@ from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from latentia.errors import UsageError
+from latentia.errors import UsageError, check_range
 from latentia.models.modeling import ModelMixin
 from latentia.models.outputs import ClassifierOutput
 
@@ -43,6 +43,10 @@ class DigitClassifier(ModelMixin, ConfigMixin):
         feature_dim: int = 64,
     ):
         super().__init__()
+        for name, size in {"sample_size": sample_size, "in_channels": in_channels, "num_classes": num_classes}.items():
+            check_range(name, size, 1)
+        check_range("block_out_channels", block_out_channels, 1)
+        check_range("feature_dim", feature_dim, 1)
         side = sample_size >> len(block_out_channels)
         if side < 1:
             raise UsageError(

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
-from latentia.errors import UsageError
+from latentia.errors import UsageError, check_range
 from latentia.models.modeling import ModelMixin
 from latentia.models.outputs import ClassifierOutput
 
@@ -191,6 +191,7 @@ class InceptionV3(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, num_classes: int = 1008):
         super().__init__()
+        check_range("num_classes", num_classes, 1)
         self.Conv2d_1a_3x3 = ConvNormReLU(3, 32, 3, stride=2)
         self.Conv2d_2a_3x3 = ConvNormReLU(32, 32, 3)
         self.Conv2d_2b_3x3 = ConvNormReLU(32, 64, 3, padding=1)

@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -10,7 +10,8 @@ import torch
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.modeling_utils import ModelMixin as DiffusersModelMixin
 
-from latentia.errors import CheckpointError, UsageError, did_you_mean
+from latentia.errors import CheckpointError, UsageError, check_known, did_you_mean
+from latentia.functional.settings import check_settings
 from latentia.safety import (
     Weight,
     build_on_meta,
@@ -32,6 +33,18 @@ FORMAT_KEY, FORMAT = "_latentia_format", 2
 _EMA_KEYS = {
     *("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power"),
 }
+# What diffusers' loader takes beside settings of a network.
+_LOADER_OPTIONS = (
+    *("cache_dir", "force_download", "local_dir", "local_dir_use_symlinks", "local_files_only", "mirror", "proxies"),
+    *("revision", "subfolder", "token", "user_agent", "variant", "use_safetensors", "output_loading_info"),
+    *("dtype", "torch_dtype", "device_map", "max_memory", "offload_folder", "offload_state_dict", "low_cpu_mem_usage"),
+    *("ignore_mismatched_sizes", "quantization_config", "disable_mmap", "use_flashpack", "flashpack_kwargs"),
+)
+
+
+def _settings(cls: type) -> list[str]:
+    """The names of the settings of a class: the arguments of its constructor."""
+    return [key for key in inspect.signature(cls.__init__).parameters if key != "self"]  # type: ignore[misc]
 
 
 def _first(keys: Iterable[object], shown: int = 3) -> str:
@@ -83,15 +96,57 @@ class ModelMixin(PeftAdapterMixin, DiffusersModelMixin):
         kwargs["use_safetensors"] = True
         super().load_lora_adapter(pretrained_model_name_or_path_or_dict, prefix, hotswap, **kwargs)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+    def register_to_config(self, **settings: Any) -> None:
+        """Keeps settings in `config`, as diffusers does, once each is of the type that the constructor asks for.
+
+        Raises:
+            UsageError: a setting of another type, or a size, a number or a rate out of its range.
+        """
+        check_settings(type(self), settings)
+        super().register_to_config(**settings)  # type: ignore[misc]  # of ConfigMixin, from which networks derive too
+
+    # The arguments have names because diffusers' pipelines hand on only those that they find in the signature.
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        save_function: Callable | None = None,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        push_to_hub: bool = False,
+        use_flashpack: bool = False,
+        **kwargs: Any,
+    ) -> None:
         """Saves configuration and weights as diffusers does, with the number of the format in the configuration.
 
         Args:
             save_directory: a folder, which is made if it is missing.
-            *args, **kwargs: as in diffusers: `variant`, `max_shard_size`, ...
+            is_main_process: whether this process writes the configuration. Default True.
+            save_function: as in diffusers. Default `None`.
+            safe_serialization: must be True, the default.
+            variant: a word in the names of the weights, such as "fp16"; `None` (default): none.
+            max_shard_size: weights of more bytes are written as several files. Default "10GB".
+            push_to_hub: upload the folder as diffusers does. Default False.
+            use_flashpack: must be False, the default.
+            **kwargs: of the upload, as in diffusers.
+
+        Raises:
+            UsageError: a format of weights that is not safetensors.
         """
+        if not safe_serialization or use_flashpack:
+            given = "use_flashpack must be False, got True" if use_flashpack else "safe_serialization must be True"
+            raise UsageError(f"{given}: networks of latentia are loaded from safetensors only. Leave it out.")
         self.register_to_config(**{FORMAT_KEY: FORMAT})
-        super().save_pretrained(save_directory, *args, **kwargs)
+        super().save_pretrained(
+            save_directory,
+            is_main_process=is_main_process,
+            save_function=save_function,
+            variant=variant,
+            max_shard_size=max_shard_size,
+            push_to_hub=push_to_hub,
+            **kwargs,
+        )
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # diffusers' signature takes None too, which names no folder
@@ -111,8 +166,10 @@ class ModelMixin(PeftAdapterMixin, DiffusersModelMixin):
             CheckpointError: the weights do not fit, are damaged, or are not safetensors; the configuration asks for
                 more than they hold.
             HubError: the repository cannot be had.
-            UsageError: `use_safetensors=False`, or a `subfolder` that is more than plain names.
+            UsageError: `use_safetensors=False`, a `subfolder` that is more than plain names, or a keyword that is
+                neither an option of the loader nor a setting of the network.
         """
+        check_known(f"from_pretrained of {cls.__name__}", kwargs, [*_settings(cls), *_LOADER_OPTIONS])
         if kwargs.pop("use_safetensors", True) is False:
             raise UsageError(
                 "use_safetensors must be True, got False: pickled weights can run arbitrary code. Convert them to "
@@ -183,7 +240,10 @@ class ModelMixin(PeftAdapterMixin, DiffusersModelMixin):
         check_files(folder)
         config = read_json(where)
         current = config.get(FORMAT_KEY) == FORMAT
-        known = [key for key in inspect.signature(cls.__init__).parameters if key != "self"]
+        # A class derived from a network registers its own settings, and the constructor of the network the others.
+        known = list(
+            dict.fromkeys(key for base in cls.__mro__ if issubclass(base, ModelMixin) for key in _settings(base))
+        )
         for key in config:
             if key not in known and not key.startswith("_") and key not in _EMA_KEYS:
                 if not current and config.get("_class_name") == cls.__name__:
@@ -195,7 +255,7 @@ class ModelMixin(PeftAdapterMixin, DiffusersModelMixin):
         if not isinstance(config.get("_class_name", ""), str):
             raise CheckpointError(f"_class_name in {where} must be plain text, got {config['_class_name']!r}.")
         held = read_weight_headers(folder, STEM, changes.get("variant"))
-        changes = {key: value for key, value in changes.items() if key in known}
+        changes = {key: value for key, value in changes.items() if key in _settings(cls)}
         factor = 1 if strict else 8
         network = build_on_meta(lambda: cls.from_config(config, **changes), held, str(folder), factor=factor)
         return held, network, current

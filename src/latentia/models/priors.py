@@ -171,6 +171,8 @@ class PositionPrior(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, codebook_size: int = 512, code_shape: tuple[int, int] = (7, 7)):
         super().__init__()
+        check_range("codebook_size", codebook_size, 1)
+        check_range("code_shape", code_shape, 1)
         self.logits = torch.nn.Parameter(torch.zeros(*code_shape, codebook_size))
 
     @classmethod

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from latentia.errors import Rate, Size, UsageError, check_arguments
 from latentia.models.layers.attention import AttentionBlock
-from latentia.models.layers.conditioning import sinusoidal_embedding
+from latentia.models.layers.conditioning import check_rows, sinusoidal_embedding
 from latentia.models.layers.convolution import image_size, nearest_multiples
 from latentia.models.layers.norm import GroupNorm, group_count
 from latentia.models.layers.residual import ResidualBlock, zero_init
@@ -83,8 +83,8 @@ class UNet2D(ModelMixin, ConfigMixin):
         dropout: rate inside the residual blocks, in [0, 1). Default 0.
 
     Raises:
-        UsageError: a size that cannot be halved often enough, heads that do not divide, labels or a context for a
-            network that has none, a context that is missing.
+        UsageError: a size that cannot be halved often enough, heads that do not divide, numbers out of their range,
+            labels or a context for a network that has none, a context that is missing.
 
     U-Net (Ronneberger et al., 2015, 1505.04597); its use in diffusion: DDPM (Ho et al., 2020, 2006.11239), appendix B.
 
@@ -107,21 +107,21 @@ class UNet2D(ModelMixin, ConfigMixin):
         self,
         sample_size: int | tuple[int, int] = 32,
         in_channels: Size = 3,
-        out_channels: int | None = None,
+        out_channels: Size | None = None,
         patch_size: Size = 1,
         block_out_channels: tuple[Size, ...] = (64, 128, 256),
         layers_per_block: Size = 2,
         attention_stages: tuple[bool, ...] | None = None,
         attention_head_dim: Size = 32,
         num_class_embeds: Size | None = None,
-        cross_attention_dim: int | None = None,
+        cross_attention_dim: Size | None = None,
         dropout: Rate = 0.0,
     ):
         super().__init__()
         stages = len(block_out_channels)
         if attention_stages is None:
             attention_stages = (*[False] * (stages - 1), True)
-        self._check_config(sample_size, in_channels, patch_size, block_out_channels, attention_stages)
+        self._check_config(sample_size, patch_size, block_out_channels, attention_stages)
         for channels, attends in zip(block_out_channels, attention_stages):
             if attends and channels % attention_head_dim:
                 raise UsageError(
@@ -174,7 +174,6 @@ class UNet2D(ModelMixin, ConfigMixin):
     @staticmethod
     def _check_config(
         sample_size: int | Sequence[int],
-        in_channels: int,
         patch_size: int,
         block_out_channels: Sequence[int],
         attention_stages: Sequence[bool],
@@ -211,6 +210,7 @@ class UNet2D(ModelMixin, ConfigMixin):
         if self.class_embedding is not None:
             if class_labels is None:
                 class_labels = torch.full((1,), self.config.num_class_embeds, device=sample.device)
+            check_rows(class_labels, self.class_embedding.num_embeddings)
             emb = emb + self.class_embedding(class_labels)
         elif class_labels is not None:
             raise UsageError("class_labels were given, but this network has none; set num_class_embeds for them.")
@@ -236,7 +236,8 @@ class UNet2D(ModelMixin, ConfigMixin):
             return_dict: `False` returns the tuple `(sample,)`.
 
         Raises:
-            UsageError: sides that the stages cannot halve, or conditions that this network has not or needs.
+            UsageError: sides that the stages cannot halve, labels out of their range, or conditions that this network
+                has not or needs.
         """
         factor = self.config.patch_size * 2 ** len(self.downsamplers)
         if any(side % factor for side in sample.shape[-2:]):

@@ -14,6 +14,7 @@ functions below "Methods" are bound in the bodies of both classes, so that each 
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from diffusers.utils.torch_utils import randn_tensor
 
 from latentia.errors import UsageError, check_choice, check_range
+from latentia.functional.checks import check_indices
 from latentia.functional.diffusion import (
     PREDICTION_TYPES,
     dynamic_threshold,
@@ -38,6 +40,7 @@ CHOICES = {
     "timestep_spacing": ("leading", "trailing", "linspace"),
     "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"),
 }
+Times = int | torch.Tensor | Sequence[int] | np.ndarray
 Generators = torch.Generator | list[torch.Generator] | None
 
 # ---------------------------------------------------------------------------------------------------------- tables
@@ -113,7 +116,10 @@ def make_timesteps(config: Any, num_inference_steps: int | None, custom: Sequenc
     if (n is None) == (custom is None):
         raise UsageError("set_timesteps takes either num_inference_steps or timesteps. Give exactly one of the two.")
     if custom is not None:
-        chosen = np.asarray(custom, dtype=np.int64)
+        given = np.asarray(custom.tolist() if isinstance(custom, torch.Tensor) else custom)
+        if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+            raise UsageError(f"timesteps must be a list of integers, each from 0 to {T - 1}; got {custom}.")
+        chosen = given.astype(np.int64)
         if chosen.size == 0 or (np.diff(chosen) >= 0).any() or chosen[0] >= T or chosen[-1] < 0:
             raise UsageError(f"timesteps must descend strictly, from {T - 1} or less to 0 or more; got {list(custom)}.")
         return check_division(config, torch.tensor(chosen))
@@ -170,19 +176,26 @@ def start(scheduler: Any) -> None:
 # ---------------------------------------------------------------------------------------------------------- algebra
 
 
-def coefficients(table: torch.Tensor, t: int | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def coefficients(table: torch.Tensor, t: Times, x: torch.Tensor) -> torch.Tensor:
     """Columns t of a table, ready to multiply x: (K, 1 or B, 1, ..., 1) in the table's dtype.
 
-    Nothing is copied between devices when table, t and x lie on the same one, and no value is read back from it.
+    Nothing is copied between devices when table, t and x lie on the same one, and no value is read back from it, so the
+    range of a tensor is checked on the CPU alone.
     """
+    if isinstance(t, list | tuple | np.ndarray):
+        t = torch.as_tensor(t)
     if isinstance(t, torch.Tensor):
         if t.ndim > 1 or t.numel() not in (1, len(x)) or t.is_floating_point():
             raise UsageError(
                 f"timestep must be an integer, or hold one for each of the {len(x)} samples; "
                 f"got {t.dtype} of shape {tuple(t.shape)}."
             )
+        if t.device.type == "cpu":
+            check_indices("timestep", t, table.shape[1])
         columns = move(table, x.device).index_select(1, t.reshape(-1).to(x.device))
     else:
+        if not isinstance(t, Integral):
+            raise UsageError(f"timestep must be an integer between 0 and {table.shape[1] - 1}; got {t!r}.")
         t = int(t)
         if not 0 <= t < table.shape[1]:
             raise UsageError(f"timestep must be between 0 and {table.shape[1] - 1}; got {t}.")
@@ -197,7 +210,15 @@ def move(table: torch.Tensor, device: str | torch.device) -> torch.Tensor:
 
 
 def working_dtype(x: torch.Tensor) -> torch.dtype:
-    """Arithmetic is never in less than float32: in half precision 1 / sqrt(alpha_bar) would swallow the image."""
+    """Arithmetic is never in less than float32: in half precision 1 / sqrt(alpha_bar) would swallow the image.
+
+    Raises:
+        UsageError: samples of integers, as the result would be cut to integers too.
+    """
+    if not x.is_floating_point():
+        raise UsageError(
+            f"samples must be of real numbers, images in [-1, 1]; got {x.dtype}. x / 127.5 - 1 makes them."
+        )
     return torch.promote_types(x.dtype, torch.float32)
 
 

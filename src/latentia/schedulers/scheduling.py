@@ -1,13 +1,17 @@
 """The base of every scheduler: diffusers' `SchedulerMixin`, strict about the configurations that it loads."""
 
+import inspect
 import os
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin as DiffusersSchedulerMixin
 
-from latentia.errors import CheckpointError, LatentiaError
+from latentia.errors import CheckpointError, LatentiaError, check_known
 from latentia.files.reading import check_link
+from latentia.functional.settings import check_settings
 from latentia.safety import check_loader_options, check_subfolder, fetch, read_json
 
 
@@ -24,6 +28,18 @@ class SchedulerMixin(DiffusersSchedulerMixin):
     config: Any
     config_name: Any
     from_config: ClassVar[Any]
+
+    def register_to_config(self, **settings: Any) -> None:
+        """Keeps settings in `config`, as diffusers does, once each is of the type that the constructor asks for.
+
+        A tensor or an array, as `trained_betas`, is kept as a list, which can be saved.
+
+        Raises:
+            UsageError: a setting of another type.
+        """
+        settings = {k: v.tolist() if isinstance(v, torch.Tensor | np.ndarray) else v for k, v in settings.items()}
+        check_settings(type(self), settings)
+        super().register_to_config(**settings)  # type: ignore[misc]  # of ConfigMixin, from which schedulers derive too
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # diffusers' signature takes None too, which names no folder
@@ -44,11 +60,14 @@ class SchedulerMixin(DiffusersSchedulerMixin):
         Raises:
             CheckpointError: the file is missing, damaged, without bounds, or of a scheduler of another kind.
             HubError: the repository cannot be had.
-            UsageError: a value out of its range, or a `subfolder` that is more than plain names.
+            UsageError: a value out of its range, a `subfolder` that is more than plain names, or a keyword that is no
+                setting of the scheduler.
         """
         name, subfolder = str(pretrained_model_name_or_path), check_subfolder(subfolder)
         place = {key: kwargs.pop(key, None) for key in ("revision", "cache_dir", "token", "local_files_only")}
         place["force_download"] = kwargs.pop("force_download", None)
+        if not return_unused_kwargs:
+            check_known(f"from_pretrained of {cls.__name__}", kwargs, inspect.signature(cls).parameters)
         root = Path(name) if os.path.isdir(name) else fetch(name, [os.path.join(subfolder, cls.config_name)], **place)
         path = root / subfolder / cls.config_name
         check_link(path, root)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from latentia.errors import check_range
+
 
 class EMA:
     r"""\(\bar\theta \leftarrow d_n \bar\theta + (1 - d_n)\, \theta\), \(d_n = \min(\text{decay}, (1 + n) / (10 + n))\).
@@ -20,6 +22,9 @@ class EMA:
         decay: in [0, 1), default 0.999.
         warmup: whether early averages are shorter, by the n-dependent rule above. Default True.
 
+    Raises:
+        UsageError: a decay out of its range.
+
     Example:
         >>> net = nn.Linear(2, 2)
         >>> ema = EMA(net, decay=0.5, warmup=False)
@@ -31,6 +36,7 @@ class EMA:
     """
 
     def __init__(self, module: nn.Module, decay: float = 0.999, warmup: bool = True):
+        check_range("decay", decay, 0, 1, closed="left")
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
         self.decay, self.warmup = decay, warmup
         self.steps = torch.zeros((), dtype=torch.int64)

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from latentia.errors import NumericsError, UsageError
+from latentia.errors import NumericsError, UsageError, check_range
 from latentia.files.writing import write_json
 from latentia.rng import Rng, seed_from, seed_global
 from latentia.training import checkpoint as ckpt
@@ -55,7 +55,7 @@ class Phase:
 
     Args:
         name: used in logs and checkpoints, such as "unet" or "discriminator".
-        loss: (batch, rng) -> {"loss": scalar to minimise, **metrics}; closes over the prepared networks.
+        loss: (batch, rng) -> {"loss": scalar to minimise, **metrics}; it closes over the prepared networks.
         trains: the only network whose parameters get gradients in this phase, as `accelerator.prepare` returned it.
         optimizer: over its parameters, prepared; `None` for an update rule without gradients.
         learning_rate: step -> factor of the optimizer's initial rate; a function, so there is no state to save.
@@ -173,6 +173,7 @@ def train(
             saved with it.
     """
     _check_call(phases, max_skips, max_steps=max_steps, batch_size=batch_size, accumulate=accumulate)
+    check_range("checkpoints_limit", checkpoints_limit, 2, integer=True)
     folder = Path(output_dir)
     root = folder / "checkpoints"
     world, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
@@ -307,6 +308,20 @@ def _take(accelerator, phase: Phase, phases, micros, seed: int, progress: Progre
     )
 
 
+def _check_values(phase: Phase, values: Any) -> dict[str, Any]:
+    """What the loss of a phase returned: a dict, with a scalar "loss" to minimise if the phase has an optimizer."""
+    where = f'loss of phase "{phase.name}" must'
+    if not isinstance(values, Mapping):
+        raise UsageError(f'{where} return a dict, {{"loss": scalar, ...}}; got {type(values).__name__}.')
+    loss = values.get("loss")
+    if phase.optimizer is not None and (not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad):
+        given = f"only {', '.join(map(str, values))}" if loss is None else type(loss).__name__
+        if isinstance(loss, Tensor):
+            given = f"shape {tuple(loss.shape)}" if loss.ndim else "a tensor without gradient"
+        raise UsageError(f'{where} hold "loss", a tensor of one number that depends on the network; got {given}.')
+    return dict(values)
+
+
 def _run(accelerator, phase: Phase, phases, micros, seed: int, progress: Progress) -> dict[str, Tensor]:
     """All micro-batches of one phase: losses averaged, gradients accumulated, synchronised with the last one."""
     totals: dict[str, Tensor] = {}
@@ -320,12 +335,13 @@ def _run(accelerator, phase: Phase, phases, micros, seed: int, progress: Progres
                     unsynced.enter_context(accelerator.no_sync(other.trains))
             if phase.optimizer is None:
                 with torch.no_grad():
-                    values = phase.loss(batch, rng)
+                    values = _check_values(phase, phase.loss(batch, rng))
             else:
-                values = phase.loss(batch, rng)
+                values = _check_values(phase, phase.loss(batch, rng))
                 accelerator.backward(values["loss"] / len(micros))
         for key, value in values.items():
-            totals[key] = totals.get(key, 0) + value.detach().float() / len(micros)
+            number = torch.as_tensor(value, device=accelerator.device)
+            totals[key] = totals.get(key, 0) + number.detach().float() / len(micros)
     finite = torch.isfinite(totals["loss"]).float() if "loss" in totals else torch.ones((), device=accelerator.device)
     if accelerator.num_processes > 1:
         finite = accelerator.reduce(finite, "sum") / accelerator.num_processes
@@ -379,8 +395,6 @@ def _check_call(phases: Sequence[Phase], max_skips: int, **at_least_one: int) ->
     if not names or len({*names}) < len(names):
         raise UsageError(f"phases must be at least one, each with a name of its own; got {names}.")
     for name, value in {**at_least_one, **{f"every of {p.name}": p.every for p in phases}}.items():
-        if value < 1:
-            raise UsageError(f"{name} must be at least 1; got {value}.")
+        check_range(name, value, 1, integer=True)
     for name, value in {"max_skips": max_skips, **{f"after of {p.name}": p.after for p in phases}}.items():
-        if value < 0:
-            raise UsageError(f"{name} must be at least 0; got {value}.")
+        check_range(name, value, 0, integer=True)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from latentia.errors import UsageError, check_range
+from latentia.functional.checks import check_indices
 
 CONDITION_WIDTH = 64  # of the embedding of a label or caption
 
@@ -33,7 +34,7 @@ def sinusoidal_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> T
 
 
 def check_class_labels(class_labels: Tensor | None, num_class_embeds: int | None) -> None:
-    """Raises a `UsageError` unless labels are given to a network that has classes, and to no other.
+    """Raises a `UsageError` unless labels in the range are given to a network that has classes, and to no other.
 
     Example:
         >>> check_class_labels(None, None)
@@ -42,6 +43,22 @@ def check_class_labels(class_labels: Tensor | None, num_class_embeds: int | None
         latentia.errors.UsageError: class_labels are missing: this network was built with num_class_embeds=10.
     """
     _check_given("class_labels", class_labels, "num_class_embeds", num_class_embeds)
+    if class_labels is not None and num_class_embeds is not None:
+        check_rows(class_labels, num_class_embeds)
+
+
+def check_rows(class_labels: Tensor, rows: int) -> None:
+    """Raises a `UsageError` unless labels are indices of an embedding of so many rows.
+
+    Only on the CPU: to read values back from another device at each call would make it wait.
+
+    Example:
+        >>> check_rows(torch.tensor([4]), 4)
+        Traceback (most recent call last):
+        latentia.errors.UsageError: class_labels must be from 0 to 3; got 4 to 4.
+    """
+    if class_labels.device.type == "cpu" and class_labels.numel():
+        check_indices("class_labels", class_labels, rows)
 
 
 class ConditionEmbedding(nn.Module):
@@ -86,7 +103,7 @@ class ConditionEmbedding(nn.Module):
             class_labels: integers in [0, num_class_embeds), (B,).
             text_embeds: (B, text_embed_dim).
         """
-        _check_given("class_labels", class_labels, "num_class_embeds", self.num_classes)
+        check_class_labels(class_labels, self.num_classes)
         _check_given("text_embeds", text_embeds, "text_embed_dim", self.text_dim)
         embedding = None if class_labels is None else self.class_embedding(class_labels)
         if text_embeds is not None:

@@ -1,0 +1,67 @@
+"""Settings of a constructor checked against the types of its annotations."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from latentia.errors import UsageError
+
+
+def check_settings(kind: type, settings: Mapping[str, Any]) -> None:
+    """Raises a `UsageError` unless settings are of the types by which a constructor annotates them.
+
+    Integers count as real numbers, any sequence but a text as a tuple, and only `True` and `False` as bool. Names and
+    types that are not known here pass.
+
+    Args:
+        kind: a class; arguments of the constructors of its bases, which it may call, count too.
+        settings: values by name.
+
+    Example:
+        >>> class Network:
+        ...     def __init__(self, channels: int = 1, sizes: int | tuple[int, ...] = (8,)): ...
+        >>> check_settings(Network, {"channels": 3, "sizes": [8, 4]})
+        >>> check_settings(Network, {"sizes": "8"})
+        Traceback (most recent call last):
+        latentia.errors.UsageError: sizes must be an integer or a sequence of integers; got '8'.
+    """
+    hints: dict[str, Any] = {}
+    for base in kind.__mro__:
+        if "__init__" in vars(base):
+            for name, argument in inspect.signature(base.__init__).parameters.items():  # type: ignore[misc]
+                hints[name] = Union[hints.get(name, argument.annotation), argument.annotation]  # noqa: UP007
+    for name, value in settings.items():
+        if name in hints and not _fits(value, hints[name]):
+            raise UsageError(f"{name} must be {_describe(hints[name])}; got {value!r}.")
+
+
+_KINDS = {int: ("an integer", "integers"), float: ("a number", "numbers"), str: ("a text", "texts")}
+_KINDS |= {bool: ("True or False", "True or False"), NoneType: ("None", "None")}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type; of a type that is not known here, any is."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _fits(value, inner[0])
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin in (tuple, list, Sequence):
+        several = isinstance(value, Sequence) and not isinstance(value, str)
+        return several and all(_fits(one, inner[0]) for one in value)
+    if hint in (int, float):
+        return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
+    return hint not in _KINDS or isinstance(value, hint) or (hint is bool and type(value).__name__ == "bool")
+
+
+def _describe(hint: Any, plural: bool = False) -> str:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _describe(inner[0], plural)
+    if origin in (Union, UnionType):
+        return " or ".join(_describe(one, plural) for one in inner)
+    if origin in (tuple, list, Sequence):
+        return f"{'sequences' if plural else 'a sequence'} of {_describe(inner[0], True)}"
+    return _KINDS[hint][plural]
