@@ -313,7 +313,7 @@ class DiffusionPipeline(DiffusersPipeline):
         if not len(class_labels):
             raise UsageError(f"{rule}; got none. Leave class_labels out for no class.")
         names = list((self.config.label_names or {}).values())
-        indices = []
+        indices: list[int] = []
         for label in class_labels:
             if isinstance(label, str):
                 if label not in names:

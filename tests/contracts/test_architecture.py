@@ -80,6 +80,54 @@ def test_every_module_is_on_a_layer():
     assert len(loose - {"latentia.__main__"}) <= 5, sorted(loose)
 
 
+# Files are read and written by the room `files`, which asks what they are and goes through no link. Beside it:
+BY_HAND = {
+    "latentia.training.checkpoint",  # whose order on the disk is its own, below a folder that the run holds
+    "latentia.training.state",  # the lock
+    "latentia.training.progress",  # the log, to which lines are added
+    "latentia.commands.main",  # what is written to a closed pipe
+}
+READERS = {"open", "read_text", "read_bytes", "write_text", "write_bytes"}  # of paths
+OPENED_ELSEWHERE = {"Image", "fsspec", "os", "source", "found", "files"}  # `files`: the methods of no path
+
+
+def bare_files(path):
+    """Lines that open, read or write a file by its path."""
+    imported = set()
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("latentia.files"):
+            imported |= {alias.asname or alias.name for alias in node.names}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        of = node.func
+        if isinstance(of, ast.Name) and of.id == "open":
+            yield node.lineno
+        elif (
+            isinstance(of, ast.Attribute)
+            and of.attr in READERS
+            and not (isinstance(of.value, ast.Name) and of.value.id in OPENED_ELSEWHERE)
+        ):
+            yield node.lineno
+        elif isinstance(of, ast.Attribute) and (of.attr, getattr(of.value, "id", "")) in (
+            ("load", "json"),
+            ("dump", "json"),
+        ):
+            yield node.lineno
+
+
+def test_files_are_opened_by_one_room_alone():
+    found = {
+        f"{module}:{line}"
+        for module, path in SOURCES.items()
+        if room_of(module) not in ("files", "examples") and module not in BY_HAND
+        for line in bare_files(path)
+    }
+    assert not found
+    assert [*bare_files(SOURCES["latentia.training.checkpoint"])]  # the rule sees them
+
+
 def test_the_rule_of_layers_forbids():
     assert not may_import("latentia.models.vae", "latentia.losses.vae")
     assert not may_import("latentia.hub.push", "latentia.pipelines.base")

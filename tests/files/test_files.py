@@ -81,12 +81,6 @@ def test_links_lead_nowhere_but_inside_their_home(tmp_path):
         reading.read_object(home / "out", home=home)
 
 
-def test_rows_of_a_log_that_was_cut_or_overwritten(tmp_path):
-    lines = [b'{"step": 1}', b"[1]", b'{"step"', b"\xff\x00", b"[" * 100_000, b"", b'{"step": 2}']
-    (tmp_path / "metrics.jsonl").write_bytes(b"\r\n".join(lines))
-    assert reading.read_rows(tmp_path / "metrics.jsonl") == [{"step": 1}, {"step": 2}]
-
-
 def test_a_byte_order_mark_and_line_ends_are_no_text(tmp_path):
     (tmp_path / "a").write_bytes(b"\xef\xbb\xbfa\r\nb\rc")
     assert reading.read_text(tmp_path / "a") == "a\nb\nc"

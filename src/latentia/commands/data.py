@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from latentia.data import ImageData, load_images
 from latentia.errors import Range, UsageError, check_arguments
 from latentia.evaluation import image_grid
+from latentia.files.writing import write_image
 from latentia.functional.pixels import from_uint8
 
 _PER_CLASS, _CLASSES, _SIDE = 8, 32, 128
@@ -114,7 +115,7 @@ def data(
         logger.disabled = before
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        _grid(found).save(file)
+        write_image(file, _grid(found))
     return Checked(found, file)
 
 

@@ -21,6 +21,7 @@ from latentia.data.tables import is_table
 from latentia.errors import DataError, NumericsError, Range, Seed, Size, UsageError, check_arguments, did_you_mean
 from latentia.evaluation import nearest
 from latentia.evaluation.report.grids import plain_label
+from latentia.files.writing import write_text
 from latentia.functional.pixels import from_uint8
 from latentia.pipelines.capabilities import Option, capabilities
 from latentia.rng import seed_from
@@ -87,7 +88,7 @@ class Embedding:
                 self._draw(name, places, folder / f"{name.lower().replace('-', '')}.png")
             known = {**self.about, "shape": [*self.latents.shape], "label_names": self.label_names}
             text = json.dumps({**known, "points": len(self.points), "scores": self.scores}, indent=1)
-            (folder / "embedding.json").write_text(text + "\n", encoding="utf-8")
+            write_text(folder / "embedding.json", text + "\n")
         except OSError as error:
             raise UsageError(f"output_dir {folder} cannot be written: {error.strerror}.") from error
         return [folder]

@@ -7,7 +7,6 @@
 What makes images is a `Source`; from the images on, everything is the same for all families.
 """
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -48,6 +47,7 @@ from latentia.evaluation import (
     write_page,
 )
 from latentia.evaluation.features.base import FeatureExtractor
+from latentia.files.writing import write_json
 from latentia.hub.card import add_results
 from latentia.hub.usage import saved_usage
 from latentia.pipelines.capabilities import Option
@@ -147,7 +147,7 @@ class Evaluation:
             UsageError: the folder holds something already, or cannot be written; no card to update.
         """
         folder = open_output(output_dir, "evaluate", overwrite)
-        (folder / "metrics.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_json(folder / "metrics.json", self.to_dict())
         save_figures(
             folder, self.source, self.report, images=self.images, sample=self.sample, real_images=self.real_images,
             real=self.real, label_names=self.data["label_names"],

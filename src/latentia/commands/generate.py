@@ -21,6 +21,7 @@ from latentia.commands.sources import load_pipeline
 from latentia.data.decode import BadImage, open_image
 from latentia.errors import Count, Seed, UsageError, check_arguments, check_choice, did_you_mean
 from latentia.evaluation import image_grid
+from latentia.files.reading import read_bytes
 from latentia.files.writing import write_image
 from latentia.hub.load import INDEX_NAME, pipeline_class, read_index
 from latentia.pipelines.arguments import image_generators
@@ -224,7 +225,10 @@ def generate(
         "seed": seed,
         **defaults,
         **shared,
-        **{key: {"name": path.name, "sha256": sha256(path.read_bytes()).hexdigest()} for key, path in files.items()},
+        **{
+            key: {"name": path.name, "sha256": sha256(read_bytes(path, error=UsageError)).hexdigest()}
+            for key, path in files.items()
+        },
         "device": pipe.device.type,
         "versions": {
             "latentia": version("latentia"),

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from latentia import commands
 from latentia.errors import LatentiaError, UsageError, add_dashes, did_you_mean, ranges
+from latentia.files.reading import read_text
 
 _TYPED = (str, int, float, bool, Path, type(None))
 
@@ -227,8 +228,7 @@ def _description(function: Callable) -> str:
 
 def _summary(name: str) -> str:
     """The first line of a command's file."""
-    with open(Path(__file__).with_name(f"{name}.py"), encoding="utf-8") as file:
-        return file.readline().strip().strip('"')
+    return read_text(Path(__file__).with_name(f"{name}.py")).partition("\n")[0].strip().strip('"')
 
 
 def _is_main_process() -> bool:

@@ -1,7 +1,6 @@
 """Sources of images behind one contract: saved pipelines, folders and files of images, functions, baselines."""
 
 import inspect
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from latentia.commands.arrays import as_rows, read_array
 from latentia.data import ImageData, load_images
 from latentia.errors import DataError, UsageError, did_you_mean
 from latentia.evaluation.baselines import KernelDensitySampler, PCASampler
+from latentia.files.reading import read_object
 from latentia.functional.pixels import from_uint8, to_uint8
 from latentia.pipelines.base import DiffusionPipeline
 from latentia.pipelines.capabilities import Capabilities, capabilities
@@ -278,6 +278,6 @@ def _import(text: str) -> Callable:
 
 def _training_seconds(folder: Path) -> float | None:
     try:
-        return json.loads((folder / "run_summary.json").read_bytes())["training_seconds"]
-    except (OSError, ValueError, KeyError):
+        return float(read_object(folder / "run_summary.json")["training_seconds"])
+    except (KeyError, TypeError, ValueError):  # our own errors are ValueErrors
         return None

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from latentia.errors import UsageError, did_you_mean
+from latentia.files.writing import write_new
 
 SCRIPTS = "latentia.examples"
 _PREFIX = "train_"
@@ -129,8 +130,7 @@ def _source(script: str) -> str:
 
 def _eject(family: str, path: Path) -> Ejected:
     try:
-        with open(path, "x", encoding="utf-8") as file:
-            file.write(_source(f"{_PREFIX}{family}"))
+        write_new(path, _source(f"{_PREFIX}{family}").encode())
     except FileExistsError:
         raise UsageError(f"output must not exist; {path} does. Give another name.") from None
     except OSError as error:

@@ -1,7 +1,6 @@
 """The identity of files by their content: a copy or a touched file is the same data, and a changed one is not."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any
 
 from latentia.errors import DataError
 from latentia.files.cache import key_of
-from latentia.files.reading import open_file
+from latentia.files.reading import open_file, read_json
+from latentia.files.writing import write_json
 
 
 def stamps(files: Mapping[str, Path]) -> list[list[Any]]:
@@ -39,19 +39,18 @@ def content_key(files: Mapping[str, Path], folder: Path) -> str:
     """
     memory = folder / f"{key_of(stamps(files))}.json"
     with suppress(OSError, ValueError):
-        known = json.loads(memory.read_text(encoding="utf-8"))
+        known = read_json(memory, error=DataError)
         if isinstance(known, str):
             return known
     digests = []
     for name, path in files.items():
         try:
             with open_file(path, error=DataError) as file:
-                found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))  # type: ignore[arg-type]  # it is buffered
-                digests.append([name, found.hexdigest()])
+                digests.append([name, hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()])
         except (OSError, DataError):  # whoever reads it for its content says so
             digests.append([name, "unreadable"])
     key = key_of(digests)
     with suppress(OSError):  # then, and if only a part is written, it is computed again
         folder.mkdir(parents=True, exist_ok=True)
-        memory.write_text(json.dumps(key), encoding="utf-8")
+        write_json(memory, key, durable=False)
     return key

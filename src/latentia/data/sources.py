@@ -18,6 +18,8 @@ from latentia.data.folder import folder_source, kind_of
 from latentia.data.names import is_unicode
 from latentia.data.parquet import of_split, parquet_source
 from latentia.errors import DataError, MissingSplitError, UsageError, did_you_mean
+from latentia.files.reading import read_text
+from latentia.files.writing import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -136,13 +138,13 @@ def _commit(name: str, revision: str | None) -> str:
         commit = _retry(lambda: HfApi().dataset_info(name, revision=revision, timeout=30).sha)
     except Exception as error:
         if reference.is_file() and getattr(getattr(error, "response", None), "status_code", 500) >= 500:
-            return reference.read_text().strip()
+            return read_text(reference, 1000, error=DataError).strip()
         reason = " ".join(str(error).split())
     else:
         if commit:
             with suppress(OSError):  # for the next time, which may be offline
                 reference.parent.mkdir(parents=True, exist_ok=True)
-                reference.write_text(commit)
+                write_text(reference, commit)
             return commit
         reason = "the Hub named no commit"
     raise DataError(

@@ -17,7 +17,7 @@ from latentia.data.order import check_positions, indices
 from latentia.data.parquet import holds_images, open_parquet
 from latentia.errors import DataError, UsageError
 from latentia.files.cache import key_of
-from latentia.files.reading import check_file
+from latentia.files.reading import check_file, open_file
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 _LONGEST_HEAD = 2**20  # bytes of the first line, of which the separator is known
@@ -207,7 +207,7 @@ def _read(path: Path) -> pa.Table:
     if suffix == ".parquet":
         return _read_parquet(path)
     try:
-        with path.open("rb") as file:
+        with open_file(path, error=DataError) as file:
             first = file.readline(_LONGEST_HEAD)
         wide = first.startswith((b"\xff\xfe", b"\xfe\xff"))
         sign = "\t" if suffix == ".tsv" else ";" if b";" in first and b"," not in first else ","

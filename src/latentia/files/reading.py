@@ -4,16 +4,18 @@ A file is opened without waiting (a pipe would never answer) and asked what it i
 be put in its place in between. Whoever passes a path to another library calls `check_file` first.
 """
 
+import io
 import json
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from latentia.errors import CheckpointError, LatentiaError
 
 MAX_JSON = 1_000_000  # bytes of a configuration
-MAX_TEXT = 2**26  # bytes of a vocabulary, a log or another text
+MAX_TEXT = 2**26  # bytes of a vocabulary or another text
+MAX_LOG = 2**30  # bytes of a `metrics.jsonl`
 
 
 def check_link(path: Path, home: Path, error: type[LatentiaError] = CheckpointError) -> None:
@@ -39,7 +41,7 @@ def open_file(
     most: int | None = None,
     home: Path | None = None,
     error: type[LatentiaError] = CheckpointError,
-) -> BinaryIO:
+) -> io.BufferedReader:
     """Open a regular file for reading in bytes.
 
     Args:
@@ -148,19 +150,3 @@ def read_object(path: str | Path, most: int = MAX_JSON, **options: Any) -> dict[
     if not isinstance(found, dict):
         raise options.get("error", CheckpointError)(f"{path} must hold a JSON object, got {type(found).__name__}.")
     return found
-
-
-def read_rows(path: str | Path, most: int = MAX_TEXT, **options: Any) -> list[dict[str, Any]]:
-    """The JSON objects of a file of lines, such as `metrics.jsonl`; lines that are none are left out.
-
-    A process that was killed leaves half a line, and a power failure may leave bytes that are no text.
-    """
-    rows = []
-    for line in read_text(path, most, replace=True, **options).splitlines():
-        try:
-            found = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(found, dict):
-            rows.append(found)
-    return rows

@@ -79,6 +79,12 @@ def write_bytes(path: str | Path, data: bytes | memoryview, *, durable: bool = T
         file.write(data)
 
 
+def write_new(path: str | Path, data: bytes) -> None:
+    """Write a file that is not there yet; `FileExistsError` if it is."""
+    with os.fdopen(os.open(path, _NEW, 0o666), "wb") as file:
+        file.write(data)
+
+
 def write_text(path: str | Path, text: str, *, durable: bool = True) -> None:
     """Write a text file in UTF-8; see `replacing`. What cannot be written so, half a surrogate pair, is escaped."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"), durable=durable)

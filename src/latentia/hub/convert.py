@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from latentia.errors import CheckpointError, Range, UsageError, check_arguments, format_number
 from latentia.files.reading import check_link
-from latentia.files.writing import write_atomically
+from latentia.files.writing import write_atomically, write_text
 from latentia.hub.check import check_loads, saved_class
 from latentia.hub.child import run_limited
 from latentia.hub.files import CARD_NAME, check_is_new, may_hold
@@ -154,7 +154,7 @@ def _write_shard_indexes(files: dict[Path, Path]) -> None:
             }
             stem = _SHARD.sub("", Path(min(parts)).stem)
             text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-            (folder / f"{stem}.safetensors.index.json").write_text(text, encoding="utf-8")
+            write_text(folder / f"{stem}.safetensors.index.json", text)
 
 
 def _read(files: dict[Path, Path], key: str, max_memory_gb: float | None, max_seconds: float) -> list[str]:

@@ -1,6 +1,5 @@
 """Model card of a saved pipeline, made from its folder; text that a user wrote into it is kept."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any, cast
 from huggingface_hub import ModelCard, ModelCardData
 
 from latentia.errors import UsageError
+from latentia.files.reading import MAX_TEXT, read_json
 from latentia.files.writing import write_text
 from latentia.hub.blocks import put_block, read_blocks
 from latentia.hub.card import evaluation_lines, join_results, model_card, read_card
@@ -214,10 +214,7 @@ def _dataset_name(config: Mapping[str, Any]) -> str | None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes()) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read as JSON: {error}. Mend it or move it away.") from error
+    found = read_json(path, MAX_TEXT, error=UsageError) if path.is_file() else {}
     return found if isinstance(found, dict) else {}
 
 

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from latentia.errors import CheckpointError, HubError, UsageError
-from latentia.files.reading import MAX_JSON, read_text
+from latentia.files.reading import MAX_JSON, open_file, read_text
 from latentia.files.writing import write_atomically
 from latentia.hub.card import MAX_CARD
 from latentia.hub.check import check_loads, saved_class
@@ -149,7 +149,7 @@ def _wanted(where: str, listed: dict[str, RepoFile], get) -> set[str]:
 
 def _check_hash(path: Path, entry: RepoFile) -> None:
     content = hashlib.sha256() if entry.lfs else hashlib.sha1(b"blob %d\0" % entry.size)  # git's name of a file
-    with open(path, "rb") as file:
+    with open_file(path, error=HubError) as file:
         while part := file.read(2**20):
             content.update(part)
     if path.stat().st_size != entry.size or content.hexdigest() != (entry.lfs.sha256 if entry.lfs else entry.blob_id):

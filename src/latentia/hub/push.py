@@ -227,7 +227,7 @@ def _check_secrets(root: Path, files: list[str]) -> None:
     for name in files:
         if name.endswith((".safetensors", *IMAGE_SUFFIXES)):
             continue
-        text = (root / name).read_text(encoding="utf-8", errors="replace")
+        text = read_text(root / name, replace=True)
         if (token and token in text) or SECRET_VALUE.search(text):
             raise UsageError(
                 f"{root / name} holds what looks like an access token or a password, and it would become public. "

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from latentia.errors import CheckpointError
 from latentia.files.cache import cache_folder, key_of
+from latentia.files.reading import open_file
 from latentia.foreign import check_foreign_files
 from latentia.hub.child import run_limited
 
@@ -32,7 +33,7 @@ def content_of(name: str, folder: Path) -> tuple[str, int]:
     files = [*folder.glob("*"), *folder.glob("additional_chat_templates/*")]
     digest, size = hashlib.blake2b(name.encode(), digest_size=16), 0
     for path in sorted(path for path in files if path.is_file() and path.suffix not in _WEIGHTS):
-        with path.open("rb") as file:
+        with open_file(path) as file:
             of_one = hashlib.file_digest(file, "blake2b").hexdigest()
         digest.update(f"\0{path.relative_to(folder)}\0{of_one}".encode(errors="surrogateescape"))
         size += path.stat().st_size

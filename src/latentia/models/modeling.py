@@ -69,7 +69,6 @@ class ModelMixin(PeftAdapterMixin, DiffusersModelMixin):
     config: Any
     config_name: Any
     from_config: ClassVar[Any]
-    register_to_config: Any
     # A part may bear the name of a setting, as `decoder` or `minibatch_std`: settings are read from `config` alone.
     __getattr__ = torch.nn.Module.__getattr__
 

@@ -20,6 +20,7 @@ import tyro
 import yaml
 
 from latentia.errors import LatentiaError, UsageError, add_dashes, did_you_mean
+from latentia.files.reading import read_text
 from latentia.runs.arguments import check_ranges, show_ranges
 from latentia.runs.pace import fitting
 from latentia.runs.program import program
@@ -88,12 +89,10 @@ def parse_arguments(cls: type[T], argv: Sequence[str] | None = None, *, descript
 
 def read_config(path: Path) -> Mapping[str, Any]:
     """A YAML or JSON file as a mapping of flags to values."""
+    text = read_text(path, error=UsageError)
     try:
-        text = path.read_text(encoding="utf-8")
         values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except OSError as error:
-        raise UsageError(f"--config {path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"--config {path} is not valid YAML or JSON: {error}") from error
     if not isinstance(values, Mapping):
         raise UsageError(f"--config {path} must hold a mapping of flags to values; got {type(values).__name__}.")

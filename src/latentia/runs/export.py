@@ -19,8 +19,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from latentia.errors import HubError, UsageError, counted
 from latentia.evaluation import plot_curves
-from latentia.files.reading import read_bytes
-from latentia.files.writing import write_json
+from latentia.files.reading import MAX_LOG, read_bytes
+from latentia.files.writing import write_image, write_json, write_text
 from latentia.hub.card import model_card, redact_command
 from latentia.hub.folder_card import update_card
 from latentia.hub.push import check_license, push_to_hub
@@ -32,7 +32,7 @@ from latentia.runs.validation import Validation, draw_grid
 from latentia.training.checkpoint import read_own
 from latentia.training.loop import Result
 from latentia.training.ownership import RUN, claim, delete, list_export, listed
-from latentia.training.progress import MAX_LOG, read_log
+from latentia.training.progress import read_log
 
 INTERRUPTED = 75  # EX_TEMPFAIL: start the same command again
 _RECONSTRUCTION = "reconstruction"  # name of the sampler that draws images beside their reconstructions
@@ -180,7 +180,7 @@ def _draw(folder: Path, args: Any, validation: Validation, step: int) -> None:
         if drawn.exists():
             shutil.copyfile(drawn, samples / target)
         elif name in validation.pipelines:  # the run was finished before, but killed while it drew
-            draw_grid(validation.pipelines[name](64, args.optimization.seed)).save(samples / target)
+            write_image(samples / target, draw_grid(validation.pipelines[name](64, args.optimization.seed)))
     rows = read_log(read_bytes(folder / "metrics.jsonl", MAX_LOG))
     keys = sorted({key for row in rows for key in row if key.endswith("/loss")})
     if keys:
@@ -214,7 +214,7 @@ def export(pipeline: Any, folder: Path, card: Any = None) -> None:
     shutil.rmtree(staging, ignore_errors=True)
     pipeline.save_pretrained(staging)
     if card is not None:
-        card.save(staging / "README.md")
+        write_text(staging / "README.md", str(card))
     names = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
     claim(
         folder, RUN, files=[n for n in names if "/" not in n], folders={n.partition("/")[0] for n in names if "/" in n}

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from latentia.evaluation.failure_modes import WINDOW, Finding, SampleMonitor, check_discriminator, check_log
 from latentia.evaluation.features.base import FeatureExtractor
+from latentia.files.reading import open_file
 from latentia.training.loop import Hook, Progress
 from latentia.training.progress import read_log
 
@@ -88,7 +89,7 @@ class FailureMonitor:
         """The rows of the log from a byte on, and the byte at which its last whole line ends."""
         if not self.path.exists():
             return [], start
-        with open(self.path, "rb") as file:
+        with open_file(self.path) as file:
             file.seek(start)
             text = file.read()
         whole = text[: text.rfind(b"\n") + 1]

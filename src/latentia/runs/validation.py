@@ -26,6 +26,7 @@ from latentia.evaluation import (
 )  # fmt: skip
 from latentia.evaluation.features.base import known_range
 from latentia.evaluation.samples import Sample
+from latentia.files.writing import write_image, write_text
 from latentia.functional.pixels import from_uint8
 from latentia.pipelines.capabilities import capabilities
 from latentia.runs.classes import classes_of
@@ -187,9 +188,9 @@ class Validation:
         for name, sample in self.pipelines.items():
             samples = sample(64, self.args.optimization.seed)
             grid = draw_grid(samples)
-            grid.save(folder / self.grid_name(progress.step, name))
+            write_image(folder / self.grid_name(progress.step, name), grid)
             if samples.labels is not None:  # whole, as those in a grid are cut
-                (folder / f"{name}-labels.txt").write_text("".join(f"{label}\n" for label in samples.labels))
+                write_text(folder / f"{name}-labels.txt", "".join(f"{label}\n" for label in samples.labels))
             for tracker in self.trackers:
                 _track(tracker, f"samples/{name}", grid, progress.step)
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from latentia.errors import CheckpointError, LatentiaError, NumericsError
-from latentia.files.reading import MAX_TEXT, read_object
+from latentia.files.reading import MAX_TEXT, open_file, read_object
 from latentia.files.writing import sync
 from latentia.safety import check_files
 
@@ -89,7 +89,7 @@ def read_own(path: Path) -> dict[str, Any]:
 
 
 def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

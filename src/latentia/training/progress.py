@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from latentia.errors import CheckpointError
-from latentia.files.reading import read_bytes
+from latentia.files.reading import MAX_LOG, read_bytes
 from latentia.files.writing import write_text
 from latentia.training.ownership import disk_errors
 
@@ -49,9 +49,6 @@ def peak_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-MAX_LOG = 2**30  # bytes of a `metrics.jsonl`
 
 
 def read_log(data: bytes) -> list[dict[str, Any]]:

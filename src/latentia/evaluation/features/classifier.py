@@ -8,6 +8,7 @@ from torch import nn
 
 from latentia.errors import CheckpointError
 from latentia.evaluation.features.base import Predictions, check_images, in_batches
+from latentia.files.reading import open_file
 from latentia.registration import public
 from latentia.safety import read_json
 
@@ -97,7 +98,7 @@ def classifier_extractor(folder: Path, name: str, config: dict, device: str | to
 
 def hash_of(file: Path) -> str:
     """sha256 of a file, in hexadecimal digits."""
-    with file.open("rb") as opened:
+    with open_file(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 

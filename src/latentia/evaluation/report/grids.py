@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from latentia.errors import DataError, UsageError, did_you_mean
+from latentia.files.reading import MAX_LOG, read_text
 from latentia.functional.pixels import to_uint8
 
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
@@ -210,7 +211,7 @@ def _pixels(images: torch.Tensor) -> np.ndarray:
 
 
 def _rows(path: str | Path) -> list[dict[str, Any]]:
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = read_text(path, MAX_LOG, error=DataError).splitlines()
     rows = []
     for number, line in enumerate(lines, 1):
         try:

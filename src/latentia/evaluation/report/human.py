@@ -16,6 +16,8 @@ from latentia.errors import DataError, UsageError, did_you_mean
 from latentia.evaluation.pairs import _check
 from latentia.evaluation.report.grids import image_grid
 from latentia.evaluation.report.sheet import page
+from latentia.files.reading import MAX_TEXT, read_object, read_text
+from latentia.files.writing import write_text
 from latentia.rng import seed_from
 
 QUESTION = "Which of the two images is real?"
@@ -176,14 +178,14 @@ def write_sheet(
 
     folder = Path(folder)
     files = Sheet(folder / "sheet.html", folder / "votes_template.csv", folder / "key.json")
-    if files.key.exists() and files.key.read_text(encoding="utf-8") != texts[2]:
+    if files.key.exists() and read_text(files.key, error=DataError) != texts[2]:
         raise UsageError(
             f"`folder` must not hold another sheet, whose votes could no longer be read. {files.key} is one; give "
             "another folder, or delete it."
         )
     folder.mkdir(parents=True, exist_ok=True)
     for path, text in zip(files, texts):
-        path.write_text(text, encoding="utf-8", newline="\n")
+        write_text(path, text)
     return files
 
 
@@ -308,10 +310,7 @@ def _read_key(key: str | Path | Mapping[str, Any]) -> tuple[str, tuple[str, str]
     if isinstance(key, str | Path):
         path = Path(key) / "key.json" if Path(key).is_dir() else Path(key)
         where = str(path)
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path} must be the key.json of a sheet. It cannot be read: {error}.") from error
+        content = read_object(path, MAX_TEXT, error=DataError)
     try:
         found: Any = content
         first, second = found["names"]
@@ -328,10 +327,7 @@ def _read_key(key: str | Path | Mapping[str, Any]) -> tuple[str, tuple[str, str]
 
 def _rows(path: Path) -> Iterable[tuple[str, dict[str, str]]]:
     """The rows of a CSV of votes, each with its file and line."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark at the start
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} must be a CSV file of votes. It cannot be read: {error}.") from error
+    text = read_text(path, error=DataError)
     if not text.strip():
         raise DataError(f"{path} must be a CSV file of votes. It is empty.")
     reader = csv.reader(io.StringIO(text))

@@ -4,7 +4,6 @@ HTML and CSS alone, without scripts and without anything from the network: what 
 """
 
 import html
-import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -17,6 +16,7 @@ from urllib.parse import quote
 
 from latentia.evaluation.report.style import STYLE, scroll_hint
 from latentia.evaluation.report.table import NEAR, Cell, Row, columns, facts, notes, table
+from latentia.files.writing import write_json, write_text
 
 HEADLINES = 5  # rows that are shown unfolded
 _FIGURES = (  # file, heading, what it shows
@@ -53,7 +53,7 @@ def write_page(
     folder = Path(folder)
     places = [f"{i}/" for i in range(len(results))] if len(results) > 1 else [""]
     if len(results) > 1:
-        (folder / "comparison.json").write_text(json.dumps(list(results), indent=1) + "\n", encoding="utf-8")
+        write_json(folder / "comparison.json", list(results))
     about = {**facts(results), "Date": date.today().isoformat(), "Version": f"latentia {version('latentia')}"}
     listed = "".join(f"<div><dt>{_text(key)}</dt><dd>{_text(value)}</dd></div>" for key, value in about.items())
     lines = "".join(f"<li>{_text(line)}</li>" for line in notes(results))
@@ -69,7 +69,7 @@ def write_page(
         "<h2>Figures</h2>",
         *_figures(results, folder, places), "</main>", "</html>",
     ]  # fmt: skip
-    (folder / "index.html").write_text("\n".join(part for part in page if part) + "\n", encoding="utf-8")
+    write_text(folder / "index.html", "\n".join(part for part in page if part) + "\n")
     return folder / "index.html"
 
 

@@ -14,6 +14,7 @@ from latentia.evaluation.prdc import nearest
 from latentia.evaluation.report.grids import image_grid, plain_label
 from latentia.evaluation.report.report import Report
 from latentia.evaluation.samples import Sample
+from latentia.files.writing import write_image
 from latentia.functional.pixels import from_uint8
 from latentia.rng import seed_from
 
@@ -52,11 +53,11 @@ def save_figures(
     ):
         known = label_names if labels is not None else None
         texts = [str(known[i]) for i in labels[: len(tiles)].tolist()] if known and labels is not None else None
-        image_grid(from_uint8(tiles), tile_labels=texts).save(folder / f"{file}.png")
+        write_image(folder / f"{file}.png", image_grid(from_uint8(tiles), tile_labels=texts))
         few = torch.linspace(0, len(tiles) - 1, min(16, len(tiles))).long()
-        image_grid(from_uint8(tiles[few]), padding=2).save(folder / f"{file}_preview.png")
+        write_image(folder / f"{file}_preview.png", image_grid(from_uint8(tiles[few]), padding=2))
     grid = nearest_neighbour_grid(images, real_images, sample.features, real.features)
-    grid.save(folder / "neighbours.png")
+    write_image(folder / "neighbours.png", grid)
     plot_features(sample.features, real.features, folder / "features.png")
     counts, real_counts = report.class_counts, report.real_class_counts
     if counts is not None and real_counts is not None:
