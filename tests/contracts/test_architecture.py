@@ -88,33 +88,19 @@ BY_HAND = {
     "latentia.commands.main",  # what is written to a closed pipe
 }
 READERS = {"open", "read_text", "read_bytes", "write_text", "write_bytes"}  # of paths
-OPENED_ELSEWHERE = {"Image", "fsspec", "os", "source", "found", "files"}  # `files`: the methods of no path
+OPENED_ELSEWHERE = {"Image", "fsspec", "os", "source", "found"}
 
 
 def bare_files(path):
     """Lines that open, read or write a file by its path."""
-    imported = set()
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("latentia.files"):
-            imported |= {alias.asname or alias.name for alias in node.names}
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Call):
-            continue
-        of = node.func
+    for node in ast.walk(ast.parse(path.read_text())):
+        of = node.func if isinstance(node, ast.Call) else None
         if isinstance(of, ast.Name) and of.id == "open":
             yield node.lineno
-        elif (
-            isinstance(of, ast.Attribute)
-            and of.attr in READERS
-            and not (isinstance(of.value, ast.Name) and of.value.id in OPENED_ELSEWHERE)
-        ):
-            yield node.lineno
-        elif isinstance(of, ast.Attribute) and (of.attr, getattr(of.value, "id", "")) in (
-            ("load", "json"),
-            ("dump", "json"),
-        ):
-            yield node.lineno
+        elif isinstance(of, ast.Attribute):
+            owner = getattr(of.value, "id", "")
+            if (of.attr in READERS and owner not in OPENED_ELSEWHERE) or (of.attr, owner) == ("load", "json"):
+                yield node.lineno
 
 
 def test_files_are_opened_by_one_room_alone():
