@@ -126,3 +126,19 @@ def test_help_shows_the_range_beside_the_default(capsys):
     for said in ("(at least 1; default: 64)", "(in [0, 1); default: 0.99)", "(positive; default: 0.001)"):
         assert said in text
     assert "(at least 1; default: 16)" in text  # of the network
+
+
+def test_sizes_beyond_the_memory_are_said(capsys, monkeypatch, tmp_path):
+    words = ["--dataset_name", "digits", "--hidden_sizes", "1000000", "1000000", "--output_dir", str(tmp_path / "run")]
+    example = load_example("train_vae")
+    monkeypatch.setattr(sys, "argv", ["train_vae.py", *words])
+    with pytest.raises(SystemExit) as ended:
+        run_script(example.Arguments, example.main, "test")
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "error: There is not enough memory" in said and "Traceback" not in said
+
+    def broken(args):
+        raise RuntimeError("another fault")
+
+    with pytest.raises(RuntimeError, match="another fault"):
+        run_script(example.Arguments, broken, "test")

@@ -49,6 +49,15 @@ def run_script(arguments: type[T], main: Callable[[T], int], description: str) -
     except LatentiaError as error:
         print(f"error: {add_dashes(str(error), flat_values(arguments()))}", file=sys.stderr)
         code = error.exit_code
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or re.search("tried to allocate|out of memory", str(error))):
+            raise
+        first = str(error).partition("\n")[0]
+        print(
+            f"error: There is not enough memory: {first}. Lower --train_batch_size or the sizes of the network.",
+            file=sys.stderr,
+        )
+        code = UsageError.exit_code
     except KeyboardInterrupt:
         print("Stopped at once. Start the same command again to go on from the last checkpoint.", file=sys.stderr)
         code = 130
