@@ -5,7 +5,7 @@
 
 Most of them have been in other libraries of this field. A bug is a name, a file and what is replaced there; beside it
 stand the tests that are run, which are a part of the suite. They all pass on an unchanged copy first. The table goes to
-`benchmarks/results/mutants.json`; the exit code is 1 when a bug was not seen.
+`benchmarks/results/mutants.json`, each row with its commit; the exit code is 1 when a bug was not seen.
 """
 
 import argparse
@@ -405,6 +405,25 @@ MUTANTS = [
         ((" or self.bytes + size > _PART_BYTES", ""),),
         "tests/data/test_bounds.py -k parts_of_workers",
     ),
+    Mutant(
+        "written_through_links",
+        "a file is opened for writing under a name at which a link may wait",
+        "src/latentia/files/writing.py",
+        (
+            (
+                '_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)',
+                "_NEW = os.O_WRONLY | os.O_CREAT",
+            ),
+        ),
+        "tests/files",
+    ),
+    Mutant(
+        "devices_are_read",
+        "a file is read without asking whether it is a regular one",
+        "src/latentia/files/reading.py",
+        (("    if not stat.S_ISREG(about.st_mode):", "    if stat.S_ISDIR(about.st_mode):"),),
+        "tests/files",
+    ),
 ]
 
 
@@ -463,17 +482,21 @@ def main() -> None:
             passed, seconds, word = run(tree, mutant.tests, args.limit)
             shutil.move(kept, path)
             rows.append({"name": mutant.name, "bug": mutant.bug, "file": mutant.file, "killed": not passed,
-                         "by": None if passed else word, "seconds": round(seconds, 1)})  # fmt: skip
+                         "by": None if passed else word, "seconds": round(seconds, 1), "commit": commit})  # fmt: skip
             print(f"{'MISSED' if passed else 'killed'}  {seconds:5.0f} s  {mutant.name}: {word}", flush=True)
     killed = sum(row["killed"] for row in rows)
     print(f"\n{killed} of {len(rows)} killed")
-    if not args.names:
-        about = {
-            "command": "python benchmarks/mutants.py", "killed": killed, "of": len(rows),
-            "commit": commit, "latentia": latentia.__version__, "torch": torch.__version__,
-            "python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count(),
-        }  # fmt: skip
-        args.output.write_text(json.dumps({**about, "mutants": rows}, indent=1) + "\n")
+    if args.output.exists():  # of a part, beside the others of earlier commits
+        earlier = json.loads(args.output.read_text())["mutants"]
+        rows += [row for row in earlier if row["name"] not in {fresh["name"] for fresh in rows}]
+    order = [mutant.name for mutant in MUTANTS]
+    rows = sorted((row for row in rows if row["name"] in order), key=lambda row: order.index(row["name"]))
+    about = {
+        "command": "python benchmarks/mutants.py", "killed": sum(row["killed"] for row in rows), "of": len(rows),
+        "latentia": latentia.__version__, "torch": torch.__version__,
+        "python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count(),
+    }  # fmt: skip
+    args.output.write_text(json.dumps({**about, "mutants": rows}, indent=1) + "\n")
     sys.exit(killed < len(rows))
 
 
