@@ -91,7 +91,7 @@ class Generated:
                     shown.append(_on_white(image))
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"{done} of {len(self.images)} images are in {folder}. The same command starts anew with --overwrite."
+                f"{done} of {len(self.images)} images are in {folder}. To make them all, start the same again with overwrite."
             ) from None
         except OSError as error:
             raise UsageError(
