@@ -90,9 +90,8 @@ class Generated:
                 if not shown or pixels <= _SHEET_PIXELS:
                     shown.append(_on_white(image))
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"{done} of {len(self.images)} images are in {folder}. To make them all, start the same again with overwrite."
-            ) from None
+            said = f"{done} of {len(self.images)} images are in {folder}"
+            raise KeyboardInterrupt(f"{said}. To make them all, start the same again with overwrite=True.") from None
         except OSError as error:
             raise UsageError(
                 f"output_dir {folder} cannot be written: {error.strerror}. It holds {done} images."

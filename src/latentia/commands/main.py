@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"error: {add_dashes(str(error), flags)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt as stop:  # a command may say what is done
-        print(" ".join(["Stopped.", *map(str, stop.args)]), file=sys.stderr)
+        print(add_dashes(" ".join(["Stopped.", *map(str, stop.args)]), ["overwrite"]), file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # who read the output has seen enough, such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else it fails again when Python ends
