@@ -286,5 +286,5 @@ def test_text_that_a_tokenizer_cannot_take_is_an_error(folder):
 
 def test_names_of_classes_must_be_text():
     pipe = latentia.UnconditionalDiffusionPipeline(latentia.UNet2D(**UNET), latentia.DDPMScheduler())
-    with pytest.raises(UsageError, match="label_names must be texts; got None"):
+    with pytest.raises(UsageError, match=r"label_names must be a list of texts, one for each class; got \[None\]"):
         pipe._register_label_names({"0": None})

@@ -136,7 +136,7 @@ def test_the_probability_is_state_and_repeats_count_once():
     for step in range(5):
         for start in (0, 5, 5):  # the last is shown again
             first.collect(
-                torch.randn(5, generator=torch.Generator().manual_seed(step + start)) + 3, draws(10, 0, start)
+                torch.randn(5, generator=torch.Generator().manual_seed(step + start)) + 3, draws(10, 0, start, 5)
             )
         first.update({}, draws(10))
         assert first.update({}, draws(10))["p"] == first.p
@@ -145,7 +145,7 @@ def test_the_probability_is_state_and_repeats_count_once():
         if step > 1:
             for start in (0, 5):
                 second.collect(
-                    torch.randn(5, generator=torch.Generator().manual_seed(step + start)) + 3, draws(10, 0, start)
+                    torch.randn(5, generator=torch.Generator().manual_seed(step + start)) + 3, draws(10, 0, start, 5)
                 )
             second.update({}, draws(10))
     assert first.p > 0 and all(torch.equal(a, b) for a, b in zip(first.buffers(), second.buffers()))

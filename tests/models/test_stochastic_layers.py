@@ -253,7 +253,7 @@ def test_a_tuple_of_one_level_is_the_network_of_one_level():
         ({"latent_dim": 3, "hidden_sizes": ((8,),)}, ["hidden_sizes", "((8,),)", "latent_dim=3"]),
         ({"latent_dim": (), "hidden_sizes": ()}, ["latent_dim=()"]),
         ({"latent_dim": (3, 0), "hidden_sizes": ((8,), (8,))}, ["latent_dim", "(3, 0)"]),
-        ({"latent_dim": (3, 2), "hidden_sizes": ((8,), (0,))}, ["hidden_sizes must each be at least 1", "(0,)"]),
+        ({"latent_dim": (3, 2), "hidden_sizes": ((8,), (0,))}, ["hidden_sizes must each be at least 1", "(8, 0)"]),
     ],
 )
 def test_levels_that_cannot_be_say_why(config, words):

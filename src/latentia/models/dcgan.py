@@ -378,7 +378,7 @@ def _check_kernel(kernel_size: int, warn: bool) -> None:
         warnings.warn(
             f"kernel_size={kernel_size} is not divisible by the stride, {STRIDE}: pixels get unequally many "
             f"contributions, which shows as a checkerboard. Use {kernel_size + 1}.",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

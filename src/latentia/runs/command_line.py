@@ -98,7 +98,10 @@ def parse_arguments(cls: type[T], argv: Sequence[str] | None = None, *, descript
 
 def read_config(path: Path) -> Mapping[str, Any]:
     """A YAML or JSON file as a mapping of flags to values."""
-    text = read_text(path, error=UsageError)
+    try:
+        text = read_text(path, error=UsageError)
+    except UsageError as error:
+        raise UsageError(f"--config {path} cannot be read: {error}") from error
     try:
         values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
