@@ -20,7 +20,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parents[1]
 SHARED = {  # by several families
     *"__init__ base modeling layers convolution priors players levels mixture inputs outputs capabilities".split(),
-    *"arguments sampling conditioning latents texts prompts images rejection denoising codebook".split(),
+    *"arguments sampling conditioning latents texts prompts images rejection denoising threads codebook".split(),
     "image_conditioning",
 }
 
