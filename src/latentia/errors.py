@@ -28,8 +28,17 @@ def printable(text: str) -> str:
         >>> printable("a\\x1b]0;title\\x07b, photos_\\udce9")
         'a\\\\x1b]0;title\\\\x07b, photos_\\\\udce9'
     """
-    cut = text if len(text) <= _MOST else f"{text[:_MOST]}... ({len(text)} characters)"
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in cut)
+    return escaped(text if len(text) <= _MOST else f"{text[:_MOST]}... ({len(text)} characters)")
+
+
+def escaped(text: str) -> str:
+    """Escape what is no text for a terminal; see `printable`, which also cuts.
+
+    Example:
+        >>> escaped("photos\\x1b[2J")
+        'photos\\\\x1b[2J'
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 class LatentiaError(ValueError):

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from helpers import perturbed
+from huggingface_hub import constants
 from PIL import Image
 
 import latentia
@@ -96,6 +97,24 @@ def test_data_says_what_a_set_holds(capsys):
     main(["data", "digits"])
     out = capsys.readouterr().out
     assert "1797 images of shape (1, 8, 8)" in out
+
+
+def test_names_of_files_cannot_command_a_terminal(tmp_path, capsys):
+    """A class folder of others may be named by the codes that set a title or clear the screen."""
+    for name in ("plain", "odd\x1b]0;title\x07"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "set" / name / "a.png")
+    main(["data", str(tmp_path / "set")])
+    out = capsys.readouterr().out
+    assert "odd\\x1b]0;title\\x07" in out and "\x1b" not in out and "\x07" not in out
+
+
+def test_doctor_shows_no_password_of_an_address(capsys, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://user:secret@127.0.0.1:9")
+    with pytest.raises(SystemExit):
+        main(["doctor", "--hub", "--max_seconds", "2"])
+    printed = capsys.readouterr()
+    assert "http://***@127.0.0.1:9" in printed.out and "secret" not in printed.out + printed.err
 
 
 def test_verify_knows_pipelines_checkpoints_and_runs(saved, tmp_path, capsys):

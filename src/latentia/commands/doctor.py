@@ -109,9 +109,23 @@ def doctor(
     if hub:
         answer = _answer_of_the_hub(max_seconds)
         login += f"; {constants.ENDPOINT} {answer or 'answers'}"
-        wrong += [f"The Hub {answer}: check the network, HF_ENDPOINT and HF_HUB_OFFLINE."] if answer else []
-    lines.append(f"Hub             {login}")
+        wrong += (
+            [f"The Hub {_without_password(answer)}: check the network, HF_ENDPOINT and HF_HUB_OFFLINE."]
+            if answer
+            else []
+        )
+    lines.append(f"Hub             {_without_password(login)}")
     return Diagnosis(lines, wrong)
+
+
+def _without_password(text: str) -> str:
+    """Hide names and passwords in addresses, as what is printed here goes into reports.
+
+    Example:
+        >>> _without_password("http://user:secret@host/api does not answer")
+        'http://***@host/api does not answer'
+    """
+    return re.sub(r"//[^/@\s]*@", "//***@", text)
 
 
 def _plain(found: str) -> str:

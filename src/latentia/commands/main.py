@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from latentia import commands
-from latentia.errors import LatentiaError, UsageError, add_dashes, did_you_mean, ranges
+from latentia.errors import LatentiaError, UsageError, add_dashes, did_you_mean, escaped, ranges
 from latentia.files.reading import read_text
 
 _TYPED = (str, int, float, bool, Path, type(None))
@@ -111,7 +111,7 @@ def run(name: str, words: Sequence[str], flags: list[str]) -> int:
         if hasattr(result, "command"):  # shown on its page
             result.command = shlex.join(["latentia", name, *words])
     if _is_main_process():
-        print(result if isinstance(result, str) else result.text())
+        print(escaped(result if isinstance(result, str) else result.text()))
         if saving:
             print("Written:", *result.save(**saving))
     return getattr(result, "exit_code", 0)
