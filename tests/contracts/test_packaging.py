@@ -61,6 +61,24 @@ def test_the_wheel_works_outside_the_repository(tmp_path):
     out = run(python, "-c", program, cwd=tmp_path, env=environment)
     assert out.split() == ["UnconditionalDiffusionPipeline", "1797", "1717", "mnist"]
 
+    # Without the extras, as `pip install latentia` leaves it: every command that needs none of them runs.
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare")
+    bare = tmp_path / "bare" / "bin" / "python"
+    place = Path(run(bare, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    zipfile.ZipFile(wheel).extractall(place)
+    left_out = ("transformers", "tokenizers", "tensorboard", "peft", "latentia", "__editable__")
+    for dependency in Path(torch.__file__).parents[1].iterdir():
+        if not dependency.name.lower().startswith(left_out):
+            (place / dependency.name).symlink_to(dependency)
+    assert "absent" in run(bare, "-c", "import importlib.util as u; print(u.find_spec('transformers') or 'absent')")
+    few = ("--num_inference_steps", 2)
+    run(bare, "-m", "latentia", "generate", "saved", "--num_images", 2, *few, cwd=tmp_path, env=environment)
+    measure = ("--data", "digits", "--n", 20, "--metrics", "kid", *few)
+    run(bare, "-m", "latentia", "evaluate", "saved", *measure, cwd=tmp_path, env=environment)
+    run(bare, "-m", "latentia", "verify", "saved", cwd=tmp_path, env=environment)
+    tiny = ("--max_train_steps", 2, "--latent_dim", 2, "--hidden_sizes", 8, "--output_dir", tmp_path / "vae")
+    run(bare, "-m", "latentia", "train", "vae", "--dataset_name", "digits", *tiny, cwd=tmp_path, env=environment)
+
     # The training scripts come with it: listed, run by two processes, and copied to be changed.
     config = ROOT / "examples" / "accelerate" / "two_cpu_processes.yaml"
     launch = [python, "-m", "accelerate.commands.launch", "--config_file", config, "-m", "latentia"]

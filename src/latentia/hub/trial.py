@@ -51,6 +51,9 @@ def try_parts(parts: Iterable[tuple[str, Path]]) -> None:
     Raises:
         CheckpointError: naming the folder that does not load, or takes too much time or memory.
     """
+    parts = list(parts)
+    if not parts:  # without the extra "text" there are no such libraries
+        return
     todo, memory = {}, MEMORY
     versions = [version(library) for library in ("transformers", "tokenizers")]
     for name, folder in parts:
