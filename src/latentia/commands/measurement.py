@@ -100,7 +100,7 @@ def measure_data(real: ImageData, extractor: FeatureExtractor, cache_dir: str | 
 
 
 def find_extractor(extractor: Any, real: ImageData, device: Any = None) -> tuple[FeatureExtractor, list[str]]:
-    """The extractor that is named, or the one that fits the images; and notes for whoever reads its numbers.
+    """Choose the extractor by its name, or the one that fits the images, with notes for readers of its numbers.
 
     One that is loaded or trained here runs on `device`, by default that of the process. One whose classes are not those
     of the data gives features alone: no metric of classes is taken.

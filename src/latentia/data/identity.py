@@ -47,7 +47,7 @@ def content_key(files: Mapping[str, Path], folder: Path) -> str:
         try:
             with open_file(path, error=DataError) as file:
                 digests.append([name, hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()])
-        except (OSError, DataError):  # whoever reads it for its content says so
+        except (OSError, DataError):  # the reader of its content raises the error
             digests.append([name, "unreadable"])
     key = key_of(digests)
     with suppress(OSError):  # then, and if only a part is written, it is computed again

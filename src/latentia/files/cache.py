@@ -245,7 +245,7 @@ def _write_bytes(folder: Path, key: str, build, what: str) -> None:
             nonlocal size
             try:
                 file.write(data)
-            except OSError as error:  # told apart from an error of the source, which `build` reads meanwhile
+            except OSError as error:  # an error of the disk, not of the source that `build` reads
                 raise _unwritable(folder, what, error) from error
             digest.update(data)
             size += data.nbytes
