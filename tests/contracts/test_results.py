@@ -11,8 +11,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
-# Measured on revisions that are not in the history; their pages say so.
-LOST = {"vae_vs_pythae"}
 
 
 def git(*words: str) -> subprocess.CompletedProcess:
@@ -37,7 +35,7 @@ def test_a_result_names_a_commit_of_the_history(path):
     named = {commit.removesuffix("-dirty") for commit in commits(json.loads(path.read_text()))}
     assert named, "no commit is named"
     missing = {commit for commit in named if git("merge-base", "--is-ancestor", commit, "HEAD").returncode}
-    assert bool(missing) == (path.stem in LOST), missing
+    assert not missing
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
