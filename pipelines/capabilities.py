@@ -34,12 +34,16 @@ class Likelihood:
     Example:
         >>> str(Likelihood("lower bound", "256 bins")), str(Likelihood("lower bound", "binarised pixels"))
         ('lower bound', 'lower bound, dynamic binarisation')
+        >>> str(Likelihood("exact", "density"))
+        'exact density of dequantised pixels'
     """
 
     kind: Literal["exact", "lower bound"]
     of: Literal["256 bins", "density", "binarised pixels", "indices"]
 
     def __str__(self) -> str:
+        if (self.kind, self.of) == ("exact", "density"):  # of the bytes themselves its mean is a bound
+            return "exact density of dequantised pixels"
         more = {"binarised pixels": ", dynamic binarisation", "indices": ", of the codes and not of the pixels"}
         return self.kind + more.get(self.of, "")
 

@@ -7,7 +7,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
-from latentia.errors import UsageError, check_range
+from latentia.errors import UsageError, check_choice, check_range
 from latentia.functional.bounds import diffusion_bound_term
 from latentia.functional.interpolation import interpolate
 from latentia.pipelines.arguments import Generators, count_images, draw_noise, image_generators, renamed
@@ -17,6 +17,7 @@ from latentia.pipelines.denoising import Callback, Steps
 from latentia.pipelines.image_conditioning import source_image, super_resolution
 from latentia.pipelines.images import Images, check_output_type, from_input, to_output
 from latentia.pipelines.latents import check_latents, check_unet, latent_shape, sample_shape
+from latentia.pipelines.likelihood import ode_log_likelihood, rademacher
 from latentia.pipelines.sampling import (
     Conditioning,
     check_scheduler,
@@ -24,6 +25,7 @@ from latentia.pipelines.sampling import (
     class_conditioning,
     initial_sample,
     invert_ode,
+    is_flow,
     noise_schedule,
     predict,
     sample_ode,
@@ -36,7 +38,7 @@ from latentia.schedulers.ddpm import DDPMScheduler
 
 
 class UnconditionalDiffusionPipeline(DiffusionPipeline):
-    """Diffusion in pixel space: sampling, img2img, inpainting, super-resolution, DDIM inversion and a likelihood bound.
+    """Diffusion in pixel space: sampling, img2img, inpainting, super-resolution, DDIM inversion, likelihood.
 
     Args:
         unet: `UNet2D` or diffusers' `UNet2DModel`.
@@ -63,7 +65,6 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
     latents = "continuous"
     latent_conditions = ("class_labels",)
     latent_path = "slerp"
-    likelihood = Likelihood("lower bound", "256 bins")
 
     def __init__(
         self,
@@ -78,6 +79,11 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         self.register_modules(unet=unet, scheduler=scheduler)
         self._register_label_names(label_names)
         self.register_to_config(unconditional=unconditional)
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """What `log_likelihood` gives by default: a density of flow matching, the bound of a diffusion chain."""
+        return Likelihood("exact", "density") if is_flow(self.scheduler) else Likelihood("lower bound", "256 bins")
 
     @torch.no_grad()
     def __call__(
@@ -245,33 +251,63 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         images: Images,
         *,
         class_labels: Labels = None,
+        method: str | None = None,
         num_inference_steps: int | None = None,
+        probes: int | None = 1,
+        tolerance: float = 1e-5,
         generator: Generators = None,
     ) -> Tensor:
-        r"""A lower bound on log p(image), in nats per image: \(-L_T - \sum_t L_{t-1} - L_0\), summed over pixels.
+        r"""Log-likelihood of images in nats per image: a bound of a diffusion chain, or the exact density of the ODE.
 
-        Each term is estimated with one draw of noise. The pixels are taken to have 256 bins.
+        "bound" is \(-L_T - \sum_t L_{t-1} - L_0\), summed over pixels, each term estimated with one draw of noise: a
+        lower bound on the log-probability of pixels with 256 bins.
+
+        "ode" is the log-density, per unit of [-1, 1], of the images that the probability-flow ODE makes of N(0, I), by
+        the change of variables; of a diffusion chain they are taken at the noise of its first time step. Exact up to
+        `tolerance`, and with probes an unbiased estimate. Bytes have no density, so give dequantised images
+        (`latentia.evaluation.dequantise`): the mean over the noise of dequantisation bounds the log-probability of the
+        bytes, in units of a bin, from below.
 
         Args:
             images: images, or what `from_input` takes.
             class_labels: as for sampling.
-            num_inference_steps: length of the chain whose bound it is; `None` (default): all that were trained.
-            generator: one, or one per image.
+            method: "bound" or "ode"; `None` (default): "ode" of flow matching, which has no bound, else "bound".
+            num_inference_steps: of the bound, length of the chain whose bound it is; `None` (default): all that were
+                trained. Of the ODE, steps of the classical Runge-Kutta method, four evaluations each; `None`: adaptive.
+            probes: of the ODE, random vectors that estimate the divergence; `None`: the exact one, by as many passes
+                backward as an image has values. Default 1.
+            tolerance: of the ODE's adaptive steps, relative and absolute, for each pixel and for the nats per pixel.
+                Default 1e-5.
+            generator: one, or one per image, for the noise of the bound and the probes of the ODE.
 
         Returns:
-            float32, (B,). Divide by \(-\ln 2\) and the number of values of an image for bits per dimension.
+            float32, (B,). For bits per dimension divide by \(-\ln 2\) and the number of values of an image, and add 7
+            to those of "ode", \(\log_2\) of the 256 bins in 2 units (`latentia.evaluation.bits_per_dimension`).
 
-        DDPM (Ho et al., 2020, 2006.11239), eq. 5.
+        Raises:
+            UsageError: an argument out of its range, or a scheduler without the method.
+            NumericsError: the tolerance was not reached within 5000 evaluations.
+
+        DDPM (Ho et al., 2020, 2006.11239), eq. 5; Song et al., 2020, 2011.13456, section 4.3.
         """
         x0 = self._input(images)
+        method = ("ode" if is_flow(self.scheduler) else "bound") if method is None else method
+        check_choice("method", method, ("bound", "ode"))
+        generators = image_generators(generator, len(x0))
+        conditioning = self._conditioning(self._class_indices(class_labels, len(x0)), len(x0))
+        if method == "ode":
+            check_range("probes", probes, 1, integer=True)
+            check_range("num_inference_steps", num_inference_steps, 1, integer=True)
+            check_range("tolerance", tolerance, 0, closed="neither")
+            signs = None if probes is None else rademacher(generators, probes, x0)
+            solver = (num_inference_steps, tolerance, self.progress_bar)
+            return ode_log_likelihood(self.unet, self.scheduler, x0, conditioning, signs, *solver).float()
         learned = self.unet.config.out_channels == 2 * self.unet.config.in_channels
         kind = "learned_range" if learned else "fixed_large"
         scheduler = noise_schedule(self.scheduler, DDPMScheduler, variance_type=kind)
         steps = scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
         check_steps(self.scheduler, steps)
         scheduler.set_timesteps(steps, device=x0.device)
-        generators = image_generators(generator, len(x0))
-        conditioning = self._conditioning(self._class_indices(class_labels, len(x0)), len(x0))
         first, last = scheduler.timesteps[0], scheduler.timesteps[-1]
         alpha_bar = scheduler.alphas_cumprod[first].float()
         # L_T = KL(q(x_T | x_0) || N(0, 1))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from children import ended, enter, ranks
+from diffusers import FlowMatchEulerDiscreteScheduler
 from helpers import perturbed
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -20,6 +21,7 @@ from latentia.commands.measurement import KEPT
 from latentia.commands.sources import open_source
 from latentia.data import ImageData, load_images
 from latentia.errors import DataError, UsageError
+from latentia.evaluation import dequantise
 
 FAST = ["fd", "kid", "inception_score"]
 
@@ -165,6 +167,30 @@ def test_a_likelihood_is_taken_where_the_family_has_one(pipe, digits):
     assert found.likelihood.nats == pytest.approx(float(nats.mean())) and "training images" in found.likelihood.kind
     assert found.likelihood.bits_per_dimension == pytest.approx(-found.likelihood.nats / 64 / np.log(2), rel=1e-9)
     assert evaluate(real_digits, digits, n=20, metrics=["kid"], likelihood_images=50).likelihood is None
+
+
+def test_exact_likelihoods_stand_beside_bounds(pipe, digits):
+    """A flow's density is of dequantised pixels, and its bits are of bins as those of the chain's bound."""
+    chain = DDIMScheduler(num_train_timesteps=8)
+    untrained = UNet2D.from_config(pipe.unet.config)  # the velocity 0, so that the images are N(0, 1)
+    flow = UnconditionalDiffusionPipeline(untrained, FlowMatchEulerDiscreteScheduler())
+    asked = {"n": 10, "metrics": ["kid"], "num_inference_steps": 2, "likelihood_images": 3}
+    found = compare([flow, UnconditionalDiffusionPipeline(pipe.unet, chain)], digits, **asked)
+    exact, bound = (one.likelihood for one in found)
+    assert exact.kind.startswith("exact density of dequantised pixels, ") and bound.kind.startswith("lower bound, ")
+    assert exact.pixels == "uniform dequantisation of 256 bins" and bound.pixels == "256 bins"
+    assert exact.bits_per_dimension == pytest.approx(7 - exact.nats / 64 / np.log(2), rel=1e-9)
+    row = next(line for line in found.text().splitlines() if "Bits per dimension" in line)
+    assert row.count("≤") == 1
+    pixels = dequantise(digits.images[torch.linspace(0, 1796, 3).long()]).values
+    assert exact.nats == pytest.approx(float(torch.distributions.Normal(0.0, 1.0).log_prob(pixels).sum() / 3), rel=1e-5)
+
+
+def test_a_likelihood_repeats_with_its_seed(pipe, digits):
+    x = torch.rand(2, 1, 8, 8) * 2 - 1
+    quick = UnconditionalDiffusionPipeline(pipe.unet, DDIMScheduler(num_train_timesteps=8))
+    one, two, other = (open_source(quick, digits, seed=seed).log_likelihood(x) for seed in (0, 0, 1))
+    assert torch.equal(one, two) and not torch.equal(one, other)
 
 
 def test_saving_leaves_numbers_and_pictures(digits, tmp_path):

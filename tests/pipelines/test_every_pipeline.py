@@ -61,7 +61,7 @@ def interpolate(entry: Entry, pipe, a: torch.Tensor, b: torch.Tensor, steps: int
 def log_likelihood(entry: Entry, pipe, x: torch.Tensor) -> torch.Tensor:
     given = (entry.likelihood or entry.given)(len(x))
     options = {"num_inference_steps": 4} if entry.short else {}
-    options |= {"generator": seeded(3)} if pipe.likelihood.kind == "lower bound" else {}
+    options |= {"generator": seeded(3)} if "generator" in inspect.signature(pipe.log_likelihood).parameters else {}
     return pipe.log_likelihood(x, **given, **options)
 
 

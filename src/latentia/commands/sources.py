@@ -4,6 +4,7 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -184,7 +185,7 @@ def _pipeline(
         draw,
         labels,
         about=about,
-        log_likelihood=pipe.log_likelihood if able.likelihood else None,
+        log_likelihood=_log_likelihood(pipe, seed) if able.likelihood else None,
         likelihood_kind=str(able.likelihood or "exact"),
         has_density=able.likelihood is not None and able.likelihood.of == "density",
         reconstruct=reconstruct if hasattr(pipe, "reconstruct") else None,
@@ -203,6 +204,13 @@ def _pipeline(
         about={**about, "kind": f"reconstructions of {what}"},
         notes=(f"it has no prior to sample from, so its images here are reconstructions of {what}",),
     )
+
+
+def _log_likelihood(pipe: Any, seed: int) -> Callable[[Tensor], Tensor]:
+    """That of a pipeline, with random numbers of `seed` if it draws any."""
+    if "generator" not in inspect.signature(pipe.log_likelihood).parameters:
+        return pipe.log_likelihood
+    return partial(pipe.log_likelihood, generator=torch.Generator().manual_seed(seed_from(seed, "likelihood")))
 
 
 def _latents(pipe: Any, able: Capabilities, options: dict[str, Any]) -> dict[str, Any]:

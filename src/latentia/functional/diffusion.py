@@ -46,6 +46,22 @@ def predict_eps(prediction_type: str, output: Tensor, x_t: Tensor, signal: Tenso
     return output if prediction_type == "epsilon" else signal * output + noise * x_t
 
 
+def predict_velocity(prediction_type: str, output: Tensor, x_t: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+    r"""The velocity v from a network's output; arguments as for `predict_x0`.
+
+    With signal \(\cos\phi\) and noise \(\sin\phi\) it is \(dx/d\phi\) of the probability-flow ODE (Salimans and Ho,
+    2022, 2202.00512, appendix D), so no division is left for a network that predicts it.
+
+    Example:
+        >>> one = torch.ones(1)
+        >>> predict_velocity("epsilon", 2 * one, one, 0.8 * one, 0.6 * one)  # (2 - 0.6) / 0.8
+        tensor([1.7500])
+    """
+    if prediction_type == "epsilon":
+        return (output - noise * x_t) / signal
+    return output if prediction_type == "v_prediction" else (signal * x_t - output) / noise
+
+
 def dynamic_threshold(x0: Tensor, quantile: float, most: float) -> Tensor:
     """Dynamic thresholding: clip to [-s, s] and divide by s, the quantile of |x_0| over an image, from 1 to `most`.
 

@@ -1,0 +1,117 @@
+"""Exact likelihood of denoising networks by the change of variables along their probability-flow ODE."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentia.errors import UsageError
+from latentia.functional.continuous_flow import flow_log_density
+from latentia.functional.diffusion import predict_velocity
+from latentia.pipelines.arguments import draw_uniform
+from latentia.pipelines.sampling import Conditioning, chunk_size, is_flow, noise_schedule
+from latentia.schedulers.ddpm import DDPMScheduler
+from latentia.schedulers.diffusion import check_division, make_alpha_bar, move
+
+Network = Callable[[Tensor, Tensor], Tensor]  # points (B, ...), time steps (B,) -> output
+Velocity = Callable[[Network, Tensor, Tensor], Tensor]  # network, times (B,), points (B, ...) -> dx/dt
+
+
+def rademacher(generators: list[torch.Generator], probes: int, x: Tensor) -> Tensor:
+    """Random signs, `probes` for each image: (B, probes, ...), of the dtype of x."""
+    u = draw_uniform(generators, (probes, *x.shape[1:]), x.device)
+    return torch.where(u < 0.5, -1.0, 1.0).to(x.dtype)
+
+
+def ode_log_likelihood(
+    unet: Any,
+    scheduler: Any,
+    x: Tensor,
+    conditioning: Conditioning | None,
+    probes: Tensor | None,
+    num_inference_steps: int | None,
+    tolerance: float,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Tensor:
+    """Log-density of images under the probability-flow ODE of a network.
+
+    Images are taken in chunks of one size, the last one padded, and each has steps of its own, so the number of an
+    image does not depend on the others.
+
+    Args:
+        unet: called as `unet(x, t, **conditioning.inputs)`, t real.
+        scheduler: of flow matching, or with a schedule of betas.
+        x: (B, C, H, W) in [-1, 1].
+        conditioning: `None`: none. Its guidance is not applied.
+        probes: (B, K, C, H, W), or `None` for the exact trace, see `divergence`.
+        num_inference_steps: of the Runge-Kutta method; `None`: adaptive steps.
+        tolerance: of adaptive steps.
+        progress: wraps the chunks.
+
+    Returns:
+        (B,), in nats, at least float32.
+
+    Raises:
+        UsageError: another kind of scheduler, or a chain without an ODE.
+        NumericsError: the tolerance was not reached.
+    """
+    velocity, start, stop = probability_flow(scheduler)
+    size = chunk_size(x.shape[-2] * x.shape[-1], x.device.type)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    found = []
+    for i in progress(range(0, len(x), size)):
+        rows = torch.arange(i, i + size, device=x.device).clamp(max=len(x) - 1)
+        inputs = {} if conditioning is None else conditioning.part(i, i + size).inputs
+        density = flow_log_density(
+            partial(velocity, partial(_output, unet, inputs)),
+            x[rows].to(wide),
+            start=start,
+            stop=stop,
+            probes=None if probes is None else probes[rows].to(wide),
+            steps=num_inference_steps,
+            tolerance=tolerance,
+        )
+        found.append(density.log_density)
+    return torch.cat(found)[: len(x)]
+
+
+def _output(unet: Any, inputs: dict[str, Tensor], x: Tensor, t: Tensor) -> Tensor:
+    """What a network predicts, without the channels of a learned variance."""
+    return unet(x.to(unet.dtype), t, **inputs).sample[:, : x.shape[1]].to(x.dtype)
+
+
+def probability_flow(scheduler: Any) -> tuple[Velocity, float, float]:
+    r"""The velocity of the probability-flow ODE, its time at the data and its time at N(0, I).
+
+    Of flow matching it is the network's output, over t from 0 to 1. Of a variance-preserving diffusion it is
+    \(dx/d\phi = v = \cos\phi\, \epsilon - \sin\phi\, x_0\) over the angle \(\phi\) of \(x = \cos\phi\, x_0 + \sin\phi\,
+    \epsilon\), from that of the first time step, the smallest noise of training, to that of the last one. The network
+    is evaluated between its time steps, at real ones, on which the angle is linear from each to the next.
+
+    Song et al., 2020, 2011.13456, section 4.3; Salimans and Ho, 2022, 2202.00512, appendix D.
+
+    Raises:
+        UsageError: a scheduler with neither, a chain of one step, or one that predicts epsilon and ends without signal.
+    """
+    if is_flow(scheduler):
+        unit = scheduler.config.num_train_timesteps
+        return lambda network, t, x: network(x, unit * t), 0.0, 1.0
+    config = noise_schedule(scheduler, DDPMScheduler).config
+    alpha_bar, kind = make_alpha_bar(config), config.prediction_type
+    if len(alpha_bar) < 2:
+        raise UsageError("num_train_timesteps must be at least 2 for an ODE between the first and the last; got 1.")
+    check_division(config, torch.arange(len(alpha_bar) - 1, -1, -1))
+    angles = torch.atan2((1 - alpha_bar).sqrt(), alpha_bar.sqrt())
+
+    def velocity(network: Network, angle: Tensor, x: Tensor) -> Tensor:
+        table = move(angles, angle.device)
+        at = angle.to(table.dtype).contiguous()
+        below = (torch.searchsorted(table, at, right=True) - 1).clamp(0, len(table) - 2)
+        low, high = table[below], table[below + 1]
+        t = (below + ((at - low) / (high - low)).clamp(0, 1)).to(x.dtype)
+        each = (-1, *(1,) * (x.ndim - 1))
+        return predict_velocity(kind, network(x, t), x, angle.cos().view(each), angle.sin().view(each))
+
+    return velocity, float(angles[0]), float(angles[-1])
