@@ -180,6 +180,8 @@ class DiffusionPipeline(DiffusersPipeline):
         try:
             load = DiffusersPipeline.from_pretrained.__func__  # type: ignore[attr-defined]
             pipe = load(kind, folder, **kwargs)  # `super()` would not do: `kind` may be diffusers' own
+        except UsageError as error:  # of a setting in the index
+            raise UsageError(f"{where}: {error}") from error
         except LatentiaError:
             raise
         except Exception as error:  # each of the three libraries has errors of its own

@@ -129,7 +129,9 @@ def check_files(folder: Path, most: int = MAX_JSON) -> None:
     for path in sorted(folder.iterdir()):
         check_link(path, folder)
         if not path.is_file() and not path.is_dir():  # a pipe would be waited for without end
-            raise CheckpointError(f"{path} must be a regular file or a folder; it is a pipe, a socket or a device.")
+            raise CheckpointError(
+                f"{path} must be a regular file or a folder; it is a pipe, a device or a link to nothing."
+            )
         bound = MAX_TEXT if path.name in _VOCABULARIES or path.suffix == ".model" else most
         if path.suffix in (".json", ".txt", ".jinja", ".model") and path.stat().st_size > bound:
             raise CheckpointError(f"{path} has {path.stat().st_size} bytes; at most {bound} are read.")
@@ -261,7 +263,7 @@ def _header(path: Path) -> dict[str, Weight]:
         with safe_open(path, "pt") as opened:
             slices = {key: opened.get_slice(key) for key in opened.keys()}
             return {k: Weight(tuple(s.get_shape()), s.get_dtype() in _FLOATS) for k, s in slices.items()}
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, MemoryError, SafetensorError) as error:  # it is mapped whole, whatever its size
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}. Save or fetch it again.") from error

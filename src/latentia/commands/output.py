@@ -1,6 +1,6 @@
 """Output folders of commands: results of two calls are never mixed in one, and files of others are left alone."""
 
-from contextlib import suppress
+import os
 from pathlib import Path
 
 from latentia.errors import LatentiaError, UsageError
@@ -37,11 +37,13 @@ def check_output(folder: str | Path, command: str, overwrite: bool = False) -> N
         if path.exists() and not path.is_dir():
             raise UsageError(f"output_dir {path} cannot be written: it is a file. Give a folder.")
         if path.is_dir() and any(item.name != MARK for item in path.iterdir()):
-            found = None
-            with suppress(LatentiaError):
-                found = read_object(path / MARK).get("command")
+            found, why = None, "files that no command wrote"
+            try:
+                found = read_object(path / MARK).get("command") if os.path.lexists(path / MARK) else None
+            except LatentiaError as error:
+                why = f"files, and nothing says whose: {str(error).removesuffix('.')}"
             if not (overwrite and found == command):
-                holds = "files that no command wrote" if found is None else f"results of {found}"
+                holds = why if found is None else f"results of {found}"
                 way = "; or overwrite=True, which deletes them" if found == command else ""
                 raise UsageError(f"output_dir must be empty; {path} holds {holds}. Give another{way}.")
     except OSError as error:

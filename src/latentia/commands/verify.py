@@ -1,5 +1,6 @@
 """Check that a checkpoint, a run, a saved pipeline or a network is complete: hashes, and every weight in its place."""
 
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ def verify(path: str, revision: str | None = None) -> Verified:
             f"{checkpoint}: a checkpoint, whole, step {manifest['step']}; {len(manifest['files'])} files, "
             f"{size:.1f} MB, each with the size and SHA-256 of its manifest"
         )
-    if any((folder / name).exists() for name in (INDEX_NAME, "config.json", "scheduler_config.json")):
+    if any(os.path.lexists(folder / name) for name in (INDEX_NAME, "config.json", "scheduler_config.json")):
         lines.append(f"{folder}: {check_loads(folder)}; it loads, every weight in place (no hashes are kept here)")
     if not lines:
         raise CheckpointError(

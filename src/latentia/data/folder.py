@@ -16,7 +16,7 @@ from latentia.data.metadata import METADATA, read_metadata
 from latentia.data.names import class_order, printable
 from latentia.data.parquet import SPLIT_WORDS, check_parts, holds_images, of_split, parquet_source
 from latentia.errors import DataError, MissingSplitError
-from latentia.files.reading import open_file
+from latentia.files.reading import open_file, real_path
 
 _KINDS = {
     "a camera's raw image; export it as TIFF or JPEG": ".3fr .arw .cr2 .cr3 .dng .nef .orf .pef .raf .raw .rw2 .srw",
@@ -109,7 +109,7 @@ def _is_regular(path: Path) -> bool:
 
 def _leads_out(path: Path, root: Path) -> bool:
     """Whether `path` is a link that leads out of `root`, which is resolved already."""
-    return path.is_symlink() and not path.resolve().is_relative_to(root)
+    return path.is_symlink() and not real_path(path).is_relative_to(root)
 
 
 def _format(path: Path, root: Path) -> str | None:
@@ -138,7 +138,7 @@ def folder_source(text: str, path: Path, split: str) -> Source:
     Raises:
         DataError: no image, no such split, or metadata that is wrong.
     """
-    root = path.resolve()
+    root = real_path(path)
     found, left_out = contents(root, text), LeftOut()
     parquet = found.parquet or ([] if found.images else [f for f in found.metadata if f.suffix.lower() == ".parquet"])
     if parquet and (not found.images or any(map(holds_images, parquet))):

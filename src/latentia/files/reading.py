@@ -18,6 +18,11 @@ MAX_TEXT = 2**26  # bytes of a vocabulary or another text
 MAX_LOG = 2**30  # bytes of a `metrics.jsonl`
 
 
+def real_path(path: Path) -> Path:
+    """The absolute path with all links resolved; a link in a loop stays, and is an error when it is opened."""
+    return Path(os.path.realpath(path))  # `Path.resolve` raises a RuntimeError there
+
+
 def check_link(path: Path, home: Path, error: type[LatentiaError] = CheckpointError) -> None:
     """Reject a symbolic link that leads out of `home`; links of the Hub's cache to its own blobs are allowed.
 
@@ -26,7 +31,7 @@ def check_link(path: Path, home: Path, error: type[LatentiaError] = CheckpointEr
         home: the folder that it must be in.
         error: what is raised.
     """
-    home, target = home.resolve(), path.resolve()
+    home, target = real_path(home), real_path(path)
     blobs = [above.parents[1] / "blobs" for above in (home, *home.parents) if above.parent.name == "snapshots"]
     if not any(target.is_relative_to(place) for place in (home, *blobs)):
         raise error(

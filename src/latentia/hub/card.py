@@ -154,7 +154,7 @@ def read_card(path: Path) -> ModelCard:
             `MAX_METADATA` characters, not nested too deep and without aliases, of which a few stand for any number of
             values.
     """
-    text = read_text(path, MAX_CARD, error=UsageError)
+    text = read_text(path, MAX_CARD, home=path.parent, error=UsageError)
     head = text.lstrip().partition("\n---")[0]
     try:
         if head.startswith("---"):

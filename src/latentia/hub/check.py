@@ -1,5 +1,6 @@
 """Strict loading: check that a saved pipeline or network loads and that no weight is missing or of another shape."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,10 @@ def check_loads(folder: Path) -> str:
         Traceback (most recent call last):
         latentia.errors.CheckpointError: /nowhere holds neither model_index.json nor config.json ...
     """
-    if (folder / INDEX_NAME).is_file():
+    if os.path.lexists(folder / INDEX_NAME):
         return _pipeline(folder)
     for name in ("config.json", "scheduler_config.json"):
-        if (folder / name).is_file():
+        if os.path.lexists(folder / name):
             kind = saved_class(folder / name)
             check_components({"": kind}, folder)
             loaded = load_component(kind, folder)

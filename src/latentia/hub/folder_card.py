@@ -214,7 +214,7 @@ def _dataset_name(config: Mapping[str, Any]) -> str | None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    found = read_json(path, MAX_TEXT, error=UsageError) if path.is_file() else {}
+    found = read_json(path, MAX_TEXT, home=path.parent, error=UsageError) if path.is_file() else {}
     return found if isinstance(found, dict) else {}
 
 

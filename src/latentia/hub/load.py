@@ -45,7 +45,7 @@ def read_index(folder: str | os.PathLike) -> dict[str, Any]:
         latentia.errors.CheckpointError: /nowhere has no model_index.json, so it is no saved pipeline. ...
     """
     path = Path(folder, INDEX_NAME)
-    if not path.exists():
+    if not os.path.lexists(path):
         raise CheckpointError(
             f"{folder} has no {INDEX_NAME}, so it is no saved pipeline. Give the folder that save_pretrained or a "
             "training run wrote, not one of its parts."

@@ -58,10 +58,11 @@ class SchedulerMixin(DiffusersSchedulerMixin):
             **kwargs: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download`, or a value to change.
 
         Raises:
-            CheckpointError: the file is missing, damaged, without bounds, or of a scheduler of another kind.
+            CheckpointError: the file is missing, damaged, holds a value out of its range, or is of a scheduler of
+                another kind.
             HubError: the repository cannot be had.
-            UsageError: a value out of its range, a `subfolder` that is more than plain names, or a keyword that is no
-                setting of the scheduler.
+            UsageError: a value to change that is out of its range, a `subfolder` that is more than plain names, or a
+                keyword that is no setting of the scheduler.
         """
         name, subfolder = str(pretrained_model_name_or_path), check_subfolder(subfolder)
         place = {key: kwargs.pop(key, None) for key in ("revision", "cache_dir", "token", "local_files_only")}
@@ -81,7 +82,9 @@ class SchedulerMixin(DiffusersSchedulerMixin):
             )
         try:
             return cls.from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
-        except LatentiaError:
-            raise
+        except LatentiaError as error:
+            if kwargs:  # perhaps of a value that the caller gave
+                raise
+            raise CheckpointError(f"{path}: {error}") from error
         except Exception as error:  # a hostile configuration can make a constructor raise anything
             raise CheckpointError(f"{path} makes no {cls.__name__}: {error}") from error

@@ -1,6 +1,5 @@
 """Grids of images, strips of images over time, and training curves."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from latentia.errors import DataError, UsageError, did_you_mean
-from latentia.files.reading import MAX_LOG, read_text
+from latentia.files.reading import MAX_LOG, parse_json, read_text
 from latentia.functional.pixels import to_uint8
 
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
@@ -215,11 +214,14 @@ def _rows(path: str | Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            # A killed run may leave its last line incomplete; anywhere else the file is damaged.
-            if number < len(lines):
-                raise DataError(f"{path}, line {number} must be a JSON object. {error}.") from error
+            row = parse_json(line, f"{path}, line {number}", DataError)
+        except DataError:
+            if number == len(lines):  # a killed run may leave its last line incomplete
+                break
+            raise
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number} must be a JSON object; got {type(row).__name__}.")
+        rows.append(row)
     return rows
 
 
