@@ -455,6 +455,9 @@ def test_links_out_of_the_folder_are_refused(tmp_path):
     write_folder(tmp_path / "inside", 2, classes=1)
     (tmp_path / "inside/class0/again.png").symlink_to("0000.png")  # within the folder, and the folder itself: fine
     assert len(load_images(root)) == 3
+    (tmp_path / "inside/class0/loop.png").symlink_to("loop.png")
+    with pytest.raises(DataError, match=r"loop\.png"):
+        load_images(root)
 
 
 def test_paths_in_parquet_are_not_followed(tmp_path):
