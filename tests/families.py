@@ -98,6 +98,20 @@ FAMILIES = [
         scored=("--frame_steps", "1", "--max_train_steps", "2"),
         refuses=NO_BLOCKS | {"compile": "second derivatives"},
     ),
+    Family(
+        "flow",
+        "train_flow.py",
+        "--layers_per_block 2 --hidden_channels 8 --class_conditional",
+        refuses=NO_BLOCKS,
+    ),
+    Family(
+        "flow_plane",
+        "train_flow_plane.py",
+        "--num_layers 2 --hidden_sizes 8",
+        data=(),
+        scored=("--max_train_steps", "2"),
+        refuses=NO_BLOCKS,
+    ),
     Family("latent_diffusion", "train_latent_diffusion.py", f"{UNET} --autoencoder {{parts}}"),
     Family(
         "text_to_image",

@@ -22,8 +22,10 @@ from latentia import (
     DCGANGenerator,
     DDIMScheduler,
     DDPMScheduler,
+    FlowPipeline,
     GANPipeline,
     HashedWords,
+    ImageFlow,
     LatentDiffusionPipeline,
     LatentMixture,
     UnconditionalDiffusionPipeline,
@@ -148,6 +150,15 @@ def gan(**config):
     discriminator = spread(DCGANDiscriminator(**base, in_channels=1, norm="none", **config))
     words = HashedWords(dim=16) if "text_embed_dim" in config else None
     return GANPipeline(generator, discriminator, words, NAMES if "num_class_embeds" in config else None)
+
+
+def flow(size=8, classes=None, **config):
+    """A flow of which every layer does something."""
+    network = ImageFlow(sample_size=size, layers_per_block=2, hidden_channels=8, num_class_embeds=classes, **config)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    return FlowPipeline(network.eval(), NAMES if classes else None)
 
 
 # ------------------------------------------------------------ indices
@@ -278,6 +289,15 @@ PIPELINES = [
         search={"steps": 4, "starts": 2},
     ),
     Entry("gan-text", seed(lambda: gan(text_embed_dim=16)), SMALL, (6,), prompts, prompts, search={"steps": 4}),
+    Entry("flow", seed(flow), SMALL, (64,)),
+    Entry(
+        "flow-classes",
+        seed(lambda: flow(16, classes=3, architecture="spline", num_stages=3)),
+        GREY,
+        (256,),
+        lambda n: {"batch_size": n, **labels(n), "temperature": 0.8},
+        labels,
+    ),
     Entry("vqvae", seed(vqvae_pipeline), SMALL, (4, 4)),
     Entry("vqvae-fsq", seed(lambda: vqvae_pipeline(quantizer="fsq", levels=(5, 4, 3))), SMALL, (4, 4)),
     Entry(

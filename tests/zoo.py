@@ -13,6 +13,7 @@ from latentia import (
     DCGANDiscriminator,
     DCGANGenerator,
     DigitClassifier,
+    ImageFlow,
     InceptionV3,
     LatentMixture,
     MLPDiscriminator,
@@ -21,6 +22,7 @@ from latentia import (
     PositionPrior,
     RecurrentAutoencoder,
     UNet2D,
+    VectorFlow,
 )
 
 
@@ -144,6 +146,29 @@ def _told(b: int) -> dict[str, Any]:
     return {"class_labels": torch.arange(b) % 10, "text_embeds": torch.randn(b, 6)}
 
 
+def _flow(architecture: str, extra: Callable = lambda b: {}, **config):
+    config = {"sample_size": (8, 16), "layers_per_block": 3, "hidden_channels": 8} | config
+    return Entry(
+        f"flow-{architecture}",
+        lambda: ImageFlow(architecture=architecture, **config),
+        lambda b: {"sample": torch.rand(b, 1, 8, 16) * 2 - 1, **extra(b)},
+        lambda b: (b,),
+    )
+
+
+def _vector_flow(architecture: str, extra: Callable = lambda b: {}, **config):
+    return Entry(
+        f"vector-flow-{architecture}",
+        lambda: VectorFlow(3, architecture=architecture, num_layers=3, hidden_sizes=(8,), **config),
+        lambda b: {"sample": torch.randn(b, 3), **extra(b)},
+        lambda b: (b,),
+    )
+
+
+def _class_and_context(b: int) -> dict[str, Any]:
+    return {"class_labels": torch.arange(b) % 10, "context": torch.randn(b, 2)}
+
+
 ZOO = [
     _unet("unet-8", (1, 8, 8)),
     _unet("unet-28-patch", (1, 28, 28), patch_size=2),
@@ -206,6 +231,16 @@ ZOO = [
         )
         for norm in ("group", "spectral", "none")
     ),
+    _flow("nice", num_stages=1),
+    _flow("realnvp"),
+    _flow("glow", _class_and_context, num_class_embeds=10, context_dim=2),
+    _flow("spline", num_stages=3, bins=4),
+    _vector_flow("nice"),
+    _vector_flow("realnvp", _class_and_context, num_class_embeds=10, context_dim=2),
+    _vector_flow("spline"),
+    _vector_flow("maf", _class_and_context, num_class_embeds=10, context_dim=2),
+    _vector_flow("iaf"),
+    _vector_flow("spline_maf"),
     Entry("generator-mlp", MLPGenerator, lambda b: {"latents": torch.randn(b, 2)}, lambda b: (b, 2)),
     Entry("discriminator-mlp", MLPDiscriminator, lambda b: {"sample": torch.randn(b, 2)}, lambda b: (b,)),
 ]

@@ -19,6 +19,8 @@ from .models.dcgan import (
 from .models.dcgan import (
     MLPGenerator as MLPGenerator,
 )
+from .models.flow import ImageFlow as ImageFlow
+from .models.flow import VectorFlow as VectorFlow
 from .models.inception import InceptionV3 as InceptionV3
 from .models.modeling import ModelMixin as ModelMixin
 from .models.patchgan import PatchDiscriminator as PatchDiscriminator
@@ -33,6 +35,7 @@ from .pipelines.autoencoder_kl import AutoencoderKLPipeline as AutoencoderKLPipe
 from .pipelines.base import DiffusionPipeline as DiffusionPipeline
 from .pipelines.clip import CLIPPipeline as CLIPPipeline
 from .pipelines.diffusion import UnconditionalDiffusionPipeline as UnconditionalDiffusionPipeline
+from .pipelines.flow import FlowPipeline as FlowPipeline
 from .pipelines.gan import GANPipeline as GANPipeline
 from .pipelines.latent_diffusion import LatentDiffusionPipeline as LatentDiffusionPipeline
 from .pipelines.text_to_image import TextToImagePipeline as TextToImagePipeline

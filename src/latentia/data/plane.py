@@ -55,6 +55,22 @@ class Plane:
         e = np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1)  # Box and Muller
         return torch.from_numpy(self.shape(np.stack(u[:4], 1), e).astype(np.float32))
 
+    def log_prob(self, points: torch.Tensor) -> torch.Tensor:
+        """The true log-density in nats, (B,), of points (B, 2); of a mixture of Gaussians.
+
+        Raises:
+            UsageError: the distribution is no mixture, and its density has no closed form here.
+
+        Example:
+            >>> PLANES["lab_disjoint"].log_prob(torch.tensor([[0.35, 0.75]])).round(decimals=3)  # ln 1 / (3 2 pi s^2)
+            tensor([4.4410], dtype=torch.float64)
+        """
+        if self.centres is None or self.sigma is None:
+            raise UsageError(f"the density of {self.name} has no closed form; that of a mixture of Gaussians has.")
+        scaled = (points.double()[:, None] - self.centres) / self.sigma  # (B, K, 2)
+        log_normal = -0.5 * scaled.square().sum(2) - self.sigma.log().sum(1) - math.log(2 * math.pi)
+        return log_normal.logsumexp(1) - math.log(len(self.centres))
+
 
 def gaussian_mixture(
     centres: Sequence[Sequence[float]] | torch.Tensor, sigma: Any, name: str = "mixture", about: str = ""

@@ -1,0 +1,422 @@
+"""Layers of normalizing flows: each maps forwards and backwards and gives its log-determinant."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latentia.functional.flows import MIN_SLOPE, affine, logit, rational_quadratic_spline, soft_clip
+from latentia.models.layers.mlp import make_activation
+
+CONTEXT_WIDTH = 64  # of the embedding of a class or a vector
+LOG_SCALE_BOUND = 3.0  # of one affine transform, see `soft_clip`
+Kind = Literal["additive", "affine", "spline"]
+_SLOPE_ONE = math.log(math.expm1(1 - MIN_SLOPE))  # added to the slopes of a spline: of parameters 0 it is the identity
+
+
+def summed(log_derivative: Tensor) -> Tensor:
+    """The log-determinant (B,) of the log-derivatives of all values.
+
+    Example:
+        >>> summed(torch.ones(2, 3, 4))
+        tensor([12., 12.])
+    """
+    return log_derivative.flatten(1).sum(1)
+
+
+class FlowLayer(nn.Module):
+    """An invertible layer: `forward(x, context, inverse)` gives the other side and its log-determinant (B,)."""
+
+    def forward(self, x: Tensor, context: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        """Map forwards, from data to latents, or backwards.
+
+        Args:
+            x: (B, D) or (B, C, H, W).
+            context: embedding of the condition, (B, `CONTEXT_WIDTH`); `None` (default): none.
+            inverse: whether to map from latents to data. Default False.
+        """
+        raise NotImplementedError
+
+
+class Transform(nn.Module):
+    """The transform of each value by parameters that a network gives: additive, affine or a spline.
+
+    Args:
+        kind: "additive", "affine" or "spline".
+        bins: of the spline.
+        tail_bound: beyond which the spline is the identity.
+
+    Example:
+        >>> transform = Transform("affine", 8, 3.0)
+        >>> transform.parameters_per_value
+        2
+        >>> transform(torch.ones(1, 1), torch.zeros(1, 2, 1))
+        (tensor([[1.]]), tensor([[0.]]))
+    """
+
+    def __init__(self, kind: Kind, bins: int, tail_bound: float):
+        super().__init__()
+        self.kind, self.bins, self.tail_bound = kind, bins, tail_bound
+        self.parameters_per_value = {"additive": 1, "affine": 2, "spline": 3 * bins - 1}[kind]
+
+    def forward(self, x: Tensor, parameters: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        """The result and the log-derivative of each value x (B, ...), for parameters (B, P, ...)."""
+        parameters = parameters.to(x.dtype)
+        if self.kind == "spline":
+            widths, heights, slopes = parameters.split([self.bins, self.bins, self.bins - 1], 1)
+            return rational_quadratic_spline(x, widths, heights, slopes + _SLOPE_ONE, self.tail_bound, inverse)
+        shift = parameters[:, 0]
+        if self.kind == "additive":
+            return (x - shift if inverse else x + shift), torch.zeros_like(x)
+        return affine(x, shift, soft_clip(parameters[:, 1], LOG_SCALE_BOUND), inverse)
+
+
+class ActNorm(FlowLayer):
+    """Activation normalisation: a scale and a shift of each channel, set from data by `initialize`, then trained.
+
+    Glow (Kingma and Dhariwal, 2018, 1807.03039), section 3.1.
+
+    Args:
+        channels: C of (B, C, H, W), or D of (B, D).
+
+    Example:
+        >>> norm, x = ActNorm(3), torch.randn(100, 3) * 5 + 2
+        >>> norm.initialize(x)
+        >>> norm(x)[0].std(0, correction=0).round(decimals=3).tolist()
+        [1.0, 1.0, 1.0]
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(channels))
+        self.log_scale = nn.Parameter(torch.zeros(channels))
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """Set scale and shift so that each channel of x has mean 0 and variance 1; a constant one keeps its scale."""
+        values = x.transpose(0, 1).flatten(1).double()
+        deviation = values.std(1, correction=0)
+        log_scale = torch.where(deviation > 1e-6, -deviation.clamp(min=1e-6).log(), 0.0)
+        self.log_scale.copy_(log_scale)
+        self.shift.copy_(-values.mean(1) * log_scale.exp())
+
+    def forward(self, x: Tensor, context: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        shift, log_scale = (part.to(x.dtype).view(shape) for part in (self.shift, self.log_scale))
+        y, log_derivative = affine(x, shift, log_scale, inverse)
+        return y, summed(log_derivative)
+
+
+class InvertibleLinear(FlowLayer):
+    r"""An invertible linear map over channels, a 1x1 convolution: \(W = L U R\), R the reversal of the channels.
+
+    L is lower triangular with ones, U upper triangular with a positive diagonal, so that the log-determinant costs
+    nothing and W cannot become singular. R makes the couplings before and after it change other channels from the
+    start.
+
+    Glow (Kingma and Dhariwal, 2018, 1807.03039), section 3.2 and eq. 10, with a fixed permutation.
+
+    Args:
+        channels: C of (B, C, H, W), or D of (B, D).
+
+    Example:
+        >>> InvertibleLinear(3)(torch.tensor([[1.0, 2.0, 3.0]]))[0].tolist()
+        [[3.0, 2.0, 1.0]]
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.lower = nn.Parameter(torch.zeros(channels, channels))
+        self.upper = nn.Parameter(torch.zeros(channels, channels))
+        self.log_diagonal = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, context: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        lower, upper, log_diagonal = (p.to(x.dtype) for p in (self.lower, self.upper, self.log_diagonal))
+        one = torch.eye(len(log_diagonal), dtype=x.dtype, device=x.device)
+        lower, upper = lower.tril(-1) + one, upper.triu(1) + log_diagonal.exp().diag()
+        with torch.autocast(x.device.type, enabled=False):  # its inverse must undo it to the last digits
+            if inverse:
+                half = torch.linalg.solve_triangular(lower, one, upper=False, unitriangular=True)
+                weight = torch.linalg.solve_triangular(upper, half, upper=True).flip(0)
+            else:
+                weight = (lower @ upper).flip(1)
+            y = F.conv2d(x, weight[..., None, None]) if x.ndim == 4 else x @ weight.T
+        places = x[0, 0].numel()
+        log_det = (places * log_diagonal.sum()).expand(len(x))
+        return y, -log_det if inverse else log_det
+
+
+class Reverse(FlowLayer):
+    """The reversal of the order of values; volume-preserving.
+
+    Example:
+        >>> Reverse()(torch.tensor([[1.0, 2.0]]))
+        (tensor([[2., 1.]]), tensor([0.]))
+    """
+
+    def forward(self, x: Tensor, context: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        return x.flip(1), x.new_zeros(len(x))
+
+
+class Logit(FlowLayer):
+    """Images of [-1, 1] as real numbers; see `latentia.functional.flows.logit`.
+
+    Example:
+        >>> Logit(0.05)(torch.zeros(1, 1, 1, 1))[0].item()
+        0.0
+    """
+
+    def __init__(self, alpha: float):
+        super().__init__()
+        self.alpha = alpha
+
+    def forward(self, x: Tensor, context: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        y, log_derivative = logit(x, self.alpha, inverse)
+        return y, summed(log_derivative)
+
+
+class Squeeze(FlowLayer):
+    """Blocks of 2 x 2 pixels as channels, (B, C, H, W) to (B, 4 C, H / 2, W / 2).
+
+    Example:
+        >>> Squeeze()(torch.zeros(1, 1, 4, 6))[0].shape
+        torch.Size([1, 4, 2, 3])
+    """
+
+    def forward(self, x: Tensor, context: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        y = F.pixel_shuffle(x, 2) if inverse else F.pixel_unshuffle(x, 2)
+        return y, x.new_zeros(len(x))
+
+
+def _start_at_zero(layer: nn.Module) -> None:
+    """Set all weights of a layer to 0: a flow starts at the identity, of which every log-determinant is finite."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
+class DenseConditioner(nn.Module):
+    """Dense layers from known values and context to the parameters of transforms; 0 at the start.
+
+    Args:
+        inputs: known values.
+        outputs: parameters.
+        hidden_sizes: width of each hidden layer.
+        activation: a name in `latentia.models.layers.mlp.ACTIVATIONS`.
+        has_context: whether it takes a context.
+
+    Example:
+        >>> DenseConditioner(2, 3, (8,), "silu", False)(torch.zeros(4, 2), None).shape
+        torch.Size([4, 3])
+    """
+
+    def __init__(self, inputs: int, outputs: int, hidden_sizes: Sequence[int], activation: str, has_context: bool):
+        super().__init__()
+        sizes = (inputs + CONTEXT_WIDTH * has_context, *hidden_sizes)
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        self.activation = make_activation(activation)
+        self.out = nn.Linear(sizes[-1], outputs)
+        _start_at_zero(self.out)
+
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        h = x.to(self.out.weight.dtype)
+        h = h if context is None else torch.cat([h, context.to(h.dtype)], 1)
+        for layer in self.layers:
+            h = self.activation(layer(h))
+        return self.out(h)
+
+
+class ConvConditioner(nn.Module):
+    """Convolutions (3x3, 1x1, 3x3) from known channels and context to the parameters of transforms; 0 at the start.
+
+    Args:
+        inputs: known channels.
+        outputs: parameters at each place.
+        hidden_channels: width; 0: one convolution alone.
+        activation: a name in `latentia.models.layers.mlp.ACTIVATIONS`.
+        has_context: whether it takes a context, which is added to the first hidden layer.
+
+    Glow (Kingma and Dhariwal, 2018, 1807.03039), section 5.1.
+
+    Example:
+        >>> ConvConditioner(2, 3, 8, "relu", False)(torch.zeros(4, 2, 6, 6), None).shape
+        torch.Size([4, 3, 6, 6])
+    """
+
+    def __init__(self, inputs: int, outputs: int, hidden_channels: int, activation: str, has_context: bool):
+        super().__init__()
+        width = hidden_channels or inputs
+        if hidden_channels:
+            self.conv_in = nn.Conv2d(inputs, width, 3, padding=1)
+            self.conv_mid = nn.Conv2d(width, width, 1)
+        self.has_hidden = hidden_channels > 0
+        self.activation = make_activation(activation)
+        self.context = nn.Linear(CONTEXT_WIDTH, width) if has_context else None
+        self.out = nn.Conv2d(width, outputs, 3, padding=1)
+        _start_at_zero(self.out)
+
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        h = x.to(self.out.weight.dtype)
+        if self.has_hidden:
+            h = self.conv_in(h)
+        if self.context is not None and context is not None:
+            h = h + self.context(context.to(h.dtype))[:, :, None, None]
+        if self.has_hidden:
+            h = self.activation(self.conv_mid(self.activation(h)))
+        return self.out(h)
+
+
+class Coupling(FlowLayer):
+    """A coupling layer: half of the channels stay, and give the parameters by which the other half is transformed.
+
+    Args:
+        known: indices of the channels that stay.
+        changed: indices of those that are transformed; together all channels.
+        conditioner: (known channels, context) -> `transform.parameters_per_value` channels for each changed one.
+        transform: of each value.
+
+    NICE (Dinh et al., 2014, 1410.8516), section 3.1; Real NVP (Dinh et al., 2016, 1605.08803), section 3.4, whose
+    checkerboard is a choice of channels once blocks of 2 x 2 pixels are squeezed into channels.
+
+    Example:
+        >>> net = DenseConditioner(1, 2, (8,), "relu", False)
+        >>> Coupling([0], [1], net, Transform("affine", 8, 3.0))(torch.randn(5, 2))[1].tolist()
+        [0.0, 0.0, 0.0, 0.0, 0.0]
+    """
+
+    def __init__(self, known: Sequence[int], changed: Sequence[int], conditioner: nn.Module, transform: Transform):
+        super().__init__()
+        self.known, self.changed = _slice(known), _slice(changed)
+        order = [*known, *changed]
+        self.order = None if order == sorted(order) else [order.index(channel) for channel in range(len(order))]
+        self.conditioner, self.transform = conditioner, transform
+
+    def forward(self, x: Tensor, context: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        known, value = x[:, self.known], x[:, self.changed]
+        parameters = self.conditioner(known, context)
+        parameters = parameters.unflatten(1, (-1, value.shape[1]))  # (B, P, c, ...)
+        value, log_derivative = self.transform(value, parameters, inverse)
+        y = torch.cat([known, value], 1)
+        return (y if self.order is None else y[:, self.order]), summed(log_derivative)
+
+
+def _slice(channels: Sequence[int]) -> slice | list[int]:
+    """A slice where the channels are consecutive, which needs no copy."""
+    first, last = channels[0], channels[-1]
+    return slice(first, last + 1) if [*channels] == [*range(first, last + 1)] else [*channels]
+
+
+class MaskedLinear(nn.Linear):
+    """A linear layer in which an output sees only inputs of a lower (or, between hidden layers, equal) degree.
+
+    Args:
+        in_degrees, out_degrees: of each input and output.
+        strict: whether an input must have a lower degree. Default False.
+
+    MADE (Germain et al., 2015, 1502.03509), eq. 8 and 9.
+
+    Example:
+        >>> MaskedLinear([1, 2], [1], strict=True).mask
+        tensor([[False, False]])
+    """
+
+    mask: Tensor
+
+    def __init__(self, in_degrees: Sequence[int], out_degrees: Sequence[int], strict: bool = False):
+        super().__init__(len(in_degrees), len(out_degrees))
+        given, seen = torch.tensor([*out_degrees])[:, None], torch.tensor([*in_degrees])[None]
+        self.register_buffer("mask", given > seen if strict else given >= seen)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * self.mask, self.bias)
+
+
+class Autoregressive(FlowLayer):
+    """A masked autoregressive layer: each value is transformed by parameters that the values before it give.
+
+    One direction takes one evaluation of the network and the other D.
+
+    Args:
+        features: D.
+        hidden_sizes: width of each hidden layer.
+        activation: a name in `latentia.models.layers.mlp.ACTIVATIONS`.
+        transform: of each value.
+        has_context: whether it takes a context.
+        fast_inverse: False (default): densities take one evaluation (MAF); True: samples do (IAF).
+
+    Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017, 1705.07057), section 3; Improved
+    Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016, 1606.04934), section 3.
+
+    Example:
+        >>> layer = Autoregressive(3, (8,), "relu", Transform("affine", 8, 3.0), False)
+        >>> layer(torch.randn(5, 3))[0].shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden_sizes: Sequence[int],
+        activation: str,
+        transform: Transform,
+        has_context: bool,
+        fast_inverse: bool = False,
+    ):
+        super().__init__()
+        self.transform, self.fast_inverse = transform, fast_inverse
+        inputs = [*range(1, features + 1)]
+        degrees = [*inputs, *[0] * (CONTEXT_WIDTH * has_context)]
+        lowest = 0 if has_context or features == 1 else 1
+        highest = max(features - 1, lowest)
+        layers: list[nn.Module] = []
+        for width in hidden_sizes:
+            hidden = [lowest + i % (highest - lowest + 1) for i in range(width)]
+            layers += [MaskedLinear(degrees, hidden), make_activation(activation)]
+            degrees = hidden
+        self.hidden = nn.Sequential(*layers)
+        self.out = MaskedLinear(degrees, inputs * transform.parameters_per_value, strict=True)
+        _start_at_zero(self.out)
+
+    def forward(self, x: Tensor, context: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        if inverse == self.fast_inverse:
+            y, log_derivative = self.transform(x, self._predict(x, context))
+        else:
+            y, place = torch.zeros_like(x), torch.arange(x.shape[1], device=x.device)
+            for i in range(x.shape[1]):  # value i is right once those before it are
+                found, log_derivative = self.transform(x, self._predict(y, context), inverse=True)
+                y = torch.where(place == i, found, y)
+        return y, summed(log_derivative)
+
+    def _predict(self, x: Tensor, context: Tensor | None) -> Tensor:
+        h = x.to(self.out.weight.dtype)
+        h = h if context is None else torch.cat([h, context.to(h.dtype)], 1)
+        return self.out(self.hidden(h)).unflatten(1, (self.transform.parameters_per_value, -1))
+
+
+class ContextEmbedding(nn.Module):
+    """The embedding of a class and of a vector that a flow is conditioned on, summed; (B, `CONTEXT_WIDTH`).
+
+    Args:
+        num_class_embeds: number of classes; `None`: no labels.
+        context_dim: values of the vector; `None`: no vector.
+
+    Example:
+        >>> ContextEmbedding(10, 3)(torch.tensor([4]), torch.zeros(1, 3)).shape
+        torch.Size([1, 64])
+    """
+
+    def __init__(self, num_class_embeds: int | None, context_dim: int | None):
+        super().__init__()
+        self.class_embedding = None if num_class_embeds is None else nn.Embedding(num_class_embeds, CONTEXT_WIDTH)
+        self.projection = None if context_dim is None else nn.Linear(context_dim, CONTEXT_WIDTH)
+
+    def forward(self, class_labels: Tensor | None, context: Tensor | None) -> Tensor | None:
+        parts = []
+        if self.class_embedding is not None and class_labels is not None:
+            parts.append(self.class_embedding(class_labels))
+        if self.projection is not None and context is not None:
+            parts.append(self.projection(context.to(self.projection.weight.dtype)))
+        return sum(parts[1:], parts[0]) if parts else None
