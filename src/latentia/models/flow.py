@@ -12,15 +12,13 @@ from torch import Tensor, nn
 
 from latentia.errors import Positive, Size, UsageError, check_arguments, check_choice
 from latentia.functional.distributions import log_normal
+from latentia.models.layers.conditioners import ContextEmbedding, ConvConditioner, DenseConditioner
 from latentia.models.layers.conditioning import check_class_labels
 from latentia.models.layers.convolution import image_size
 from latentia.models.layers.flow import (
     ActNorm,
     Autoregressive,
-    ContextEmbedding,
-    ConvConditioner,
     Coupling,
-    DenseConditioner,
     FlowLayer,
     InvertibleLinear,
     Logit,
