@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from latentia import FlowPipeline, ImageFlow
 from latentia.functional.flows import dequantize
 from latentia.losses.likelihood import flow_loss
-from latentia.models.flow import most_halvings
+from latentia.models.image_flow import most_halvings
 from latentia.rng import Rng
 from latentia.runs.arguments import (
     ClassArguments,

@@ -1,50 +1,23 @@
-"""Normalizing flows of images and of vectors: NICE, RealNVP, Glow, neural spline flows, MAF and IAF."""
+"""The base of normalizing flows: both directions, densities, samples, data-dependent initialisation."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from latentia.errors import Positive, Size, UsageError, check_arguments, check_choice
+from latentia.errors import UsageError
 from latentia.functional.distributions import log_normal
-from latentia.models.layers.conditioners import ContextEmbedding, ConvConditioner, DenseConditioner
+from latentia.models.layers.conditioners import ContextEmbedding
 from latentia.models.layers.conditioning import check_class_labels
-from latentia.models.layers.convolution import image_size
-from latentia.models.layers.flow import (
-    ActNorm,
-    Autoregressive,
-    Coupling,
-    FlowLayer,
-    InvertibleLinear,
-    Logit,
-    Reverse,
-    Squeeze,
-    Transform,
-)
+from latentia.models.layers.flow import ActNorm
 from latentia.models.modeling import ModelMixin
+from latentia.models.outputs import UNSET
 from latentia.models.priors import check_generators
-
-# name -> transform of each value, and what stands between two of them: of images
-IMAGE_FLOWS: dict[str, tuple[Any, str]] = {
-    "nice": ("additive", "checkerboard"),
-    "realnvp": ("affine", "checkerboard"),
-    "glow": ("affine", "linear"),
-    "spline": ("spline", "linear"),
-}
-# of vectors: transform, and how values know of each other
-VECTOR_FLOWS: dict[str, tuple[Any, str]] = {
-    "nice": ("additive", "coupling"),
-    "realnvp": ("affine", "coupling"),
-    "spline": ("spline", "coupling"),
-    "maf": ("affine", "autoregressive"),
-    "iaf": ("affine", "inverse autoregressive"),
-    "spline_maf": ("spline", "autoregressive"),
-}
 
 
 @dataclass
@@ -56,16 +29,17 @@ class FlowOutput(BaseOutput):
     """
 
     log_prob: Tensor
-    sample: Tensor = None  # type: ignore[assignment]  # networks set all, see `latentia.models.outputs.UNSET`
-    latents: Tensor = None  # type: ignore[assignment]
-    log_det: Tensor = None  # type: ignore[assignment]
+    sample: Tensor = UNSET
+    latents: Tensor = UNSET
+    log_det: Tensor = UNSET
 
 
 class Flow(ModelMixin, ConfigMixin):
-    """The base of `ImageFlow` and `VectorFlow`: both directions, densities, samples, data-dependent initialisation.
+    """A normalizing flow, the base of `ImageFlow` and `VectorFlow`: both directions, densities, samples.
 
-    A subclass sets `shape`, the shape of one sample, and gives `_sides`, the stages of the flow: layers, and how many
-    of the channels that they leave are latents of the end, not handed on to the next stage.
+    A subclass sets `shape`, of one sample; `context`, the embedding of its conditions; and `stages`, lists of invertible
+    layers. After each stage its split standardises half of the channels by the other half and hands them to the latents;
+    a stage whose split is an `Identity`, as the last one, hands on all of them.
     """
 
     _skip_layerwise_casting_patterns: Any = ("out", "context")  # whose dtypes are read
@@ -205,195 +179,6 @@ class Flow(ModelMixin, ConfigMixin):
     _last_shape: tuple[int, ...]
 
 
-class ImageFlow(Flow):
-    r"""A multi-scale normalizing flow of images: NICE, RealNVP, Glow or a neural spline flow.
-
-    Each stage squeezes blocks of 2 x 2 pixels into channels, applies `layers_per_block` couplings and, but for the
-    last stage, hands half of the channels to the latents, standardised by a convolution on the other half. "nice"
-    (additive) and "realnvp" (affine) change the pixels of a checkerboard's fields and then halves of the channels in
-    turn; "glow" (affine) and "spline" (rational-quadratic) have an invertible 1x1 convolution before each coupling.
-    The density is on [-1, 1]^D.
-
-    Args:
-        sample_size: height and width in pixels, an integer or (H, W), each a multiple of 2^`num_stages`. Default 28.
-        in_channels: channels of the image. Default 1.
-        architecture: "nice", "realnvp", "glow" (default) or "spline".
-        num_stages: how often the image is halved, at least 1. Default 2.
-        layers_per_block: couplings of each stage. Default 8.
-        hidden_channels: width of the networks that give the parameters of a coupling. Default 64.
-        activation: a name in `latentia.models.layers.mlp.ACTIVATIONS`. Default "relu".
-        bins: of the splines, at least 2. Default 8.
-        tail_bound: the splines act on [-tail_bound, tail_bound] and are the identity outside. Default 3.
-        logit_alpha: pixels are mapped to real numbers by a logit that is kept this far from its ends, in (0, 0.5); its
-            log-determinant counts. Default 0.05.
-        num_class_embeds: number of classes that it is conditioned on; `None` (default): no labels.
-        context_dim: values of a vector that it is conditioned on; `None` (default): no vector.
-
-    Raises:
-        UsageError: a size that cannot be halved so often, an unknown name, numbers out of range, conditions that are
-            missing or not expected.
-
-    NICE (Dinh et al., 2014, 1410.8516); Density Estimation using Real NVP (Dinh et al., 2016, 1605.08803); Glow (Kingma
-    and Dhariwal, 2018, 1807.03039); Neural Spline Flows (Durkan et al., 2019, 1906.04032).
-
-    Example:
-        >>> flow = ImageFlow(sample_size=8, layers_per_block=2, hidden_channels=8)
-        >>> x = torch.rand(4, 1, 8, 8) * 2 - 1
-        >>> out = flow(x)
-        >>> out.latents.shape, out.log_prob.shape
-        (torch.Size([4, 64]), torch.Size([4]))
-        >>> bool((flow.decode(out.latents) - x).abs().max() < 1e-5)
-        True
-    """
-
-    @register_to_config
-    @check_arguments
-    def __init__(
-        self,
-        sample_size: int | tuple[int, int] = 28,
-        in_channels: Size = 1,
-        architecture: str = "glow",
-        num_stages: Size = 2,
-        layers_per_block: Size = 8,
-        hidden_channels: Size = 64,
-        activation: str = "relu",
-        bins: Size = 8,
-        tail_bound: Positive = 3.0,
-        logit_alpha: Positive = 0.05,
-        num_class_embeds: Size | None = None,
-        context_dim: Size | None = None,
-    ):
-        super().__init__()
-        check_choice("architecture", architecture, IMAGE_FLOWS)
-        check_spline(bins, logit_alpha)
-        size = image_size(sample_size)
-        check_halvings(size, num_stages)
-        kind, between = IMAGE_FLOWS[architecture]
-        self.shape = (in_channels, *size)
-        self.context = ContextEmbedding(num_class_embeds, context_dim)
-        conditional = num_class_embeds is not None or context_dim is not None
-        transform = Transform(kind, bins, tail_bound)
-
-        def coupling(channels: int, known: Sequence[int], transform: Transform, width: int) -> Coupling:
-            changed = [channel for channel in range(channels) if channel not in known]
-            outputs = len(changed) * transform.parameters_per_value
-            return Coupling(
-                known,
-                changed,
-                ConvConditioner(len(known), outputs, width, activation, conditional),
-                transform,
-            )
-
-        def layers(channels: int) -> Iterator[FlowLayer]:
-            halves = [range(channels // 2), range(channels // 2, channels)]
-            # Squeezing puts the four pixels of a block into neighbouring channels: the outer two are on a diagonal.
-            board = [[c for c in range(channels) if (c % 4 in (0, 3)) == colour] for colour in (True, False)]
-            for i in range(layers_per_block):
-                yield ActNorm(channels)
-                if between == "linear":
-                    yield InvertibleLinear(channels)
-                    yield coupling(channels, halves[0], transform, hidden_channels)
-                else:  # Real NVP, section 3.6: first the checkerboard, then the channels
-                    masks = board if i < (layers_per_block + 1) // 2 else halves
-                    yield coupling(channels, masks[i % 2], transform, hidden_channels)
-
-        self.stages, self.splits, self._latent_sizes = nn.ModuleList(), nn.ModuleList(), []
-        channels, (height, width) = in_channels, size
-        for stage in range(num_stages):
-            channels, height, width = channels * 4, height // 2, width // 2
-            first = [Logit(logit_alpha)] if stage == 0 else []
-            self.stages.append(nn.ModuleList([*first, Squeeze(), *layers(channels)]))
-            if stage == num_stages - 1:
-                self.splits.append(nn.Identity())
-            else:
-                prior = Transform("additive" if kind == "additive" else "affine", bins, tail_bound)
-                self.splits.append(coupling(channels, range(channels // 2), prior, 0))
-                channels //= 2
-                self._latent_sizes.append(channels * height * width)
-        self.stages[-1].append(ActNorm(channels))
-        self._last_shape = (channels, height, width)
-        self._latent_sizes.append(math.prod(self._last_shape))
-
-
-class VectorFlow(Flow):
-    r"""A normalizing flow of vectors or points: NICE, RealNVP, neural spline flow, MAF or IAF.
-
-    It is a density for `prior` of an autoencoder's pipeline too: it has `log_prob(z)` and `sample(n, generators)`.
-
-    Args:
-        features: D, values of a vector. Default 2.
-        architecture: couplings, "nice" (additive), "realnvp" (affine) and "spline" (rational-quadratic, default); or
-            masked autoregressive transforms, "maf" (affine; densities take one evaluation, samples D), "iaf" (the other
-            way round) and "spline_maf".
-        num_layers: transforms of the flow. Default 8.
-        hidden_sizes: width of each hidden layer of the network of a transform. Default (64, 64).
-        activation: a name in `latentia.models.layers.mlp.ACTIVATIONS`. Default "silu".
-        bins: of the splines, at least 2. Default 8.
-        tail_bound: the splines act on [-tail_bound, tail_bound] and are the identity outside. Default 4.
-        num_class_embeds: number of classes that it is conditioned on; `None` (default): no labels.
-        context_dim: values of a vector that it is conditioned on; `None` (default): no vector.
-
-    Raises:
-        UsageError: a coupling of one value, an unknown name, numbers out of range, conditions that are missing or not
-            expected.
-
-    NICE (Dinh et al., 2014, 1410.8516); Density Estimation using Real NVP (Dinh et al., 2016, 1605.08803); Neural
-    Spline Flows (Durkan et al., 2019, 1906.04032); Masked Autoregressive Flow (Papamakarios et al., 2017, 1705.07057);
-    Inverse Autoregressive Flow (Kingma et al., 2016, 1606.04934).
-
-    Example:
-        >>> flow = VectorFlow(3, architecture="maf", hidden_sizes=(8,))
-        >>> flow.log_prob(torch.zeros(2, 3)).shape
-        torch.Size([2])
-        >>> flow.sample(2, [torch.Generator().manual_seed(i) for i in range(2)]).shape
-        torch.Size([2, 3])
-    """
-
-    @register_to_config
-    @check_arguments
-    def __init__(
-        self,
-        features: Size = 2,
-        architecture: str = "spline",
-        num_layers: Size = 8,
-        hidden_sizes: tuple[Size, ...] = (64, 64),
-        activation: str = "silu",
-        bins: Size = 8,
-        tail_bound: Positive = 4.0,
-        num_class_embeds: Size | None = None,
-        context_dim: Size | None = None,
-    ):
-        super().__init__()
-        check_choice("architecture", architecture, VECTOR_FLOWS)
-        check_spline(bins)
-        kind, dependence = VECTOR_FLOWS[architecture]
-        if features < 2 and dependence == "coupling":
-            raise UsageError(
-                f"features must be at least 2 for {architecture!r}, which transforms one half of the values by the "
-                f'other; got {features}. Take architecture="maf".'
-            )
-        self.shape = (features,)
-        self.context = ContextEmbedding(num_class_embeds, context_dim)
-        conditional = num_class_embeds is not None or context_dim is not None
-        transform = Transform(kind, bins, tail_bound)
-        options = (hidden_sizes, activation)
-        layers: list[nn.Module] = [ActNorm(features)]
-        for _ in range(num_layers):
-            if dependence == "coupling":
-                known, changed = range(features // 2), range(features // 2, features)
-                outputs = len(changed) * transform.parameters_per_value
-                network = DenseConditioner(len(known), outputs, *options, conditional)
-                layers += [Coupling(known, changed, network, transform)]
-            else:
-                fast = dependence == "inverse autoregressive"
-                layers += [Autoregressive(features, *options, transform, conditional, fast)]
-            # NICE keeps the volume but for one scale of each value at the end (section 3.3).
-            layers += [Reverse()] if kind == "additive" else [InvertibleLinear(features)]
-        layers += [ActNorm(features)]
-        self.stages, self.splits = nn.ModuleList([nn.ModuleList(layers)]), nn.ModuleList([nn.Identity()])
-        self._latent_sizes, self._last_shape = [features], self.shape
-
-
 def check_spline(bins: int, logit_alpha: float = 0.05) -> None:
     """Raises a `UsageError` unless a spline has at least 2 and at most 100 bins and the logit keeps off its ends.
 
@@ -404,35 +189,3 @@ def check_spline(bins: int, logit_alpha: float = 0.05) -> None:
         raise UsageError(f"bins must be from 2 to 100; got {bins}.")
     if not 0 < logit_alpha < 0.5:
         raise UsageError(f"logit_alpha must be in (0, 0.5); got {logit_alpha}.")
-
-
-def most_halvings(size: tuple[int, int]) -> int:
-    """How often both sides of an image can be halved.
-
-    Example:
-        >>> most_halvings((28, 28)), most_halvings((8, 12))
-        (2, 2)
-    """
-    halvings = 0
-    while all(side % 2 ** (halvings + 1) == 0 for side in size):
-        halvings += 1
-    return halvings
-
-
-def check_halvings(size: tuple[int, int], num_stages: int) -> None:
-    """Raises a `UsageError` unless an image can be halved so often; names how often it can, and the sizes that can.
-
-    Example:
-        >>> check_halvings((28, 28), 2)
-        >>> check_halvings((30, 28), 2)
-        Traceback (most recent call last):
-        latentia.errors.UsageError: num_stages must be at most 1 for images of 30 x 28, which cannot be halved more \
-often; got 2. Lower it, or resize the images: each side to a multiple of 4.
-    """
-    possible = most_halvings(size)
-    if num_stages > possible:
-        rule = f"at most {possible}" if possible else "0, which is no flow,"
-        raise UsageError(
-            f"num_stages must be {rule} for images of {size[0]} x {size[1]}, which cannot be halved more often; got "
-            f"{num_stages}. Lower it, or resize the images: each side to a multiple of {2**num_stages}."
-        )
