@@ -37,9 +37,9 @@ class FlowOutput(BaseOutput):
 class Flow(ModelMixin, ConfigMixin):
     """A normalizing flow, the base of `ImageFlow` and `VectorFlow`: both directions, densities, samples.
 
-    A subclass sets `shape`, of one sample; `context`, the embedding of its conditions; and `stages`, lists of invertible
-    layers. After each stage its split standardises half of the channels by the other half and hands them to the latents;
-    a stage whose split is an `Identity`, as the last one, hands on all of them.
+    A subclass sets `shape`, of one sample; `context`, the embedding of its conditions; and `stages`, lists of
+    invertible layers. After each stage its split standardises half of the channels by the other half and hands them to
+    the latents; a stage whose split is an `Identity`, as the last one, hands on all of them.
     """
 
     _skip_layerwise_casting_patterns: Any = ("out", "context")  # whose dtypes are read
