@@ -8,10 +8,10 @@ A run that was killed goes on when the same command is started again. The folder
 
 from dataclasses import dataclass
 
-from latentia import FlowPipeline, ImageFlow
+from latentia import FlowPipeline, NormalizingFlow
 from latentia.functional.flows import dequantize
 from latentia.losses.likelihood import flow_loss
-from latentia.models.image_flow import most_halvings
+from latentia.models.flow import most_halvings
 from latentia.rng import Rng
 from latentia.runs.arguments import (
     ClassArguments,
@@ -29,8 +29,8 @@ INITIAL_IMAGES = 256  # from which the scales of activation normalisation are se
 @dataclass(frozen=True)
 class Arguments(RunArguments):
     model: NetworkArguments = network_arguments(
-        ImageFlow,
-        "architecture num_stages layers_per_block hidden_channels bins logit_alpha",
+        NormalizingFlow,
+        "architecture num_stages num_layers hidden_sizes bins logit_alpha",
         num_stages=None,
         helps={"num_stages": " Not given: as often as the images allow, at most 3."},
     )
@@ -45,7 +45,7 @@ def main(args: Arguments) -> int:
     run = Run(args, family="flow")
     settings = dict(args.model)
     settings["num_stages"] = settings["num_stages"] or min(3, most_halvings(run.image["sample_size"]))
-    network = ImageFlow(**run.image, **settings, num_class_embeds=run.num_classes)
+    network = NormalizingFlow(**run.image, **settings, num_class_embeds=run.num_classes)
 
     # The same images on every process; a checkpoint or --init_from replaces what is set here.
     first = run.data.batch(0, INITIAL_IMAGES, seed=args.optimization.seed)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from latentia import FlowPipeline, VectorFlow
+from latentia import FlowPipeline, NormalizingFlow
 from latentia.data.plane import Plane, PlaneData
 from latentia.errors import UsageError
 from latentia.files.writing import write_image, write_json
@@ -46,7 +46,10 @@ class PlaneArguments:
 class Arguments:
     plane: PlaneArguments = PlaneArguments()
     model: NetworkArguments = network_arguments(
-        VectorFlow, "architecture num_layers hidden_sizes activation bins tail_bound"
+        NormalizingFlow,
+        "architecture num_layers hidden_sizes activation bins tail_bound",
+        architecture="spline",
+        activation="silu",
     )
     optimization: OptimizationArguments = OptimizationArguments(
         train_batch_size=256, max_train_steps=3000, adam_weight_decay=0.0, max_grad_norm=10.0
@@ -55,7 +58,7 @@ class Arguments:
     output: OutputArguments = OutputArguments()
 
 
-def draw(flow: VectorFlow, plane: Plane) -> Image.Image:
+def draw(flow: NormalizingFlow, plane: Plane) -> Image.Image:
     """Points of the data, the log-density on a grid of 200 x 200, and samples, side by side."""
     from matplotlib.figure import Figure
 
@@ -83,7 +86,7 @@ def draw(flow: VectorFlow, plane: Plane) -> Image.Image:
 
 
 @torch.no_grad()
-def finish(folder: Path, flow: VectorFlow, plane: Plane) -> None:
+def finish(folder: Path, flow: NormalizingFlow, plane: Plane) -> None:
     """Save the pipeline and the picture, and print the log-likelihood of points that were not trained on."""
     flow = flow.cpu().eval()
     points = plane.sample(HELD_OUT_POINTS, 0)
@@ -104,7 +107,7 @@ def main(args: Arguments) -> int:
     data = PlaneData(args.plane.plane)
     run = Run(args, family="flow", data=data)
     run.claim(component_names(FlowPipeline), ["density.png"])
-    network = VectorFlow(2, **args.model)
+    network = NormalizingFlow(None, 2, **args.model)
     network.initialize(data.batch(0, INITIAL_POINTS, seed=args.optimization.seed)["x"])
     flow = run.prepare("flow", network)
     result = run.fit([flow.phase(lambda batch, rng: flow_loss(flow.network, batch, rng))])

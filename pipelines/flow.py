@@ -13,7 +13,7 @@ from latentia.functional.bounds import importance_weighted_bound
 from latentia.functional.chunks import in_chunks
 from latentia.functional.flows import dequantize, quantize
 from latentia.functional.interpolation import interpolate
-from latentia.models.flow import Flow
+from latentia.models.flow import NormalizingFlow
 from latentia.pipelines.arguments import Generators, count_images, draw_noise, draw_uniform, image_generators
 from latentia.pipelines.base import DiffusionPipeline, Labels
 from latentia.pipelines.capabilities import Likelihood
@@ -23,16 +23,16 @@ from latentia.pipelines.images import Images, check_output_type, from_input, to_
 class FlowPipeline(DiffusionPipeline):
     """Normalizing flow: sampling, exact encoding and decoding, interpolation, exact log-likelihood.
 
-    A latent has as many values as an image, D = C H W, and `decode` is the inverse of `encode`. Of a `VectorFlow`
-    "images" are tensors (B, D) of vectors, and `output_type` is "latent".
+    A latent has as many values as an image, D = C H W, and `decode` is the inverse of `encode`. Of a flow of
+    vectors "images" are tensors (B, D) of vectors, and `output_type` is "latent".
 
     Args:
-        flow: `ImageFlow` or `VectorFlow`.
+        flow: `NormalizingFlow`, of images or of vectors.
         label_names: names of the classes, in the order of their indices; `None` (default): none.
 
     Example:
-        >>> from latentia import ImageFlow
-        >>> pipe = FlowPipeline(ImageFlow(sample_size=8, layers_per_block=2, hidden_channels=8))
+        >>> from latentia import NormalizingFlow
+        >>> pipe = FlowPipeline(NormalizingFlow(sample_size=8, num_layers=2, hidden_sizes=(8, 8)))
         >>> image = pipe(batch_size=2, generator=torch.Generator().manual_seed(0)).images[0]
         >>> z = pipe.encode(image)
         >>> z.shape, list(pipe.decode(z)[0].tobytes()) == list(image.tobytes())
@@ -50,8 +50,8 @@ class FlowPipeline(DiffusionPipeline):
 
     def __init__(self, flow, label_names: Sequence[str] | Mapping[str, str] | None = None):
         super().__init__()
-        if not isinstance(flow, Flow):
-            raise UsageError(f"flow must be an ImageFlow or a VectorFlow; got {type(flow).__name__}.")
+        if not isinstance(flow, NormalizingFlow):
+            raise UsageError(f"flow must be a NormalizingFlow; got {type(flow).__name__}.")
         if flow.config.context_dim is not None:
             raise UsageError(
                 f"flow must have no context vector, which no pipeline can be asked for; got one with context_dim="
@@ -105,7 +105,7 @@ class FlowPipeline(DiffusionPipeline):
         """Latents (B, D) of images, exact: `decode` gives the same images back.
 
         Args:
-            images: images, or what `from_input` takes; of a `VectorFlow` vectors (B, D).
+            images: images, or what `from_input` takes; of a flow of vectors (B, D).
             class_labels: as for sampling.
         """
         x = self._input(images)
@@ -158,7 +158,7 @@ class FlowPipeline(DiffusionPipeline):
         conditioned on them gives the mean over its classes, \(p(x) = \frac1K \sum_c p(x|c)\).
 
         Args:
-            images: images, or what `from_input` takes; of a `VectorFlow` vectors (B, D).
+            images: images, or what `from_input` takes; of a flow of vectors (B, D).
             class_labels: as for sampling, or `None`.
             samples: `None` (default): the density at the images as they are; a number k, at least 1: the lower bound
                 \(\log \frac1k \sum_i p(x + u_i) / 128^D\) of the log-probability of bytes, by uniform dequantisation.

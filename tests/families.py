@@ -101,7 +101,7 @@ FAMILIES = [
     Family(
         "flow",
         "train_flow.py",
-        "--layers_per_block 2 --hidden_channels 8 --class_conditional",
+        "--num_layers 2 --hidden_sizes 8 8 --class_conditional",
         refuses=NO_BLOCKS,
     ),
     Family(

@@ -25,9 +25,9 @@ from latentia import (
     FlowPipeline,
     GANPipeline,
     HashedWords,
-    ImageFlow,
     LatentDiffusionPipeline,
     LatentMixture,
+    NormalizingFlow,
     UnconditionalDiffusionPipeline,
     VAEPipeline,
     VQPriorPipeline,
@@ -154,7 +154,7 @@ def gan(**config):
 
 def flow(size=8, classes=None, **config):
     """A flow of which every layer does something."""
-    network = ImageFlow(sample_size=size, layers_per_block=2, hidden_channels=8, num_class_embeds=classes, **config)
+    network = NormalizingFlow(sample_size=size, num_layers=2, hidden_sizes=(8, 8), num_class_embeds=classes, **config)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter += 0.05 * torch.randn_like(parameter)

@@ -13,16 +13,15 @@ from latentia import (
     DCGANDiscriminator,
     DCGANGenerator,
     DigitClassifier,
-    ImageFlow,
     InceptionV3,
     LatentMixture,
     MLPDiscriminator,
     MLPGenerator,
+    NormalizingFlow,
     PatchDiscriminator,
     PositionPrior,
     RecurrentAutoencoder,
     UNet2D,
-    VectorFlow,
 )
 
 
@@ -147,10 +146,10 @@ def _told(b: int) -> dict[str, Any]:
 
 
 def _flow(architecture: str, extra: Callable = lambda b: {}, **config):
-    config = {"sample_size": (8, 16), "layers_per_block": 3, "hidden_channels": 8} | config
+    config = {"sample_size": (8, 16), "num_layers": 3, "hidden_sizes": (8, 8)} | config
     return Entry(
         f"flow-{architecture}",
-        lambda: ImageFlow(architecture=architecture, **config),
+        lambda: NormalizingFlow(architecture=architecture, **config),
         lambda b: {"sample": torch.rand(b, 1, 8, 16) * 2 - 1, **extra(b)},
         lambda b: (b,),
     )
@@ -159,7 +158,7 @@ def _flow(architecture: str, extra: Callable = lambda b: {}, **config):
 def _vector_flow(architecture: str, extra: Callable = lambda b: {}, **config):
     return Entry(
         f"vector-flow-{architecture}",
-        lambda: VectorFlow(3, architecture=architecture, num_layers=3, hidden_sizes=(8,), **config),
+        lambda: NormalizingFlow(None, 3, architecture, num_layers=3, hidden_sizes=(8,), **config),
         lambda b: {"sample": torch.randn(b, 3), **extra(b)},
         lambda b: (b,),
     )
@@ -231,9 +230,9 @@ ZOO = [
         )
         for norm in ("group", "spectral", "none")
     ),
-    _flow("nice", num_stages=1),
-    _flow("realnvp"),
-    _flow("glow", _class_and_context, num_class_embeds=10, context_dim=2),
+    _flow("nice"),
+    _flow("realnvp", num_stages=2),
+    _flow("glow", _class_and_context, num_stages=2, num_class_embeds=10, context_dim=2),
     _flow("spline", num_stages=3, bins=4),
     _vector_flow("nice"),
     _vector_flow("realnvp", _class_and_context, num_class_embeds=10, context_dim=2),

@@ -19,7 +19,7 @@ from .models.dcgan import (
 from .models.dcgan import (
     MLPGenerator as MLPGenerator,
 )
-from .models.image_flow import ImageFlow as ImageFlow
+from .models.flow import NormalizingFlow as NormalizingFlow
 from .models.inception import InceptionV3 as InceptionV3
 from .models.modeling import ModelMixin as ModelMixin
 from .models.patchgan import PatchDiscriminator as PatchDiscriminator
@@ -28,7 +28,6 @@ from .models.priors import PositionPrior as PositionPrior
 from .models.text import HashedWords as HashedWords
 from .models.unet import UNet2D as UNet2D
 from .models.vae import VAE as VAE
-from .models.vector_flow import VectorFlow as VectorFlow
 from .models.vqvae import VQVAE as VQVAE
 from .pipelines.autoencoder import AutoencoderPipeline as AutoencoderPipeline
 from .pipelines.autoencoder_kl import AutoencoderKLPipeline as AutoencoderKLPipeline

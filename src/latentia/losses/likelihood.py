@@ -20,7 +20,7 @@ def flow_loss(flow: Any, batch: Mapping[str, Any], rng: Rng) -> dict[str, Tensor
     log-probability of the bytes from below. Points and vectors are taken as they are.
 
     Args:
-        flow: `ImageFlow` or `VectorFlow`, called through `forward` alone; may be wrapped for several processes.
+        flow: `NormalizingFlow`, called through `forward` alone; may be wrapped for several processes.
         batch: "x", images (B, C, H, W) in [-1, 1] or vectors (B, D); "labels" (B,) if the flow has classes; "context"
             (B, context_dim) if it has a context.
         rng: the randomness of this micro-batch.
@@ -35,8 +35,8 @@ def flow_loss(flow: Any, batch: Mapping[str, Any], rng: Rng) -> dict[str, Tensor
 
     Example:
         >>> import torch
-        >>> from latentia import VectorFlow
-        >>> values = flow_loss(VectorFlow(2), {"x": torch.zeros(4, 2)}, Rng(0, 0, 4, 0, 4))
+        >>> from latentia import NormalizingFlow
+        >>> values = flow_loss(NormalizingFlow(None, 2, "spline"), {"x": torch.zeros(4, 2)}, Rng(0, 0, 4, 0, 4))
         >>> round(values["nats"].item(), 4)  # log 2 pi: a new flow is a permutation
         1.8379
     """

@@ -1,23 +1,50 @@
-"""The base of normalizing flows: both directions, densities, samples, data-dependent initialisation."""
+"""Normalizing flows of images and of vectors: NICE, RealNVP, Glow, neural spline flows, MAF and IAF."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import ConfigMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from latentia.errors import UsageError
+from latentia.errors import Positive, Size, UsageError, check_arguments, check_choice, check_range
 from latentia.functional.distributions import log_normal
-from latentia.models.layers.conditioners import ContextEmbedding
+from latentia.models.layers.conditioners import ContextEmbedding, ConvConditioner, DenseConditioner
 from latentia.models.layers.conditioning import check_class_labels
-from latentia.models.layers.flow import ActNorm
+from latentia.models.layers.convolution import image_size
+from latentia.models.layers.flow import (
+    ActNorm,
+    Autoregressive,
+    Coupling,
+    FlowLayer,
+    InvertibleLinear,
+    Logit,
+    Reverse,
+    Squeeze,
+    Transform,
+)
 from latentia.models.modeling import ModelMixin
 from latentia.models.outputs import UNSET
 from latentia.models.priors import check_generators
+
+# name -> the transform of each value, and what its layers are
+IMAGES: dict[str, tuple[Any, str]] = {
+    "nice": ("additive", "checkerboard"),
+    "realnvp": ("affine", "checkerboard"),
+    "glow": ("affine", "linear"),
+    "spline": ("spline", "linear"),
+}
+VECTORS: dict[str, tuple[Any, str]] = {
+    "nice": ("additive", "coupling"),
+    "realnvp": ("affine", "coupling"),
+    "spline": ("spline", "coupling"),
+    "maf": ("affine", "autoregressive"),
+    "iaf": ("affine", "inverse autoregressive"),
+    "spline_maf": ("spline", "autoregressive"),
+}
 
 
 @dataclass
@@ -34,20 +61,111 @@ class FlowOutput(BaseOutput):
     log_det: Tensor = UNSET
 
 
-class Flow(ModelMixin, ConfigMixin):
-    """A normalizing flow, the base of `ImageFlow` and `VectorFlow`: both directions, densities, samples.
+class NormalizingFlow(ModelMixin, ConfigMixin):
+    r"""A normalizing flow, an invertible network f with \(\log p(x) = \log N(f(x); 0, I) + \log |\det \partial f|\).
 
-    A subclass sets `shape`, of one sample; `context`, the embedding of its conditions; and `stages`, lists of
-    invertible layers. After each stage its split standardises half of the channels by the other half and hands them to
-    the latents; a stage whose split is an `Identity`, as the last one, hands on all of them.
+    Of images it is multi-scale: each stage squeezes blocks of 2 x 2 pixels into channels, applies `num_layers`
+    couplings and, but for the last stage, hands half of the channels to the latents, standardised by a convolution on
+    the other half. "nice" (additive) and "realnvp" (affine) change the pixels of a checkerboard's fields, then halves
+    of the channels; "glow" (affine) and "spline" (rational-quadratic) have an invertible 1x1 convolution before each
+    coupling. The density is on [-1, 1]^D.
+
+    Of vectors or points (`sample_size=None`) the layers are couplings, "nice", "realnvp" and "spline", or masked
+    autoregressive: "maf" (affine; densities take one evaluation, samples D), "iaf" (the other way round), "spline_maf".
+    It is a density for the `prior` of an autoencoder's pipeline too: it has `log_prob(z)` and `sample(n, generators)`.
+
+    Args:
+        sample_size: height and width in pixels, an integer or (H, W), each a multiple of 2^`num_stages`; `None`:
+            vectors. Default 28.
+        in_channels: channels of an image, or values of a vector. Default 1.
+        architecture: of images "nice", "realnvp", "glow" (default) or "spline"; of vectors "nice", "realnvp", "spline",
+            "maf", "iaf" or "spline_maf".
+        num_stages: how often an image is halved, at least 1; of vectors 1. Default 1.
+        num_layers: couplings or autoregressive transforms of each stage. Default 8.
+        hidden_sizes: widths of the network that gives the parameters of a transform: of images channels of a 3x3
+            convolution, then of 1x1 ones, before a last 3x3 one; of vectors of dense layers. Default (64, 64).
+        activation: a name in `latentia.models.layers.mlp.ACTIVATIONS`. Default "relu".
+        bins: of the splines, from 2 to 100. Default 8.
+        tail_bound: the splines act on [-tail_bound, tail_bound] and are the identity outside. Default 4.
+        logit_alpha: pixels are mapped to real numbers by a logit that is kept this far from its ends, in (0, 0.5); its
+            log-determinant counts. Default 0.05.
+        num_class_embeds: number of classes that it is conditioned on; `None` (default): no labels.
+        context_dim: values of a vector that it is conditioned on; `None` (default): no vector.
+
+    Raises:
+        UsageError: a size that cannot be halved so often, a coupling of one value, an unknown name, numbers out of
+            range, conditions that are missing or not expected.
+
+    NICE (Dinh et al., 2014, 1410.8516); Density Estimation using Real NVP (Dinh et al., 2016, 1605.08803); Glow (Kingma
+    and Dhariwal, 2018, 1807.03039); Neural Spline Flows (Durkan et al., 2019, 1906.04032); Masked Autoregressive Flow
+    (Papamakarios et al., 2017, 1705.07057); Inverse Autoregressive Flow (Kingma et al., 2016, 1606.04934).
+
+    Example:
+        >>> flow = NormalizingFlow(sample_size=8, num_layers=2, hidden_sizes=(8, 8))
+        >>> x = torch.rand(4, 1, 8, 8) * 2 - 1
+        >>> out = flow(x)
+        >>> out.latents.shape, out.log_prob.shape, bool((flow.decode(out.latents) - x).abs().max() < 1e-5)
+        (torch.Size([4, 64]), torch.Size([4]), True)
+        >>> NormalizingFlow(None, 3, "maf", hidden_sizes=(8,)).log_prob(torch.zeros(2, 3)).shape
+        torch.Size([2])
     """
 
     _skip_layerwise_casting_patterns: Any = ("out", "context")  # whose dtypes are read
+    context: Any
 
-    shape: tuple[int, ...]
-    context: ContextEmbedding
-    stages: Any
-    splits: Any
+    @register_to_config
+    @check_arguments
+    def __init__(
+        self,
+        sample_size: int | tuple[int, int] | None = 28,
+        in_channels: Size = 1,
+        architecture: str = "glow",
+        num_stages: Size = 1,
+        num_layers: Size = 8,
+        hidden_sizes: tuple[Size, ...] = (64, 64),
+        activation: str = "relu",
+        bins: Size = 8,
+        tail_bound: Positive = 4.0,
+        logit_alpha: Positive = 0.05,
+        num_class_embeds: Size | None = None,
+        context_dim: Size | None = None,
+    ):
+        super().__init__()
+        of_images = sample_size is not None
+        check_choice("architecture", architecture, IMAGES if of_images else VECTORS)
+        check_range("bins", bins, 2, 100)
+        check_range("logit_alpha", logit_alpha, 0, 0.5, closed="neither")
+        self.context = ContextEmbedding(num_class_embeds, context_dim)
+        conditional = num_class_embeds is not None or context_dim is not None
+        network = {"hidden_sizes": hidden_sizes, "activation": activation, "has_context": conditional}
+        kind, layers_are = (IMAGES if of_images else VECTORS)[architecture]
+        transform = Transform(kind, bins, tail_bound)
+
+        # After each stage, half of the channels are standardised by the other half and are latents; but for the last.
+        self.stages, self.splits = nn.ModuleList(), nn.ModuleList()
+        if sample_size is None:
+            self.shape: tuple[int, ...] = (in_channels,)
+            _check_vectors(in_channels, num_stages, layers_are, architecture)
+            layers = [ActNorm(in_channels), *_vector_layers(in_channels, num_layers, layers_are, transform, network)]
+            self._latent_shapes: list[tuple[int, ...]] = [self.shape]
+            self.stages.append(nn.ModuleList([*layers, ActNorm(in_channels)]))
+            return
+        size = image_size(sample_size)
+        check_halvings(size, num_stages)
+        self.shape, self._latent_shapes = (in_channels, *size), []
+        channels, (height, width) = in_channels, size
+        prior = Transform("additive" if kind == "additive" else "affine", bins, tail_bound)
+        for stage in range(num_stages):
+            channels, height, width = 4 * channels, height // 2, width // 2
+            first = [Logit(logit_alpha)] if stage == 0 else []
+            image_layers = _image_layers(channels, num_layers, layers_are, transform, network)
+            self.stages.append(nn.ModuleList([*first, Squeeze(), *image_layers]))
+            if stage < num_stages - 1:
+                half = range(channels // 2)
+                self.splits.append(_conv_coupling(channels, half, prior, {**network, "hidden_sizes": ()}))
+                channels //= 2
+            self._latent_shapes.append((channels, height, width))
+        self.stages[-1].append(ActNorm(channels))
 
     def forward(
         self,
@@ -148,44 +266,111 @@ class Flow(ModelMixin, ConfigMixin):
 
     def _encode(self, x: Tensor, condition: Tensor | None, initialize: bool = False) -> tuple[Tensor, Tensor]:
         log_det, done = x.new_zeros(len(x)), []
-        for stage, split in zip(self.stages, self.splits):
-            for layer in stage:
+        for i, stage in enumerate(self.stages):
+            for layer in _members(stage):
                 if initialize and isinstance(layer, ActNorm):
                     layer.initialize(x)
                 x, change = layer(x, condition)
                 log_det = log_det + change
-            if not isinstance(split, nn.Identity):
-                x, change = split(x, condition)
+            if i < len(self.splits):
+                x, change = self.splits[i](x, condition)
+                log_det = log_det + change
                 x, latents = x.chunk(2, 1)
                 done.append(latents.flatten(1))
-                log_det = log_det + change
         return torch.cat([*done, x.flatten(1)], 1), log_det
 
     def _decode(self, z: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        parts = list(z.split(self._latent_sizes, 1))
-        x, log_det = parts.pop().unflatten(1, self._last_shape), z.new_zeros(len(z))
-        for stage, split in zip(reversed(self.stages), reversed(self.splits)):
-            if not isinstance(split, nn.Identity):
-                x = torch.cat([x, parts.pop().view_as(x)], 1)
-                x, change = split(x, condition, inverse=True)
+        parts = z.split([math.prod(shape) for shape in self._latent_shapes], 1)
+        *done, x = (part.unflatten(1, shape) for part, shape in zip(parts, self._latent_shapes))
+        log_det = z.new_zeros(len(z))
+        for i in reversed(range(len(self.stages))):
+            if i < len(self.splits):
+                x, change = self.splits[i](torch.cat([x, done[i]], 1), condition, inverse=True)
                 log_det = log_det + change
-            for layer in reversed(stage):
+            for layer in reversed(_members(self.stages[i])):
                 x, change = layer(x, condition, inverse=True)
                 log_det = log_det + change
         return x, log_det
 
-    # Sizes of the parts of a latent, and the shape of the last of them; set by the subclass.
-    _latent_sizes: list[int]
-    _last_shape: tuple[int, ...]
+
+def _members(stage: Any) -> list[FlowLayer]:
+    return list(stage)
 
 
-def check_spline(bins: int, logit_alpha: float = 0.05) -> None:
-    """Raises a `UsageError` unless a spline has at least 2 and at most 100 bins and the logit keeps off its ends.
+def _conv_coupling(channels: int, known: Sequence[int], transform: Transform, network: dict[str, Any]) -> Coupling:
+    changed = [channel for channel in range(channels) if channel not in known]
+    outputs = len(changed) * transform.parameters_per_value
+    return Coupling(known, changed, ConvConditioner(len(known), outputs, **network), transform)
+
+
+def _image_layers(
+    channels: int, num_layers: int, layers_are: str, transform: Transform, network: dict[str, Any]
+) -> Iterator[FlowLayer]:
+    halves = [range(channels // 2), range(channels // 2, channels)]
+    # Squeezing puts the four pixels of a block into neighbouring channels: the outer two are on a diagonal.
+    board = [[c for c in range(channels) if (c % 4 in (0, 3)) == colour] for colour in (True, False)]
+    for i in range(num_layers):
+        yield ActNorm(channels)
+        if layers_are == "linear":
+            yield InvertibleLinear(channels)
+            yield _conv_coupling(channels, halves[0], transform, network)
+        else:  # Real NVP, section 3.6: first the checkerboard, then the channels
+            masks = board if i < (num_layers + 1) // 2 else halves
+            yield _conv_coupling(channels, masks[i % 2], transform, network)
+
+
+def _vector_layers(
+    values: int, num_layers: int, layers_are: str, transform: Transform, network: dict[str, Any]
+) -> Iterator[FlowLayer]:
+    known, changed = range(values // 2), range(values // 2, values)
+    for _ in range(num_layers):
+        if layers_are == "coupling":
+            outputs = len(changed) * transform.parameters_per_value
+            yield Coupling(known, changed, DenseConditioner(len(known), outputs, **network), transform)
+        else:
+            fast_inverse = layers_are == "inverse autoregressive"
+            yield Autoregressive(values, transform=transform, fast_inverse=fast_inverse, **network)
+        # NICE keeps the volume but for one scale of each value at the end (section 3.3).
+        yield Reverse() if transform.kind == "additive" else InvertibleLinear(values)
+
+
+def _check_vectors(values: int, num_stages: int, layers_are: str, architecture: str) -> None:
+    if num_stages > 1:
+        raise UsageError(f"num_stages must be 1 for vectors, which are not halved; got {num_stages}.")
+    if values < 2 and layers_are == "coupling":
+        raise UsageError(
+            f"in_channels must be at least 2 for vectors and {architecture!r}, which transforms one half of the values "
+            f'by the other; got {values}. Take architecture="maf".'
+        )
+
+
+def most_halvings(size: tuple[int, int]) -> int:
+    """How often both sides of an image can be halved.
 
     Example:
-        >>> check_spline(8)
+        >>> most_halvings((28, 28)), most_halvings((8, 12))
+        (2, 2)
     """
-    if not 2 <= bins <= 100:
-        raise UsageError(f"bins must be from 2 to 100; got {bins}.")
-    if not 0 < logit_alpha < 0.5:
-        raise UsageError(f"logit_alpha must be in (0, 0.5); got {logit_alpha}.")
+    halvings = 0
+    while all(side % 2 ** (halvings + 1) == 0 for side in size):
+        halvings += 1
+    return halvings
+
+
+def check_halvings(size: tuple[int, int], num_stages: int) -> None:
+    """Raises a `UsageError` unless an image can be halved so often; names how often it can, and the sizes that can.
+
+    Example:
+        >>> check_halvings((28, 28), 2)
+        >>> check_halvings((30, 28), 2)
+        Traceback (most recent call last):
+        latentia.errors.UsageError: num_stages must be at most 1 for images of 30 x 28, which cannot be halved more \
+often; got 2. Lower it, or resize the images: each side to a multiple of 4.
+    """
+    possible = most_halvings(size)
+    if num_stages > possible:
+        rule = f"at most {possible}" if possible else "0, which is no flow,"
+        raise UsageError(
+            f"num_stages must be {rule} for images of {size[0]} x {size[1]}, which cannot be halved more often; got "
+            f"{num_stages}. Lower it, or resize the images: each side to a multiple of {2**num_stages}."
+        )

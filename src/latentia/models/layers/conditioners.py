@@ -50,43 +50,43 @@ class DenseConditioner(nn.Module):
 
 
 class ConvConditioner(nn.Module):
-    """Convolutions (3x3, 1x1, 3x3) from known channels and context to the parameters of transforms; 0 at the start.
+    """Convolutions (3x3, 1x1 ..., 3x3) from known channels and context to the parameters of transforms; 0 at the start.
 
     Args:
         inputs: known channels.
         outputs: parameters at each place.
-        hidden_channels: width; 0: one convolution alone.
+        hidden_sizes: channels after the first convolution and after each 1x1 one; `()`: one 3x3 convolution alone.
         activation: a name in `latentia.models.layers.mlp.ACTIVATIONS`.
-        has_context: whether it takes a context, which is added to the first hidden layer.
+        has_context: whether it takes a context, which is added to the first hidden layer, or to the known channels.
 
     Glow (Kingma and Dhariwal, 2018, 1807.03039), section 5.1.
 
     Example:
-        >>> ConvConditioner(2, 3, 8, "relu", False)(torch.zeros(4, 2, 6, 6), None).shape
+        >>> ConvConditioner(2, 3, (8, 8), "relu", False)(torch.zeros(4, 2, 6, 6), None).shape
         torch.Size([4, 3, 6, 6])
     """
 
-    def __init__(self, inputs: int, outputs: int, hidden_channels: int, activation: str, has_context: bool):
+    def __init__(self, inputs: int, outputs: int, hidden_sizes: Sequence[int], activation: str, has_context: bool):
         super().__init__()
-        width = hidden_channels or inputs
-        if hidden_channels:
-            self.conv_in = nn.Conv2d(inputs, width, 3, padding=1)
-            self.conv_mid = nn.Conv2d(width, width, 1)
-        self.has_hidden = hidden_channels > 0
+        sizes = (inputs, *hidden_sizes)
+        kernels = [3, *[1] * (len(sizes) - 2)]
+        self.layers = nn.ModuleList(nn.Conv2d(a, b, k, padding=k // 2) for (a, b), k in zip(pairwise(sizes), kernels))
         self.activation = make_activation(activation)
-        self.context = nn.Linear(CONTEXT_WIDTH, width) if has_context else None
-        self.out = nn.Conv2d(width, outputs, 3, padding=1)
+        self.context = nn.Linear(CONTEXT_WIDTH, sizes[min(1, len(hidden_sizes))]) if has_context else None
+        self.out = nn.Conv2d(sizes[-1], outputs, 3, padding=1)
         _start_at_zero(self.out)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
         h = x.to(self.out.weight.dtype)
-        if self.has_hidden:
-            h = self.conv_in(h)
-        if self.context is not None and context is not None:
-            h = h + self.context(context.to(h.dtype))[:, :, None, None]
-        if self.has_hidden:
-            h = self.activation(self.conv_mid(self.activation(h)))
-        return self.out(h)
+        for i, layer in enumerate(self.layers):
+            h = layer(h)
+            h = self.activation(self._with_context(h, context) if i == 0 else h)
+        return self.out(h if self.layers else self._with_context(h, context))
+
+    def _with_context(self, h: Tensor, context: Tensor | None) -> Tensor:
+        if self.context is None or context is None:
+            return h
+        return h + self.context(context.to(h.dtype))[:, :, None, None]
 
 
 class MaskedLinear(nn.Linear):
