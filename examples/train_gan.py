@@ -18,6 +18,7 @@ from latentia.functional.adversarial import WITH_LABELS
 from latentia.functional.schedules import linear_decay
 from latentia.losses.adversarial import gan_discriminator_loss, gan_generator_loss, gan_penalty_loss
 from latentia.losses.augmentation import AdaptiveAugmentation, ReplayPool, random_augment
+from latentia.losses.diffusion_augmentation import DiffusionAugmentation
 from latentia.losses.weight_clipping import clip_weights
 from latentia.runs.arguments import NetworkArguments, OptimizationArguments, RunArguments, network_arguments
 from latentia.runs.command_line import run_script
@@ -27,6 +28,8 @@ from latentia.runs.validation import sampler
 from latentia.training.loop import Phase
 
 Objective = Literal["minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic"]
+DIFFUSION_FLAGS = {name: f"diffusion_{name}" for name in ("sigma", "min_steps", "max_steps", "times")}
+ADAPTED_IN = 100_000  # images in which the chain of a diffusion can grow from the shortest to the longest
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,9 @@ class AdversarialArguments:
     """Share of images whose labels change sides."""
     instance_noise: Weight = 0.0
     """Standard deviation of noise on all that the discriminator sees, falling to 0 at the end."""
-    augment: Literal["none", "diff", "ada"] = "none"
-    """Augment what the discriminator sees: always (diff), or as often as it overfits (ada). For small data sets."""
+    augment: Literal["none", "diff", "ada", "diffusion"] = "none"
+    """Augment what the discriminator sees: always (diff), or as often as it overfits (ada), for small data sets; or by
+    a diffusion that is longer the more it overfits (diffusion): Diffusion-GAN."""
     replay: Annotated[int, Range(0, most=2**20)] = 0
     """Earlier generated images to store and show again to the discriminator; 0: none."""
     mismatched: bool = True
@@ -92,6 +96,9 @@ class Arguments(RunArguments):
         block_out_channels=(),  # as the generator's
         norm="none",
         minibatch_std=4,
+    )
+    diffusion: NetworkArguments = network_arguments(
+        DiffusionAugmentation, "sigma min_steps max_steps times", flags=DIFFUSION_FLAGS
     )
     condition: ConditionArguments = ConditionArguments()
     adversarial: AdversarialArguments = AdversarialArguments()
@@ -134,6 +141,15 @@ def check(args: Arguments, run: Run) -> None:
             raise UsageError(
                 f"--{name} must be 0 with --objective {chosen.objective}, which has no labels; got {value}."
             )
+    if chosen.augment == "diffusion" and chosen.instance_noise:
+        raise UsageError(
+            "--instance_noise must be 0 with --augment diffusion, which adds noise of its own; got "
+            f"{format_number(chosen.instance_noise)}."
+        )
+    if chosen.augment != "diffusion" and args.diffusion != Arguments().diffusion:
+        raise UsageError(
+            f"The flags --diffusion_... are of --augment diffusion; add that, or leave them out. Got {chosen.augment}."
+        )
     penalties = {"r1": chosen.r1, "r2": chosen.r2, "gp": chosen.gp}
     if norm == "batch" and any(penalties.values()):
         given = ", ".join(f"--{name} {format_number(value)}" for name, value in penalties.items())
@@ -178,6 +194,7 @@ def main(args: Arguments) -> int:
             num_class_embeds=None if auxiliary else classes,
             num_aux_classes=classes if auxiliary else None,
             text_embed_dim=dim,
+            num_timesteps=args.diffusion.diffusion_max_steps if chosen.augment == "diffusion" else None,
         ),
         ema=False,
         learning_rate=chosen.discriminator_learning_rate,
@@ -186,10 +203,16 @@ def main(args: Arguments) -> int:
         text_encoder.to(run.device)
     g, d = generator.network, discriminator.network
 
-    ada = AdaptiveAugmentation().to(run.device) if chosen.augment == "ada" else None
+    ada = None
+    if chosen.augment == "ada":
+        ada = AdaptiveAugmentation().to(run.device)
+    elif chosen.augment == "diffusion":
+        seen_together = args.discriminator.pack * (args.discriminator.minibatch_std or 1)
+        diffusion = DiffusionAugmentation(**args.diffusion, group=seen_together)
+        ada = AdaptiveAugmentation(diffusion, images=ADAPTED_IN, most=1.0).to(run.device)
     pool = ReplayPool(chosen.replay, run.data.shape).to(run.device) if chosen.replay else None
     inputs = {
-        "augment": {"none": None, "diff": random_augment, "ada": ada}[chosen.augment],
+        "augment": random_augment if chosen.augment == "diff" else ada,
         "text_encoder": text_encoder,
     }
     penalties = {"r1": chosen.r1, "r2": chosen.r2, "gp": chosen.gp}

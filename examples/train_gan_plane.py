@@ -11,6 +11,7 @@ import io
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -23,6 +24,8 @@ from latentia.evaluation.modes import PLANE_SAMPLES
 from latentia.evaluation.plane import LAB_SAMPLES
 from latentia.files.writing import write_json
 from latentia.losses.adversarial import gan_discriminator_loss, gan_generator_loss
+from latentia.losses.augmentation import AdaptiveAugmentation
+from latentia.losses.diffusion_augmentation import DiffusionAugmentation
 from latentia.runs.arguments import (
     EMAArguments,
     NetworkArguments,
@@ -34,8 +37,11 @@ from latentia.runs.command_line import run_script
 from latentia.runs.export import component_names, export
 from latentia.runs.failure_monitor import FailureMonitor
 from latentia.runs.run import INTERRUPTED, Run
-from latentia.training.loop import Hook
+from latentia.training.loop import Hook, Phase
 from latentia.training.ownership import disk_errors
+
+DIFFUSION_FLAGS = {name: f"diffusion_{name}" for name in ("sigma", "min_steps", "max_steps", "times")}
+ADAPTED_IN = 100_000  # points in which the chain of a diffusion can grow from the shortest to the longest
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,8 @@ class PlaneArguments:
     """Steps of the discriminator for one of the generator."""
     pack: Size = 1
     """Points that the discriminator discriminates together."""
+    augment: Literal["none", "diffusion"] = "none"
+    """Add noise to what the discriminator sees, by a diffusion that is longer the more it overfits: Diffusion-GAN."""
     frame_steps: Natural = 250
     """Steps between frames of the animation; 0: the last image alone."""
 
@@ -69,6 +77,9 @@ class Arguments:
         latent_dim=2,
         hidden_sizes=(128, 128, 128),
         activation="relu",
+    )
+    diffusion: NetworkArguments = network_arguments(
+        DiffusionAugmentation, "sigma min_steps max_steps times", flags=DIFFUSION_FLAGS, sigma=0.5
     )
     optimization: OptimizationArguments = OptimizationArguments(
         train_batch_size=128, max_train_steps=3000, adam_beta1=0.0, adam_weight_decay=0.0, max_grad_norm=100.0
@@ -226,21 +237,29 @@ def main(args: Arguments) -> int:
         raise UsageError("--init_from must be left out: saved networks of the plane have its scale in their weights.")
     if options.max_train_steps is None and options.minutes is None:
         raise UsageError("--max_train_steps must be given: points of the plane are endless and have no epochs.")
+    diffuses = chosen.augment == "diffusion"
+    if not diffuses and args.diffusion != Arguments().diffusion:
+        raise UsageError("The flags --diffusion_... are of --augment diffusion; add that, or leave them out.")
     data = Scaled(chosen.plane, chosen.spread)
     run = Run(args, family="gan", data=data)
     run.claim(component_names(GANPipeline), ["animation.gif", "animation.png"])
     shape = {"hidden_sizes": args.model.hidden_sizes, "activation": args.model.activation}
     generator = run.prepare("generator", MLPGenerator(latent_dim=args.model.latent_dim, **shape))
-    discriminator = run.prepare("discriminator", MLPDiscriminator(pack=chosen.pack, **shape), ema=False)
+    longest = args.diffusion.diffusion_max_steps if diffuses else None
+    network = MLPDiscriminator(pack=chosen.pack, num_timesteps=longest, **shape)
+    discriminator = run.prepare("discriminator", network, ema=False)
     g, d = generator.network, discriminator.network
-    losses = {
-        "discriminator": partial(gan_discriminator_loss, d, g, objective=chosen.objective, r1=chosen.r1, r2=chosen.r2),
-        "generator": partial(gan_generator_loss, d, g, objective=chosen.objective),
-    }
+    ada = None
+    if diffuses:
+        diffusion = DiffusionAugmentation(**args.diffusion, group=chosen.pack)
+        ada = AdaptiveAugmentation(diffusion, images=ADAPTED_IN, most=1.0).to(run.device)
+    shared = {"objective": chosen.objective, "augment": ada}
+    penalties = {"r1": chosen.r1, "r2": chosen.r2}
     phases = [
-        discriminator.phase(losses["discriminator"]),
-        generator.phase(losses["generator"], every=chosen.n_critic),
+        discriminator.phase(partial(gan_discriminator_loss, d, g, collect=ada and ada.collect, **shared, **penalties)),
+        generator.phase(partial(gan_generator_loss, d, g, **shared), every=chosen.n_critic),
     ]
+    phases += [Phase("augmentation", ada.update, ada)] if ada is not None else []
     animation = Animation(data, generator.final, discriminator.module)
     monitor = FailureMonitor(run.folder, animation.real[:256], animation.sample)
     hooks = [Hook(chosen.frame_steps, animation), *monitor.hooks(args.output.logging_steps, 200)]

@@ -83,6 +83,8 @@ def check(args: Arguments) -> None:
             f"--gradient {chosen.gradient} needs --importance_samples of at least 2, and the gradient at the latents "
             "themselves, which --compile hides."
         )
+    if args.model.likelihood == "none":
+        raise UsageError("--likelihood must be a density of pixels; got none, which a VAE-GAN has: see train_vae_gan.")
     if args.model.latent_dim == ():
         raise UsageError("--latent_dim must be one number, or one for each stochastic layer; got none.")
 

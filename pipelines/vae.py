@@ -62,8 +62,10 @@ class VAEPipeline(DiffusionPipeline):
         self._register_label_names(label_names)
 
     @property
-    def likelihood(self) -> Likelihood:
-        """A lower bound, of what the decoder is a distribution of."""
+    def likelihood(self) -> Likelihood | None:
+        """A lower bound, of what the decoder is a distribution of; None if it has no density, as a VAE-GAN's."""
+        if self.vae.config.likelihood == "none":
+            return None
         if self.vae.config.likelihood == "gaussian":
             return Likelihood("lower bound", "density")
         return Likelihood("lower bound", "binarised pixels" if self._binary else "256 bins")
@@ -200,8 +202,16 @@ class VAEPipeline(DiffusionPipeline):
             float64, (B,). Divide by \(-\ln 2\) and the number of values of an image for bits per dimension; of the
             density of a Gaussian decoder see `latentia.evaluation.bits_per_dimension`.
 
+        Raises:
+            UsageError: the decoder has no density.
+
         Importance Weighted Autoencoders (Burda et al., 2015, 1509.00519), eq. 8.
         """
+        if self.likelihood is None:
+            raise UsageError(
+                "log_likelihood needs a decoder that is a density of pixels. This one was trained without: its "
+                'likelihood is "none", as that of a VAE-GAN.'
+            )
         check_range("samples", samples, 1)
         x = self._input(images)
         generators = image_generators(generator, len(x))

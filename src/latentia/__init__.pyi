@@ -13,14 +13,10 @@ from .models.dcgan import (
 from .models.dcgan import (
     DCGANGenerator as DCGANGenerator,
 )
-from .models.dcgan import (
-    MLPDiscriminator as MLPDiscriminator,
-)
-from .models.dcgan import (
-    MLPGenerator as MLPGenerator,
-)
 from .models.flow import NormalizingFlow as NormalizingFlow
 from .models.inception import InceptionV3 as InceptionV3
+from .models.mlp_gan import MLPDiscriminator as MLPDiscriminator
+from .models.mlp_gan import MLPGenerator as MLPGenerator
 from .models.modeling import ModelMixin as ModelMixin
 from .models.patchgan import PatchDiscriminator as PatchDiscriminator
 from .models.priors import LatentMixture as LatentMixture

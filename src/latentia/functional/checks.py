@@ -55,3 +55,15 @@ def check_indices(name: str, indices: Tensor, count: int) -> None:
     least, most = indices.amin(), indices.amax()
     if is_false((least >= 0) & (most < count)):
         raise UsageError(f"{name} must be from 0 to {count - 1}; got {int(least)} to {int(most)}.")
+
+
+def check_latents(latents: Tensor, latent_dim: int) -> None:
+    """Raises a `UsageError` unless latents are vectors (B, latent_dim).
+
+    Example:
+        >>> check_latents(torch.zeros(2, 3), 4)
+        Traceback (most recent call last):
+        latentia.errors.UsageError: latents must be of shape (B, latent_dim=4); got (2, 3).
+    """
+    if latents.ndim != 2 or latents.shape[1] != latent_dim:
+        raise UsageError(f"latents must be of shape (B, latent_dim={latent_dim}); got {tuple(latents.shape)}.")

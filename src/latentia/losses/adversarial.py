@@ -26,6 +26,7 @@ from latentia.losses.discrimination import (
     generate,
     gradient_penalties,
     real_and_generated,
+    timesteps_of,
 )
 from latentia.losses.networks import config_of
 from latentia.rng import Rng
@@ -112,7 +113,8 @@ def gan_discriminator_loss(
         aux_weight: weight of the auxiliary classifier's cross-entropy, if there is one. Default 1.
         instance_noise: sigma of the noise added to all that the discriminator sees; see
             `latentia.functional.schedules.linear_decay`. Default 0.
-        augment: (images, rng, stream) -> images, which the discriminator sees instead; its gradient passes.
+        augment: (images, rng, stream) -> images, which the discriminator sees instead; its gradient passes. One that
+            diffuses, see `DiffusionAugmentation`, gives the discriminator their times too.
         collect: gets how far logits of real samples are above the objective's threshold or, where only differences
             count, above those of generated ones: `AdaptiveAugmentation.collect`.
         replay: `ReplayPool`, which gives old generated samples back for some of the new.
@@ -153,7 +155,8 @@ def gan_discriminator_loss(
     if mismatched:
         wrong, differs = mismatched_conditions(conditions, rng, getattr(config, "num_class_embeds", None))
         samples, all_conditions = [*samples, samples[0]], [*all_conditions, wrong]
-    outputs = discriminate(discriminator, samples, all_conditions)
+    times = timesteps_of(discriminator, augment, rng)
+    outputs = discriminate(discriminator, samples, [each | times for each in all_conditions])
     real_logits, fake_logits = outputs[0].logits, outputs[1].logits
     labels: tuple[Tensor | float, ...] = (1.0, 0.0)
     if (tuple(real_label), tuple(fake_label), flip) != ((1, 1), (0, 0), 0):
@@ -173,7 +176,7 @@ def gan_discriminator_loss(
         classes = labels_of(batch, config.num_aux_classes)
         total = total + aux_weight * sum(F.cross_entropy(out.class_logits, classes) for out in outputs[:2])
         metrics["class_accuracy"] = (outputs[0].class_logits.argmax(1) == classes).float().mean()
-    penalty, means = gradient_penalties(discriminator, real, fake, outputs, conditions, rng, weights)
+    penalty, means = gradient_penalties(discriminator, real, fake, samples, outputs, conditions | times, rng, weights)
     return {"loss": total + penalty, **{key: value.detach() for key, value in (metrics | means).items()}}
 
 
@@ -205,13 +208,14 @@ def gan_penalty_loss(
         True
     """
     check_range("interval", interval, 1)
-    conditions, weights = conditions_of(discriminator, batch, text_encoder), {"r1": r1, "r2": r2, "gp": gp}
+    conditions = conditions_of(discriminator, batch, text_encoder) | timesteps_of(discriminator, augment, rng)
+    weights = {"r1": r1, "r2": r2, "gp": gp}
     real, fake = real_and_generated(discriminator, generator, batch, rng, prior, text_encoder, "penalty", None, weights)
     samples = [
         augment_with_noise(x, rng, augment, 0.0, f"penalty {name}") for name, x in (("real", real), ("fake", fake))
     ]
     outputs = discriminate(discriminator, samples, [conditions, conditions])
-    penalty, means = gradient_penalties(discriminator, real, fake, outputs, conditions, rng, weights)
+    penalty, means = gradient_penalties(discriminator, real, fake, samples, outputs, conditions, rng, weights)
     # Every parameter must be reached, or several processes would wait for its gradient.
     reached = sum(0 * v.sum() for out in outputs for v in (out.logits, out.class_logits) if v is not None)
     return {"loss": interval * penalty + reached, **{key: value.detach() for key, value in means.items()}}
@@ -257,7 +261,7 @@ def gan_generator_loss(
         ['fake', 'fooled', 'loss']
     """
     check_range("top_k", top_k, 0, 1, closed="right")
-    conditions = conditions_of(discriminator, batch, text_encoder)
+    conditions = conditions_of(discriminator, batch, text_encoder) | timesteps_of(discriminator, augment, rng)
     fake = generate(generator, batch, rng, prior, text_encoder, "generator")
     out = discriminator(augment_with_noise(fake, rng, augment, instance_noise, "generator's fake"), **conditions)
     real_out = None

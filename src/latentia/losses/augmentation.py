@@ -81,28 +81,34 @@ def random_affine(images: Tensor, rng: Rng, shift: float = 0.125, zoom: float = 
 
 
 class AdaptiveAugmentation(nn.Module):
-    r"""Adaptive discriminator augmentation: its probability grows while the discriminator overfits, else it falls.
+    r"""Adaptive discriminator augmentation: its strength p grows while the discriminator overfits, else it falls.
 
     The sign of overfitting is \(r_t = E\, \mathrm{sign}(D(x))\) over real images x, with D above the objective's
     threshold or, where only differences count, above a generated image's: 0 by chance, 1 if it is always right. After
     each `window` of real images p moves by `window / images`, up if r_t is above its target, else down, and stays in
-    [0, 0.8].
+    [0, most].
+
+    p is the probability of `random_augment`, or sets the length of the chain of a `DiffusionAugmentation`, then with
+    `most=1`.
 
     While losses are computed, `collect` notes signs; `update`, the loss of a phase of its own without an optimizer,
     sums them over micro-batches and processes. All its state is in buffers, so give that phase `trains=augmentation`
     and its checkpoints hold it.
 
     Args:
-        policy: as for `random_augment`.
+        operation: (images, rng, stream, p=p) -> images: `random_augment` (default) or a `DiffusionAugmentation`.
         target: of r_t, in (-1, 1). Default 0.6.
         images: in how many p can go from 0 to 1. Default 500 000.
         window: real images between two moves. Default 256.
-        p: the probability to start from. Default 0.
+        p: the strength to start from. Default 0.
+        most: the largest p, in (0, 1]. Default 0.8, up to which the generator does not learn the operations of
+            `random_augment` themselves.
 
     Raises:
-        UsageError: numbers out of range, an unknown operation.
+        UsageError: numbers out of range.
 
-    Training Generative Adversarial Networks with Limited Data (Karras et al., 2020, 2006.06676), eq. 1 and section 3.
+    Training Generative Adversarial Networks with Limited Data (Karras et al., 2020, 2006.06676), eq. 1 and section 3;
+    Diffusion-GAN (Wang et al., 2022, 2206.02262), section 3.3.
 
     Example:
         >>> augmentation, rng = AdaptiveAugmentation(images=1024), Rng(0, 0, 256, 0, 256)
@@ -117,19 +123,20 @@ class AdaptiveAugmentation(nn.Module):
 
     def __init__(
         self,
-        policy: Sequence[str] = POLICIES,
+        operation: Callable[..., Tensor] = random_augment,
         target: float = 0.6,
         images: int = 500_000,
         window: int = 256,
         p: float = 0.0,
+        most: float = SAFE,
     ):
         super().__init__()
-        _check(policy)
         check_range("target", target, -1, 1, closed="neither")
         check_range("images", images, 1)
         check_range("window", window, 1)
-        check_range("p", p, 0, SAFE)
-        self.policy, self.target, self.images, self.window = tuple(policy), target, images, window
+        check_range("most", most, 0, 1, closed="right")
+        check_range("p", p, 0, most)
+        self.operation, self.target, self.images, self.window, self.most = operation, target, images, window, most
         self.register_buffer("p", torch.tensor(p, dtype=torch.float64))
         self.register_buffer("signs", torch.zeros((), dtype=torch.float64))  # since p last moved
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
@@ -137,8 +144,13 @@ class AdaptiveAugmentation(nn.Module):
         self._overfitting: Tensor | None = None
 
     def forward(self, images: Tensor, rng: Rng, stream: str = "augmented") -> Tensor:
-        """`random_augment` with the current p; to be given to a loss as its `augment`."""
-        return random_augment(images, rng, stream, self.policy, self.p)
+        """The operation with the current p; to be given to a loss as its `augment`."""
+        return self.operation(images, rng, stream, p=self.p)
+
+    def timesteps(self, rng: Rng) -> Tensor | None:
+        """Times of the samples of this micro-batch, (B,), of an operation that has them; else None."""
+        draw = getattr(self.operation, "timesteps", None)
+        return None if draw is None else draw(rng, self.p)
 
     @torch.no_grad()
     def collect(self, margins: Tensor, rng: Rng) -> None:
@@ -151,7 +163,7 @@ class AdaptiveAugmentation(nn.Module):
         """Move p, if a window is full. The first call of a step does it, and all report it.
 
         Returns:
-            "p", and "overfitting", r_t of the images since p last moved before this step.
+            "p"; "overfitting", r_t of the images since p last moved before this step; of diffusion "length", its T.
         """
         if self._parts:
             total = torch.stack([*self._parts.values()]).sum(0)
@@ -163,11 +175,13 @@ class AdaptiveAugmentation(nn.Module):
             self._overfitting = overfitting = self.signs / self.count
             if self.count >= self.window:
                 step = self.count / self.images * (overfitting - self.target).sign()
-                self.p.copy_((self.p + step).clamp(0, SAFE))
+                self.p.copy_((self.p + step).clamp(0, self.most))
                 self.signs.zero_()
                 self.count.zero_()
         noted = self.p.new_zeros(()) if self._overfitting is None else self._overfitting
-        return {"p": self.p.clone(), "overfitting": noted}
+        length = getattr(self.operation, "length", None)
+        chain = {} if length is None else {"length": length(self.p)}
+        return {"p": self.p.clone(), "overfitting": noted, **chain}
 
 
 class ReplayPool(nn.Module):

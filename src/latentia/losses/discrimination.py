@@ -9,7 +9,7 @@ from torch import Tensor
 from latentia.errors import UsageError, check_choice, check_range, format_number
 from latentia.functional.gradient_penalty import one_centred_penalty, zero_centred_penalty
 from latentia.losses.conditions import Conditions, TextEncoder, conditions_of, item_of
-from latentia.losses.networks import config_of, has_batch_norm
+from latentia.losses.networks import config_of, has_batch_norm, unwrap
 from latentia.rng import Rng
 
 PRIORS = ("normal", "uniform")
@@ -43,6 +43,35 @@ def generate(
     return generator(z.to(item_of(batch, "x").dtype), **conditions_of(generator, batch, text_encoder)).sample
 
 
+def timesteps_of(discriminator: Any, augment: Augment | None, rng: Rng) -> Conditions:
+    """The times of diffused samples, as an argument of the discriminator's `forward`; nothing without diffusion.
+
+    Args:
+        discriminator: has `num_timesteps` in its configuration if it is conditioned on times.
+        augment: has `timesteps(rng)` if it diffuses.
+        rng: the randomness of this micro-batch.
+
+    Raises:
+        UsageError: diffusion, and a discriminator that is not conditioned on times.
+
+    Example:
+        >>> from latentia import MLPDiscriminator
+        >>> from latentia.losses.diffusion_augmentation import DiffusionAugmentation
+        >>> timesteps_of(MLPDiscriminator(num_timesteps=1000), DiffusionAugmentation(), Rng(0, 0, 4, 0, 4)).keys()
+        dict_keys(['timesteps'])
+    """
+    draw = getattr(augment, "timesteps", None)
+    timesteps = None if draw is None else draw(rng)
+    if timesteps is None:
+        return {}
+    if getattr(config_of(discriminator), "num_timesteps", None) is None:
+        raise UsageError(
+            "augment diffuses samples, so the discriminator must be conditioned on their time; build it with "
+            f"num_timesteps, the longest chain. Got {type(unwrap(discriminator)).__name__} without."
+        )
+    return {"timesteps": timesteps}
+
+
 def augment_with_noise(x: Tensor, rng: Rng, augment: Augment | None, sigma: float, stream: str) -> Tensor:
     """The input of the discriminator in place of x: augmented, then with Gaussian noise of deviation `sigma`.
 
@@ -60,7 +89,9 @@ def augment_with_noise(x: Tensor, rng: Rng, augment: Augment | None, sigma: floa
     return x + sigma * rng.normal(f"{stream} noise", tuple(x.shape[1:])).to(x.dtype) if sigma else x
 
 
-def discriminate(discriminator: Any, samples: Sequence[Tensor], conditions: Sequence[Conditions]) -> list[Any]:
+def discriminate(
+    discriminator: Any, samples: Sequence[Tensor], conditions: Sequence[Conditions], **options: str
+) -> list[Any]:
     """The discriminator's output for each set of samples: one pass for all, unless they would depend on each other.
 
     With batch norm each set is a batch of its own. Such passes before one backward pass are safe under several
@@ -71,6 +102,7 @@ def discriminate(discriminator: Any, samples: Sequence[Tensor], conditions: Sequ
         discriminator: called through `forward`; may be wrapped for several processes.
         samples: sets of one size, (B, ...) each.
         conditions: of each set, arguments of the discriminator's `forward`.
+        **options: arguments of it for all sets, such as `feature_layer`.
 
     Example:
         >>> from latentia import MLPDiscriminator
@@ -81,9 +113,9 @@ def discriminate(discriminator: Any, samples: Sequence[Tensor], conditions: Sequ
     config = config_of(discriminator)
     unit = getattr(config, "pack", 1) * (getattr(config, "minibatch_std", None) or 1)
     if has_batch_norm(discriminator) or any(len(x) % unit for x in samples):  # the network says what is wrong with it
-        return [discriminator(x, **condition) for x, condition in zip(samples, conditions)]
+        return [discriminator(x, **condition, **options) for x, condition in zip(samples, conditions)]
     together = {key: torch.cat([condition[key] for condition in conditions]) for key in conditions[0]}
-    out = discriminator(torch.cat([*samples]), **together)
+    out = discriminator(torch.cat([*samples]), **together, **options)
     parts = {key: value.chunk(len(samples)) for key, value in out.items() if value is not None}
     return [type(out)(**{key: part[i] for key, part in parts.items()}) for i in range(len(samples))]
 
@@ -141,6 +173,7 @@ def gradient_penalties(
     discriminator: Any,
     real: Tensor,
     fake: Tensor,
+    samples: Sequence[Tensor],
     outputs: Sequence[Any],
     conditions: Conditions,
     rng: Rng,
@@ -150,8 +183,9 @@ def gradient_penalties(
 
     Args:
         real, fake: from `real_and_generated`.
+        samples: what the discriminator sees in place of them. The penalty of WGAN-GP is between these.
         outputs: of the discriminator at both.
-        conditions: of both.
+        conditions: of both, with their times if they are diffused.
         weights: "r1", "r2" and "gp".
     """
     means = {}
@@ -160,7 +194,7 @@ def gradient_penalties(
     if weights["r2"]:
         means["r2"] = zero_centred_penalty(outputs[1].logits, fake).mean()
     if weights["gp"]:
-        between = interpolate_randomly(real, fake, rng)
+        between = interpolate_randomly(samples[0], samples[1], rng)
         means["gp"] = one_centred_penalty(discriminator(between, **conditions).logits, between).mean()
     factors = {"r1": weights["r1"] / 2, "r2": weights["r2"] / 2, "gp": weights["gp"]}
     return sum((factors[key] * mean for key, mean in means.items()), real.new_zeros(())), means

@@ -1,4 +1,4 @@
-"""Generators and discriminators of GANs: DCGAN for images, dense layers for points."""
+"""DCGAN: a convolutional generator and discriminator of images."""
 
 import math
 import warnings
@@ -11,6 +11,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
 from latentia.errors import Range, Rate, Size, UsageError, check_arguments, check_choice, check_range
+from latentia.functional.checks import check_latents
 from latentia.models.layers.conditioning import ConditionEmbedding
 from latentia.models.layers.convolution import STRIDE, UPSAMPLES, paddings, stage_sizes
 from latentia.models.layers.discriminator import (
@@ -21,7 +22,7 @@ from latentia.models.layers.discriminator import (
     init_weights,
     pack_samples,
 )
-from latentia.models.layers.mlp import dense, make_activation
+from latentia.models.layers.mlp import make_activation
 from latentia.models.layers.norm import add_spectral_norm, make_norm
 from latentia.models.modeling import ModelMixin
 from latentia.models.outputs import DiscriminatorOutput, GeneratorOutput
@@ -147,7 +148,7 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
             text_embeds: vectors of the captions, (B, text_embed_dim).
             return_dict: `False` returns the tuple `(sample,)`.
         """
-        _check_latents(latents, self.config.latent_dim)
+        check_latents(latents, self.config.latent_dim)
         embedding = self.condition(class_labels, text_embeds)
         if embedding is not None:
             latents = torch.cat([latents, embedding], 1)
@@ -179,6 +180,8 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
             (default). Groups are of neighbours, so a split of a batch changes nothing. In evaluation it is the mean
             over training, so that the logit of an image does not depend on others.
         pack: neighbouring images that are classified as one, side by side in channels. Default 1. Without labels.
+        num_timesteps: the largest time t of diffused images (Diffusion-GAN), whose embedding is added to that of the
+            labels in the projection; `None` (default): no times.
 
     Raises:
         UsageError: as for `DCGANGenerator`; a batch that groups or packs do not divide.
@@ -186,6 +189,7 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
     Radford et al., 2015, 1511.06434, section 3. Spectral norm: Miyato et al., 2018, 1802.05957, algorithm 1.
     Projection: Miyato and Koyama, 2018, 1802.05637, eq. 3. Auxiliary classifier: Odena et al., 2016, 1610.09585.
     Standard deviation: Karras et al., 2017, 1710.10196, section 3. Packing: PacGAN (Lin et al., 2017, 1712.04086).
+    Times: Diffusion-GAN (Wang et al., 2022, 2206.02262), section 3.2.
 
     Example:
         >>> import torch
@@ -212,6 +216,7 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
         num_aux_classes: int | None = None,
         minibatch_std: Annotated[int, Range(0, most=2**20)] | None = None,
         pack: Size = 1,
+        num_timesteps: Size | None = None,
     ):
         super().__init__()
         *sizes, top = stage_sizes(sample_size, block_out_channels)
@@ -231,10 +236,15 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
             channels = out
         features = (channels + bool(minibatch_std)) * math.prod(top)
         self.minibatch_std = MinibatchStd(minibatch_std) if minibatch_std else nn.Identity()
-        self.head = DiscriminatorHead(features, num_class_embeds, text_embed_dim, num_aux_classes)
+        self.head = DiscriminatorHead(features, num_class_embeds, text_embed_dim, num_aux_classes, num_timesteps)
         init_weights(self.down_blocks, self.head, norm=norm)
         if norm == "spectral":
             add_spectral_norm(self)
+
+    @property
+    def feature_layers(self) -> tuple[str, ...]:
+        """Names of the layers whose output `forward` can give: the stages, from fine to coarse."""
+        return tuple(f"down_blocks.{i}" for i in range(len(self.down_blocks)))
 
     def forward(
         self,
@@ -242,6 +252,8 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
         class_labels: Tensor | None = None,
         text_embeds: Tensor | None = None,
         return_dict: bool = True,
+        timesteps: Tensor | None = None,
+        feature_layer: str | None = None,
     ) -> DiscriminatorOutput | tuple[Any, ...]:
         """Logits of images.
 
@@ -250,125 +262,23 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
             class_labels: integers in [0, num_class_embeds), (B,): the logit is of being real *and* of this class.
             text_embeds: vectors of the captions, (B, text_embed_dim).
             return_dict: `False` returns a tuple.
+            timesteps: times of diffused images, integers in [0, num_timesteps], (B,), one for each pack; `None`
+                (default): 0, images as they are.
+            feature_layer: one of `feature_layers`, whose output, (B, F), is `features` instead of the input of the last
+                layer; `None` (default): that.
         """
+        if feature_layer is not None:
+            check_choice("feature_layer", feature_layer, self.feature_layers)
         if tuple(sample.shape[1:]) != self.image_shape:
             raise UsageError(f"sample must be of shape (B, {str(self.image_shape)[1:-1]}); got {tuple(sample.shape)}.")
-        x = self.down_blocks(pack_samples(sample, self.config.pack))
-        out = self.head(self.minibatch_std(x).flatten(1), class_labels, text_embeds)
+        x, features = pack_samples(sample, self.config.pack), None
+        for name, block in zip(self.feature_layers, self.down_blocks):
+            x = block(x)
+            features = x.flatten(1) if name == feature_layer else features
+        times = None if timesteps is None else timesteps[:: self.config.pack]
+        out = self.head(self.minibatch_std(x).flatten(1), class_labels, text_embeds, times)
+        out.features = out.features if features is None else features
         return out if return_dict else out.to_tuple()
-
-
-class MLPGenerator(ModelMixin, ConfigMixin):
-    """A generator of points from noise: dense layers, the last linear. With `hidden_sizes=()` it is an affine map.
-
-    Args:
-        latent_dim: dimensions of the noise. Default 2.
-        out_dim: dimensions D of a point. Default 2.
-        hidden_sizes: width of each hidden layer. Default (8,), GAN Lab's (Kahng et al., 2018, 1809.01587).
-        activation: a name in `models.layers.convolution.ACTIVATIONS`. Default "relu".
-
-    Raises:
-        UsageError: numbers below 1, an unknown name; labels, noise of another width.
-
-    Example:
-        >>> import torch
-        >>> MLPGenerator(latent_dim=2, out_dim=2)(torch.randn(5, 2)).sample.shape
-        torch.Size([5, 2])
-    """
-
-    @register_to_config
-    @check_arguments
-    def __init__(
-        self,
-        latent_dim: Size = 2,
-        out_dim: Size = 2,
-        hidden_sizes: tuple[Size, ...] = (8,),
-        activation: str = "relu",
-    ):
-        super().__init__()
-        self.condition = ConditionEmbedding(None, None)
-        self.layers = nn.Sequential(*dense((latent_dim, *hidden_sizes), activation, LEAKY_SLOPE))
-        self.out = nn.Linear((latent_dim, *hidden_sizes)[-1], out_dim)
-
-    def forward(
-        self,
-        latents: Tensor,
-        class_labels: Tensor | None = None,
-        text_embeds: Tensor | None = None,
-        return_dict: bool = True,
-    ) -> GeneratorOutput | tuple[Tensor]:
-        """Points (B, out_dim) of noise (B, latent_dim); it takes no labels and no captions."""
-        _check_latents(latents, self.config.latent_dim)
-        self.condition(class_labels, text_embeds)  # refuses both
-        sample = self.out(self.layers(latents))
-        return GeneratorOutput(sample) if return_dict else (sample,)
-
-    def decode(self, latents: Tensor, class_labels: Tensor | None = None, text_embeds: Tensor | None = None) -> Tensor:
-        """The points alone."""
-        return self(latents, class_labels, text_embeds).sample
-
-
-class MLPDiscriminator(ModelMixin, ConfigMixin):
-    """A discriminator of points, one logit each: dense layers.
-
-    Args:
-        in_dim: dimensions D of a point. Default 2.
-        hidden_sizes: width of each hidden layer. Default (8,).
-        activation: "leaky_relu" (default, slope 0.2) or another name in `latentia.models.layers.mlp.ACTIVATIONS`.
-        norm: "none" (default) or "spectral".
-        minibatch_std, pack: as for `DCGANDiscriminator`.
-
-    Raises:
-        UsageError: numbers below 1, an unknown name; labels, points of another width, a batch that groups or packs do
-            not divide.
-
-    Example:
-        >>> import torch
-        >>> MLPDiscriminator(pack=2)(torch.randn(6, 2)).logits.shape
-        torch.Size([3])
-    """
-
-    _skip_layerwise_casting_patterns: Any = ("to_logit",)  # whose weight is read
-
-    @register_to_config
-    @check_arguments
-    def __init__(
-        self,
-        in_dim: Size = 2,
-        hidden_sizes: tuple[Size, ...] = (8,),
-        activation: str = "leaky_relu",
-        norm: str = "none",
-        minibatch_std: int | None = None,
-        pack: Size = 1,
-    ):
-        super().__init__()
-        check_choice("norm", norm, ("spectral", "none"))
-        check_groups(pack, minibatch_std)
-        sizes = (in_dim * pack, *hidden_sizes)
-        self.layers = nn.Sequential(*dense(sizes, activation, LEAKY_SLOPE))
-        self.minibatch_std = MinibatchStd(minibatch_std) if minibatch_std else nn.Identity()
-        self.head = DiscriminatorHead(sizes[-1] + bool(minibatch_std))
-        if norm == "spectral":
-            add_spectral_norm(self)
-
-    def forward(
-        self,
-        sample: Tensor,
-        class_labels: Tensor | None = None,
-        text_embeds: Tensor | None = None,
-        return_dict: bool = True,
-    ) -> DiscriminatorOutput | tuple[Any, ...]:
-        """Logits of points (B, in_dim); it takes no labels and no captions."""
-        if sample.ndim != 2 or sample.shape[1] != self.config.in_dim:
-            raise UsageError(f"sample must be points (B, {self.config.in_dim}); got {tuple(sample.shape)}.")
-        x = self.layers(pack_samples(sample, self.config.pack))
-        out = self.head(self.minibatch_std(x), class_labels, text_embeds)
-        return out if return_dict else out.to_tuple()
-
-
-def _check_latents(latents: Tensor, latent_dim: int) -> None:
-    if latents.ndim != 2 or latents.shape[1] != latent_dim:
-        raise UsageError(f"latents must be of shape (B, latent_dim={latent_dim}); got {tuple(latents.shape)}.")
 
 
 def _check_kernel(kernel_size: int, warn: bool) -> None:

@@ -10,6 +10,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from latentia.errors import Positive, Size, UsageError, check_arguments, check_choice
+from latentia.functional.checks import check_latents
 from latentia.functional.distributions import LIKELIHOODS
 from latentia.models.layers.conditioning import check_class_labels
 from latentia.models.layers.convolution import Decoder, Encoder, feature_size, image_size
@@ -23,6 +24,8 @@ from latentia.models.layers.stochastic import (
 from latentia.models.modeling import ModelMixin
 from latentia.models.outputs import UNSET
 
+NO_LIKELIHOOD = "none"
+_WITHOUT_SCALE = ("bernoulli", NO_LIKELIHOOD)
 _CLASS_WIDTH = 32
 
 
@@ -33,7 +36,7 @@ class VAEOutput(BaseOutput):
     `reconstruction`: the mean of p(x|z), in [-1, 1] for Bernoulli pixels, of shape (B, C, H, W), or (B, K, C, H, W)
     if K samples of z were asked for. `location`: the parameter of p(x|z) before any scale, of that shape: logits of
     Bernoulli pixels, else means. `mean`, `log_variance`: of q(z|x), (B, D). `z`: its samples, (B, D) or (B, K, D).
-    `log_scale`: () logarithm of a Gaussian's standard deviation or a logistic's scale; None for Bernoulli.
+    `log_scale`: () logarithm of a Gaussian's standard deviation or a logistic's scale; None for the others.
 
     Of a hierarchy `z` holds all layers, from the image upwards, standardised as `VAE` says, and `mean` and
     `log_variance` have its shape: those of a layer depend on the samples of the others. `layers`: each in its own
@@ -76,7 +79,8 @@ class VAE(ModelMixin, ConfigMixin):
         upsample: "transposed" (default) or "resize".
         activation: a name in `latentia.models.layers.mlp.ACTIVATIONS`. Default "silu".
         likelihood: p(x|z), independent over values given z: "bernoulli" (of pixels that are black or white; it works on
-            (x + 1) / 2), "gaussian", or "discretized_logistic" (of pixels with 256 values). Default "bernoulli".
+            (x + 1) / 2), "gaussian", or "discretized_logistic" (of pixels with 256 values); or "none": the decoder
+            gives an image and no density, as a VAE-GAN's. Default "bernoulli".
         observation_std: standard deviation of a Gaussian likelihood (scale of a logistic one) in units of [-1, 1], the
             same for all values; `None` (default): learned, as one number.
         num_class_embeds: number of classes that q(z_1|x) and p(x|z_1) are conditioned on; `None` (default): no labels.
@@ -123,14 +127,14 @@ class VAE(ModelMixin, ConfigMixin):
         super().__init__()
         size = image_size(sample_size)
         self._image, values = (in_channels, *size), in_channels * size[0] * size[1]
-        check_choice("likelihood", likelihood, LIKELIHOODS)
+        check_choice("likelihood", likelihood, (*LIKELIHOODS, NO_LIKELIHOOD))
         sizes, (hidden, *above) = layer_widths(latent_dim, hidden_sizes)
         if not all(1 <= dimensions <= values for dimensions in sizes):
             raise UsageError(
                 f"latent_dim must be from 1 to {values}, the values of an image of {in_channels} x {size[0]} x "
                 f"{size[1]}; got {latent_dim}. More latents than values compress nothing."
             )
-        if observation_std is not None and (likelihood == "bernoulli" or not 0 < observation_std < math.inf):
+        if observation_std is not None and (likelihood in _WITHOUT_SCALE or not 0 < observation_std < math.inf):
             raise UsageError(
                 'observation_std must be positive, and is of the likelihoods "gaussian" and "discretized_logistic"; '
                 f'got {observation_std} for "{likelihood}". Leave it out to learn it.'
@@ -157,7 +161,7 @@ class VAE(ModelMixin, ConfigMixin):
         self.posterior = nn.Linear(way_in[-1], 2 * sizes[0])
         self.decoder_mlp = nn.Sequential(*dense(way_out, activation), nn.Linear(way_out[-1], math.prod(self._features)))
         self.hierarchy = StochasticHierarchy(sizes, above, activation)
-        if likelihood != "bernoulli" and observation_std is None:
+        if likelihood not in _WITHOUT_SCALE and observation_std is None:
             self.log_scale = nn.Parameter(torch.tensor(-1.0))
 
     def encode(
@@ -186,45 +190,65 @@ class VAE(ModelMixin, ConfigMixin):
         return split_parameters(self.posterior(h).to(self.posterior.weight.dtype))
 
     def mean_of(self, location: Tensor) -> Tensor:
-        """The mean of p(x|z) in [-1, 1], given its location."""
-        return torch.tanh(location / 2) if self.config.likelihood == "bernoulli" else location  # 2 sigmoid(l) - 1
+        """The mean of p(x|z), or the image of a decoder without density, in [-1, 1], given its location."""
+        return torch.tanh(location / 2) if self.config.likelihood in _WITHOUT_SCALE else location  # 2 sigmoid(l) - 1
 
     def forward(
         self,
-        x: Tensor,
+        x: Tensor | None,
         noise: Tensor | None = None,
         class_labels: Tensor | None = None,
         return_dict: bool = True,
         constant_posterior: bool = False,
+        latents: Tensor | None = None,
+        decoder_gradient: float = 1.0,
     ) -> VAEOutput | tuple[Any, ...]:
-        """Encode, sample z, decode.
+        """Encode, sample z, decode; or decode latents alone.
 
         Args:
-            x: images in [-1, 1], (B, C, H, W).
+            x: images in [-1, 1], (B, C, H, W); `None` if `latents` are decoded.
             noise: N(0, 1) from which z is made, (B, D), or (B, K, D) for K samples, D being the sum of the stochastic
                 layers; `None`: z is the posterior mean.
             class_labels: integers in [0, num_class_embeds), (B,).
             return_dict: `False` returns a tuple.
             constant_posterior: whether `mean` and `log_variance` are those of a q whose weights have no derivative,
                 while z has one: with it q's density at z depends on z alone. Default `False`.
+            latents: (B, D), decoded in place of samples of q(z|x): the output has `reconstruction`, `location` and
+                `log_scale` alone. `None` (default): encode x.
+            decoder_gradient: factor of the gradient that z gets from the decoder; z itself stays as it is. Default 1.
+
+        Raises:
+            UsageError: both x and latents, or neither; latents of another width; labels that are missing or not
+                expected.
         """
+        if x is None:
+            if latents is None:
+                raise UsageError("x must be images to encode, or None beside latents to decode; got neither.")
+            check_latents(latents, sum(self.hierarchy.sizes))
+            location = self.decode(latents, class_labels)
+            decoded = VAEOutput(self.mean_of(location), location, log_scale=self.observation_log_scale(location))
+            return decoded if return_dict else decoded.to_tuple()
+        if latents is not None:
+            raise UsageError("latents are decoded in place of images that are encoded; got both, so leave one out.")
         layers = self.hierarchy.infer(*self.encode_first(x, class_labels), noise)
         if constant_posterior:
             layers = self.hierarchy.with_constant_posterior(layers)
         z = layers[0].z
+        if decoder_gradient != 1:
+            z = z.detach() + decoder_gradient * (z - z.detach())  # to the bit: what is added is 0
         if z.ndim == 3:
             labels = None if class_labels is None else class_labels.repeat_interleave(z.shape[1])
             location = self._location(z.flatten(0, 1), labels).unflatten(0, z.shape[:2])
         else:
             location = self._location(z, class_labels)
         scale = self.observation_log_scale(location)
-        latents = self.hierarchy.standardize(layers)
-        out = VAEOutput(self.mean_of(location), location, *latents, scale, tuple(layers))
+        posterior = self.hierarchy.standardize(layers)
+        out = VAEOutput(self.mean_of(location), location, *posterior, scale, tuple(layers))
         return out if return_dict else out.to_tuple()
 
     def observation_log_scale(self, like: Tensor) -> Tensor | None:
-        """The logarithm of the scale of p(x|z), (), in dtype and on device of `like`; None for Bernoulli pixels."""
-        if self.config.likelihood == "bernoulli":
+        """The logarithm of the scale of p(x|z), (), in dtype and on device of `like`; None for one that has none."""
+        if self.config.likelihood in _WITHOUT_SCALE:
             return None
         fixed = self.config.observation_std
         return self.log_scale if fixed is None else like.new_full((), math.log(fixed))

@@ -8,7 +8,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from latentia.errors import UsageError, check_range
-from latentia.models.layers.conditioning import ConditionEmbedding
+from latentia.functional.checks import check_indices
+from latentia.models.layers.conditioning import CONDITION_WIDTH, ConditionEmbedding, sinusoidal_embedding
 from latentia.models.outputs import DiscriminatorOutput
 
 LEAKY_SLOPE = 0.2
@@ -99,11 +100,14 @@ class MinibatchStd(nn.Module):
 class DiscriminatorHead(nn.Module):
     r"""Features to a logit: \(w \cdot \phi + b\), and \(e(c) \cdot P \phi\) where there is a condition c.
 
+    e(c) is the sum of the embeddings of all conditions, the time of diffused samples among them.
+
     Args:
         features: width F of \(\phi\).
         num_class_embeds: number of classes of the condition; `None` (default): no labels.
         text_embed_dim: dimensions of a caption's vector; `None` (default): no captions.
         num_aux_classes: classes of an auxiliary classifier; `None` (default): none.
+        num_timesteps: the largest time of diffused samples; `None` (default): no times.
 
     Projection: cGANs with Projection Discriminator (Miyato and Koyama, 2018, 1802.05637), eq. 3.
 
@@ -118,25 +122,54 @@ class DiscriminatorHead(nn.Module):
         num_class_embeds: int | None = None,
         text_embed_dim: int | None = None,
         num_aux_classes: int | None = None,
+        num_timesteps: int | None = None,
     ):
         super().__init__()
         check_range("num_aux_classes", num_aux_classes, 1)
+        check_range("num_timesteps", num_timesteps, 1)
         self.to_logit = nn.Linear(features, 1)
         self.condition = ConditionEmbedding(num_class_embeds, text_embed_dim)
+        self.num_timesteps = num_timesteps
+        self.time_projection = None if num_timesteps is None else nn.Linear(CONDITION_WIDTH, CONDITION_WIDTH)
         self.projection = None
-        if self.condition.width:
-            self.projection = nn.Linear(features, self.condition.width, bias=False)
-            nn.init.normal_(self.projection.weight, std=(features * self.condition.width) ** -0.5)  # variance 1
+        if self.condition.width or num_timesteps is not None:
+            self.projection = nn.Linear(features, CONDITION_WIDTH, bias=False)
+            nn.init.normal_(self.projection.weight, std=(features * CONDITION_WIDTH) ** -0.5)  # variance 1
         self.to_class_logits = nn.Linear(features, num_aux_classes) if num_aux_classes else None
 
-    def forward(self, features: Tensor, class_labels: Tensor | None, text_embeds: Tensor | None) -> DiscriminatorOutput:
+    def forward(
+        self,
+        features: Tensor,
+        class_labels: Tensor | None,
+        text_embeds: Tensor | None,
+        timesteps: Tensor | None = None,
+    ) -> DiscriminatorOutput:
         # A product with one row is rounded by kernels that depend on where in memory the row lies.
         logits = (features * self.to_logit.weight).sum(1) + self.to_logit.bias
         embedding = self.condition(class_labels, text_embeds)
+        time = self._embed_time(timesteps, features)
+        if time is not None:
+            embedding = time if embedding is None else embedding + time
         if embedding is not None and self.projection is not None:
             logits = logits + (embedding * self.projection(features)).sum(1)
         class_logits = None if self.to_class_logits is None else self.to_class_logits(features)
         return DiscriminatorOutput(logits, features, class_logits)
+
+    def _embed_time(self, timesteps: Tensor | None, features: Tensor) -> Tensor | None:
+        """The embedding of times, (B, width), those of samples that are not diffused by default; None without."""
+        if self.time_projection is None or self.num_timesteps is None:
+            if timesteps is not None:
+                raise UsageError("timesteps were given, but this network takes none; set num_timesteps for them.")
+            return None
+        if timesteps is None:
+            timesteps = torch.zeros(len(features), dtype=torch.long, device=features.device)
+        elif timesteps.shape != features.shape[:1]:
+            raise UsageError(
+                f"timesteps must be one for each sample, ({len(features)},); got {tuple(timesteps.shape)}."
+            )
+        elif timesteps.device.type == "cpu":  # to read values of another device would make it wait
+            check_indices("timesteps", timesteps, self.num_timesteps + 1)
+        return self.time_projection(sinusoidal_embedding(timesteps, CONDITION_WIDTH).to(features.dtype))
 
 
 def check_groups(pack: int, minibatch_std: int | None, *conditions: int | None) -> None:
@@ -174,7 +207,8 @@ def init_weights(*parts: nn.Module, norm: str) -> None:
         True
     """
     left_out = {id(m) for part in parts for m in part.modules() if isinstance(m, ConditionEmbedding)}
-    left_out |= {id(m.projection) for part in parts for m in part.modules() if isinstance(m, DiscriminatorHead)}
+    heads = [m for part in parts for m in part.modules() if isinstance(m, DiscriminatorHead)]
+    left_out |= {id(layer) for head in heads for layer in (head.projection, head.time_projection)}
     for module in (m for part in parts for m in _walk(part, left_out)):
         if isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d):
             mean, std = 1.0, 0.02
