@@ -112,6 +112,29 @@ FAMILIES = [
         scored=("--max_train_steps", "2"),
         refuses=NO_BLOCKS,
     ),
+    Family(
+        "gan_diffusion",
+        "train_gan.py",
+        f"{GAN} --augment diffusion --class_conditional --diffusion_min_steps 400",
+        refuses=SECOND_DERIVATIVES,
+        buffers=("running_std", "count", "signs"),
+    ),
+    Family(
+        "gan_plane_diffusion",
+        "train_gan_plane.py",
+        "--hidden_sizes 8 --frame_steps 0 --pack 2 --augment diffusion --diffusion_min_steps 400",
+        data=(),
+        scored=("--frame_steps", "1", "--max_train_steps", "2"),
+        refuses=NO_BLOCKS | {"compile": "second derivatives"},
+        buffers=("count", "signs"),
+    ),
+    Family(
+        "vae_gan",
+        "train_vae_gan.py",
+        "--latent_dim 3 --block_out_channels 4 8 --discriminator_block_out_channels 4 8 --class_conditional "
+        "--discriminator_layer down_blocks.0",
+        refuses=NO_BLOCKS,
+    ),
     Family("latent_diffusion", "train_latent_diffusion.py", f"{UNET} --autoencoder {{parts}}"),
     Family(
         "text_to_image",

@@ -269,6 +269,13 @@ PIPELINES = [
     Entry("autoencoder", seed(autoencoder), SMALL, (5,)),
     Entry("autoencoder-kl", seed(autoencoder_kl_pipeline), GREY, (4, 8, 8)),
     Entry("vae", seed(vae), SMALL, (4,)),
+    Entry(
+        "vae-without-likelihood",
+        seed(lambda: vae(likelihood="none", block_out_channels=(4,), hidden_sizes=())),
+        SMALL,
+        (4,),
+        refusals=((lambda pipe: pipe.log_likelihood(random_images(1, 1, 8, 8)), 'likelihood is "none"'),),
+    ),
     Entry("vae-prior", seed(lambda: vae(prior=True, likelihood="discretized_logistic")), SMALL, (4,)),
     Entry(
         "vae-hierarchy-classes",

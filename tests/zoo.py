@@ -168,6 +168,10 @@ def _class_and_context(b: int) -> dict[str, Any]:
     return {"class_labels": torch.arange(b) % 10, "context": torch.randn(b, 2)}
 
 
+def _times(b: int) -> dict[str, Any]:
+    return {"timesteps": torch.arange(b) * 100}
+
+
 ZOO = [
     _unet("unet-8", (1, 8, 8)),
     _unet("unet-28-patch", (1, 28, 28), patch_size=2),
@@ -213,6 +217,7 @@ ZOO = [
         through=lambda out: torch.cat([out.reconstruction.flatten(), out.z.flatten()]),
     ),
     _vae("samples", (1, 8, 8), (2,), hidden_sizes=(), likelihood="discretized_logistic", observation_std=0.1),
+    _vae("no-likelihood", (1, 8, 8), likelihood="none", block_out_channels=(4,), hidden_sizes=()),
     _vae("classes", (1, 8, 8), extra=lambda b: {"class_labels": torch.arange(b) % 10}, num_class_embeds=10),
     _dcgan("batch", block_out_channels=(4, 8)),
     _dcgan(
@@ -221,6 +226,7 @@ ZOO = [
     _judge("batch"),
     _judge("spectral", _told, norm="spectral", num_class_embeds=10, text_embed_dim=6),
     _judge("instance", norm="instance"),
+    _judge("times", _times, norm="none", num_timesteps=1000),
     *(
         Entry(
             f"discriminator-patch-{norm}",
@@ -242,4 +248,10 @@ ZOO = [
     _vector_flow("spline_maf"),
     Entry("generator-mlp", MLPGenerator, lambda b: {"latents": torch.randn(b, 2)}, lambda b: (b, 2)),
     Entry("discriminator-mlp", MLPDiscriminator, lambda b: {"sample": torch.randn(b, 2)}, lambda b: (b,)),
+    Entry(
+        "discriminator-mlp-times",
+        lambda: MLPDiscriminator(num_timesteps=50),
+        lambda b: {"sample": torch.randn(b, 2), "timesteps": torch.arange(b)},
+        lambda b: (b,),
+    ),
 ]

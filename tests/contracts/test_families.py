@@ -198,7 +198,8 @@ def test_a_loss_that_is_not_finite_stops_it_and_harms_nothing(family, trouble, t
 
 
 # The plane's last layer is exported with the scale of the data folded in, the temperature of CLIP in a configuration.
-EXPORTED_OTHERWISE = {"gan_plane": {"out.weight", "out.bias"}, "text_encoder": {"logit_scale"}}
+PLANE = {"out.weight", "out.bias"}
+EXPORTED_OTHERWISE = {"gan_plane": PLANE, "gan_plane_diffusion": PLANE, "text_encoder": {"logit_scale"}}
 
 
 def test_the_averaged_weights_are_exported(whole):

@@ -26,7 +26,13 @@ TOLERANCES = {
     "accumulation": (2e-5, 1e-5),
     "checkpointing": (0.0, 0.0),
 }
-TRACED = {"autoencoder", "vae", "vqvae", "latent_diffusion"}  # it takes seconds: one for each kind of network
+TRACED = {
+    "autoencoder",
+    "vae",
+    "vae_gan",
+    "vqvae",
+    "latent_diffusion",
+}  # it takes seconds: one for each kind of network
 ON_THE_GPU = {"ACCELERATE_USE_CPU": "false", "NVIDIA_TF32_OVERRIDE": "0"}  # TF32 has the 11 bits of fp16
 
 

@@ -11,6 +11,7 @@ from latentia import DCGANDiscriminator, DCGANGenerator
 from latentia.errors import UsageError
 from latentia.losses.adversarial import gan_discriminator_loss, gan_generator_loss
 from latentia.losses.augmentation import POLICIES, AdaptiveAugmentation, ReplayPool, random_augment
+from latentia.losses.diffusion_augmentation import DiffusionAugmentation
 from latentia.rng import Rng
 from latentia.training.loop import Phase, train
 
@@ -224,14 +225,14 @@ class Pictures:
         return {"x": torch.stack([torch.rand(1, 8, 8, generator=g) * 2 - 1 for g in generators])}
 
 
-def run(folder: Path, accumulate: int = 1) -> tuple[AdaptiveAugmentation, ReplayPool]:
+def run(folder: Path, operation=random_augment, accumulate: int = 1) -> tuple[AdaptiveAugmentation, ReplayPool]:
     """Four phases: two players, and two updates without an optimizer."""
     torch.manual_seed(0)
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(cpu=True)
-    d = DCGANDiscriminator(sample_size=8, block_out_channels=(4,), norm="none")
+    d = DCGANDiscriminator(sample_size=8, block_out_channels=(4,), norm="none", num_timesteps=1000)
     g = DCGANGenerator(sample_size=8, latent_dim=4, block_out_channels=(4,), norm="instance")
-    ada, pool = AdaptiveAugmentation(images=100, window=12, target=-0.9), ReplayPool(8, (1, 8, 8))
+    ada, pool = AdaptiveAugmentation(operation, images=100, window=12, target=-0.9), ReplayPool(8, (1, 8, 8))
     d, g, *optimizers = accelerator.prepare(d, g, *(torch.optim.Adam(n.parameters(), lr=1e-3) for n in (d, g)))
 
     def judge(batch, rng):
@@ -251,13 +252,14 @@ def run(folder: Path, accumulate: int = 1) -> tuple[AdaptiveAugmentation, Replay
     return ada, pool
 
 
-def test_resuming_is_bit_equal_and_micro_batches_change_nothing(tmp_path):
-    ada, pool = run(tmp_path / "whole")
+@pytest.mark.parametrize("operation", [random_augment, DiffusionAugmentation()], ids=["random", "diffusion"])
+def test_resuming_is_bit_equal_and_micro_batches_change_nothing(operation, tmp_path):
+    ada, pool = run(tmp_path / "whole", operation)
     assert pool.filled == 8 and ada.p > 0 and ada.count == 0
     folder = part_of(tmp_path / "whole", 3, tmp_path / "again")
-    run(folder)
+    run(folder, operation)
     assert held(folder, 6) == held(tmp_path / "whole", 6)
-    other, others = run(tmp_path / "parts", accumulate=2)
+    other, others = run(tmp_path / "parts", operation, accumulate=2)
     torch.testing.assert_close(other.p, ada.p)
     torch.testing.assert_close(others.images, pool.images, atol=1e-4, rtol=1e-4)
 

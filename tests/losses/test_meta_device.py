@@ -29,10 +29,12 @@ from latentia.losses.augmentation import AdaptiveAugmentation, ReplayPool, rando
 from latentia.losses.autoregressive import code_loss
 from latentia.losses.contrastive import contrastive_loss
 from latentia.losses.diffusion import diffusion_loss
+from latentia.losses.diffusion_augmentation import DiffusionAugmentation
 from latentia.losses.flow_matching import flow_matching_loss
 from latentia.losses.perceptual_compression import patch_discriminator_loss, perceptual_compression_loss
 from latentia.losses.quantisation import CodebookUpdate, vqvae_loss
 from latentia.losses.reconstruction import autoencoder_loss
+from latentia.losses.vae_gan import vae_gan_discriminator_loss, vae_gan_loss
 from latentia.losses.variational import elbo_loss, iwae_loss
 from latentia.losses.weight_clipping import clip_weights
 from latentia.models.autoencoder_kl import GaussianAutoencoder, autoencoder_kl
@@ -83,6 +85,19 @@ def adaptive() -> dict[str, torch.Tensor]:
     augmentation = on_meta(AdaptiveAugmentation())
     options = {"augment": augmentation, "collect": augmentation.collect}
     return adversarial(gan_discriminator_loss, options=options)
+
+
+def diffused() -> dict[str, torch.Tensor]:
+    augmentation = on_meta(AdaptiveAugmentation(DiffusionAugmentation(), most=1.0))
+    options = {"augment": augmentation, "collect": augmentation.collect, "gp": 1.0}
+    return adversarial(gan_discriminator_loss, options=options, num_timesteps=1000)
+
+
+def hybrid(loss: Callable) -> dict[str, torch.Tensor]:
+    network = on_meta(VAE(sample_size=8, latent_dim=3, likelihood="none", num_class_embeds=10))
+    discriminator = on_meta(DCGANDiscriminator(8, block_out_channels=(4,), norm="spectral", num_class_embeds=10))
+    networks = (network, discriminator) if loss is vae_gan_loss else (discriminator, network)
+    return loss(*networks, batch(), rng())
 
 
 def replayed() -> dict[str, torch.Tensor]:
@@ -152,7 +167,10 @@ CASES = [
     })),
     Case("gan-augmented", lambda: adversarial(gan_generator_loss, options={"augment": random_augment})),
     Case("gan-adaptive", adaptive),
+    Case("gan-diffusion", diffused),
     Case("gan-replay", replayed),
+    Case("vae-gan", lambda: hybrid(vae_gan_loss)),
+    Case("vae-gan-discriminator", lambda: hybrid(vae_gan_discriminator_loss)),
     Case("clip-weights", lambda: {"loss": clip_weights(kl_networks()[1])["at_limit"]}),
     Case("affine", lambda: {"loss": random_affine(batch()["x"], rng()).sum()}),
     Case("vqvae-ema", codebook),
