@@ -44,13 +44,14 @@ def fit(data, steps: int, hybrid: bool, args: argparse.Namespace) -> VAE:
     channels, *size = data.shape
     image = {"sample_size": tuple(size), "in_channels": channels}
     likelihood = "none" if hybrid else "gaussian"
-    vae = VAE(**image, **DEFAULTS.model, hidden_sizes=(), likelihood=likelihood)
+    channels_of = {"block_out_channels": tuple(args.channels)}
+    vae = VAE(**image, **dict(DEFAULTS.model) | channels_of, hidden_sizes=(), likelihood=likelihood)
     accelerator, ema = Accelerator(cpu=True), EMA(vae, 0.998)
     options, common = DEFAULTS.optimization, {"learning_rate": learning_rate_schedule("cosine", 50, steps)}
     adam = partial(torch.optim.Adam, lr=options.learning_rate, betas=(options.adam_beta1, options.adam_beta2))
     network, optimizer = accelerator.prepare(vae, adam(vae.parameters()))
     if hybrid:
-        critic = DCGANDiscriminator(**image, **DEFAULTS.discriminator)
+        critic = DCGANDiscriminator(**image, **channels_of, norm=args.norm)
         d, d_optimizer = accelerator.prepare(critic, adam(critic.parameters(), lr=args.discriminator_rate))
         settings = {"gamma": args.gamma, "feature_layer": args.layer, "objective": args.objective}
         judge = partial(vae_gan_discriminator_loss, d, network, objective=args.objective)
@@ -103,6 +104,8 @@ def main() -> None:
     )
     parser.add_argument("--gamma", type=float, default=DEFAULTS.hybrid.gamma)
     parser.add_argument("--layer", default=DEFAULTS.hybrid.discriminator_layer or "down_blocks.1")
+    parser.add_argument("--norm", default=DEFAULTS.discriminator.discriminator_norm)
+    parser.add_argument("--channels", type=int, nargs="+", default=[16, 32], help="of both networks, for a CPU")
     parser.add_argument("--objective", default=DEFAULTS.hybrid.objective)
     parser.add_argument(
         "--discriminator_rate", type=float,
@@ -156,8 +159,8 @@ def main() -> None:
     about = {
         "what": "a VAE-GAN beside a VAE of the same network and steps",
         "command": f"python benchmarks/vae_gan.py --train_data_dir {name} --steps {args.steps}",
-        "gamma": args.gamma, "layer": args.layer, "objective": args.objective,
-        "discriminator_rate": args.discriminator_rate,
+        "gamma": args.gamma, "layer": args.layer, "objective": args.objective, "norm": args.norm,
+        "channels": args.channels, "discriminator_rate": args.discriminator_rate,
         "minutes": (time.perf_counter() - started) / 60,
         "processor_minutes": (time.process_time() - worked) / 60, "threads": torch.get_num_threads(), **environment(),
     }  # fmt: skip

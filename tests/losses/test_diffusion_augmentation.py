@@ -64,7 +64,7 @@ def test_a_group_and_a_pair_share_a_time_and_no_noise():
     assert torch.equal(real, torch.cat(parts))
 
 
-def test_the_chain_grows_with_overconfidence_and_stays_in_its_range():
+def test_the_chain_grows_with_overconfidence_in_its_range():
     ada = AdaptiveAugmentation(DiffusionAugmentation(min_steps=5, max_steps=105), images=1000, window=100, most=1.0)
     right, guessing = torch.ones(100), torch.tensor([1.0, -1.0]).repeat(50)
     lengths = []
@@ -97,7 +97,7 @@ def diffused(batch, diffusion, generated, stream):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_the_discriminator_sees_diffused_samples_with_their_times(objective):
+def test_the_discriminator_sees_samples_with_their_times(objective):
     d, g, batch = networks()
     diffusion = DiffusionAugmentation(sigma=0.5, min_steps=1000)
     loss = gan_discriminator_loss(d, g, batch, draws(8), objective=objective, r1=0, r2=0, augment=diffusion)["loss"]
