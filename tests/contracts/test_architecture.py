@@ -87,7 +87,7 @@ BY_HAND = {
     "latentia.training.progress",  # the log, to which lines are added
     "latentia.commands.main",  # what is written to a closed pipe
 }
-READERS = {"open", "read_text", "read_bytes", "write_text", "write_bytes"}  # of paths
+READERS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "savefig"}  # of paths
 OPENED_ELSEWHERE = {"Image", "fsspec", "os", "source", "found"}
 
 

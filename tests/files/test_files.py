@@ -5,6 +5,7 @@ import socket
 import stat
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from latentia.errors import CheckpointError, DataError, HubError, UsageError, printable
@@ -166,3 +167,13 @@ def test_errors_print_no_codes_of_a_terminal():
     text = str(CheckpointError("\x1b]0;title\x07 in photos_\udce9\nand é 日本\u202e"))
     assert text == "\\x1b]0;title\\x07 in photos_\\udce9\nand é 日本\\u202e"
     assert str(HubError(3)) == "3" and len(printable("x" * 10**6)) < 5000
+
+
+def test_a_figure_is_written_by_the_suffix_of_its_name(tmp_path):
+    figure = Figure()
+    writing.write_figure(tmp_path / "a.png", figure)
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+    for name in ("a", "a.txt"):
+        with pytest.raises(UsageError, match="suffix of a format for figures"):
+            writing.write_figure(tmp_path / name, figure)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

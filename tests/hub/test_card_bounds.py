@@ -53,6 +53,7 @@ def test_cards_have_bounds(tmp_path):
         ("---\na: " + "[" * 90_000 + "\n---\n", "nested more than 32 deep"),
         ("---\n" + "- " * 45_000 + "\n---\n", "nested more than 32 deep"),
         ("---\n- 1\n---\n", "cannot be read"),
+        ("---\nmodel-index:\n- name: a\n  results: []\n- name: b\n  results: []\n---\n", "model-index holds 2 models"),
     ]:
         path.write_text(text)
         started = time.process_time()

@@ -91,6 +91,15 @@ class Runs:
         return self.call, self.arguments
 
 
+def test_weights_that_are_links_out_of_the_folder(tmp_path):
+    old_network(latentia.MLPGenerator(), tmp_path / "old")
+    (tmp_path / "old" / "diffusion_pytorch_model.bin").rename(tmp_path / "other.bin")
+    (tmp_path / "old" / "diffusion_pytorch_model.bin").symlink_to("../other.bin")
+    with pytest.raises(CheckpointError, match=r"diffusion_pytorch_model\.bin is a symbolic link out of its folder"):
+        convert(tmp_path / "old", tmp_path / "new")
+    assert nothing_left(tmp_path) == ["old", "other.bin"]
+
+
 @pytest.mark.parametrize(("call", "way"), [("os.system", "nested"), ("builtins.eval", "legacy")])
 def test_what_hides_in_a_pickle_does_not_run(tmp_path, call, way, capsys):
     sentinel = tmp_path / "ran"

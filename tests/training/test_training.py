@@ -7,6 +7,7 @@ import math
 import os
 import re
 import signal
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -825,16 +826,38 @@ def signalled(phases: list[Phase], at: int, *numbers: int) -> list[Phase]:
     return phases
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_run_with_a_checkpoint(whole, tmp_path, number):
     folder, make, _, batch = whole
-    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
+    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)]
     _, result = run(tmp_path, N, phases=signalled(make(), 4, number), batch_size=batch, checkpoint_every=None)
     assert result.status == "interrupted" and result.progress.step == 4
     assert held(tmp_path, 4) == held(folder, 4)
     _, result = run(tmp_path, N, make, batch_size=batch, checkpoint_every=None)
     assert result.status == "finished" and held(tmp_path, N) == held(folder, N)
-    assert handlers == [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
+    assert handlers == [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)]
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        _, result = run(tmp_path, 3, phases=signalled(regression(), 2, signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert result.status == "finished"
+
+
+def test_a_closed_pipe_does_not_end_a_run(tmp_path, monkeypatch):
+    """As by `| head`, or of a terminal that is gone: what nobody reads is dropped."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering=1) as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        monkeypatch.setattr(sys, "stderr", closed)
+        hook = Hook(1, lambda progress: print("a line"))
+        _, result = run(tmp_path, 3, phases=regression(), hooks=[hook])
+        assert sys.stdout is closed
+    assert result.status == "finished" and held(tmp_path, 3)
 
 
 def test_a_signal_in_the_last_step_leaves_scoring_for_later(tmp_path):

@@ -21,7 +21,7 @@ from latentia.data.tables import is_table
 from latentia.errors import DataError, NumericsError, Range, Seed, Size, UsageError, check_arguments, did_you_mean
 from latentia.evaluation import nearest
 from latentia.evaluation.report.grids import plain_label
-from latentia.files.writing import write_text
+from latentia.files.writing import replacing, write_figure, write_text
 from latentia.functional.pixels import from_uint8
 from latentia.pipelines.capabilities import Option, capabilities
 from latentia.rng import seed_from
@@ -83,7 +83,8 @@ class Embedding:
             columns: dict[str, Any] = {f"z{i}": column for i, column in enumerate(self.latents.T.contiguous().numpy())}
             if self.labels is not None:
                 columns["label"] = self.labels.numpy()
-            pq.write_table(pa.table({**columns, "index": np.arange(len(self.latents))}), folder / "latents.parquet")
+            with replacing(folder / "latents.parquet", durable=False) as file:
+                pq.write_table(pa.table({**columns, "index": np.arange(len(self.latents))}), file)
             for name, places in self.maps.items():
                 self._draw(name, places, folder / f"{name.lower().replace('-', '')}.png")
             known = {**self.about, "shape": [*self.latents.shape], "label_names": self.label_names}
@@ -117,7 +118,7 @@ class Embedding:
             f"{name} of the latents by {plain_label(Path(self.about['source']).name)}\n{numbers}", fontsize=10
         )
         panel.set(xticks=[], yticks=[])
-        figure.savefig(path, dpi=120)
+        write_figure(path, figure, dpi=120)
 
 
 @check_arguments

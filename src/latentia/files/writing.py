@@ -108,6 +108,19 @@ def write_image(path: str | Path, image: Image.Image, **options: Any) -> None:
         image.save(file, Image.registered_extensions()[suffix], **options)
 
 
+def write_figure(path: str | Path, figure: Any, **options: Any) -> None:
+    """Write a figure of matplotlib in the format of the name's suffix; `options` of its `savefig`. See `replacing`.
+
+    Raises:
+        UsageError: matplotlib has no format of that suffix.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix[1:] not in figure.canvas.get_supported_filetypes():
+        raise UsageError(f"{path} must end with the suffix of a format for figures, such as .png; got {suffix!r}.")
+    with replacing(path, durable=False) as file:
+        figure.savefig(file, format=suffix[1:], **options)
+
+
 @contextmanager
 def write_atomically(target: Path) -> Iterator[Path]:
     """Write a file or folder atomically: a temporary path that is renamed to `target` if no error is raised.

@@ -151,8 +151,8 @@ def read_card(path: Path) -> ModelCard:
 
     Raises:
         UsageError: it is no text of at most `MAX_CARD` bytes, or its metadata are no YAML mapping of at most
-            `MAX_METADATA` characters, not nested too deep and without aliases, of which a few stand for any number of
-            values.
+            `MAX_METADATA` characters, of one model, not nested too deep and without aliases, of which a few stand for
+            any number of values.
     """
     text = read_text(path, MAX_CARD, home=path.parent, error=UsageError)
     head = text.lstrip().partition("\n---")[0]
@@ -165,6 +165,10 @@ def read_card(path: Path) -> ModelCard:
                 depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
                 if depth > MAX_DEPTH or isinstance(token, yaml.AliasToken):
                     raise ValueError(f"they are nested more than {MAX_DEPTH} deep, or use an alias of YAML")
+            found = yaml.safe_load(head)
+            index = found.get("model-index") if isinstance(found, dict) else None
+            if isinstance(index, list) and len(index) > 1:  # the Hub's client would join them under one name
+                raise ValueError(f"model-index holds {len(index)} models, and one is kept")
         return ModelCard(text)
     except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise UsageError(f"The metadata at the head of {path} cannot be read: {error}. Mend or remove them.") from error

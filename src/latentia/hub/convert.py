@@ -116,6 +116,7 @@ def _plan(source: Path, target: Path) -> dict[Path, Path]:
     for component, (library, _) in components(read_index(source)).items():
         if not (source / component).is_dir():
             raise CheckpointError(f"{source} has no folder {component}, which its {INDEX_NAME} names.")
+        check_link(source / component, source)
         (target / component).mkdir()
         files |= _plan_component(source / component, target / component, library)
     for name in {INDEX_NAME, CARD_NAME} & set(os.listdir(source)):
@@ -138,6 +139,8 @@ def _plan_component(source: Path, target: Path, library: str) -> dict[Path, Path
             f"{source} holds several weights: {', '.join(old)}. Convert the file that is wanted by itself, or move the "
             "others away."
         )
+    for name in old:
+        check_link(source / name, source)
     stem = "model" if library == "transformers" else "diffusion_pytorch_model"
     shards = {name: (_SHARD.search(Path(name).stem) or [""])[0] for name in old}
     return {source / name: target / f"{stem}{shard}.safetensors" for name, shard in shards.items()}

@@ -164,8 +164,8 @@ def train(
             0 (default): the first one ends it.
 
     Returns:
-        A `Result`. SIGTERM, SIGUSR1 and the first Ctrl-C end with a checkpoint and the status "interrupted", also amid
-        the sample grids and scores of a hook.
+        A `Result`. SIGTERM, SIGUSR1, SIGHUP and the first Ctrl-C end with a checkpoint and the status "interrupted",
+        also amid the sample grids and scores of a hook.
 
     Raises:
         CheckpointError: nothing to resume, a damaged checkpoint, or one of another configuration.

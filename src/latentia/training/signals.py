@@ -1,6 +1,12 @@
-"""Asking a run to stop: a flag that the loop reads at the end of each step, agreed on by all processes."""
+"""Asking a run to stop: a flag that the loop reads at the end of each step, agreed on by all processes.
 
+A run whose terminal or pipe was closed goes on without it, so that it can save.
+"""
+
+import errno
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +21,19 @@ class Stopped(BaseException):  # so that no `except Exception` on the way keeps 
 
 
 class Signals:
-    """SIGTERM, SIGUSR1 and the first Ctrl-C raise a flag; the second Ctrl-C ends at once."""
+    """SIGTERM, SIGUSR1, SIGHUP and the first Ctrl-C raise a flag; the second Ctrl-C ends at once.
+
+    SIGHUP, of a terminal that was closed, stays ignored where it was, as by `nohup`.
+    """
 
     def __enter__(self):
         self.raised = False
         main = threading.current_thread() is threading.main_thread()  # only there can handlers be set
-        numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT) if main else ()
+        numbers = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT] if main else []
+        if main and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        self.output = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = map(_Output, self.output)  # type: ignore[assignment]  # all that printing needs
         self.old = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
@@ -32,6 +45,8 @@ class Signals:
     def __exit__(self, *_):
         for number, handler in self.old.items():
             signal.signal(number, handler)
+        sys.stdout.flush()  # while an error of a closed pipe is none
+        sys.stdout, sys.stderr = self.output
 
     @contextmanager
     def polled(self) -> Iterator[None]:
@@ -55,3 +70,27 @@ class Signals:
         if accelerator.num_processes == 1:
             return self.raised
         return accelerator.reduce(torch.tensor(float(self.raised), device=accelerator.device), "sum").item() > 0
+
+
+class _Output:
+    """A stream that drops what is printed once nobody can read it: of a closed terminal, or a pipe to `head`."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text):
+        return self._unless_closed(self._stream.write, text)
+
+    def flush(self):
+        self._unless_closed(self._stream.flush)
+
+    def _unless_closed(self, call, *arguments):
+        try:
+            return call(*arguments)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from latentia.errors import DataError, UsageError, did_you_mean
 from latentia.files.reading import MAX_LOG, parse_json, read_text
+from latentia.files.writing import write_figure
 from latentia.functional.pixels import to_uint8
 
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
@@ -189,7 +190,7 @@ def plot_curves(
     panels[-1].xaxis.set_major_formatter(EngFormatter(sep=""))
     if title:
         figure.suptitle(plain_label(title))
-    figure.savefig(out, dpi=120)
+    write_figure(out, figure, dpi=120)
     return Path(out)
 
 

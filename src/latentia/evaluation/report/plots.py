@@ -14,7 +14,7 @@ from latentia.evaluation.prdc import nearest
 from latentia.evaluation.report.grids import image_grid, plain_label
 from latentia.evaluation.report.report import Report
 from latentia.evaluation.samples import Sample
-from latentia.files.writing import write_image
+from latentia.files.writing import write_figure, write_image
 from latentia.functional.pixels import from_uint8
 from latentia.rng import seed_from
 
@@ -121,7 +121,7 @@ def plot_class_histogram(
     panel.set(xlabel="most likely class", ylabel="share of the images")
     figure.legend(frameon=False, loc="outside upper right", ncols=2)
     panel.spines[["top", "right"]].set_visible(False)
-    figure.savefig(out, dpi=120)
+    write_figure(out, figure, dpi=120)
     return Path(out)
 
 
@@ -162,7 +162,7 @@ def plot_features(
         panel.set(xticks=[], yticks=[])
     handles = panels[0].get_legend_handles_labels()
     figure.legend(*handles, frameon=False, loc="outside lower center", ncols=2, markerscale=2)
-    figure.savefig(out, dpi=120)
+    write_figure(out, figure, dpi=120)
     return Path(out)
 
 
@@ -202,5 +202,5 @@ def plot_precision_recall(reports: Mapping[str, Report], out: str | Path) -> Pat
         figure.legend(
             [*handles.values()], [*handles], frameon=False, fontsize=9, loc="outside lower center", ncols=columns
         )
-    figure.savefig(out, dpi=120)
+    write_figure(out, figure, dpi=120)
     return Path(out)
