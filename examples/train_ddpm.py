@@ -1,4 +1,4 @@
-"""Train a diffusion model on images: yours, the Hub's or the embedded digits and emoji.
+"""Train a diffusion or flow-matching model on images: yours, the Hub's or the embedded digits and emoji.
 
     accelerate launch examples/train_ddpm.py --dataset_name digits --output_dir outputs/digits
 
@@ -10,36 +10,20 @@ from dataclasses import dataclass
 
 import torch
 
-from latentia import DDIMScheduler, DDPMScheduler, UnconditionalDiffusionPipeline, UNet2D
-from latentia.errors import Finite, Positive, Share, Size
-from latentia.losses.diffusion import diffusion_loss
+from latentia import UnconditionalDiffusionPipeline, UNet2D
+from latentia.errors import Share, UsageError
 from latentia.runs.arguments import ClassArguments, NetworkArguments, RunArguments, network_arguments
 from latentia.runs.command_line import run_script
+from latentia.runs.diffusion import DiffusionArguments, check_objective, objective, schedulers
 from latentia.runs.run import Run
 
 
 @dataclass(frozen=True)
-class DiffusionArguments:
+class PixelArguments(DiffusionArguments):
     """The noise and the objective."""
 
-    num_train_timesteps: Size = 1000
-    """Length of the noising chain."""
-    beta_schedule: str = "squaredcos_cap_v2"
-    """linear, scaled_linear, squaredcos_cap_v2 (cosine), sigmoid or laplace."""
-    prediction_type: str = "v_prediction"
-    """What the network predicts: epsilon, v_prediction or sample."""
     learned_variance: bool = False
-    """Learn the variances too, for a better likelihood; best with --time_sampling uniform."""
-    time_sampling: str = "logit_normal"
-    """Density of training times: uniform or logit_normal."""
-    time_loc: Finite = 0.0
-    """Centre of the logit-normal density; lower means less noise."""
-    time_scale: Positive = 1.0
-    """Width of the logit-normal density."""
-    loss_weighting: str = "none"
-    """none or min_snr."""
-    snr_gamma: Positive = 5.0
-    """Cap of min_snr."""
+    """Learn the variances too, for a better likelihood; best with --time_sampling uniform; not of flow matching."""
     class_dropout: Share = 0.1
     """Share of labels that are dropped, for classifier-free guidance."""
 
@@ -55,45 +39,28 @@ class Arguments(RunArguments):
         patch_size=None,
     )
     condition: ClassArguments = ClassArguments()
-    diffusion: DiffusionArguments = DiffusionArguments()
+    diffusion: PixelArguments = PixelArguments()
 
 
 def main(args: Arguments) -> int:
-    run = Run(args, family="diffusion")
     chosen = args.diffusion
+    check_objective(chosen, args.optimization.train_batch_size)
+    if chosen.learned_variance and chosen.prediction_type == "flow":
+        raise UsageError("--learned_variance must be left out with --prediction_type flow, which has no variances.")
+    run = Run(args, family="diffusion")
     channels = run.image["in_channels"] * (2 if chosen.learned_variance else 1)
     side = min(run.image["sample_size"])
     patch = args.model.patch_size or (1 if side < 24 else 2 if side < 64 else 4)
     shape = {**run.image, **args.model, "patch_size": patch}
     network = UNet2D(**shape, out_channels=channels, num_class_embeds=run.num_classes)
     unet = run.prepare("unet", network.to(memory_format=torch.channels_last))
-    noise = {
-        "num_train_timesteps": chosen.num_train_timesteps,
-        "beta_schedule": chosen.beta_schedule,
-        "prediction_type": chosen.prediction_type,
-        "timestep_spacing": "trailing",
-    }
     variance = "learned_range" if chosen.learned_variance else "fixed_small"
-    scheduler = DDPMScheduler(**noise, variance_type=variance).to(run.device)
-
-    def loss(batch, rng):
-        return diffusion_loss(
-            unet.network,
-            scheduler,
-            batch,
-            rng,
-            time_sampling=chosen.time_sampling,
-            time_loc=chosen.time_loc,
-            time_scale=chosen.time_scale,
-            weighting=chosen.loss_weighting,
-            snr_gamma=chosen.snr_gamma,
-            class_dropout=chosen.class_dropout,
-        )
+    noise, sampling = schedulers(chosen, run.device, clip_sample=True, variance_type=variance)
+    loss = objective(unet.network, noise, chosen, chosen.class_dropout)
 
     def pipeline(weights) -> UnconditionalDiffusionPipeline:
-        return UnconditionalDiffusionPipeline(
-            weights, DDIMScheduler(**noise), label_names=run.label_names, unconditional=chosen.class_dropout > 0
-        )
+        dropped = chosen.class_dropout > 0
+        return UnconditionalDiffusionPipeline(weights, sampling, label_names=run.label_names, unconditional=dropped)
 
     return run.train([unet.phase(loss)], pipeline, num_inference_steps=args.evaluation.num_inference_steps)
 

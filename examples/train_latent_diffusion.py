@@ -51,7 +51,7 @@ class Arguments(RunArguments):
 
 
 def main(args: Arguments) -> int:
-    check_objective(args.diffusion)
+    check_objective(args.diffusion, args.optimization.train_batch_size)
     run = Run(args, family="latent_diffusion")
     vae, run.inputs = latents_of(run, args.latent)
     run.seed()

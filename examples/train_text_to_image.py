@@ -95,7 +95,7 @@ def check(args: Arguments, data) -> None:
         raise UsageError(
             f"--patch_size must be 1 with --autoencoder, as latents are small; got {args.model.patch_size}."
         )
-    check_objective(args.diffusion)
+    check_objective(args.diffusion, args.optimization.train_batch_size)
 
 
 def main(args: Arguments) -> int:

@@ -61,6 +61,11 @@ SECOND_DERIVATIVES = {"checkpointing": "second derivatives", "compile": "second 
 FAMILIES = [
     Family("ddpm", "train_ddpm.py", f"{UNET} --class_conditional --dropout 0.1", same=NO_DROPOUT),
     Family(
+        "flow_matching",
+        "train_ddpm.py",
+        f"{UNET} --class_conditional --prediction_type flow --coupling_size 4",
+    ),
+    Family(
         "autoencoder",
         "train_autoencoder.py",
         "--latent_dim 3 --hidden_sizes 8 --prior_components 2",

@@ -208,6 +208,7 @@ CASES = [
         unet(cross_attention_dim=12), DDIMScheduler().to(META), batch(**TEXT), rng(), empty_text=EMPTY
     )),
     Case("flow-matching", lambda: flow_matching_loss(unet(), batch(), rng())),
+    Case("flow-matching-coupled", lambda: flow_matching_loss(unet(), batch(), rng(), coupling_size=B)),
     Case("codes", lambda: code_loss(
         on_meta(Transformer(7, 7)),
         on_meta({"prefix": torch.zeros(B, 1, dtype=torch.long), "codes": torch.zeros(B, 4, dtype=torch.long)}), rng(),

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from latentia.errors import UsageError, check_range
+from latentia.functional.transport import optimal_assignment
 from latentia.losses.conditions import dropped_conditions, item_of
 from latentia.losses.times import sample_times
 from latentia.rng import Rng
@@ -23,6 +25,7 @@ def flow_matching_loss(
     time_scale: float = 1.0,
     class_dropout: float = 0.1,
     empty_text: tuple[Tensor, Tensor] | None = None,
+    coupling_size: int | None = None,
 ) -> dict[str, Tensor]:
     r"""\(\mathbb{E}_{x_0, \epsilon, t} \lVert (\epsilon - x_0) - v_\theta(x_t, t) \rVert^2\) on straight lines.
 
@@ -31,17 +34,26 @@ def flow_matching_loss(
 
     Args:
         unet: called as `unet(x_t, num_train_timesteps * t, **conditions)`, the time a real number.
-        batch: as for `latentia.losses.diffusion.diffusion_loss`, the images about of unit variance.
+        batch: as for `latentia.losses.diffusion.diffusion_loss`, the images about of unit variance. If it holds
+            "source", of the shape of "x", these take the place of the noise: samples of another distribution.
         rng: the randomness of this micro-batch.
         num_train_timesteps: the scheduler's unit of time. Default 1000.
         time_sampling, time_loc, time_scale: see `latentia.losses.times.sample_times`. Default logit-normal, as the
             middle is the hardest.
         class_dropout, empty_text: as in `diffusion_loss`.
+        coupling_size: couple noise and images by optimal transport within so many consecutive positions of the data:
+            \(\epsilon\) is permuted among them so that \(\sum \lVert x_0 - \epsilon \rVert^2\) is least, for straighter
+            paths. Images keep their labels, texts and times. It must divide the micro-batch, so that the coupling does
+            not depend on how a step is split. `None` (default): independent noise.
 
     Returns:
         "loss".
 
-    Flow Straight and Fast (Liu et al., 2022, 2209.03003), eq. 1; times: Esser et al., 2024, 2403.03206, section 3.1.
+    Raises:
+        UsageError: a micro-batch that does not hold whole blocks of `coupling_size`, or a batch without what is needed.
+
+    Flow Straight and Fast (Liu et al., 2022, 2209.03003), eq. 1; times: Esser et al., 2024, 2403.03206, section 3.1;
+    minibatch coupling: Tong et al., 2023, 2302.00482, section 3.2; Pooladian et al., 2023, 2304.14772.
 
     Example:
         >>> from latentia import UNet2D
@@ -51,9 +63,37 @@ def flow_matching_loss(
         True
     """
     x0 = item_of(batch, "x")
-    eps = rng.normal("noise", x0.shape[1:])
+    eps = batch["source"] if "source" in batch else rng.normal("noise", x0.shape[1:])
+    if coupling_size is not None:
+        eps = coupled_noise(x0, eps, rng, coupling_size)
     t = sample_times(rng, time_sampling, time_loc, time_scale)
     conditions = dropped_conditions(unet, batch, rng, class_dropout, empty_text)
     x_t = torch.lerp(x0, eps, t.view(-1, *[1] * (x0.ndim - 1)))
     prediction = unet(x_t, num_train_timesteps * t, **conditions).sample.float()
     return {"loss": F.mse_loss(prediction, eps - x0)}
+
+
+def coupled_noise(x0: Tensor, eps: Tensor, rng: Rng, size: int) -> Tensor:
+    """The noise, permuted within blocks of `size` consecutive positions so that it is nearest to the images there.
+
+    Args:
+        x0, eps: (B, ...).
+        rng: the randomness of this micro-batch, which says where in its step it stands.
+        size: of a block, at least 1.
+
+    Raises:
+        UsageError: a micro-batch that begins or ends within a block.
+
+    Example:
+        >>> x, eps = torch.tensor([[0.0], [5.0], [9.0], [1.0]]), torch.tensor([[5.0], [0.0], [1.0], [9.0]])
+        >>> coupled_noise(x, eps, Rng(0, 0, 4, 0, 4), 2).T
+        tensor([[0., 5., 9., 1.]])
+    """
+    check_range("coupling_size", size, 1, integer=True)
+    if rng.start % size or rng.count % size:
+        raise UsageError(
+            f"coupling_size must divide the micro-batch of {rng.count}, as noise is coupled within blocks of "
+            f"consecutive positions; got {size}."
+        )
+    blocks = zip(x0.split(size), eps.split(size))
+    return torch.cat([noise[optimal_assignment(images, noise)] for images, noise in blocks])

@@ -1,4 +1,4 @@
-"""What the scripts that train a denoising network over latents share: their flags, the latents, noise and objective."""
+"""What the scripts that train a denoising network share: their flags, the latents, noise and objective."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,10 +53,18 @@ class DiffusionArguments:
     """none or min_snr; flow matching has none."""
     snr_gamma: Positive = 5.0
     """Cap of min_snr."""
+    coupling_size: Size | None = None
+    """Couple noise to images by optimal transport within so many consecutive ones, for straighter paths of flow
+    matching; it must divide train_batch_size. Not given: independent noise."""
 
 
-def check_objective(chosen: DiffusionArguments) -> None:
-    """Before anything is computed: a known objective, and no weighting that it does not have."""
+def check_objective(chosen: DiffusionArguments, batch_size: int) -> None:
+    """Before anything is computed: a known objective, and no weighting or coupling that it does not have.
+
+    Args:
+        chosen: the flags.
+        batch_size: images of a micro-batch.
+    """
     if chosen.prediction_type not in PREDICTIONS:
         near = did_you_mean(chosen.prediction_type, PREDICTIONS)
         raise UsageError(f'prediction_type must be one of {PREDICTIONS}; got "{chosen.prediction_type}".{near}')
@@ -65,6 +73,17 @@ def check_objective(chosen: DiffusionArguments) -> None:
             f"loss_weighting must be none with prediction_type flow; got {chosen.loss_weighting}. "
             "Where the effort lies is said by time_sampling, time_loc and time_scale."
         )
+    if chosen.coupling_size is not None:
+        if chosen.prediction_type != "flow":
+            raise UsageError(
+                f"coupling_size must be left out with prediction_type {chosen.prediction_type}; got "
+                f"{chosen.coupling_size}. Only flow matching couples noise and images: take prediction_type flow."
+            )
+        if batch_size % chosen.coupling_size:
+            raise UsageError(
+                f"coupling_size must divide train_batch_size={batch_size}, so that the coupling does not depend on how "
+                f"a step is split over processes and micro-batches; got {chosen.coupling_size}."
+            )
 
 
 def latents_of(run: Run, chosen: LatentArguments) -> tuple[Any, LatentData]:
@@ -96,7 +115,7 @@ def latents_of(run: Run, chosen: LatentArguments) -> tuple[Any, LatentData]:
 
 
 def schedulers(
-    chosen: DiffusionArguments, device: torch.device, clip_sample: bool = False
+    chosen: DiffusionArguments, device: torch.device, clip_sample: bool = False, variance_type: str = "fixed_small"
 ) -> tuple[DDPMScheduler | None, Any]:
     """The noise of training, `None` for flow matching, and the scheduler that samples. Pixels may be clipped."""
     if chosen.prediction_type == "flow":
@@ -108,7 +127,7 @@ def schedulers(
         "timestep_spacing": "trailing",
         "clip_sample": clip_sample,
     }
-    return DDPMScheduler(**noise).to(device), DDIMScheduler(**noise)
+    return DDPMScheduler(**noise, variance_type=variance_type).to(device), DDIMScheduler(**noise)
 
 
 def objective(
@@ -122,6 +141,10 @@ def objective(
     times = {"time_sampling": chosen.time_sampling, "time_loc": chosen.time_loc, "time_scale": chosen.time_scale}
     common: dict[str, Any] = {**times, "class_dropout": dropout, "empty_text": empty_text}
     if noise is None:
-        return partial(flow_matching_loss, network, num_train_timesteps=chosen.num_train_timesteps, **common)
+        flow: dict[str, Any] = {
+            "num_train_timesteps": chosen.num_train_timesteps,
+            "coupling_size": chosen.coupling_size,
+        }
+        return partial(flow_matching_loss, network, **flow, **common)
     weights: dict[str, Any] = {"weighting": chosen.loss_weighting, "snr_gamma": chosen.snr_gamma}
     return partial(diffusion_loss, network, noise, **common, **weights)
