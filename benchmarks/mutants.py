@@ -424,6 +424,20 @@ MUTANTS = [
         (("    if not stat.S_ISREG(about.st_mode):", "    if stat.S_ISDIR(about.st_mode):"),),
         "tests/files",
     ),
+    Mutant(
+        "divergence_with_the_wrong_sign",
+        "the log-density along an ODE loses the divergence that it must gain",
+        "src/latentia/functional/continuous_flow.py",
+        (("found = integral - 0.5 *", "found = -integral - 0.5 *"),),
+        "tests/functional/test_continuous_flow.py",
+    ),
+    Mutant(
+        "coupling_moves_labels",
+        "optimal transport permutes the images of a batch and not their labels, instead of the noise",
+        "src/latentia/losses/flow_matching.py",
+        (("eps = coupled_noise(x0, eps, rng, coupling_size)", "x0 = coupled_noise(eps, x0, rng, coupling_size)"),),
+        "tests/losses/test_flow_matching.py -k noise_is_permuted",
+    ),
 ]
 
 
