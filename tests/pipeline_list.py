@@ -296,9 +296,9 @@ PIPELINES = [
         search={"steps": 4, "starts": 2},
     ),
     Entry("gan-text", seed(lambda: gan(text_embed_dim=16)), SMALL, (6,), prompts, prompts, search={"steps": 4}),
-    Entry("flow", seed(flow), SMALL, (64,)),
+    Entry("normalizing-flow", seed(flow), SMALL, (64,)),
     Entry(
-        "flow-classes",
+        "normalizing-flow-classes",
         seed(lambda: flow(16, classes=3, architecture="spline", num_stages=3)),
         GREY,
         (256,),

@@ -112,6 +112,7 @@ class NormalizingFlow(ModelMixin, ConfigMixin):
 
     _skip_layerwise_casting_patterns: Any = ("out", "context")  # whose dtypes are read
     context: Any
+    stages: Any
 
     @register_to_config
     @check_arguments
