@@ -11,6 +11,7 @@ EXTRAS = {
         *("ruff>=0.14", "mypy>=2", "types-PyYAML", "types-tqdm", "types-psutil", "types-requests"),
         *("transformers>=5.0", "torchmetrics>=1.9"),  # what extractors and metrics are compared with
         "peft>=0.21",  # adapters and wrapped networks
+        *("zuko>=1.6", "normflows>=1.7"),  # what flows are compared with
     ],
     "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
 }
