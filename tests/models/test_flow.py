@@ -131,7 +131,7 @@ def test_a_constant_channel_is_shifted_and_not_scaled():
 
 @pytest.mark.parametrize("has_context", [False, True])
 @pytest.mark.parametrize("architecture", ["maf", "spline_maf"])
-def test_parameters_depend_on_all_values_before_and_on_no_other(architecture, has_context):
+def test_parameters_depend_on_the_values_before_alone(architecture, has_context):
     flow = build(
         "vectors", architecture, activation="silu", **CONDITIONS["context" if has_context else "none"]
     ).double()
