@@ -12,6 +12,7 @@ import diffusers
 import pytest
 import torch
 import transformers
+from children import EXAMPLES, ended, launch
 
 import latentia
 from latentia.errors import CheckpointError, DataError, UsageError
@@ -248,6 +249,32 @@ def test_it_works_in_threads_and_without_fork(folder, started, monkeypatch):
     with ThreadPoolExecutor(3) as threads:
         found = list(threads.map(load_text_encoder, folders))
     assert [tokenizer.model_max_length for tokenizer, _ in found] == [8, 9, 10] and len(started) == 3
+
+
+LAUNCHED = """
+import sys
+from pathlib import Path
+from accelerate import Accelerator
+import latentia
+
+accelerator = Accelerator(cpu=True)
+pipe = latentia.DiffusionPipeline.from_pretrained(sys.argv[1])
+total = accelerator.reduce(pipe.unet.conv_in.bias.detach().sum(), "sum")
+Path(sys.argv[2], f"{accelerator.process_index}-of-{accelerator.num_processes}").write_text(str(total.item()))
+"""
+
+
+def test_it_works_under_accelerate_launch(folder, start, tmp_path):
+    """Two processes try the same tokenizer at the same time, and communicate afterwards."""
+    (tmp_path / "script.py").write_text(LAUNCHED)
+    (tmp_path / "found").mkdir()
+    config = EXAMPLES / "accelerate" / "two_cpu_processes.yaml"
+    argv = ["--config_file", str(config), str(tmp_path / "script.py"), str(folder), str(tmp_path / "found")]
+    code, text = ended(start(launch, argv, env={"LATENTIA_CACHE": str(tmp_path / "cache")}), 200)
+    assert code == 0, text
+    found = {path.name: path.read_text() for path in (tmp_path / "found").iterdir()}
+    assert sorted(found) == ["0-of-2", "1-of-2"] and len({*found.values()}) == 1
+    assert len([*(tmp_path / "cache" / "tried").iterdir()]) == 1
 
 
 def test_a_child_that_cannot_start_is_an_error(folder, monkeypatch):

@@ -164,7 +164,7 @@ def plot_curves(
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
-    rows = _rows(source) if isinstance(source, str | Path) else list(source)
+    rows, of = (_rows(source), f" of {source}") if isinstance(source, str | Path) else (list(source), "")
     figure = Figure(figsize=(8, 0.8 + 2.6 * len(keys)), layout="constrained")
     panels = figure.subplots(len(keys), sharex=True, squeeze=False)[:, 0]
     for panel, key in zip(panels, keys):
@@ -172,7 +172,7 @@ def plot_curves(
         if not points:
             known = sorted({name for row in rows for name in row})
             raise DataError(
-                f'No row holds both "{x}" and "{key}".{did_you_mean(key, known)} '
+                f'No row{of} holds both "{x}" and "{key}".{did_you_mean(key, known)} '
                 f"Keys found: {', '.join(known) or 'none'}."
             )
         seen, values = (np.array(column, dtype=float) for column in zip(*sorted(points.items())))
