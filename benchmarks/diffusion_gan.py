@@ -42,7 +42,7 @@ def fit(data: Scaled, steps: int, seed: int, diffuses: bool, game: dict, options
     shape = {"hidden_sizes": DEFAULTS.model.hidden_sizes, "activation": DEFAULTS.model.activation}
     longest = options["max_steps"] if diffuses else None
     generator, discriminator = MLPGenerator(**shape), MLPDiscriminator(**shape, num_timesteps=longest)
-    accelerator, ema = Accelerator(cpu=True), EMA(generator, 0.999)
+    accelerator, ema = Accelerator(cpu=True), EMA(generator, 0.99)
     adam = partial(torch.optim.Adam, lr=2e-3, betas=(0.0, 0.99))
     g, g_optimizer = accelerator.prepare(generator, adam(generator.parameters()))
     d, d_optimizer = accelerator.prepare(discriminator, adam(discriminator.parameters()))

@@ -438,6 +438,53 @@ MUTANTS = [
         (("eps = coupled_noise(x0, eps, rng, coupling_size)", "x0 = coupled_noise(eps, x0, rng, coupling_size)"),),
         "tests/losses/test_flow_matching.py -k noise_is_permuted",
     ),
+    Mutant(
+        "chain_shrinks",
+        "the chain of a Diffusion-GAN shrinks while the discriminator is overconfident",
+        "src/latentia/losses/augmentation.py",
+        (("(overfitting - self.target).sign()", "(self.target - overfitting).sign()"),),
+        "tests/losses/test_diffusion_augmentation.py",
+    ),
+    Mutant(
+        "times_not_given",
+        "the discriminator of a Diffusion-GAN sees diffused samples without their times",
+        "src/latentia/losses/discrimination.py",
+        (('    return {"timesteps": timesteps}\n', "    return {}\n"),),
+        "tests/losses/test_diffusion_augmentation.py",
+    ),
+    Mutant(
+        "encoder_gets_gamma",
+        "the weight of the decoder's reconstruction reaches the encoder of a VAE-GAN too",
+        "src/latentia/losses/vae_gan.py",
+        ((", decoder_gradient=1 / gamma)", ")"),),
+        "tests/losses/test_vae_gan.py",
+    ),
+    Mutant(
+        "encoder_gets_gan",
+        "the encoder of a VAE-GAN learns from the adversarial loss",
+        "src/latentia/losses/vae_gan.py",
+        (("torch.cat([out.z.detach(), ", "torch.cat([out.z, "),),
+        "tests/losses/test_vae_gan.py",
+    ),
+    Mutant(
+        "decoder_without_gamma",
+        "the decoder of a VAE-GAN gets the reconstruction without its weight",
+        "src/latentia/losses/vae_gan.py",
+        (('"loss": kl + gamma * likelihood + adversarial', '"loss": kl + likelihood + adversarial'),),
+        "tests/losses/test_vae_gan.py",
+    ),
+    Mutant(
+        "discriminator_without_samples",
+        "the discriminator of a VAE-GAN sees reconstructions and no samples of the prior",
+        "src/latentia/losses/vae_gan.py",
+        (
+            (
+                "discriminator_loss(real, fake, objective).mean() / 2 for fake in fakes)",
+                "discriminator_loss(real, fake, objective).mean() for fake in fakes[:1])",
+            ),
+        ),
+        "tests/losses/test_vae_gan.py",
+    ),
 ]
 
 
