@@ -4,8 +4,9 @@
 
 Each of five seeds trains the networks of `examples/train_gan_plane.py` with the default objective (relativistic, R1 and
 R2) and with the vanilla one (non-saturating, no penalties), as the example does but with fewer steps, with
-`--augment diffusion` and without. 2500 samples, the protocol of PacGAN. The options of the diffusion were chosen on the
-seeds 100 and 101.
+`--augment diffusion` and without; the average of the weights is shorter. 2500 samples, the protocol of PacGAN. The
+options of the diffusion were chosen on the seeds 100 and 101 of the grid. A plane that is run again takes the place of
+its old rows in the JSON.
 """
 
 import argparse
@@ -108,13 +109,17 @@ def main() -> None:
                 row["passed"] = all(means["with"][key] >= means["without"][key] for key in ("modes", "share"))
             rows.append(rounded(row))
             print(plane, name, rounded(means), "lengths", [run["length"] for run in runs.get("with", [])], flush=True)
+    command = f"python benchmarks/diffusion_gan.py --steps {args.steps} --planes {' '.join(args.planes)}"
     about = {
-        "what": "modes and share within 3 sigma with and without diffusion of the discriminator's input",
-        "command": f"python benchmarks/diffusion_gan.py --steps {args.steps}", "diffusion": options,
-        "adapted_in": args.adapted_in, "minutes": (time.perf_counter() - started) / 60,
-        "processor_minutes": (time.process_time() - worked) / 60, "threads": torch.get_num_threads(), **environment(),
+        "command": command, "diffusion": options, "adapted_in": args.adapted_in,
+        "minutes": (time.perf_counter() - started) / 60, "processor_minutes": (time.process_time() - worked) / 60,
+        **environment(),
     }  # fmt: skip
-    args.output.write_text(json.dumps({**rounded(about), "rows": rows}, indent=1) + "\n")
+    fresh = [{**row, **rounded(about)} for row in rows]
+    old = json.loads(args.output.read_text())["rows"] if args.output.exists() else []
+    kept = [row for row in old if row["plane"] not in args.planes]
+    what = "modes and share within 3 sigma with and without diffusion of the discriminator's input"
+    args.output.write_text(json.dumps({"what": what, "rows": kept + fresh}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ class Arguments:
         activation="relu",
     )
     diffusion: NetworkArguments = network_arguments(
-        DiffusionAugmentation, "sigma min_steps max_steps times", flags=DIFFUSION_FLAGS, sigma=0.5
+        DiffusionAugmentation, "sigma min_steps max_steps times", flags=DIFFUSION_FLAGS, sigma=0.2, min_steps=200
     )
     optimization: OptimizationArguments = OptimizationArguments(
         train_batch_size=128, max_train_steps=3000, adam_beta1=0.0, adam_weight_decay=0.0, max_grad_norm=100.0

@@ -49,7 +49,7 @@ class Arguments(RunArguments):
         "block_out_channels norm",
         flags={"block_out_channels": "discriminator_block_out_channels", "norm": "discriminator_norm"},
         block_out_channels=(32, 64),
-        norm="spectral",
+        norm="none",
     )
     condition: ClassArguments = ClassArguments()
     hybrid: HybridArguments = HybridArguments()
