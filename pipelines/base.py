@@ -29,7 +29,7 @@ from latentia.hub.load import (
 )
 from latentia.pipelines.capabilities import LatentPath, Latents, Likelihood
 from latentia.pipelines.denoising import OfCall
-from latentia.safety import check_repository
+from latentia.safety import LOADING, check_repository
 
 logger = logging.get_logger(__name__)
 
@@ -179,7 +179,8 @@ class DiffusionPipeline(DiffusersPipeline):
         kwargs["use_safetensors"] = True
         try:
             load = DiffusersPipeline.from_pretrained.__func__  # type: ignore[attr-defined]
-            pipe = load(kind, folder, **kwargs)  # `super()` would not do: `kind` may be diffusers' own
+            with LOADING:
+                pipe = load(kind, folder, **kwargs)  # `super()` would not do: `kind` may be diffusers' own
         except UsageError as error:  # of a setting in the index
             raise UsageError(f"{where}: {error}") from error
         except LatentiaError:

@@ -22,6 +22,7 @@ from latentia.pipelines.base import DiffusionPipeline
 from latentia.pipelines.image_conditioning import SourceImage, check_without_image, source_image
 from latentia.pipelines.images import Images
 from latentia.pipelines.sampling import check_scheduler
+from latentia.safety import LOADING
 
 KNOWN = "AutoencoderKL, AutoencoderTiny, VQModel, VQVAE"
 _CHUNK = 16  # images at once: large ones fill the memory
@@ -170,7 +171,8 @@ def _load_alone(folder: Path) -> Any:
         return None
     try:
         check_components({"": kind}, folder)
-        found, info = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+        with LOADING:
+            found, info = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
     except LatentiaError:
         raise
     except Exception as error:  # each of the layers below has errors of its own

@@ -14,7 +14,7 @@ from latentia.foreign import TEXT_ENCODERS, foreign_class
 from latentia.hub.load import check_components
 from latentia.pipelines.latents import digest_of
 from latentia.pipelines.threads import tokenize
-from latentia.safety import fetch, read_json
+from latentia.safety import LOADING, fetch, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,8 @@ def load_text_encoder(source: str | Path, *, revision: str | None = None, cache_
     check_components({"text_encoder": kind, "tokenizer": words_kind}, folder)
     try:
         options: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
-        encoder, info = kind.from_pretrained(place, local_files_only=True, **options)
+        with LOADING:
+            encoder, info = kind.from_pretrained(place, local_files_only=True, **options)
         tokenizer = words_kind.from_pretrained(words, local_files_only=True)
     except Exception as error:  # each of the layers below has errors of its own
         raise CheckpointError(f"{source} cannot be loaded as a tokenizer and a text encoder: {error}") from error

@@ -20,6 +20,7 @@ from torch.nn.modules import module as hooks
 from latentia.errors import CheckpointError, HubError, UsageError
 from latentia.files.reading import MAX_JSON, MAX_TEXT, check_link, open_file, read_object
 
+LOADING = threading.RLock()  # loaders of accelerate and transformers replace methods of torch.nn for all threads
 MAX_NUMBER = 2**20  # layers, channels, pixels, tokens, time steps
 MAX_SIDE = 4096  # pixels
 MAX_ITEMS = 4096  # of one list; DDPM's longest table of betas has 4000

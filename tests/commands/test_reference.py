@@ -97,6 +97,19 @@ def test_commands_read_the_data_as_the_run_did(photos, tmp_path, capsys):
     assert json.loads((tmp_path / "embed" / "embedding.json").read_text())["shape"] == [120, 2]
 
 
+def test_a_run_of_others_starts_and_writes_nothing_here(photos, tmp_path):
+    """Its folder may come from anyone, with a configuration that asks for 900 processes and files elsewhere."""
+    folder = run_of(tmp_path / "cloned", train_data_dir=str(photos), cache_dir="/etc/x", dataloader_num_workers=900)
+    found = reference.run_arguments(folder)
+    assert (found.cache_dir, found.dataloader_num_workers, found.train_data_dir) == (None, 0, str(photos))
+
+
+@pytest.mark.parametrize("name", ["dataset_name", "train_data_dir"])
+def test_no_name_is_not_the_current_folder(name):
+    with pytest.raises(UsageError, match="must not be empty"):
+        reference.load_data(DataArguments(**{name: ""}))
+
+
 def test_flags_override_the_run_and_are_all_there(photos, tmp_path, capsys):
     run = run_of(tmp_path / "run", resolution=16, channels=1, on_bad_image="skip", train_data_dir=str(photos))
     assert reference.find_reference(None, [run], {"resolution": 8}).images.shape == (1, 8, 8)

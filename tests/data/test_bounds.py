@@ -11,6 +11,7 @@ import zipfile
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -303,3 +304,63 @@ def test_who_waits_for_a_cache_says_for_whom_and_takes_over(tmp_path, caplog, mo
             holder.kill()
             found, _ = job.result(60)
     assert found.tobytes() == b"ab" and not [*tmp_path.glob("*.owner")]
+
+
+def a_folder(path):
+    path.mkdir()
+    for i in range(3):
+        Image.new("L", (8, 8), i).save(path / f"{i}.png")
+    return path
+
+
+def test_folders_in_folders_without_end_are_refused(tmp_path):
+    deep = a_folder(tmp_path / "deep")
+    descriptor = os.open(deep, os.O_RDONLY)
+    for _ in range(1100):
+        os.mkdir("a", dir_fd=descriptor)
+        inner = os.open("a", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = inner
+    os.close(descriptor)
+    with pytest.raises(DataError, match="too deep"):
+        load_images(deep, cache_dir=tmp_path)
+    subprocess.run(["rm", "-rf", deep], check=True)  # Python's own deletion is recursive too
+
+
+@pytest.mark.parametrize("names", [("x.png", "x.png"), ("a", "b"), ("b", "a")])
+def test_links_in_a_circle_are_named_or_left_out(names, tmp_path):
+    folder = a_folder(tmp_path / "circle")
+    for link, target in {names, names[::-1]}:
+        (folder / link).symlink_to(target)
+    if names[0] == "x.png":
+        with pytest.raises(DataError, match=r"x\.png cannot be read"):
+            load_images(folder, cache_dir=tmp_path)
+    else:
+        assert len(load_images(folder, cache_dir=tmp_path)) == 3
+
+
+def test_a_sparse_file_of_terabytes_is_not_read(tmp_path):
+    folder, begun = a_folder(tmp_path / "sparse"), time.monotonic()
+    with open(folder / "y.png", "wb") as file:
+        file.truncate(2**42)
+    with pytest.raises(DataError, match="at most 1073741824 are read"):
+        load_images(folder, cache_dir=tmp_path)
+    assert time.monotonic() - begun < 20
+
+
+def test_decoding_processes_end_with_the_one_that_started_them(tmp_path):
+    """By SIGKILL nobody is left to end them."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, os, signal, time\n"
+        "from latentia.data.build import _Workers\n"
+        "if __name__ == '__main__':\n"
+        "    workers = _Workers(1).__enter__()\n"
+        "    print(workers.pool.submit(os.getpid).result(), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    found = subprocess.run([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    child, until = int(found.stdout), time.monotonic() + 20
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until, "it is left behind"
+        time.sleep(0.1)

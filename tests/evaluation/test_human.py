@@ -447,3 +447,29 @@ def test_impossible_counts_are_refused():
 def test_the_examples_in_the_docstrings_run(module):
     result = doctest.testmod(module, extraglobs={"torch": torch})
     assert result.failed == 0 and result.attempted >= 1
+
+
+@pytest.mark.parametrize("name", ["sheet.html", "votes_template.csv", "key.json"])
+def test_what_was_written_into_a_sheet_is_not_lost(name, tmp_path):
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    write_sheet(images, -images, tmp_path, trials=2)
+    write_sheet(images, -images, tmp_path, trials=2)  # equal, so nothing is lost
+    with open(tmp_path / name, "a") as file:
+        file.write(" votes of a person")
+    with pytest.raises(UsageError, match="nor votes"):
+        write_sheet(images, -images, tmp_path, trials=2)
+    assert (tmp_path / name).read_text().endswith("votes of a person")
+
+
+@pytest.mark.parametrize("names", [[1, "a"], ["a", None], [["a"], ["b"]]])
+def test_keys_of_others_are_errors_of_ours(names):
+    key = {"sheet": "x", "names": names, "trials": [{"trial": 1, "left": names[0], "right": names[1]}]}
+    with pytest.raises(DataError, match="must hold sheet, names and trials"):
+        read_votes(["votes.csv"], key)
+
+
+def test_a_vote_of_endless_length_is_named(tmp_path):
+    path, key = tmp_path / "votes.csv", {"sheet": "x", "names": ["a", "b"], "trials": []}
+    path.write_text("sheet,rater,trial,choice\nx," + "e" * 200_000 + ",1,left\n")
+    with pytest.raises(DataError, match=r"line .* is not CSV"):
+        read_votes(path, key)

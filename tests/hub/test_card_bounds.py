@@ -5,10 +5,12 @@ import time
 import pytest
 from huggingface_hub import RepoFile
 
+from latentia import VAE, VAEPipeline
 from latentia.errors import CheckpointError, UsageError
 from latentia.hub.blocks import block, put_block, read_blocks
 from latentia.hub.card import MAX_CARD, MAX_METADATA, SECRET_VALUE, read_card
 from latentia.hub.files import card_images
+from latentia.hub.folder_card import folder_card
 from latentia.hub.pull import _wanted
 
 LONG = 600_000
@@ -71,3 +73,14 @@ def test_sizes_are_asked_before_a_file_is_fetched():
         listed = {name: RepoFile(path=name, size=10**12, oid="0")}
         with pytest.raises(CheckpointError, match=f"{name} of me/x has 1000000000000 bytes; at most 1000000 are read"):
             _wanted("me/x", listed, pytest.fail)
+
+
+@pytest.mark.parametrize("name", ["README.md", "run_summary.json", "training_config.json"])
+def test_a_link_puts_no_file_of_this_machine_into_a_card(name, tmp_path):
+    VAEPipeline(VAE(sample_size=8, latent_dim=2, hidden_sizes=(8,))).save_pretrained(tmp_path / "cloned")
+    secret = tmp_path / "secret"
+    secret.write_text("password" if name == "README.md" else '{"hardware": "password", "dataset_name": "password"}')
+    (tmp_path / "cloned" / name).symlink_to(secret)
+    with pytest.raises(UsageError, match="symbolic link out of its folder"):
+        folder_card(tmp_path / "cloned", write=True, dataset="digits")
+    assert "password" in secret.read_text()

@@ -121,6 +121,16 @@ def test_threads_get_what_calls_in_turn_get(entry, eager_threads):
             assert torch.equal(values, in_turn[i][what]), (i, what)
 
 
+def test_threads_load_at_once(eager_threads, tmp_path):
+    """The loader of diffusers replaces methods of torch.nn.Module, and two at once left them replaced for good."""
+    unet = latentia.UNet2D(sample_size=8, block_out_channels=(32,))
+    latentia.UnconditionalDiffusionPipeline(unet, latentia.DDIMScheduler()).save_pretrained(tmp_path)
+    for _ in range(5):
+        for pipe in eager_threads.map(lambda _: latentia.DiffusionPipeline.from_pretrained(tmp_path), range(8)):
+            assert {weight.device.type for weight in pipe.unet.parameters()} == {"cpu"}
+    assert torch.nn.Linear(1, 1).weight.device.type == "cpu"
+
+
 def test_threads_share_a_tokenizer(eager_threads):
     """Which keeps padding and truncation of its last call, and refuses a change while it is in use."""
     parts = texts()

@@ -174,6 +174,21 @@ def test_a_part_in_use_is_not_deleted(tmp_path):
     assert (part / "checkpoints" / "checkpoint-2").is_dir()
 
 
+@pytest.mark.parametrize("name", ["../victim", "{}/victim", "net/../../victim", "./../victim", "..", ".", "", "a\0b"])
+def test_a_mark_names_nothing_outside_of_its_folder(tmp_path, name):
+    """It may have come with a folder of others, whose next run is asked to overwrite what is there."""
+    victim, folder = made_by_a_run(tmp_path / "victim"), made_by_a_run(tmp_path / "cloned")
+    there = files(victim)
+    name = name.format(tmp_path)
+    mark = json.loads((folder / MARK).read_text())
+    forged = {"names": [*mark["names"], name], "files": [*mark["files"], name, f"{name}/net/config.json"]}
+    (folder / MARK).write_text(json.dumps(mark | forged))
+    claim(folder, RUN, files=("metrics.jsonl", "README.md"), folders=("checkpoints", "samples", "net"))
+    delete_run(folder)
+    assert files(victim) == there and not (folder / "checkpoints" / "checkpoint-2").exists()
+    assert name not in (folder / MARK).read_text().split('"')
+
+
 def test_what_killed_writes_left_is_cleaned(tmp_path):
     folder = made_by_a_run(tmp_path)
     for name in (f".{MARK}.partial-0123456789ab", ".metrics.jsonl.partial-ab", ".training_config.json.0a1b2c3d"):

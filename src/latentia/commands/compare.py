@@ -53,16 +53,16 @@ class Comparison(list[Evaluation]):
         Raises:
             UsageError: the folder holds something already, or cannot be written.
         """
-        folder = open_output(output_dir, "compare", overwrite)
-        for i, evaluation in enumerate(self):
-            replace(evaluation, command=self.command).save(folder / str(i), update_card=False)
-        names = [evaluation.source for evaluation in self]
-        reports = {
-            name if names.count(name) == 1 else f"{name} [{i}]": evaluation.report
-            for i, (name, evaluation) in enumerate(zip(names, self))
-        }
-        plot_precision_recall(reports, folder / "precision_recall.png")
-        return [write_page([evaluation.to_dict() for evaluation in self], folder, title, self.command)]
+        with open_output(output_dir, "compare", overwrite) as folder:
+            for i, evaluation in enumerate(self):
+                replace(evaluation, command=self.command).save(folder / str(i), update_card=False)
+            names = [evaluation.source for evaluation in self]
+            reports = {
+                name if names.count(name) == 1 else f"{name} [{i}]": evaluation.report
+                for i, (name, evaluation) in enumerate(zip(names, self))
+            }
+            plot_precision_recall(reports, folder / "precision_recall.png")
+            return [write_page([evaluation.to_dict() for evaluation in self], folder, title, self.command)]
 
 
 @check_arguments

@@ -78,8 +78,7 @@ class Embedding:
         Raises:
             UsageError: the folder holds something already, or cannot be written.
         """
-        folder = open_output(output_dir, "embed", overwrite)
-        try:
+        with open_output(output_dir, "embed", overwrite) as folder:
             columns: dict[str, Any] = {f"z{i}": column for i, column in enumerate(self.latents.T.contiguous().numpy())}
             if self.labels is not None:
                 columns["label"] = self.labels.numpy()
@@ -90,8 +89,6 @@ class Embedding:
             known = {**self.about, "shape": [*self.latents.shape], "label_names": self.label_names}
             text = json.dumps({**known, "points": len(self.points), "scores": self.scores}, indent=1)
             write_text(folder / "embedding.json", text + "\n")
-        except OSError as error:
-            raise UsageError(f"output_dir {folder} cannot be written: {error.strerror}.") from error
         return [folder]
 
     def _draw(self, name: str, places: Tensor, path: Path) -> None:

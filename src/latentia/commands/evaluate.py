@@ -146,13 +146,13 @@ class Evaluation:
         Raises:
             UsageError: the folder holds something already, or cannot be written; no card to update.
         """
-        folder = open_output(output_dir, "evaluate", overwrite)
-        write_json(folder / "metrics.json", self.to_dict())
-        save_figures(
-            folder, self.source, self.report, images=self.images, sample=self.sample, real_images=self.real_images,
-            real=self.real, label_names=self.data["label_names"],
-        )  # fmt: skip
-        write_page([self.to_dict()], folder, self.source, self.command)
+        with open_output(output_dir, "evaluate", overwrite) as folder:
+            write_json(folder / "metrics.json", self.to_dict())
+            save_figures(
+                folder, self.source, self.report, images=self.images, sample=self.sample, real_images=self.real_images,
+                real=self.real, label_names=self.data["label_names"],
+            )  # fmt: skip
+            write_page([self.to_dict()], folder, self.source, self.command)
         if not update_card:
             return [folder]
         if self.card is None:  # the page is written by now

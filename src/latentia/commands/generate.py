@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -21,7 +22,7 @@ from latentia.commands.sources import load_pipeline
 from latentia.data.decode import BadImage, open_image
 from latentia.errors import Count, Seed, UsageError, check_arguments, check_choice, did_you_mean
 from latentia.evaluation import image_grid
-from latentia.files.reading import read_bytes
+from latentia.files.reading import open_file, read_bytes
 from latentia.files.writing import write_image
 from latentia.hub.load import INDEX_NAME, pipeline_class, read_index
 from latentia.pipelines.arguments import image_generators
@@ -80,29 +81,34 @@ class Generated:
             UsageError: the folder holds something already, or cannot be written.
             KeyboardInterrupt: says how many images are written.
         """
-        folder, done, pixels = open_output(output_dir, "generate", overwrite), 0, 0
-        shown: list[Image.Image] = []
-        try:
-            for image, recipe in zip(self.images, self.recipes):
-                write_image(folder / f"{done:05d}.png", image, pnginfo=_info(recipe))
-                done += 1
-                pixels += image.width * image.height
-                if not shown or pixels <= _SHEET_PIXELS:
-                    shown.append(_on_white(image))
-        except KeyboardInterrupt:
-            said = f"{done} of {len(self.images)} images are in {folder}"
-            raise KeyboardInterrupt(f"{said}. To make them all, start the same again with overwrite=True.") from None
-        except OSError as error:
-            raise UsageError(
-                f"output_dir {folder} cannot be written: {error.strerror}. It holds {done} images."
-            ) from error
-        own = {"index", *(key for key, _ in _OF_EACH.values())}
-        common = {key: value for key, value in self.recipes[0].items() if key not in own}
-        asked = [next((x for x in (r["prompt"], r["class_label"]) if x is not None), None) for r in self.recipes]
-        labels = None if None in asked else [str(text) for text in asked[: len(shown)]]
-        sheet = image_grid(from_input(shown), tile_labels=labels)
-        path = folder.resolve().with_name(f"{folder.resolve().name}_sheet.png")
-        write_image(path, sheet, pnginfo=_info({**common, "images": len(shown)}))
+        path = Path(output_dir).resolve()
+        path = path.with_name(f"{path.name}_sheet.png")
+        _check_sheet(path)
+        done, pixels, shown = 0, 0, list[Image.Image]()
+        with open_output(output_dir, "generate", overwrite) as folder:
+            try:
+                for image, recipe in zip(self.images, self.recipes):
+                    write_image(folder / f"{done:05d}.png", image, pnginfo=_info(recipe))
+                    done += 1
+                    pixels += image.width * image.height
+                    if not shown or pixels <= _SHEET_PIXELS:
+                        shown.append(_on_white(image))
+            except KeyboardInterrupt:
+                said = f"{done} of {len(self.images)} images are in {folder}"
+                raise KeyboardInterrupt(
+                    f"{said}. To make them all, start the same again with overwrite=True."
+                ) from None
+            except OSError as error:
+                raise UsageError(
+                    f"output_dir {folder} cannot be written: {error.strerror}. It holds {done} images."
+                ) from error
+            own = {"index", *(key for key, _ in _OF_EACH.values())}
+            common = {key: value for key, value in self.recipes[0].items() if key not in own}
+            asked = [next((x for x in (r["prompt"], r["class_label"]) if x is not None), None) for r in self.recipes]
+            labels = None if None in asked else [str(text) for text in asked[: len(shown)]]
+            sheet = image_grid(from_input(shown), tile_labels=labels)
+            _check_sheet(path)
+            write_image(path, sheet, pnginfo=_info({**common, "images": len(shown)}))
         return [folder, path]
 
 
@@ -305,6 +311,22 @@ def _choose(pipe: Any, sampler: str) -> None:
         why = "has no scheduler" if scheduler is None else "was trained by flow matching"
         raise UsageError(f"sampler must be saved, as {type(pipe).__name__} {why}; got {sampler}.")
     pipe.scheduler = SAMPLERS[sampler].from_config(scheduler.config)
+
+
+def _check_sheet(path: Path) -> None:
+    """Refuse to replace a file beside the folder of samples that is no sheet of samples."""
+    if not os.path.lexists(path):
+        return
+    try:
+        with open_file(path, error=UsageError) as file, Image.open(file, formats=["PNG"]) as image:
+            found = not path.is_symlink() and "images" in json.loads(image.info["latentia"])
+    except Exception:  # whatever a file of others makes a decoder raise
+        found = False
+    if not found:
+        raise UsageError(
+            f"output_dir must be another folder, or {path} moved: the overview of the images goes there, and no "
+            "generate wrote what is there."
+        )
 
 
 def _info(recipe: dict[str, Any]) -> PngInfo:

@@ -1,12 +1,16 @@
 """Output folders of commands: results of two calls are never mixed in one, and files of others are left alone."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from latentia.errors import LatentiaError, UsageError
 from latentia.files.reading import read_object
 from latentia.training.ownership import MARK, claim, delete, probe
+from latentia.training.state import lock
 
+_LOCK = ".lock"
 _PLOTS = ("neighbours", "features", "classes", "precision_recall")
 _GRIDS = ("samples", "samples_preview", "real", "real_preview")
 _EVALUATION = ("index.html", "metrics.json", *(f"{name}.png" for name in (*_PLOTS, *_GRIDS)))
@@ -33,10 +37,10 @@ def check_output(folder: str | Path, command: str, overwrite: bool = False) -> N
             else.
     """
     path = Path(folder)
-    try:
+    with _disk_errors(path):
         if path.exists() and not path.is_dir():
             raise UsageError(f"output_dir {path} cannot be written: it is a file. Give a folder.")
-        if path.is_dir() and any(item.name != MARK for item in path.iterdir()):
+        if path.is_dir() and any(item.name not in (MARK, _LOCK) for item in path.iterdir()):
             found, why = None, "files that no command wrote"
             try:
                 found = read_object(path / MARK).get("command") if os.path.lexists(path / MARK) else None
@@ -46,8 +50,6 @@ def check_output(folder: str | Path, command: str, overwrite: bool = False) -> N
                 holds = why if found is None else f"results of {found}"
                 way = "; or overwrite=True, which deletes them" if found == command else ""
                 raise UsageError(f"output_dir must be empty; {path} holds {holds}. Give another{way}.")
-    except OSError as error:
-        raise UsageError(f"output_dir {path} cannot be written: {error.strerror}.") from error
     check_writable(path)
 
 
@@ -56,22 +58,37 @@ def check_writable(folder: Path) -> None:
     probe(folder, "0" * 64)
 
 
-def open_output(folder: str | Path, command: str, overwrite: bool = False) -> Path:
-    """The folder for the results of a command, without earlier ones; see `check_output` for arguments and errors.
+@contextmanager
+def open_output(folder: str | Path, command: str, overwrite: bool = False) -> Iterator[Path]:
+    """The folder for the results of a command, without earlier ones, while no other command or run writes there.
+
+    Arguments and errors are those of `check_output`; what the disk says within the block is a `UsageError` too.
 
     Example:
         >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     open_output(folder + "/new", "evaluate").name
+        >>> with tempfile.TemporaryDirectory() as place, open_output(place + "/new", "evaluate") as folder:
+        ...     folder.name
         'new'
     """
     path = Path(folder)
     check_output(path, command, overwrite)
-    try:
-        if path.is_dir():
-            delete(path, WRITTEN.get(command, ()))
+    with _disk_errors(path):
         path.mkdir(parents=True, exist_ok=True)
-        claim(path, command)
+        claim(path, command, files=[_LOCK])
+        with lock(path):
+            try:
+                check_output(path, command, overwrite)  # again, as another may have written until now
+                delete(path, WRITTEN.get(command, ()))
+                yield path
+            finally:
+                (path / _LOCK).unlink(missing_ok=True)
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except LatentiaError:
+        raise
     except OSError as error:
-        raise UsageError(f"output_dir {path} cannot be written: {error.strerror}.") from error
-    return path
+        raise UsageError(f"output_dir {path} cannot be written: {error.strerror or error}.") from error

@@ -32,7 +32,7 @@ _WITHOUT_EFFECT: dict[str, Any] = {
     "random_flip": False,
     "dataloader_num_workers": 0,
     "cache_dir": None,
-}  # on the images themselves
+}  # on the images themselves; a folder of others starts no processes and writes nothing elsewhere
 
 
 @dataclass
@@ -106,7 +106,7 @@ def find_reference(data: Any, sources: Sequence[Any], settings: Mapping[str, Any
 
 def _chosen(data: str | Path | None, runs: dict[str, DataArguments], settings: Mapping[str, Any]) -> DataArguments:
     """The flags of the data: all of the runs' if it is their own, else those that are of the images a model makes."""
-    kinds = {replace(found, **{**_WITHOUT_EFFECT, **settings}): name for name, found in runs.items()}
+    kinds = {replace(found, **settings): name for name, found in runs.items()}
     if data is None:
         if not runs:
             raise UsageError(f"data is missing: no source is the folder of a run, with a {CONFIG} that names it.")
@@ -120,7 +120,7 @@ def _chosen(data: str | Path | None, runs: dict[str, DataArguments], settings: M
         return next(iter(runs.values()))
     name: dict[str, Any] = {"dataset_name": str(data)} if isinstance(data, str) else {"train_data_dir": str(data)}
     own = [found for found in runs.values() if str(data) in (found.dataset_name, found.train_data_dir)]
-    if own and len({replace(found, **_WITHOUT_EFFECT) for found in own}) == 1:
+    if len({*own}) == 1:
         return own[0]
     shared = {key: {getattr(found, key) for found in runs.values()} for key in _OF_IMAGES}
     return DataArguments(**name, **{key: values.pop() for key, values in shared.items() if len(values) == 1})
@@ -140,7 +140,7 @@ def run_arguments(source: Any) -> DataArguments | None:
     known = {field.name for field in fields(DataArguments)}
     given = {key: value for key, value in read_config(path).items() if key in known}
     found = with_values(RunArguments(), given, source=str(path)).data
-    return found if any(getattr(found, name) is not None for name in _NAMES) else None
+    return replace(found, **_WITHOUT_EFFECT) if any(getattr(found, name) is not None for name in _NAMES) else None
 
 
 @cache

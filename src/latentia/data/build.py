@@ -2,7 +2,9 @@
 
 import logging
 import multiprocessing
+import os
 import shutil
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -192,7 +194,8 @@ class _Workers:
 
     def __enter__(self):
         if self.count:
-            self.pool = ProcessPoolExecutor(self.count, mp_context=multiprocessing.get_context("spawn"))
+            context = multiprocessing.get_context("spawn")
+            self.pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_end_with_parent)
         return self
 
     def __exit__(self, *error):
@@ -236,6 +239,18 @@ class _Workers:
         with _explained():
             found = job.result()
         yield from ((where, values, out) for (where, values), out in zip(part, found))
+
+
+def _end_with_parent() -> None:
+    """End this worker when the process that started it ends, also by a signal that leaves it no time to say so."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import os
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def contents(root: Path, source: str) -> Contents:
         raise DataError(f"{source}: {error.filename} cannot be listed: {error.strerror}.") from error
 
     found = Contents()
-    for folder, folders, names in os.walk(root, onerror=refuse):
+    for folder, folders, names in _walk(root, source, refuse):
         place = Path(folder)
         hidden = any(map(_is_hidden, place.relative_to(root).parts))
         for path in (place / name for name in folders if not hidden and not _is_hidden(name)):
@@ -93,6 +93,13 @@ def contents(root: Path, source: str) -> Contents:
     for files in (found.images, found.metadata, found.parquet):
         files.sort()
     return found
+
+
+def _walk(root: Path, source: str, refuse: Callable[[OSError], None]) -> Iterator[tuple[str, list[str], list[str]]]:
+    try:
+        yield from os.walk(root, onerror=refuse)
+    except RecursionError as error:
+        raise DataError(f"{source} has folders in folders too deep to be read. Move the images up.") from error
 
 
 def _is_hidden(name: str) -> bool:

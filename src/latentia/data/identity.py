@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from latentia.data.decode import MAX_BYTES
 from latentia.errors import DataError
 from latentia.files.cache import key_of
 from latentia.files.reading import open_file, read_json
@@ -45,7 +46,8 @@ def content_key(files: Mapping[str, Path], folder: Path) -> str:
     digests = []
     for name, path in files.items():
         try:
-            with open_file(path, error=DataError) as file:
+            most = None if path.suffix.lower() == ".parquet" else MAX_BYTES  # sparse files may have any size
+            with open_file(path, most=most, error=DataError) as file:
                 digests.append([name, hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()])
         except (OSError, DataError):  # the reader of its content raises the error
             digests.append([name, "unreadable"])

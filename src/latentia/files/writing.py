@@ -80,9 +80,14 @@ def write_bytes(path: str | Path, data: bytes | memoryview, *, durable: bool = T
 
 
 def write_new(path: str | Path, data: bytes) -> None:
-    """Write a file that is not there yet; `FileExistsError` if it is."""
+    """Write a file that is not there yet, completely or not at all; `FileExistsError` if it is."""
     with os.fdopen(os.open(path, _NEW, 0o666), "wb") as file:
-        file.write(data)
+        try:
+            file.write(data)
+            file.flush()
+        except BaseException:
+            Path(path).unlink(missing_ok=True)
+            raise
 
 
 def write_text(path: str | Path, text: str, *, durable: bool = True) -> None:

@@ -9,7 +9,7 @@ import torch
 from latentia.errors import CheckpointError, LatentiaError
 from latentia.hub.load import INDEX_NAME, check_components, component_class
 from latentia.registration import public, public_names
-from latentia.safety import read_json
+from latentia.safety import LOADING, read_json
 
 
 def check_loads(folder: Path) -> str:
@@ -74,7 +74,8 @@ def load_component(kind: Any, folder: Path) -> Any:
         if not issubclass(kind, public("ModelMixin")):  # which is strict itself
             options["output_loading_info"] = True
     try:
-        loaded = kind.from_pretrained(str(folder), local_files_only=True, **options)
+        with LOADING:
+            loaded = kind.from_pretrained(str(folder), local_files_only=True, **options)
     except LatentiaError:
         raise
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:

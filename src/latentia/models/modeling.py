@@ -13,6 +13,7 @@ from diffusers.models.modeling_utils import ModelMixin as DiffusersModelMixin
 from latentia.errors import CheckpointError, UsageError, check_known, did_you_mean
 from latentia.functional.settings import check_settings
 from latentia.safety import (
+    LOADING,
     Weight,
     build_on_meta,
     check_files,
@@ -201,7 +202,8 @@ class ModelMixin(PeftAdapterMixin, DiffusersModelMixin):
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs["ignore_mismatched_sizes"] = True  # with strict=False
         try:
-            loaded: Any = super().from_pretrained(folder, use_safetensors=True, output_loading_info=True, **kwargs)
+            with LOADING:
+                loaded: Any = super().from_pretrained(folder, use_safetensors=True, output_loading_info=True, **kwargs)
         except CheckpointError:
             raise
         except (OSError, ValueError, RuntimeError, TypeError) as error:

@@ -127,6 +127,8 @@ def load_data(args: DataArguments):
             f"Give dataset_name (a Hub id, digits or emoji) or train_data_dir (a folder or parquet); got {given}."
         )
     folder = args.train_data_dir or ""
+    if "" in (args.dataset_name, args.train_data_dir):
+        raise UsageError("dataset_name and train_data_dir must not be empty; got ''.")
     pattern = any(sign in folder for sign in "*?[") and not Path(folder).expanduser().exists()
     return load_images(
         args.dataset_name or (folder if pattern else Path(folder)),

@@ -57,7 +57,7 @@ def claim(folder: Path, command: str, *, files: Iterable[str] = (), folders: Ite
     if writer != command:
         raise UsageError(f"output_dir {folder} holds results of {writer}. Give another.")
     earlier = not found and _of_an_earlier_version(folder)
-    known = {*_strings(found.get("names"))}
+    known = {*_names(found.get("names"))}
     names = {**dict.fromkeys(files, "file"), **dict.fromkeys(folders, "folder")}
     for name, kind in names.items():
         path = folder / name
@@ -76,8 +76,8 @@ def claim(folder: Path, command: str, *, files: Iterable[str] = (), folders: Ite
                 f"output_dir {folder} holds {name}, which no {command} wrote there, and files of others are not "
                 "written over. Move it, or give another."
             )
-    exported = _earlier_export(folder) if earlier else _strings(found.get("files"))
-    known |= {Path(name).parts[0] for name in exported}
+    exported = _earlier_export(folder) if earlier else _paths(found.get("files"))
+    known |= {name.partition("/")[0] for name in exported}
     _write(folder, command, {*known, *names}, exported)
 
 
@@ -89,7 +89,7 @@ def list_export(folder: Path, files: Iterable[str]) -> None:
 def listed(folder: Path) -> tuple[list[str], list[str]]:
     """The names that a folder's mark lists, and the files of the exported pipeline."""
     found = ckpt.read_own(folder / MARK)
-    return _strings(found.get("names")), _strings(found.get("files"))
+    return _names(found.get("names")), _paths(found.get("files"))
 
 
 def probe(folder: Path, longest: str) -> None:
@@ -177,8 +177,14 @@ def _write(folder: Path, command: str, names: Iterable[str], files: Iterable[str
         write_json(folder / MARK, mark)
 
 
-def _strings(found: Any) -> list[str]:
-    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+def _paths(found: Any) -> list[str]:
+    """The paths in a mark that lead to something in its folder: it may have come with a folder of others."""
+    texts = [path for path in found if isinstance(path, str)] if isinstance(found, list) else []
+    return [path for path in texts if not {"", ".", ".."} & {*path.split("/")} and "\0" not in path]
+
+
+def _names(found: Any) -> list[str]:
+    return [path for path in _paths(found) if "/" not in path and os.sep not in path]
 
 
 def _is_claimed(folder: Path, command: str) -> bool:

@@ -15,7 +15,7 @@ from latentia.evaluation.features.classifier import WEIGHTS_FILE, check_statemen
 from latentia.evaluation.features.preprocessing import Preprocessing, read_preprocessing
 from latentia.foreign import VISION_MODELS, check_network, foreign_class
 from latentia.registration import public
-from latentia.safety import fetch, read_json, read_weight_headers
+from latentia.safety import LOADING, fetch, read_json, read_weight_headers
 
 # Of pt_inception-2015-12-05, the file that pytorch-fid and torch-fidelity download, before it is made a safetensors.
 INCEPTION_PTH_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -192,9 +192,10 @@ def transformers_extractor(
     loader = foreign_class("transformers", name, str(folder))
     try:
         check_network(folder, config, "model", lambda: loader(loader.config_class.from_pretrained(folder)))
-        model, info = loader.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=torch.float32
-        )
+        with LOADING:
+            model, info = loader.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=torch.float32
+            )
     except LatentiaError:
         raise
     except Exception as error:  # each of the layers below has errors of its own

@@ -5,7 +5,8 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -178,11 +179,12 @@ def write_sheet(
 
     folder = Path(folder)
     files = Sheet(folder / "sheet.html", folder / "votes_template.csv", folder / "key.json")
-    if files.key.exists() and read_text(files.key, error=DataError) != texts[2]:
-        raise UsageError(
-            f"`folder` must not hold another sheet, whose votes could no longer be read. {files.key} is one; give "
-            "another folder, or delete it."
-        )
+    for path, text in zip(files[::-1], texts[::-1]):  # the key first, which says most
+        if os.path.lexists(path) and read_text(path, error=DataError) != text:
+            raise UsageError(
+                f"`folder` must not hold another sheet, whose votes could no longer be read, nor votes. {path} is of "
+                "another sheet, or was changed; give another folder, or delete it."
+            )
     folder.mkdir(parents=True, exist_ok=True)
     for path, text in zip(files, texts):
         write_text(path, text)
@@ -316,11 +318,15 @@ def _read_key(key: str | Path | Mapping[str, Any]) -> tuple[str, tuple[str, str]
         first, second = found["names"]
         kinds = {str(row["trial"]): {side: row[side] for side in _SIDES} for row in found["trials"]}
         sheet = str(found["sheet"])
+        if not all(isinstance(one, str) for one in (first, second)):
+            raise TypeError("names must be texts")
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{where} must hold sheet, names and trials, as write_sheet wrote it. Got {error!r}."
         ) from error
-    if wrong := [trial for trial, sides in kinds.items() if sorted(sides.values()) != sorted((first, second))]:
+    if wrong := [
+        trial for trial, sides in kinds.items() if [*sides.values()] not in ([first, second], [second, first])
+    ]:
         raise DataError(f'{where}: each trial must have "{first}" on one side and "{second}" on the other. {wrong[:4]}')
     return sheet, (first, second), kinds
 
@@ -331,7 +337,7 @@ def _rows(path: Path) -> Iterable[tuple[str, dict[str, str]]]:
     if not text.strip():
         raise DataError(f"{path} must be a CSV file of votes. It is empty.")
     reader = csv.reader(io.StringIO(text))
-    for cells in reader:
+    for cells in _cells(reader, path):
         place = f"{path}, line {reader.line_num}"
         if reader.line_num == 1:
             if tuple(cells) != COLUMNS:
@@ -343,3 +349,10 @@ def _rows(path: Path) -> Iterable[tuple[str, dict[str, str]]]:
                     "left out with its whole row."
                 )
             yield place, dict(zip(COLUMNS, (cell.strip() for cell in cells)))
+
+
+def _cells(reader: Any, path: Path) -> Iterator[list[str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num} is not CSV: {error}.") from error
