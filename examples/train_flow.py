@@ -1,4 +1,4 @@
-"""Train a normalizing flow on images by exact likelihood: NICE, RealNVP, Glow or a neural spline flow.
+"""Train a normalizing flow on images by exact likelihood, or as a Flow-GAN: NICE, RealNVP, Glow, neural spline flow.
 
     python examples/train_flow.py --dataset_name digits --output_dir outputs/flow-digits
 
@@ -7,9 +7,12 @@ A run that was killed goes on when the same command is started again. The folder
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
-from latentia import FlowPipeline, NormalizingFlow
+from latentia import DCGANDiscriminator, FlowPipeline, NormalizingFlow
+from latentia.errors import Positive, UsageError, Weight
 from latentia.functional.flows import dequantize
+from latentia.losses.flow_gan import flow_gan_discriminator_loss, flow_gan_loss
 from latentia.losses.likelihood import flow_loss
 from latentia.models.flow import most_halvings
 from latentia.rng import Rng
@@ -23,7 +26,25 @@ from latentia.runs.arguments import (
 from latentia.runs.command_line import run_script
 from latentia.runs.run import Run
 
+Objective = Literal["minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic"]
 INITIAL_IMAGES = 256  # from which the scales of activation normalisation are set
+
+
+@dataclass(frozen=True)
+class AdversarialArguments:
+    """Flow-GAN: the flow as a generator, against a discriminator, with its likelihood or without."""
+
+    likelihood_weight: Weight | None = None
+    """Train adversarially, with the negative log-likelihood per value of an image times this weight; 0: adversarially
+    alone; not given: by likelihood alone."""
+    objective: Objective = "relativistic"
+    """Adversarial objective."""
+    r1: Weight = 0.1
+    """Weight of the discriminator's squared gradient at real images; 0: none."""
+    r2: Weight = 0.1
+    """The same at generated images."""
+    discriminator_learning_rate: Positive | None = None
+    """Peak rate of the discriminator; not given: the learning_rate, which is the flow's."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +56,37 @@ class Arguments(RunArguments):
         helps={"num_stages": " Not given: as often as the images allow, at most 3."},
     )
     condition: ClassArguments = ClassArguments()
+    adversarial: AdversarialArguments = AdversarialArguments()
+    discriminator: NetworkArguments = network_arguments(
+        DCGANDiscriminator,
+        "block_out_channels minibatch_std",
+        flags={"block_out_channels": "discriminator_block_out_channels"},
+        block_out_channels=(32, 64),
+        minibatch_std=None,
+    )
     # A clipped gradient is a ratio to a norm, and this one grows with the number of pixels.
     optimization: OptimizationArguments = OptimizationArguments(
         learning_rate=1e-3, adam_weight_decay=0.0, max_grad_norm=200.0
     )
 
 
+def check(args: Arguments) -> None:
+    """Refuse flags that would be ignored, or fail later."""
+    if args.adversarial.likelihood_weight is None:
+        for group, name in ((args.adversarial, "objective"), (args.adversarial, "r1"), (args.adversarial, "r2")):
+            if getattr(group, name) != getattr(AdversarialArguments, name):
+                raise UsageError(
+                    f"--{name} is of adversarial training; add --likelihood_weight, which asks for it, or leave it out."
+                )
+    elif args.optimization.compile:
+        raise UsageError(
+            "--compile must be left out with --likelihood_weight: the discriminator's penalties need second "
+            "derivatives, which compiled networks do not have."
+        )
+
+
 def main(args: Arguments) -> int:
+    check(args)
     run = Run(args, family="flow")
     settings = dict(args.model)
     settings["num_stages"] = settings["num_stages"] or min(3, most_halvings(run.image["sample_size"]))
@@ -54,14 +99,29 @@ def main(args: Arguments) -> int:
     network.initialize(dequantize(first["x"], rng.uniform("initialize", run.data.shape)), labels)
 
     flow = run.prepare("flow", network)
-
-    def loss(batch, rng):
-        return flow_loss(flow.network, batch, rng)
+    f, chosen = flow.network, args.adversarial
 
     def pipeline(weights) -> FlowPipeline:
         return FlowPipeline(weights, run.label_names)
 
-    return run.train([flow.phase(loss)], pipeline)
+    if chosen.likelihood_weight is None:
+        return run.train([flow.phase(lambda batch, rng: flow_loss(f, batch, rng))], pipeline)
+
+    discriminator = run.prepare(
+        "discriminator",
+        DCGANDiscriminator(**run.image, **args.discriminator, norm="none", num_class_embeds=run.num_classes),
+        ema=False,
+        learning_rate=chosen.discriminator_learning_rate,
+    )
+    d, objective = discriminator.network, chosen.objective
+
+    def discriminator_loss(batch, rng):
+        return flow_gan_discriminator_loss(d, f, batch, rng, objective=objective, r1=chosen.r1, r2=chosen.r2)
+
+    def both(batch, rng):
+        return flow_gan_loss(d, f, batch, rng, likelihood_weight=chosen.likelihood_weight, objective=objective)
+
+    return run.train([discriminator.phase(discriminator_loss), flow.phase(both)], pipeline, weights=flow)
 
 
 if __name__ == "__main__":

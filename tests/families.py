@@ -110,6 +110,12 @@ FAMILIES = [
         refuses=NO_BLOCKS,
     ),
     Family(
+        "flow_gan",
+        "train_flow.py",
+        "--num_layers 2 --hidden_sizes 8 8 --likelihood_weight 0.5 --discriminator_block_out_channels 4",
+        refuses=NO_BLOCKS | {"compile": "second"},
+    ),
+    Family(
         "flow_plane",
         "train_flow_plane.py",
         "--num_layers 2 --hidden_sizes 8",
