@@ -66,7 +66,7 @@ class Arguments(RunArguments):
     )
     # A clipped gradient is a ratio to a norm, and this one grows with the number of pixels.
     optimization: OptimizationArguments = OptimizationArguments(
-        learning_rate=1e-3, adam_weight_decay=0.0, max_grad_norm=200.0
+        learning_rate=2e-3, adam_weight_decay=0.0, max_grad_norm=200.0
     )
 
 

@@ -1,4 +1,7 @@
-"""Priors over the latents or codes of an encoder, fitted after it: a Gaussian mixture, and codes by position."""
+"""Priors over the latents or codes of an encoder, fitted after it: a Gaussian mixture, and codes by position.
+
+A flow as such a density: `latentia.NormalizingFlow.fit`.
+"""
 
 import math
 from collections.abc import Sequence
@@ -86,17 +89,13 @@ class LatentMixture(ModelMixin, ConfigMixin):
         """
         from sklearn.mixture import GaussianMixture
 
-        z = latents.detach().flatten(1).double().cpu()  # (N, D)
-        if not 1 <= num_components <= len(z):
+        if not 1 <= num_components <= len(latents):
             raise UsageError(
-                f"num_components must be from 1 to the number of latents, {len(z)}; got {num_components}. Fit to more "
-                "images."
+                f"num_components must be from 1 to the number of latents, {len(latents)}; got {num_components}. Fit to "
+                "more images."
             )
-        if not z.isfinite().all():
-            raise NumericsError("latents must be finite to fit a mixture; some are not. Was the encoder trained?")
+        z = check_latents(latents)
         spread = z.var(0, correction=0).mean().sqrt()
-        if not spread > 0:
-            raise UsageError("latents must differ to fit a mixture; all of them are equal. Has the encoder collapsed?")
         found = GaussianMixture(num_components, reg_covar=1e-6, random_state=seed, max_iter=300).fit(
             (z / spread).numpy()
         )
@@ -219,6 +218,27 @@ class PositionPrior(ModelMixin, ConfigMixin):
         return (
             torch.stack(drawn).view(n, *self.logits.shape[:2]) if n else p.new_zeros(0, *self.logits.shape[:2]).long()
         )
+
+
+def check_latents(latents: Tensor, least: int = 1) -> Tensor:
+    """Latents that a density can be fitted to, (N, D), float64, on the CPU.
+
+    Raises:
+        UsageError: fewer than `least`, or all of them equal.
+        NumericsError: a latent is not finite.
+
+    Example:
+        >>> check_latents(torch.arange(6.0).view(3, 2)).dtype
+        torch.float64
+    """
+    z = latents.detach().flatten(1).double().cpu()
+    if len(z) < least:
+        raise UsageError(f"latents must be at least {least} to fit a density; got {len(z)}. Fit to more images.")
+    if not z.isfinite().all():
+        raise NumericsError("latents must be finite to fit a density; some are not. Was the encoder trained?")
+    if not z.var(0, correction=0).mean() > 0:
+        raise UsageError("latents must differ to fit a density; all of them are equal. Has the encoder collapsed?")
+    return z
 
 
 def check_generators(n: int, generators: Sequence[torch.Generator]) -> None:

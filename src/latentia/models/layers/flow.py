@@ -1,15 +1,15 @@
 """Layers of normalizing flows: each maps forwards and backwards and gives its log-determinant."""
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentia.functional.flows import MIN_SLOPE, affine, logit, rational_quadratic_spline, soft_clip
-from latentia.models.layers.conditioners import MaskedConditioner
+from latentia.models.layers.conditioners import ConvConditioner, DenseConditioner, MaskedConditioner
 
 LOG_SCALE_BOUND = 3.0  # of one affine transform, see `soft_clip`
 Kind = Literal["additive", "affine", "spline"]
@@ -203,7 +203,6 @@ class Coupling(FlowLayer):
     checkerboard is a choice of channels once blocks of 2 x 2 pixels are squeezed into channels.
 
     Example:
-        >>> from latentia.models.layers.conditioners import DenseConditioner
         >>> net = DenseConditioner(1, 2, (8,), "relu", False)
         >>> Coupling([0], [1], net, Transform("affine", 8, 3.0))(torch.randn(5, 2))[1].tolist()
         [0.0, 0.0, 0.0, 0.0, 0.0]
@@ -277,3 +276,77 @@ class Autoregressive(FlowLayer):
                 found, log_derivative = self.transform(x, self.conditioner(y, context), inverse=True)
                 y = torch.where(place == i, found, y)
         return y, summed(log_derivative)
+
+
+def conv_coupling(channels: int, known: Sequence[int], transform: Transform, network: dict[str, Any]) -> Coupling:
+    """A coupling of feature maps: the known channels give the parameters of the others.
+
+    Example:
+        >>> network = {"hidden_sizes": (8,), "activation": "relu", "has_context": False}
+        >>> conv_coupling(4, [0, 1], Transform("affine", 8, 3.0), network)(torch.zeros(1, 4, 6, 6))[0].shape
+        torch.Size([1, 4, 6, 6])
+    """
+    changed = [channel for channel in range(channels) if channel not in known]
+    outputs = len(changed) * transform.parameters_per_value
+    return Coupling(known, changed, ConvConditioner(len(known), outputs, **network), transform)
+
+
+def image_layers(
+    channels: int, num_layers: int, layers_are: str, transform: Transform, network: dict[str, Any]
+) -> Iterator[FlowLayer]:
+    """The couplings of one stage of a flow of images, each after activation normalisation.
+
+    Args:
+        channels: after squeezing, a multiple of 4.
+        num_layers: couplings.
+        layers_are: "linear": an invertible 1x1 convolution before each coupling (Glow); "checkerboard": the fields of a
+            checkerboard, then the halves of the channels, in turn (Real NVP, Dinh et al., 2016, 1605.08803, section
+            3.6).
+        transform: of each value.
+        network: `hidden_sizes`, `activation`, `has_context` of the conditioners.
+
+    Example:
+        >>> network = {"hidden_sizes": (8,), "activation": "relu", "has_context": False}
+        >>> layers = image_layers(4, 1, "linear", Transform("affine", 8, 3.0), network)
+        >>> [type(layer).__name__ for layer in layers]
+        ['ActNorm', 'InvertibleLinear', 'Coupling']
+    """
+    halves = [range(channels // 2), range(channels // 2, channels)]
+    # Squeezing puts the four pixels of a block into neighbouring channels: the outer two are on a diagonal.
+    board = [[c for c in range(channels) if (c % 4 in (0, 3)) == colour] for colour in (True, False)]
+    for i in range(num_layers):
+        yield ActNorm(channels)
+        if layers_are == "linear":
+            yield InvertibleLinear(channels)
+            yield conv_coupling(channels, halves[0], transform, network)
+        else:
+            masks = board if i < (num_layers + 1) // 2 else halves
+            yield conv_coupling(channels, masks[i % 2], transform, network)
+
+
+def vector_layers(
+    values: int, num_layers: int, layers_are: str, transform: Transform, network: dict[str, Any]
+) -> Iterator[FlowLayer]:
+    """The layers of a flow of vectors, each followed by a linear map, or by the reversal that keeps NICE's volume.
+
+    Args:
+        values: D.
+        num_layers: couplings or autoregressive layers.
+        layers_are: "coupling", "autoregressive" or "inverse autoregressive".
+        transform: of each value.
+        network: `hidden_sizes`, `activation`, `has_context` of the conditioners.
+
+    Example:
+        >>> network = {"hidden_sizes": (8,), "activation": "relu", "has_context": False}
+        >>> [type(layer).__name__ for layer in vector_layers(2, 1, "coupling", Transform("affine", 8, 3.0), network)]
+        ['Coupling', 'InvertibleLinear']
+    """
+    known, changed = range(values // 2), range(values // 2, values)
+    for _ in range(num_layers):
+        if layers_are == "coupling":
+            outputs = len(changed) * transform.parameters_per_value
+            yield Coupling(known, changed, DenseConditioner(len(known), outputs, **network), transform)
+        else:
+            fast_inverse = layers_are == "inverse autoregressive"
+            yield Autoregressive(values, transform=transform, fast_inverse=fast_inverse, **network)
+        yield Reverse() if transform.kind == "additive" else InvertibleLinear(values)

@@ -1,0 +1,241 @@
+"""Normalizing flows: densities of the plane, bits per dimension of MNIST, speed beside zuko and normflows, Flow-GAN.
+
+    pip install --no-deps zuko==1.6.0 normflows==1.7.3
+    python benchmarks/flows.py --parts plane speed stability
+    python benchmarks/flows.py --parts images flow_gan --train_data_dir <folder with MNIST as parquet>
+
+`plane`: mean log-density of 10 000 new points under the recipe of `latentia train flow_plane`, beside one Gaussian, a
+mixture of ten, and the density of the data where it has a closed form. `images`: `latentia train flow` for `--steps`
+of each architecture, then the density of all test images under uniform dequantisation. `speed`: log_prob and samples of
+1024 points, ours over the faster of the two libraries, with networks of equal sizes, each the best of several rounds in
+turn. `stability`: ten seeds of Glow on the digits at the default rate and at three times it. `flow_gan`: one network
+trained by likelihood, adversarially and by both, on MNIST. Each part replaces its own rows of the result alone.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.mixture import GaussianMixture
+from torch import Tensor
+
+from latentia import FlowPipeline, NormalizingFlow
+from latentia.data import load_images
+from latentia.data.plane import PLANES
+from latentia.evaluation import bits_per_dimension, dequantise, load_extractor, predict
+from latentia.functional.pixels import from_uint8
+
+HERE = Path(__file__).resolve().parent
+PARTS = ("plane", "images", "speed", "stability", "flow_gan")
+
+
+def train(kind: str, folder: Path, *flags: str) -> float:
+    """Run a training command and return the processor seconds that it took, start and export included."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "latentia", "train", kind, "--output_dir", str(folder), *flags]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def plane(args: argparse.Namespace) -> dict[str, Any]:
+    rows = {}
+    for name in ("moons", "circles", "2spirals", "checkerboard", "8gaussians", "ring", "grid"):
+        shape = PLANES[name]
+        points = shape.sample(10_000, 0).double()
+        fit = shape.sample(10_000, 1).double().numpy()
+        row = {
+            f"mixture of {k}": float(GaussianMixture(k, random_state=0, n_init=3).fit(fit).score(points.numpy()))
+            for k in (1, 10)
+        }
+        for architecture in ("spline", "realnvp", "maf"):
+            folder = args.folder / f"plane-{name}-{architecture}"
+            seconds = train("flow_plane", folder, "--plane", name, "--architecture", architecture)
+            found = json.loads((folder / "run_summary.json").read_text())
+            row[architecture] = found["log_likelihood"]
+            row[f"{architecture}, processor seconds"] = round(seconds, 1)
+        if shape.centres is not None:
+            row["density of the data"] = float(shape.log_prob(points).mean())
+        rows[name] = {key: round(value, 4) for key, value in row.items()}
+        print(name, rows[name], flush=True)
+    return rows
+
+
+def test_bits(pipe: FlowPipeline, folder: str) -> tuple[float, float]:
+    """Bits per dimension of all test images, and the standard error over images."""
+    pixels = dequantise(load_images(folder, split="test").images, seed=0)
+    nats = torch.cat([pipe.log_likelihood(part) for part in pixels.values.split(500)])
+    bits = bits_per_dimension(nats, pixels.values[0].numel())
+    return float(bits.mean()), float(bits.std() / len(bits) ** 0.5)
+
+
+def images(args: argparse.Namespace) -> dict[str, Any]:
+    rows = {}
+    for architecture, steps in zip(args.architectures, args.steps):
+        folder = args.folder / f"images-{architecture}"
+        flags = ["--architecture", architecture, "--max_train_steps", str(steps), "--train_data_dir"]
+        seconds = train("flow", folder, *flags, args.train_data_dir, "--eval_num_samples", "0")
+        pipe = FlowPipeline.from_pretrained(folder)
+        bits, error = test_bits(pipe, args.train_data_dir)
+        parameters = sum(p.numel() for p in pipe.flow.parameters())
+        rows[architecture] = {
+            "bits per dimension": round(bits, 4), "standard error": round(error, 4), "steps": steps,
+            "processor minutes": round(seconds / 60, 1), "parameters": parameters,
+        }  # fmt: skip
+        print(architecture, rows[architecture], flush=True)
+    return rows
+
+
+def speed(args: argparse.Namespace) -> dict[str, Any]:
+    """Ratios of times: theirs over ours, of the faster of the two."""
+    import normflows
+    import zuko
+
+    dim, layers, hidden, bins, n = 2, 8, (64, 64), 8, 1024
+    x = torch.randn(n, dim)
+    rows = {}
+    for name, architecture in (("spline", "spline"), ("realnvp", "realnvp")):
+        flow = NormalizingFlow(None, dim, architecture, num_layers=layers, hidden_sizes=hidden, bins=bins).eval()
+        options = {"features": dim, "transforms": layers, "hidden_features": hidden}
+        if name == "spline":
+            theirs = zuko.flows.NSF(**options, bins=bins, passes=2)
+            blocks = [
+                part
+                for _ in range(layers)
+                for part in (
+                    normflows.flows.CoupledRationalQuadraticSpline(dim, len(hidden), hidden[0], num_bins=bins),
+                    normflows.flows.LULinearPermute(dim),
+                )
+            ]
+        else:
+            theirs = zuko.flows.NICE(**options)
+            blocks = []
+            for _ in range(layers):
+                net = normflows.nets.MLP([dim // 2, *hidden, dim], init_zeros=True)
+                blocks += [normflows.flows.AffineCouplingBlock(net), normflows.flows.LULinearPermute(dim)]
+        other = normflows.NormalizingFlow(normflows.distributions.DiagGaussian(dim, trainable=False), blocks)
+        z = torch.randn(n, dim)
+        calls: dict[str, dict[str, Callable[[], Any]]] = {
+            "log_prob": {
+                "latentia": lambda flow=flow: flow.log_prob(x),
+                "zuko": lambda theirs=theirs: theirs().log_prob(x),
+                "normflows": lambda other=other: other.log_prob(x),
+            },
+            "sample": {
+                "latentia": lambda flow=flow, z=z: flow.decode(z),
+                "zuko": lambda theirs=theirs: theirs().sample((n,)),
+                "normflows": lambda other=other: other.sample(n),
+            },
+            "training step": {
+                "latentia": lambda flow=flow: step(flow, flow.log_prob),
+                "zuko": lambda theirs=theirs: step(theirs, lambda x: theirs().log_prob(x)),
+                "normflows": lambda other=other: step(other, other.log_prob),
+            },
+        }
+
+        def step(module: torch.nn.Module, log_prob: Callable[[Tensor], Tensor]) -> None:
+            module.zero_grad()
+            with torch.enable_grad():
+                (-log_prob(x).mean()).backward()
+
+        for what, each in calls.items():
+            best = dict.fromkeys(each, float("inf"))
+            with torch.no_grad():
+                for _ in range(args.rounds):
+                    for library, call in each.items():
+                        started = time.perf_counter()
+                        call()
+                        best[library] = min(best[library], time.perf_counter() - started)
+            faster = min(best["zuko"], best["normflows"])
+            row = {f"{library} ms": round(1000 * seconds, 3) for library, seconds in best.items()}
+            rows[f"{name}, {what}"] = row | {"faster of the two over ours": round(faster / best["latentia"], 2)}
+            print(f"{name}, {what}", rows[f"{name}, {what}"], flush=True)
+    return rows
+
+
+def stability(args: argparse.Namespace) -> dict[str, Any]:
+    rows = {}
+    for factor in (1, 3):
+        finals = []
+        for seed in range(10):
+            folder = args.folder / f"glow-{factor}-{seed}"
+            flags = ["--seed", str(seed), "--learning_rate", str(2e-3 * factor), "--max_train_steps", "300"]
+            train("flow", folder, "--dataset_name", "digits", "--eval_num_samples", "0", *flags)
+            lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            finals.append(next(line["bits_per_dim"] for line in reversed(lines) if "bits_per_dim" in line))
+        rows[f"learning rate x {factor}"] = {"finished": len(finals), "bits per dimension": finals}
+        print(factor, finals, flush=True)
+    return rows
+
+
+def flow_gan(args: argparse.Namespace) -> dict[str, Any]:
+    """NICE by likelihood, adversarially and by both: nats of test images and Inception score of samples."""
+    extractor, rows = load_extractor("mnist"), {}
+    modes = {"likelihood": [], "adversarial": ["--likelihood_weight", "0"], "both": ["--likelihood_weight", "1"]}
+    for name, flags in modes.items():
+        folder = args.folder / f"flow-gan-{name}"
+        options = ["--architecture", args.flow_gan_architecture, "--max_train_steps", str(args.flow_gan_steps)]
+        seconds = train("flow", folder, *options, "--train_data_dir", args.train_data_dir, *flags)
+        pipe = FlowPipeline.from_pretrained(folder)
+        pipe.set_progress_bar_config(disable=True)
+        bits, _ = test_bits(pipe, args.train_data_dir)
+        samples = pipe(2000, generator=torch.Generator().manual_seed(0), output_type="latent").images.clamp(-1, 1)
+        real = load_images(args.train_data_dir, split="test").images[:2000]
+        scores = {}
+        for key, x in (("samples", samples), ("real", from_uint8(real))):
+            logits = predict(x.split(500), extractor).logits
+            p = logits.double().softmax(1)
+            marginal = p.mean(0, keepdim=True)
+            scores[key] = float((p * (p.log() - marginal.log())).sum(1).mean().exp())
+        nats = bits * 784 * 0.6931471805599453 - 784 * 4.852030263919617  # of the density on [-1, 1]
+        rows[name] = {
+            "nats per image": round(nats, 1), "bits per dimension": round(bits, 4),
+            "inception score": round(scores["samples"], 3), "inception score of real": round(scores["real"], 3),
+            "processor minutes": round(seconds / 60, 1),
+        }  # fmt: skip
+        print(name, rows[name], flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["plane", "speed", "stability"])
+    parser.add_argument("--train_data_dir", help="MNIST as parquet, with a test split")
+    parser.add_argument("--architectures", nargs="+", default=["realnvp", "glow", "spline"])
+    parser.add_argument("--steps", nargs="+", type=int, default=[4000, 3500, 2000], help="of each architecture")
+    parser.add_argument("--flow_gan_architecture", default="nice")
+    parser.add_argument("--flow_gan_steps", type=int, default=1500)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--folder", type=Path, default=Path("outputs/flows"))
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "flows.json")
+    args = parser.parse_args()
+    if {"images", "flow_gan"} & {*args.parts} and not args.train_data_dir:
+        parser.error("the parts images and flow_gan need --train_data_dir.")
+    found = json.loads(args.output.read_text()) if args.output.exists() else {}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
+    for part in args.parts:
+        rows = globals()[part](args)
+        given = f" --train_data_dir {Path(args.train_data_dir).name}" if args.train_data_dir else ""
+        found[part] = {
+            "rows": rows if part != "images" else found.get(part, {}).get("rows", {}) | rows,
+            "command": f"python benchmarks/flows.py --parts {part}{given}",
+            "commit": commit,
+            "machine": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}",
+            "threads": torch.get_num_threads(),
+            "versions": {name: version(name) for name in ("torch", "latentia", "zuko", "normflows")},
+        }
+        args.output.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
