@@ -12,7 +12,6 @@ from latentia.losses.adversarial import gan_discriminator_loss, gan_generator_lo
 from latentia.losses.conditions import item_of
 from latentia.losses.likelihood import flow_loss
 from latentia.losses.networks import config_of
-from latentia.models.outputs import GeneratorOutput
 from latentia.rng import Rng
 
 
@@ -39,9 +38,9 @@ class FlowGenerator:
             latent_dim=config.in_channels * height * width, num_class_embeds=config.num_class_embeds
         )
 
-    def __call__(self, latents: Tensor, **conditions: Tensor) -> GeneratorOutput:
+    def __call__(self, latents: Tensor, **conditions: Tensor) -> SimpleNamespace:
         sample = self.flow(latents=latents, **conditions).sample
-        return GeneratorOutput(quantize(sample) if self.of_images else sample)
+        return SimpleNamespace(sample=quantize(sample) if self.of_images else sample)
 
 
 def flow_gan_discriminator_loss(
