@@ -406,3 +406,13 @@ def test_classifiers_refuse_what_they_cannot_learn(digits):
 def test_documented_examples_run(module):
     result = doctest.testmod(module)
     assert result.attempted > 0 and result.failed == 0
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.0, 1e-20, 1e20])
+def test_balls_of_radius_0_hold_what_is_equal(scale):
+    """Closed balls, as in equations 1 and 2 of arXiv 1904.06991: of one image, many times, too."""
+    same = torch.full((40, 4), scale)
+    assert precision_recall(real=same, fake=same) == (1.0, 1.0, 40 / 5, 1.0)
+    pairs = torch.cat([same, -same - 1])
+    assert precision_recall(real=pairs, fake=same)[:2] == (1.0, 0.5)
+    assert precision_recall(real=same, fake=2 * same + 1) == (0.0, 0.0, 0.0, 0.0)

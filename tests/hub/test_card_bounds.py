@@ -1,11 +1,16 @@
 """Cards of others: a cost that is linear in their length, and bounds of their size."""
 
+import json
 import time
 
 import pytest
 from huggingface_hub import RepoFile
 
+<<<<<<< HEAD
 from latentia import VAE, VAEPipeline
+=======
+import latentia
+>>>>>>> 0b65e06 (Cards and summaries of other types, components that are none and balls of radius 0; what the trial of tokenizers costs)
 from latentia.errors import CheckpointError, UsageError
 from latentia.hub.blocks import block, put_block, read_blocks
 from latentia.hub.card import MAX_CARD, MAX_METADATA, SECRET_VALUE, read_card
@@ -55,6 +60,8 @@ def test_cards_have_bounds(tmp_path):
         ("---\na: " + "[" * 90_000 + "\n---\n", "nested more than 32 deep"),
         ("---\n" + "- " * 45_000 + "\n---\n", "nested more than 32 deep"),
         ("---\n- 1\n---\n", "cannot be read"),
+        ("---\ntags: [[1]]\n---\n", "tags must be a list of texts"),
+        ("---\npipeline_tag: [x]\n---\n", "pipeline_tag must be a text"),
         ("---\nmodel-index:\n- name: a\n  results: []\n- name: b\n  results: []\n---\n", "model-index holds 2 models"),
     ]:
         path.write_text(text)
@@ -65,6 +72,24 @@ def test_cards_have_bounds(tmp_path):
     path.write_bytes(b"\xff")
     with pytest.raises(UsageError, match="must be text in UTF-8"):
         read_card(path)
+
+
+def test_one_text_is_a_list_of_one(tmp_path):
+    (tmp_path / "README.md").write_text("---\ndatasets: digits\n---\n")
+    assert read_card(tmp_path / "README.md").data.datasets == ["digits"]
+
+
+@pytest.mark.parametrize("value", [3, "x", [1], {"a": 1}, True, [{"a": 1}], [[1]], 1.5, [None]], ids=str)
+def test_a_summary_of_other_types_is_an_error_with_its_key(tmp_path, value):
+    unet = latentia.UNet2D(sample_size=8, in_channels=1, block_out_channels=(8,), attention_head_dim=8)
+    latentia.UnconditionalDiffusionPipeline(unet, latentia.DDIMScheduler()).save_pretrained(tmp_path)
+    (tmp_path / "training_config.json").write_text('{"dataset_name": "digits"}')
+    for key in ("family", "hardware", "score", "data", "lineage", "training_seconds", "epochs", "command", "limits"):
+        (tmp_path / "run_summary.json").write_text(json.dumps({key: value}))
+        try:
+            folder_card(tmp_path)
+        except UsageError as error:
+            assert f"{key} in {tmp_path / 'run_summary.json'}" in str(error)
 
 
 def test_sizes_are_asked_before_a_file_is_fetched():

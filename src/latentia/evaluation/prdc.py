@@ -93,7 +93,8 @@ def precision_recall(*, real: torch.Tensor, fake: torch.Tensor, k: int = 3, dens
 
     With B_k(x) the closed ball around x up to its k-th neighbour, not counting x itself: precision is the share of fake
     images in any real B_k, recall the share of real images in any fake B_k, density `sum_ij [fake_j in B_k(real_i)] /
-    (k n_fake)` and coverage the share of real B_k that hold a fake image. Compare only at equal n.
+    (k n_fake)` and coverage the share of real B_k that hold a fake image. An image with k copies in its set has a ball
+    of radius 0, which holds what is equal to it. Compare only at equal n.
 
     Args:
         real: features (n, D).
@@ -255,7 +256,7 @@ class _Bounds:
         for z, norm in zip(moved, norms):
             part = torch.ones(len(z), width + 2, dtype=dtype)
             part[:, :width] = z.mul_(self.unit)
-            part[:, width] = (1 - self.e) * norm - 2 * self.e * tiny
+            part[:, width] = (1 - self.e) * (norm - tiny) - self.e * tiny
             parts.append(part)
         self.norm_x, self.norm_y, self.left = norms[0], norms[-1], parts[0]
         self.right = torch.cat([-2 * parts[-1][:, :width], parts[-1][:, [width + 1, width]]], 1)

@@ -169,9 +169,20 @@ def read_card(path: Path) -> ModelCard:
             index = found.get("model-index") if isinstance(found, dict) else None
             if isinstance(index, list) and len(index) > 1:  # the Hub's client would join them under one name
                 raise ValueError(f"model-index holds {len(index)} models, and one is kept")
-        return ModelCard(text)
+        card = ModelCard(text)
+        for key, several in {"tags": True, "datasets": True, "metrics": True, "pipeline_tag": False}.items():
+            value = card.data.get(key)
+            if several and isinstance(value, str):  # the Hub takes one text for a list of one
+                card.data[key] = [value]
+            elif value is not None and not (_is_texts(value) if several else isinstance(value, str)):
+                raise ValueError(f"{key} must be {'a list of texts' if several else 'a text'}, got {value!r:.100}")
+        return card
     except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise UsageError(f"The metadata at the head of {path} cannot be read: {error}. Mend or remove them.") from error
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 def add_results(path: Path, metrics: Sequence[Mapping[str, Any]], *, dataset: str, seed: int) -> bool:

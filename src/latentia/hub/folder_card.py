@@ -17,6 +17,14 @@ from latentia.hub.files import CARD_NAME
 from latentia.hub.load import read_index
 from latentia.hub.usage import saved_usage
 
+_CONFIG, _SUMMARY = "training_config.json", "run_summary.json"
+# What these two may hold under the keys that are read here.
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("family", "pipeline_tag", "hardware", "hub_model_id", "hub_license", "dataset_name"), str),
+    **dict.fromkeys(("score", "data", "lineage"), dict),
+    **{"train_data_dir": str, "training_seconds": int | float, "epochs": int | float, "seed": int},
+    **{"command": list, "limits": list},
+}
 _PARTS = ("summary", "use", "training", "evaluation", "limits")
 
 
@@ -80,7 +88,7 @@ def folder_card(
     index, path = read_index(folder), folder / CARD_NAME
     old = read_card(path) if path.is_file() else None
     said = old.data.to_dict() if old else {}
-    config, summary = (_json(folder / file) for file in ("training_config.json", "run_summary.json"))
+    config, summary = (_json(folder / file) for file in (_CONFIG, _SUMMARY))
     kind = index["_class_name"]
     trained_on = dataset or next(iter(said.get("datasets") or ()), None) or _dataset_name(config)
     if not trained_on:
@@ -99,7 +107,7 @@ def folder_card(
         dataset=trained_on,
         license=license or said.get("license") or config.get("hub_license"),
         recipe=recipe,
-        metrics=_run_metrics(summary.get("score")),
+        metrics=_run_metrics(summary.get("score"), folder / _SUMMARY),
         hardware=summary.get("hardware"),
         minutes=None if seconds is None else seconds / 60,
         epochs=summary.get("epochs"),
@@ -195,18 +203,21 @@ def missing_parts(text: str, folder: Path) -> list[str]:
     return [f"The card lacks {what}: {way}." for what, (there, way) in wanted.items() if not there]
 
 
-def _run_metrics(score: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:
+def _run_metrics(score: Mapping[str, Any] | None, where: Path) -> Sequence[Mapping[str, Any]]:
     """The metrics of a run's summary, as `model_card` takes them."""
     if not score:
         return []
-    shared = {key: score[key] for key in ("n", "extractor", "extractor_sha256")}
-    return [
-        {
-            "type": key, "name": one["title"], **{part: one[part] for part in ("value", "low", "high")},
-            "real": one.get("real", one.get("floor")), **shared,  # "floor": in summaries of version 0.1
-        }
-        for key, one in score["scores"].items()
-    ]  # fmt: skip
+    try:
+        shared = {key: score[key] for key in ("n", "extractor", "extractor_sha256")}
+        return [
+            {
+                "type": key, "name": one["title"], **{part: one[part] for part in ("value", "low", "high")},
+                "real": one.get("real", one.get("floor")), **shared,  # "floor": in summaries of version 0.1
+            }
+            for key, one in score["scores"].items()
+        ]  # fmt: skip
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"score in {where} is not as a run writes it: {error!r}. Delete it, or the file.") from error
 
 
 def _dataset_name(config: Mapping[str, Any]) -> str | None:
@@ -215,7 +226,14 @@ def _dataset_name(config: Mapping[str, Any]) -> str | None:
 
 def _json(path: Path) -> dict[str, Any]:
     found = read_json(path, MAX_TEXT, home=path.parent, error=UsageError) if path.is_file() else {}
-    return found if isinstance(found, dict) else {}
+    found = found if isinstance(found, dict) else {}
+    for key, kind in _KINDS.items():
+        value = found.get(key)
+        wrong = not isinstance(value, kind) or isinstance(value, bool)
+        if value is not None and (wrong or (kind is list and not all(isinstance(one, str) for one in value))):
+            given = f"got {type(value).__name__} {str(value)[:100]}"
+            raise UsageError(f"{key} in {path} is not as a run writes it: {given}. Mend it, or delete the line.")
+    return found
 
 
 def _metadata(card: ModelCard) -> ModelCardData:

@@ -151,14 +151,17 @@ def left_without(kind: Any, names: Iterable[str]) -> list[str]:
 
 
 def check_kept(kind: Any, index: dict[str, Any], where: str) -> None:
-    """Refuses a pipeline class that would leave out a component of the saved pipeline.
+    """Refuses a component that is none, and a pipeline class that would leave out one of the saved pipeline.
 
     diffusers drops such a component with a warning, and without its autoencoder a latent diffusion gives latents for
     images. What judges finished images or reads prompts made of images may be missing.
 
     Raises:
-        CheckpointError: naming the components, and the class that was saved.
+        CheckpointError: naming the components, and the class that was saved; or what is no component.
     """
+    for name, argument in inspect.signature(kind.__init__).parameters.items():
+        if name in index and argument.default is argument.empty and not isinstance(index[name], list):
+            raise CheckpointError(f"{name} in {where} must be [library, class], got {str(index[name])[:200]!r}.")
     lost = left_without(kind, components(index))
     if lost:
         raise CheckpointError(

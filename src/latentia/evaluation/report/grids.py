@@ -168,7 +168,7 @@ def plot_curves(
     figure = Figure(figsize=(8, 0.8 + 2.6 * len(keys)), layout="constrained")
     panels = figure.subplots(len(keys), sharex=True, squeeze=False)[:, 0]
     for panel, key in zip(panels, keys):
-        points = {row[x]: row[key] for row in rows if row.get(key) is not None and row.get(x) is not None}
+        points = {row[x]: row[key] for row in rows if _is_number(row.get(x)) and _is_number(row.get(key))}
         if not points:
             known = sorted({name for row in rows for name in row})
             raise DataError(
@@ -224,6 +224,11 @@ def _rows(path: str | Path) -> list[dict[str, Any]]:
             raise DataError(f"{path}, line {number} must be a JSON object; got {type(row).__name__}.")
         rows.append(row)
     return rows
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value of a log can be plotted, NaN and infinity included; an integer beyond all floats cannot."""
+    return isinstance(value, float | np.number) or (isinstance(value, int) and abs(value) < 2**1000)
 
 
 def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
