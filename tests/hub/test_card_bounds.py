@@ -6,11 +6,8 @@ import time
 import pytest
 from huggingface_hub import RepoFile
 
-<<<<<<< HEAD
-from latentia import VAE, VAEPipeline
-=======
 import latentia
->>>>>>> 0b65e06 (Cards and summaries of other types, components that are none and balls of radius 0; what the trial of tokenizers costs)
+from latentia import VAE, VAEPipeline
 from latentia.errors import CheckpointError, UsageError
 from latentia.hub.blocks import block, put_block, read_blocks
 from latentia.hub.card import MAX_CARD, MAX_METADATA, SECRET_VALUE, read_card
