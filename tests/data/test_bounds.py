@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from latentia.commands import data as check
 from latentia.commands.arrays import read_array
 from latentia.data import build as building
 from latentia.data import load_images, parquet
@@ -44,6 +45,22 @@ def rows(images):
 
 
 # ------------------------------------------------------------ images
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_twelve_bits_in_files_of_sixteen_are_said(tmp_path, caplog, workers):
+    """As microscopes and X-ray detectors write them: they would be black."""
+    for i in range(3):
+        values = np.linspace(0, 4095, 64).reshape(8, 8).astype(np.uint16)
+        Image.fromarray(values // (i + 1)).save(tmp_path / f"{i}.tif")
+    for _ in range(2):  # decoded, and from the cache
+        caplog.clear()
+        data = load_images(tmp_path, num_workers=workers)
+        assert data.notes[0].startswith("dark: no image of 16 bits has a value above 4095 of 65535. Are they of 12")
+        assert "multiply their values by 16 first" in caplog.text
+    assert "multiply their values by 16 first" in check(tmp_path).text()
+    Image.fromarray(values * 16).save(tmp_path / "3.tif")
+    assert load_images(tmp_path).notes == []
 
 
 def test_one_image_at_a_time_is_decoded(monkeypatch):

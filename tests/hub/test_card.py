@@ -60,6 +60,14 @@ def run(folder):
     return folder
 
 
+def test_the_name_of_a_folder_is_no_data_set_on_the_hub(run):
+    config = {**RUN["training_config.json"], "dataset_name": None, "train_data_dir": "/home/alice/photos"}
+    (run / "training_config.json").write_text(json.dumps(config))
+    card = ModelCard(folder_card(run).content)
+    assert card.data.datasets is None and "trained on photos" in card.text
+    assert ModelCard(folder_card(run, dataset="me/photos").content).data.datasets == ["me/photos"]
+
+
 def test_the_card_of_a_run_has_all_that_a_reader_needs(run, capsys):
     main(["card", str(run)])
     printed = capsys.readouterr().out

@@ -608,6 +608,16 @@ def test_classes_need_labels(tmp_path):
         run(tmp_path, "--class_conditional", "--label_column", "", source="emoji")
 
 
+def test_columns_that_may_be_labels_are_named(tmp_path):
+    (tmp_path / "data").mkdir()
+    rows = ["file_name,shape,colour", *(f"{i}.png,{i % 2},{i % 3}" for i in range(12))]
+    (tmp_path / "data" / "metadata.csv").write_text("\n".join(rows))
+    for i in range(12):
+        Image.new("L", (8, 8), 20 * i).save(tmp_path / "data" / f"{i}.png")
+    with pytest.raises(UsageError, match=r"with label_column: shape, colour\."):
+        run(tmp_path / "run", "--class_conditional", source=tmp_path / "data")
+
+
 def test_a_plane_needs_a_length_and_a_name(tmp_path):
     with pytest.raises(UsageError, match='Did you mean "ring"'):
         plane_example(tmp_path, "--plane", "rng")

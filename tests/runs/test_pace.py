@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import pytest
 from children import ended, example, ranks
+from PIL import Image
 
 from latentia import VAE, VAEPipeline
 from latentia.losses.variational import elbo_loss
 from latentia.runs.arguments import DataArguments, OptimizationArguments, OutputArguments, RunArguments
-from latentia.runs.pace import expected_end, fitting
+from latentia.runs.pace import Measured, expected_end, fitting
 from latentia.runs.run import Run
+from latentia.runs.start import load_data
 from latentia.training import checkpoint
 
 SHORT = "--dataset_name digits --latent_dim 2 --hidden_sizes 8 --eval_num_samples 0".split()
@@ -93,6 +95,23 @@ def test_the_trial_leaves_no_network_and_no_checkpoint(tmp_path, monkeypatch):
     )
     assert fitting(args, main).optimization.max_train_steps > 50
     assert networks[0]() is None and not folders[0].exists() and not (tmp_path / "run").exists()
+
+
+def test_what_is_not_taken_is_said_once(tmp_path, caplog):
+    for i in range(4):
+        Image.new("L", (8, 8), 60 * i).save(tmp_path / f"{i}.png")
+    (tmp_path / "notes.txt").write_text("x")
+
+    def main(args):
+        load_data(args.data)
+        raise Measured(1.0)
+
+    args = RunArguments(
+        data=DataArguments(train_data_dir=str(tmp_path)), optimization=OptimizationArguments(minutes=1.0)
+    )
+    args = replace(args, output=replace(args.output, output_dir=str(tmp_path / "run")))
+    load_data(fitting(args, main).data)
+    assert caplog.text.count("not taken") == 1
 
 
 def test_two_processes_take_the_same_steps(start, tmp_path):

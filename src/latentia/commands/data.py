@@ -32,7 +32,7 @@ class Checked:
     preview: Path | None = None
 
     def text(self) -> str:
-        """Its size, its columns, its classes with their numbers of images, its fingerprint, and what was not taken."""
+        """Its size, columns, classes with their numbers of images, fingerprint, what was not taken, and notes."""
         facts = self.data.describe()
         if self.data.labels is not None:
             counts = torch.bincount(self.data.labels, minlength=len(self.data.label_names)).tolist()
@@ -41,6 +41,7 @@ class Checked:
         lines = [str(self.data), *(f"  {key}: {value}" for key, value in facts.items())]
         lines += [f"  not taken: {line}" for line in self.data.left_out.lines()]
         lines += [f"  skipped: {line}" for line in self.data.skipped]
+        lines += [f"  {line}" for line in self.data.notes]
         if self.preview is not None:
             classes = 0 if self.data.labels is None else len(self.data.label_names)
             part = f", of the first {_CLASSES} of {classes} classes" if classes > _CLASSES else ""

@@ -68,6 +68,7 @@ def build(
     sizes: list[tuple[int, int]] = []
     bad: list[str] = []
     several: list[str] = []
+    peak: int | None = None
     for where, values, decoded in _decode(table.rows(names), rows, plan, num_workers):
         if isinstance(decoded, BadImage):
             bad.append(f"{where} {decoded}")
@@ -86,6 +87,8 @@ def build(
         pixels = decoded.pixels
         if decoded.several:
             several.append(where)
+        if decoded.peak is not None:
+            peak = max(decoded.peak, peak or 0)
         if plan.crop and sizes and pixels.shape[1:] != sizes[0]:
             (height, width), (first_height, first_width) = pixels.shape[1:], sizes[0]
             raise DataError(
@@ -118,6 +121,7 @@ def build(
         "captions": captions,
         "skipped": bad,
         "several": several,
+        "peak": peak,
     }
 
 

@@ -291,10 +291,12 @@ class Fit:
 
 
 class Decoded(NamedTuple):
-    """Pixels of an image, uint8 (C, H, W), and whether its file holds more images, of which this is the first."""
+    """Pixels of an image, uint8 (C, H, W); whether its file holds more images, of which this is the first; and the
+    largest value of an image of 16 bits, None for others."""
 
     pixels: np.ndarray
     several: bool
+    peak: int | None = None
 
 
 def decode(payload: Any, fit: Fit, grey_only: bool) -> Decoded | Exception:
@@ -307,7 +309,8 @@ def decode(payload: Any, fit: Fit, grey_only: bool) -> Decoded | Exception:
                 "is in colour, but the first image of the data set is grey. Give channels=3 to keep the colours, "
                 "or channels=1 to turn all images grey"
             )
-        return Decoded(fit(image), several)
+        peak = int(np.asarray(found).max()) if found.mode.startswith("I") else None
+        return Decoded(fit(image), several, peak)
     except DataError as error:
         return error
 

@@ -71,6 +71,7 @@ class ImageData:
         self.source: dict[str, Any] = dict(source or {"kind": "tensor"})
         self.skipped: list[str] = list(skipped)
         self.left_out = LeftOut()
+        self.notes: list[str] = []  # what a user should know of the images
         self._count = count
         self._pixels = None
         self._digest: str | None = None

@@ -192,6 +192,9 @@ def load_images(
         data = _load(found, plan, asked, split, part, max_samples, random_flip, folder, num_workers)
     for line in data.left_out.lines():
         logger.warning("%s: not taken: %s.", found.name, line)
+    if isinstance(data, ImageData):
+        for line in data.notes:
+            logger.warning("%s: %s.", found.name, line)
     return data
 
 
@@ -225,6 +228,12 @@ def _load(
     data.left_out = found.left_out
     for where in meta["several"]:
         data.left_out.add("further image of a file", "only the first of each file is taken", where)
+    peak = meta.get("peak")
+    if peak is not None and peak < 2**16 / 8:
+        data.notes.append(
+            f"dark: no image of 16 bits has a value above {peak} of 65535. Are they of {peak.bit_length()} bits? Then "
+            f"multiply their values by {2 ** (16 - peak.bit_length())} first"
+        )
     for bad in data.skipped:
         data.left_out.add("bad image", "skipped, as on_bad_image says", bad)
     if data.labels is not None and data.label_names is not None:

@@ -39,6 +39,7 @@ def model_card(
     family: str,
     pipeline_tag: str,
     dataset: str,
+    on_hub: bool = True,
     license: str | None = None,
     recipe: Mapping[str, Any] | None,
     metrics: Sequence[Mapping[str, Any]],
@@ -66,6 +67,8 @@ def model_card(
         family: a tag, as in "diffusion", "vae", "gan".
         pipeline_tag: the Hub's task, as in "unconditional-image-generation".
         dataset: its Hub id, or any name.
+        on_hub: whether `dataset`, if it looks like a Hub id, is one. False for a folder of this machine, whose name
+            must not stand for a data set on the Hub. Default True.
         license: the Hub's identifier, as in "apache-2.0"; None (default) or "none": the card names no licence.
         recipe: the resolved training arguments; nested mappings become dotted keys. None if they are not known; then
             the card has no section on training.
@@ -121,7 +124,7 @@ def model_card(
         tags=["diffusers", "latentia", family],
         pipeline_tag=pipeline_tag,
         license=None if license == "none" else license,
-        datasets=[dataset] if _HUB_ID.fullmatch(dataset) else None,
+        datasets=[dataset] if on_hub and _HUB_ID.fullmatch(dataset) else None,
         metrics=list(dict.fromkeys(_type(metric) for metric in metrics)) or None,
         model_name=name,
         eval_results=_results(metrics, pipeline_tag, dataset, seed) or None,

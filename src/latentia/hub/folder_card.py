@@ -105,6 +105,7 @@ def folder_card(
         family=tags[0] if tags else summary.get("family") or re.sub(r"(?<=[a-z])(?=[A-Z])", "-", kind[:-8]).lower(),
         pipeline_tag=said.get("pipeline_tag") or summary.get("pipeline_tag") or guess,
         dataset=trained_on,
+        on_hub=trained_on != Path(config.get("train_data_dir") or "").name or trained_on == dataset,
         license=license or said.get("license") or config.get("hub_license"),
         recipe=recipe,
         metrics=_run_metrics(summary.get("score"), folder / _SUMMARY),

@@ -74,6 +74,7 @@ def export_run(
             family=run.family,
             pipeline_tag=run.pipeline_tag,
             dataset=as_utf8(args.data.dataset_name or Path(args.data.train_data_dir).name),
+            on_hub=args.data.dataset_name is not None,
             license=args.hub.hub_license,
             recipe=as_utf8({**flat_values(args), "data": summary["data"]}),
             metrics=report.for_card() if report else [],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -54,11 +55,16 @@ def fitting(args: Any, main: Callable[[Any], Any]) -> Any:
                 output=dataclasses.replace(args.output, **output, overwrite_output_dir=False),
                 optimization=dataclasses.replace(options, max_train_steps=None),
             )
+            logger = logging.getLogger("latentia.data")  # what is not taken is said by the run itself
+            level = logger.level
+            logger.setLevel(logging.ERROR)
             try:
                 main(trial)
                 raise RuntimeError("A training script must train by `Run.fit` or `Run.train` to take minutes.")
             except Measured as measured:
                 found = max(1, int(60 * options.minutes / measured.args[0]))
+            finally:
+                logger.setLevel(level)
             gc.collect()  # the networks and optimizers of the trial, which hold each other
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

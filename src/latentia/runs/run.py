@@ -142,9 +142,10 @@ class Run:
         if condition is None or not condition.class_conditional:
             return None
         if self.data.label_names is None:
+            columns = ", ".join(getattr(self.data, "source", {}).get("unused_columns") or ())
             raise UsageError(
-                "class_conditional needs labels, and this data set has none. Put each class in a folder, or "
-                "name a column with label_column."
+                "class_conditional needs labels, and this data set has none. Put each class in a folder, or name a "
+                f"column with label_column{f': {columns}' if columns else ''}."
             )
         return list(self.data.label_names)
 
