@@ -97,7 +97,10 @@ def from_input(
     if isinstance(images, Sequence) and not isinstance(images, str) and len(images) > 0:
         images = _stack(images)
     if isinstance(images, np.ndarray):
-        x = torch.from_numpy(np.ascontiguousarray(images))
+        if images.dtype.kind not in "uifb":
+            raise UsageError(f"images must be uint8 or floating point, got {images.dtype}.")
+        native = images.dtype.newbyteorder("=") if images.dtype.itemsize <= 8 else np.float64
+        x = torch.from_numpy(np.ascontiguousarray(images, dtype=native))
         if x.ndim not in (3, 4):
             raise UsageError(f"images must have shape (H, W, C) or (B, H, W, C), got {tuple(images.shape)}.")
         x, low = x.movedim(-1, -3), 0.0

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from latentia.errors import CheckpointError, LatentiaError, UsageError
+from latentia.files.reading import user_path
 from latentia.functional.chunks import in_chunks
 from latentia.hub.check import saved_class
 from latentia.hub.load import check_components
@@ -154,7 +155,7 @@ def load_autoencoder(name: str) -> Any:
         CheckpointError: the folder is damaged, or weights are missing.
         UsageError: it holds no such autoencoder.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if (folder / "config.json").is_file() and not (folder / "model_index.json").exists():
         parts = [_load_alone(folder)]
     else:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from latentia.errors import CheckpointError, DataError, UsageError
+from latentia.files.reading import user_path
 from latentia.foreign import TEXT_ENCODERS, foreign_class
 from latentia.hub.load import check_components
 from latentia.pipelines.latents import digest_of
@@ -89,7 +90,7 @@ def load_text_encoder(source: str | Path, *, revision: str | None = None, cache_
 
 
 def _folder(source: str | Path, revision: str | None, cache_dir: str | Path | None) -> Path:
-    folder = Path(source).expanduser()
+    folder = user_path(source)
     return folder if folder.is_dir() else fetch(str(source), _HUB_FILES, revision=revision, cache_dir=cache_dir)
 
 

@@ -87,6 +87,17 @@ class HubError(LatentiaError, OSError):
     exit_code = 6
 
 
+def explain_os_error(error: OSError) -> str:
+    """What the system says, and of which file, as a message.
+
+    Example:
+        >>> explain_os_error(OSError(28, "No space left on device", "a.png"))
+        'error: No space left on device: a.png.'
+    """
+    where = "the output of this command" if error.filename is None else error.filename
+    return printable(f"error: {error.strerror or error}: {where}.")
+
+
 def add_dashes(message: str, arguments: Iterable[str]) -> str:
     """Replace the names of arguments in an error by the flags of a command line, `learning_rate` by `--learning_rate`.
 

@@ -200,3 +200,34 @@ def test_nonsense_is_refused_with_a_way_out(saved, tmp_path, capsys):
     assert "generate" in fails(capsys, 2, "generat")
     assert "(3, 32, 32)" in fails(capsys, 2, "evaluate", saved, "--data", "emoji")
     assert "model_index.json" in fails(capsys, 5, "push", tmp_path, "me/thing")
+
+
+@pytest.mark.parametrize("place, code", [("> /dev/full", 2), (">&-", 0), ("2>&-", 0), ("| true", 0)])
+def test_output_that_cannot_be_written_is_no_traceback(place, code):
+    command = f"{sys.executable} -m latentia --help {place}"
+    found = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert found.returncode == code and "Traceback" not in found.stderr
+    assert ("No space left on device: the output" in found.stderr) == (code == 2)
+
+
+@pytest.mark.parametrize("words", [["verify"], ["data"], ["generate"], ["card"], ["evaluate"], ["votes", "a"]])
+@pytest.mark.parametrize("path", ["a" * 300, "~no-such-user/photos"])
+def test_paths_that_no_system_has_are_errors(words, path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([*words, path])
+    assert ended.value.code in (2, 4, 5) and "error: " in capsys.readouterr().err
+
+
+def test_a_long_prompt_is_not_taken_for_a_folder(saved):
+    assert "num_inference_steps" in sys.modules["latentia.commands.generate"].options(
+        ["--prompt", "a" * 300, str(saved)]
+    )
+
+
+def test_a_disk_that_is_full_is_an_error(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "latentia.files.writing.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space", "x"))
+    )
+    with pytest.raises(SystemExit, match="2"):
+        main(["sheet", "pca", "--data", "digits", "--trials", "2", "--output_dir", str(tmp_path)])
+    assert "No space" in capsys.readouterr().err

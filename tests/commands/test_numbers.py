@@ -2,13 +2,17 @@
 
 import inspect
 import math
+import types
 import typing
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from latentia import commands
 from latentia.commands.main import main
-from latentia.errors import range_of
+from latentia.data import load_images, load_table
+from latentia.errors import UsageError, range_of
 
 NUMBERS = [
     (command, name, hint)
@@ -38,3 +42,32 @@ def test_a_number_out_of_its_range_is_refused_by_name(command, name, hint, tmp_p
         said = capsys.readouterr()
         assert ended.value.code == 2 and f"--{name}" in said.out + said.err
         assert "must be" in said.err or not isinstance(value, int)  # what is no number of its type, the parser refuses
+
+
+CALLS = [*(getattr(commands, name) for name in commands.__all__), load_images, load_table]
+KINDS = (int, float, str, bool, Path, type(None))
+
+
+def plain(hint):
+    """The types of a hint, if it is of these alone; else nothing."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        parts = [plain(one) for one in typing.get_args(hint)]
+        return set().union(*parts) if all(parts) else set()
+    return {hint} & {*KINDS}
+
+
+@pytest.mark.parametrize("call", CALLS, ids=[call.__name__ for call in CALLS])
+def test_a_wrong_type_is_refused_by_name(call):
+    hints, arguments = typing.get_type_hints(inspect.unwrap(call)), inspect.signature(call).parameters
+    arguments = {name: one for name, one in arguments.items() if "VAR_" not in one.kind.name}
+    needed = [name for name, one in arguments.items() if one.default is one.empty]
+    needed = {name: ["x"] if typing.get_origin(hints[name]) is Sequence else "x" for name in needed}
+    keys = [name for name in arguments if plain(hints.get(name))]
+    assert keys
+    for name in keys:
+        of = plain(hints[name])
+        for value in (2.5, 3, "three", {3}, b"3"):
+            if type(value) in of or (value == 3 and float in of):
+                continue
+            with pytest.raises(UsageError, match=rf"\A{name} must be .*; got "):
+                call(**needed | {name: value})

@@ -1,6 +1,7 @@
 """Output folders of commands: what is listed is deleted, other files stay, and what cannot be written is said first."""
 
 import errno
+import inspect
 from fnmatch import fnmatchcase
 
 import pytest
@@ -63,7 +64,7 @@ def test_a_place_that_cannot_be_written_is_refused_first(tmp_path, monkeypatch):
     for place in (tmp_path / "file", tmp_path / "file" / "x", tmp_path / ("x" * 300)):
         with pytest.raises(UsageError, match=r"output_dir .*cannot be written"):
             check_output(place, "generate")
-        monkeypatch.setitem(sheet.__wrapped__.__globals__, "find_reference", lambda *_: pytest.fail("it has begun"))
+        monkeypatch.setitem(inspect.unwrap(sheet).__globals__, "find_reference", lambda *_: pytest.fail("it has begun"))
         with pytest.raises(UsageError, match=r"output_dir .*cannot be written"):
             sheet("pca", "digits", output_dir=place)
     check_output(tmp_path / "new" / "folder", "generate")

@@ -15,18 +15,20 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from latentia.commands import data as check
 from latentia.commands.arrays import read_array
+from latentia.data import ImageData, load_images, parquet
 from latentia.data import build as building
-from latentia.data import load_images, parquet
 from latentia.data.build import Plan
 from latentia.data.decode import MAX_SCANS, BadImage, open_image
 from latentia.data.parquet import parquet_rows
 from latentia.data.tables import is_table, load_table
-from latentia.errors import DataError
+from latentia.errors import DataError, UsageError
 from latentia.files import cache
+from latentia.pipelines.images import from_input
 
 PLAN = Plan(None, None, True, "raise", None)
 
@@ -295,6 +297,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from latentia.files import cache
+from latentia.pipelines.images import from_input
 folder = Path(sys.argv[1])
 def build(write):
     print("begun", flush=True)
@@ -381,3 +384,29 @@ def test_decoding_processes_end_with_the_one_that_started_them(tmp_path):
     while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < until, "it is left behind"
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "../a.npy"])
+def test_members_that_are_no_arrays_are_named(name, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        file.writestr(name, "text")
+    with pytest.raises(DataError, match=r"a\.npz cannot be read as an array of images"):
+        read_array(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("kind", ["U1", "M8[s]", "c16", [("a", "f4")], object])
+def test_arrays_of_no_numbers_are_refused(kind):
+    with pytest.raises(UsageError, match="images must be uint8 or floating point"):
+        from_input(np.zeros((1, 8, 8, 1), kind))
+
+
+@pytest.mark.parametrize("kind", [">f4", ">f8", np.longdouble, np.float16])
+def test_floats_of_any_order_and_length_are_read(kind):
+    values = np.linspace(0, 1, 64).reshape(1, 8, 8, 1)
+    assert (from_input(values.astype(kind)) - from_input(values)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("labels", [[0.5, 1.7], [0, float("nan")], ["a", "b"], [0, 2**70], [[0], [1]], "ab"])
+def test_labels_that_are_no_integers_are_refused(labels):
+    with pytest.raises(UsageError, match="labels must be integers"):
+        ImageData(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), labels=labels)

@@ -13,7 +13,7 @@ from pipeline_list import PIPELINES, autoencoder_kl_pipeline, vqvae_pipeline
 
 import latentia
 from latentia.commands.main import main
-from latentia.errors import CheckpointError, UsageError
+from latentia.errors import CheckpointError, LatentiaError, UsageError
 from latentia.hub.blocks import put_block, read_blocks
 from latentia.hub.card import add_results
 from latentia.hub.folder_card import folder_card, merge_cards, missing_parts, update_card
@@ -335,3 +335,30 @@ def test_the_card_of_a_real_run_lacks_nothing(tmp_path):
     assert folder_card(tmp_path / "run").content == text
     summary = json.loads((tmp_path / "run" / "run_summary.json").read_text())
     assert (summary["status"], summary["exit_code"], summary["epochs"]) == ("finished", 0, 0.3)
+
+
+WRONG = ("x", 7, [1], {"a": 1}, [["a"]], True)
+
+
+@pytest.mark.parametrize("file", ["training_config.json", "run_summary.json", "model_index.json", "unet/config.json"])
+def test_values_of_others_are_errors_of_ours(file, run):
+    """A folder may come from anyone; no value in it is a traceback."""
+    text = (run / file).read_text()
+    keys = {*json.loads(text), "label_names", "num_class_embeds", "hub_model_id", "tokenizer"}
+    for key in sorted(keys):
+        for value in WRONG:
+            (run / file).write_text(json.dumps(json.loads(text) | {key: value}))
+            try:
+                assert folder_card(run).text()
+            except LatentiaError as error:
+                assert str(run) in str(error) or "must be" in str(error), error
+
+
+@pytest.mark.parametrize("value", ["5", "hello", "{a: 1}", "[1, [2]]", ".nan", "2020-01-01", "!!binary aGVsbG8="])
+def test_metadata_of_others_are_errors_of_ours(value, run):
+    for key in ("datasets", "tags", "metrics", "license", "model_name", "pipeline_tag", "model-index"):
+        (run / "README.md").write_text(f"---\n{key}: {value}\n---\n# A model\n")
+        try:
+            assert folder_card(run).text()
+        except LatentiaError as error:
+            assert "README.md" in str(error)

@@ -31,6 +31,8 @@ def read_array(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
             if size > max(_UNFOLDED, _RATIO * held):
                 raise ValueError(f"{held} bytes unfold to {size}; at most {_RATIO} times as many are read")
             arrays = {name: found[name] for name in found.files}
+            if odd := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+                raise ValueError(f"{odd[0]} in it is no array")
     except Exception as error:  # of the zip archive, of what it unpacks, of the header in it
         raise DataError(f"{path} cannot be read as an array of images: {error}") from error
     images = [name for name, array in arrays.items() if array.ndim in (3, 4)]

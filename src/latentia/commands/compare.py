@@ -22,6 +22,8 @@ from latentia.data import ImageData
 from latentia.errors import Count, Natural, Seed, Size, UsageError, check_arguments
 from latentia.evaluation import check_metrics, plot_precision_recall, small_table, text_table, write_page
 from latentia.evaluation.features.base import FeatureExtractor
+from latentia.files.reading import user_path
+from latentia.functional.settings import check_types
 from latentia.pipelines.capabilities import Option
 
 
@@ -65,6 +67,7 @@ class Comparison(list[Evaluation]):
             return [write_page([evaluation.to_dict() for evaluation in self], folder, title, self.command)]
 
 
+@check_types
 @check_arguments
 def compare(
     sources: Sequence[str | Any],
@@ -192,13 +195,13 @@ def failed(evaluation: Evaluation, simplest: float) -> bool | None:
 
 def _runs(source: Any) -> list[tuple[str | None, Any]]:
     """(name, source) of each run of "name=source,source"; (None, source) of anything else."""
-    if not isinstance(source, str) or "=" not in source or Path(source).expanduser().exists():
+    if not isinstance(source, str) or "=" not in source or user_path(source).exists():
         return [(None, source)]
     name, _, listed = source.partition("=")
     parts = [part.strip() for part in listed.split(",") if part.strip()]
     found: list[str] = []
     for part in parts:
-        place = Path(part).expanduser()
+        place = user_path(part)
         found += sorted(glob(str(place))) if "*" in part and not place.exists() else [part]  # what exists is a path
     if not name.strip() or not found:
         raise UsageError(

@@ -15,6 +15,7 @@ from latentia.errors import Range, UsageError, check_arguments
 from latentia.evaluation import image_grid
 from latentia.files.writing import write_image
 from latentia.functional.pixels import from_uint8
+from latentia.functional.settings import check_types
 
 _PER_CLASS, _CLASSES, _SIDE = 8, 32, 128
 
@@ -49,6 +50,7 @@ class Checked:
         return "\n".join(lines)
 
 
+@check_types
 @check_arguments
 def data(
     source: str | Path,

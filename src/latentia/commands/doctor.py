@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 
 from latentia.errors import Range, UsageError, check_arguments, format_number
 from latentia.files.cache import cache_folder
+from latentia.functional.settings import check_types
 
 PACKAGES = "latentia torch diffusers accelerate datasets safetensors huggingface_hub transformers".split()
 # What constraints.txt names, which is not installed with the package; a test compares the two.
@@ -50,6 +51,7 @@ class Diagnosis:
         return "\n".join([*self.lines, *(f"problem         {problem}" for problem in self.problems)])
 
 
+@check_types
 @check_arguments
 def doctor(
     output_dir: str | Path | None = None,

@@ -23,6 +23,7 @@ from latentia.evaluation import nearest
 from latentia.evaluation.report.grids import plain_label
 from latentia.files.writing import replacing, write_figure, write_text
 from latentia.functional.pixels import from_uint8
+from latentia.functional.settings import check_types
 from latentia.pipelines.capabilities import Option, capabilities
 from latentia.rng import seed_from
 
@@ -118,6 +119,7 @@ class Embedding:
         write_figure(path, figure, dpi=120)
 
 
+@check_types
 @check_arguments
 def embed(
     source: str | Any,

@@ -48,6 +48,7 @@ from latentia.evaluation import (
 )
 from latentia.evaluation.features.base import FeatureExtractor
 from latentia.files.writing import write_json
+from latentia.functional.settings import check_types
 from latentia.hub.card import add_results
 from latentia.hub.usage import saved_usage
 from latentia.pipelines.capabilities import Option
@@ -171,6 +172,7 @@ class Evaluation:
             )
 
 
+@check_types
 @check_arguments
 def evaluate(
     source: str | Any,

@@ -22,8 +22,9 @@ from latentia.commands.sources import load_pipeline
 from latentia.data.decode import BadImage, open_image
 from latentia.errors import Count, Seed, UsageError, check_arguments, check_choice, did_you_mean
 from latentia.evaluation import image_grid
-from latentia.files.reading import open_file, read_bytes
+from latentia.files.reading import open_file, read_bytes, user_path
 from latentia.files.writing import write_image
+from latentia.functional.settings import check_types
 from latentia.hub.load import INDEX_NAME, pipeline_class, read_index
 from latentia.pipelines.arguments import image_generators
 from latentia.pipelines.base import DiffusionPipeline
@@ -141,6 +142,7 @@ class Samples(Sequence[Image.Image]):
         return self._held[index]
 
 
+@check_types
 @check_arguments
 def generate(
     source: str | Path,
@@ -223,7 +225,7 @@ def generate(
     }
     scheduler = getattr(pipe, "scheduler", None)
     common = {
-        "pipeline": Path(source).expanduser().resolve().name if Path(source).expanduser().is_dir() else str(source),
+        "pipeline": user_path(source).resolve().name if user_path(source).is_dir() else str(source),
         "class": type(pipe).__name__,
         "revision": revision,
         "sampler": None if scheduler is None else type(scheduler).__name__,
@@ -265,7 +267,7 @@ def options(words: Sequence[str]) -> dict[str, Option]:
         CheckpointError, HubError, UsageError: it is no saved pipeline.
     """
     first = words[0] if words and not words[0].startswith("-") else None
-    source = next((word for word in words if Path(word, INDEX_NAME).is_file()), first)
+    source = next((word for word in words if os.path.isfile(os.path.join(word, INDEX_NAME))), first)
     if source is None:
         return {}
     folder = Path(source)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from latentia import commands
-from latentia.errors import LatentiaError, UsageError, add_dashes, did_you_mean, escaped, ranges
+from latentia.errors import LatentiaError, UsageError, add_dashes, did_you_mean, escaped, explain_os_error, ranges
 from latentia.files.reading import read_text
 
 _TYPED = (str, int, float, bool, Path, type(None))
@@ -36,16 +36,20 @@ def main(argv: list[str] | None = None) -> None:
             sys.exit(0)
         elif code := run(words[0], words[1:], flags):
             sys.exit(code)
-        sys.stdout.flush()  # here, where a closed pipe is no traceback
+        print(end="", flush=True)  # here, where a closed pipe is no traceback
     except LatentiaError as error:
         print(f"error: {add_dashes(str(error), flags)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt as stop:  # a command may say what is done
         print(add_dashes(" ".join(["Stopped.", *map(str, stop.args)]), ["overwrite"]), file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # who read the output has seen enough, such as `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else it fails again when Python ends
-        sys.exit(141)
+    except OSError as error:  # of the disk; where it names no file, of the output
+        broken = isinstance(error, BrokenPipeError)  # who read the output has seen enough, such as `| head`
+        if not broken:
+            print(explain_os_error(error), file=sys.stderr)
+        if error.filename is None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else it fails again when Python ends
+        sys.exit(141 if broken else UsageError.exit_code)
 
 
 def overview() -> str:

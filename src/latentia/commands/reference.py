@@ -19,6 +19,8 @@ from torch import Tensor
 
 from latentia.data import ImageData
 from latentia.errors import DataError, MissingSplitError, UsageError, did_you_mean
+from latentia.files.reading import user_path
+from latentia.functional.settings import check_settings
 from latentia.pipelines.capabilities import Option
 from latentia.runs.arguments import DataArguments, RunArguments
 from latentia.runs.command_line import read_config, with_values
@@ -81,6 +83,7 @@ def find_reference(data: Any, sources: Sequence[Any], settings: Mapping[str, Any
     for key in settings:
         if key not in _FLAGS:
             raise UsageError(f"{key} must be left out: there is no such argument.{did_you_mean(key, _FLAGS)}")
+    check_settings(DataArguments, settings)
     if isinstance(data, ImageData):
         if settings:
             raise UsageError(f"{next(iter(settings))} must be left out where data are images already, not a name.")
@@ -134,7 +137,7 @@ def run_arguments(source: Any) -> DataArguments | None:
     """
     if not isinstance(source, str | Path):
         return None
-    path = Path(source).expanduser() / CONFIG
+    path = user_path(source) / CONFIG
     if not path.is_file():
         return None
     known = {field.name for field in fields(DataArguments)}

@@ -16,6 +16,7 @@ from latentia.data import ImageData
 from latentia.errors import Count, Seed, Size, check_arguments
 from latentia.evaluation import Sheet, write_sheet
 from latentia.functional.pixels import from_uint8
+from latentia.functional.settings import check_types
 from latentia.pipelines.capabilities import Option
 
 
@@ -40,6 +41,7 @@ class BlindSheet:
         )
 
 
+@check_types
 @check_arguments
 def sheet(
     source: str | Any,

@@ -19,7 +19,7 @@ from latentia.commands.arrays import as_rows, read_array
 from latentia.data import ImageData, load_images
 from latentia.errors import DataError, UsageError, did_you_mean
 from latentia.evaluation.baselines import KernelDensitySampler, PCASampler
-from latentia.files.reading import read_object
+from latentia.files.reading import read_object, user_path
 from latentia.functional.pixels import from_uint8, to_uint8
 from latentia.pipelines.base import DiffusionPipeline
 from latentia.pipelines.capabilities import Capabilities, capabilities
@@ -99,7 +99,7 @@ def open_source(
         DataError: a file does not hold images of the shape of `real`.
     """
     text = str(source) if isinstance(source, str | Path) else ""
-    path = Path(text).expanduser() if text else None
+    path = user_path(text) if text else None
     if text in BASELINES:
         sampler = BASELINES[text](real.images)
         return Source(

@@ -20,6 +20,7 @@ from typing import Any
 
 from latentia.errors import UsageError, did_you_mean
 from latentia.files.writing import write_new
+from latentia.functional.settings import check_types
 
 SCRIPTS = "latentia.examples"
 _PREFIX = "train_"
@@ -53,6 +54,7 @@ class Ejected:
         return f"{self.path}: change it as you like, then: accelerate launch {self.path} --help"
 
 
+@check_types
 def train(
     family: str | None = None, *flags: str, eject: bool = False, output: str | Path | None = None
 ) -> Families | Ejected:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentia.errors import CheckpointError, HubError, UsageError
+from latentia.functional.settings import check_types
 from latentia.hub.check import check_loads
 from latentia.hub.load import INDEX_NAME
 from latentia.hub.pull import fetch
@@ -27,6 +28,7 @@ class Verified:
         return "\n".join(self.lines)
 
 
+@check_types
 def verify(path: str, revision: str | None = None) -> Verified:
     """Check that a checkpoint, a run, a saved pipeline or a network is complete: hashes, and every weight in its place.
 

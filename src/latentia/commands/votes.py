@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from latentia.evaluation import Votes, read_votes
+from latentia.functional.settings import check_types
 
 
+@check_types
 def votes(folder: str | Path, files: Sequence[str | Path]) -> Votes:
     """Count the votes of a blind comparison: the fooling rate with its exact binomial interval.
 

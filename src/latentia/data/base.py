@@ -140,7 +140,13 @@ def check_annotations(
         if label_names is not None:
             raise UsageError(f"label_names need labels; got {len(label_names)} names and no labels.")
         return None, None, texts
-    classes = torch.as_tensor(labels, dtype=torch.int64)
+    try:
+        classes = torch.as_tensor(labels)
+        if classes.is_floating_point() or classes.is_complex() or classes.ndim != 1:
+            raise TypeError(f"{classes.dtype} of shape {tuple(classes.shape)}")
+        classes = classes.long()
+    except (TypeError, ValueError, RuntimeError) as error:  # of torch, for texts and integers beyond 64 bits
+        raise UsageError(f"labels must be integers, one for each element; got {error}.") from error
     low, high = int(classes.min()), int(classes.max())
     names = [str(i) for i in range(high + 1)] if label_names is None else list(label_names)
     if low < 0 or high >= len(names):

@@ -57,6 +57,8 @@ class ImageData:
         source: dict[str, Any] | None = None,
         skipped: Sequence[str] = (),
     ):
+        if not isinstance(images, Tensor):
+            raise UsageError(f"images must be a uint8 tensor (N, 1|3|4, H, W); got {type(images).__name__}.")
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3, 4) or not len(images):
             raise UsageError(
                 f"images must be a uint8 tensor (N, 1|3|4, H, W), N >= 1; got {images.dtype} {tuple(images.shape)}."

@@ -16,6 +16,7 @@ from latentia.data.sources import find_source
 from latentia.data.streaming import StreamedImages
 from latentia.errors import DataError, UsageError, check_choice, check_range
 from latentia.files.cache import cache_folder, cached_bytes, key_of
+from latentia.functional.settings import check_types
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ def load_images(
 ) -> ImageData | StreamedImages: ...
 
 
+@check_types
 def load_images(
     source: str | Path | Iterable[dict[str, Any]],
     *,

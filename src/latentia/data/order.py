@@ -6,6 +6,7 @@ its position alone and a batch does not depend on how the stream is cut into bat
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -36,8 +37,8 @@ def check_positions(start: int, stop: int) -> None:
     Example:
         >>> check_positions(3, 8)
     """
-    if not 0 <= start <= stop:
-        raise UsageError(f"a batch needs 0 <= start <= stop; got start={start}, stop={stop}.")
+    if not (isinstance(start, Integral) and isinstance(stop, Integral) and 0 <= start <= stop):
+        raise UsageError(f"a batch needs integers 0 <= start <= stop; got start={start}, stop={stop}.")
 
 
 def indices(start: int, stop: int, n: int, seed: int) -> torch.Tensor:

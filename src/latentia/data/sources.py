@@ -18,7 +18,7 @@ from latentia.data.folder import folder_source, kind_of
 from latentia.data.names import is_unicode
 from latentia.data.parquet import of_split, parquet_source
 from latentia.errors import DataError, MissingSplitError, UsageError, did_you_mean
-from latentia.files.reading import read_text
+from latentia.files.reading import read_text, user_path
 from latentia.files.writing import write_text
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def find_source(
         raise UsageError(f"source must be a name or a path that can be written as UTF-8; got {text!a}.")
     if text in BUILTIN and not isinstance(source, Path):  # a folder may have such a name
         return builtin_source(text, split, parquet_source)
-    path = Path(text).expanduser()
+    path = user_path(text)
     if path.is_file():
         if path.suffix.lower() in SUFFIXES:
             raise UsageError(f"{text} is one image; give the folder that holds the images.")

@@ -17,7 +17,8 @@ from latentia.data.order import check_positions, indices
 from latentia.data.parquet import holds_images, open_parquet
 from latentia.errors import DataError, UsageError
 from latentia.files.cache import key_of
-from latentia.files.reading import check_file, open_file
+from latentia.files.reading import check_file, open_file, user_path
+from latentia.functional.settings import check_types
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 _LONGEST_HEAD = 2**20  # bytes of the first line, of which the separator is known
@@ -119,6 +120,7 @@ class TableData:
         return annotate({"x": self.values[rows].float().to(device, non_blocking=True)}, self, rows, device)
 
 
+@check_types
 def load_table(source: str | Path, *, label_column: str | None = None, max_samples: int | None = None) -> TableData:
     """Load all columns of numbers of a table, and its labels.
 
@@ -140,7 +142,7 @@ def load_table(source: str | Path, *, label_column: str | None = None, max_sampl
         ...     load_table(file), load_table(file).label_names, load_table(file).left_out
         (TableData(iris.csv: 2 rows of 2 columns), ['setosa', 'virginica'], ['name'])
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     if max_samples is not None and max_samples < 1:
         raise UsageError(f"max_samples must be at least 1; got {max_samples}.")
     table = _read(path)
@@ -188,7 +190,7 @@ def is_table(source: str | Path) -> bool:
         >>> is_table("digits")
         False
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES or (suffix == ".parquet" and not path.is_file()):
         return False

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from latentia.errors import DataError, LatentiaError
-from latentia.files.reading import read_object, read_text
+from latentia.files.reading import read_object, read_text, user_path
 from latentia.files.writing import remove, replacing, staging_of, sync, write_text
 
 logger = logging.getLogger(__name__)
@@ -42,11 +42,11 @@ def cache_folder(cache_dir: str | Path | None = None) -> Path:
         '/tmp/features'
     """
     if cache_dir is not None:
-        return Path(cache_dir).expanduser()
+        return user_path(cache_dir)
     for variable, below in (("LATENTIA_CACHE", ""), ("HF_HOME", "latentia"), ("XDG_CACHE_HOME", "latentia")):
         if os.environ.get(variable):
-            return Path(os.environ[variable]).expanduser() / below
-    return Path("~/.cache/latentia").expanduser()
+            return user_path(os.environ[variable]) / below
+    return user_path("~/.cache/latentia")
 
 
 def key_of(parts: Any) -> str:
@@ -89,7 +89,7 @@ def cached_tensors(
         {'x': tensor([1., 1.])}
     """
     name = f"{key_of(dict(made_of))}.safetensors"
-    path = cache_folder(cache_dir) / what / name if file is None else Path(file).expanduser()
+    path = cache_folder(cache_dir) / what / name if file is None else user_path(file)
     return _once(
         lambda: _read_tensors(path, made_of, what, explicit=file is not None),
         lambda: _write_tensors(path, compute(), made_of),

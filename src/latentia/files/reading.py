@@ -18,6 +18,11 @@ MAX_TEXT = 2**26  # bytes of a vocabulary or another text
 MAX_LOG = 2**30  # bytes of a `metrics.jsonl`
 
 
+def user_path(path: str | Path) -> Path:
+    """The path that a user wrote, with `~` expanded; that of a user whom the system does not know stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
 def real_path(path: Path) -> Path:
     """The absolute path with all links resolved; a link in a loop stays, and is an error when it is opened."""
     return Path(os.path.realpath(path))  # `Path.resolve` raises a RuntimeError there

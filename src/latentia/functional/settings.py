@@ -1,12 +1,43 @@
 """Settings of a constructor checked against the types of its annotations."""
 
+import functools
 import inspect
-from collections.abc import Mapping, Sequence
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
+from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, ParamSpec, TypeVar, Union, get_args, get_origin
 
 from latentia.errors import UsageError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def check_types(function: Callable[P, T]) -> Callable[P, T]:
+    """A decorator: each call checks that arguments are of their annotated types, by the rules of `check_settings`.
+
+    Example:
+        >>> @check_types
+        ... def train(steps: int = 1): ...
+        >>> train(steps=2.5)
+        Traceback (most recent call last):
+        latentia.errors.UsageError: steps must be an integer; got 2.5.
+    """
+    signature = inspect.signature(function)
+    hints: dict[str, Any] = {}
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        if not hints:
+            hints.update(typing.get_type_hints(inspect.unwrap(function), include_extras=True))
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            if signature.parameters[name].kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+                _check(name, value, hints.get(name, Any))
+        return function(*args, **kwargs)
+
+    return checked
 
 
 def check_settings(kind: type, settings: Mapping[str, Any]) -> None:
@@ -33,12 +64,17 @@ def check_settings(kind: type, settings: Mapping[str, Any]) -> None:
             for name, argument in inspect.signature(base.__init__).parameters.items():  # type: ignore[misc]
                 hints[name] = Union[hints.get(name, argument.annotation), argument.annotation]  # noqa: UP007
     for name, value in settings.items():
-        if name in hints and not _fits(value, hints[name]):
-            raise UsageError(f"{name} must be {_describe(hints[name])}; got {value!r}.")
+        _check(name, value, hints.get(name, Any))
+
+
+def _check(name: str, value: Any, hint: Any) -> None:
+    if not _fits(value, hint):
+        raise UsageError(f"{name} must be {_describe(hint)}; got {value!r}.")
 
 
 _KINDS = {int: ("an integer", "integers"), float: ("a number", "numbers"), str: ("a text", "texts")}
 _KINDS |= {bool: ("True or False", "True or False"), NoneType: ("None", "None")}
+_KINDS |= {Path: ("a path", "paths")}
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -64,4 +100,4 @@ def _describe(hint: Any, plural: bool = False) -> str:
         return " or ".join(_describe(one, plural) for one in inner)
     if origin in (tuple, list, Sequence):
         return f"{'sequences' if plural else 'a sequence'} of {_describe(inner[0], True)}"
-    return _KINDS[hint][plural]
+    return _KINDS.get(hint, ("a value", "values"))[plural]

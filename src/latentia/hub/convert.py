@@ -14,6 +14,7 @@ from safetensors import safe_open
 from latentia.errors import CheckpointError, Range, UsageError, check_arguments, format_number
 from latentia.files.reading import check_link
 from latentia.files.writing import write_atomically, write_text
+from latentia.functional.settings import check_types
 from latentia.hub.check import check_loads, saved_class
 from latentia.hub.child import run_limited
 from latentia.hub.files import CARD_NAME, check_is_new, may_hold
@@ -39,6 +40,7 @@ class Converted:
         return "\n".join(self.lines)
 
 
+@check_types
 @check_arguments
 def convert(
     source: str | Path,

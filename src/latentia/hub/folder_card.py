@@ -11,10 +11,11 @@ from huggingface_hub import ModelCard, ModelCardData
 from latentia.errors import UsageError
 from latentia.files.reading import MAX_TEXT, read_json
 from latentia.files.writing import write_text
+from latentia.functional.settings import check_types
 from latentia.hub.blocks import put_block, read_blocks
 from latentia.hub.card import evaluation_lines, join_results, model_card, read_card
 from latentia.hub.files import CARD_NAME
-from latentia.hub.load import read_index
+from latentia.hub.load import components, read_index
 from latentia.hub.usage import saved_usage
 
 _CONFIG, _SUMMARY = "training_config.json", "run_summary.json"
@@ -49,6 +50,7 @@ class FolderCard:
         return "\n".join([f"{self.path} is written." if self.written else self.content, *self.remarks])
 
 
+@check_types
 def folder_card(
     folder: str | Path,
     *,
@@ -94,7 +96,7 @@ def folder_card(
     if not trained_on:
         raise UsageError(f"dataset is missing: no file in {folder} names it. Give it, as in user/name.")
     tags = [tag for tag in said.get("tags") or () if tag not in ("diffusers", "latentia")]
-    texts = any(index.get(part, [None])[0] for part in ("tokenizer", "text_encoder"))
+    texts = {"tokenizer", "text_encoder"} & components(index).keys()
     guess = "text-to-image" if texts else "unconditional-image-generation"
     seconds = summary.get("training_seconds")
     images = {"grid": "samples/grid.png", "reconstructions": "samples/reconstructions.png"}

@@ -14,6 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from latentia.errors import CheckpointError, HubError, UsageError
 from latentia.files.reading import MAX_JSON, open_file, read_text
 from latentia.files.writing import write_atomically
+from latentia.functional.settings import check_types
 from latentia.hub.card import MAX_CARD
 from latentia.hub.check import check_loads, saved_class
 from latentia.hub.client import explain_error, retry
@@ -56,6 +57,7 @@ class Pulled:
         return "\n".join(lines)
 
 
+@check_types
 def pull(repo_id: str, folder: str | Path, *, revision: str | None = None) -> Pulled:
     """Download a saved pipeline or network from the Hub, completely or not at all, and check that it loads.
 

@@ -13,6 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from latentia.errors import CheckpointError, HubError, LatentiaError, UsageError
 from latentia.files.reading import check_link, read_text
+from latentia.functional.settings import check_types
 from latentia.hub.blocks import put_block, read_blocks
 from latentia.hub.card import MAX_CARD, SECRET_VALUE, read_card, use_lines
 from latentia.hub.check import check_loads
@@ -87,6 +88,7 @@ def export_files(folder: str | Path) -> list[str]:
     return sorted(files)
 
 
+@check_types
 def push_to_hub(
     folder: str | Path,
     repo_id: str,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from latentia.errors import CheckpointError
 from latentia.hub.load import INDEX_NAME, components, pipeline_class, read_index
 from latentia.safety import read_json
 
@@ -103,7 +104,13 @@ def saved_usage(folder: Path) -> Usage:
     index = read_index(folder)
     paths = [folder / name / "config.json" for name in components(index)]
     parts = [read_json(path) for path in paths if path.is_file()]
-    return pipeline_usage(pipeline_class(index, str(folder / INDEX_NAME)), index, parts)
+    kind = pipeline_class(index, str(folder / INDEX_NAME))
+    try:
+        return pipeline_usage(kind, index, parts)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder / INDEX_NAME}, or a config.json below it, has a setting that no pipeline has: {error!r}."
+        ) from error
 
 
 def _classes(config: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:

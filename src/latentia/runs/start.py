@@ -13,6 +13,7 @@ from torch import nn
 
 from latentia.data import load_images
 from latentia.errors import UsageError, check_choice
+from latentia.files.reading import user_path
 from latentia.runs.arguments import DataArguments, check_ranges
 from latentia.runs.command_line import flat_values
 from latentia.training.ownership import FILES as LOOP_FILES
@@ -129,7 +130,7 @@ def load_data(args: DataArguments):
     folder = args.train_data_dir or ""
     if "" in (args.dataset_name, args.train_data_dir):
         raise UsageError("dataset_name and train_data_dir must not be empty; got ''.")
-    pattern = any(sign in folder for sign in "*?[") and not Path(folder).expanduser().exists()
+    pattern = any(sign in folder for sign in "*?[") and not user_path(folder).exists()
     return load_images(
         args.dataset_name or (folder if pattern else Path(folder)),
         split=args.split,

@@ -13,6 +13,7 @@ from latentia.errors import CheckpointError, LatentiaError, UsageError, did_you_
 from latentia.evaluation.features.base import Predictions, check_images, in_batches
 from latentia.evaluation.features.classifier import WEIGHTS_FILE, check_statement, hash_of
 from latentia.evaluation.features.preprocessing import Preprocessing, read_preprocessing
+from latentia.files.reading import user_path
 from latentia.foreign import VISION_MODELS, check_network, foreign_class
 from latentia.registration import public
 from latentia.safety import LOADING, fetch, read_json, read_weight_headers
@@ -224,7 +225,7 @@ def transformers_extractor(
 
 def _at(name_or_path: str | Path, revision: str | None, patterns: list[str]) -> tuple[Path, str | None]:
     """A local path as it is, or the folder and the commit of the files of a Hub repository."""
-    path = Path(name_or_path).expanduser()
+    path = user_path(name_or_path)
     if path.exists():
         if revision is not None:
             raise UsageError(f'`revision` is for the Hub, and {path} lies on this machine. Got "{revision}".')

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from latentia.evaluation.report.style import STYLE, scroll_hint
 from latentia.evaluation.report.table import NEAR, Cell, Row, columns, facts, notes, table
+from latentia.files.reading import user_path
 from latentia.files.writing import write_json, write_text
 
 HEADLINES = 5  # rows that are shown unfolded
@@ -141,7 +142,7 @@ def _kind(runs: Sequence[dict[str, Any]]) -> str:
 
 def _target(path: str, folder: Path) -> tuple[str, str]:
     """The address of a saved pipeline or folder, relative to the page, and what is there."""
-    place = Path(path).expanduser()
+    place = user_path(path)
     if not place.exists():
         return f"https://huggingface.co/{quote(path)}", "card"
     card = place / "README.md"
