@@ -259,6 +259,16 @@ def gaussian(rows: Rows, digits: Digits, steps: int, pictures: Path) -> None:
         "C5", "changes of the class on the way between two codes", found["VAE"], {"autoencoder": found["autoencoder"]},
         "<= 3, and at most the autoencoder's + 0.2", found["VAE"] <= min(3, found["autoencoder"] + 0.2),
     )  # fmt: skip
+    smooth = {name: slopes(one, x) for name, one in (("VAE", pipe), ("autoencoder", autoencoder))}
+    steep = {name: float(found.quantile(0.99)) for name, found in smooth.items()}
+    edges = [0.0, *(2.0**k for k in range(-6, 6)), float("inf")]
+    counts = {name: torch.histogram(found, torch.tensor(edges)).hist.int().tolist() for name, found in smooth.items()}
+    rows.put(
+        "C5", "change of the decoded image for a small change of the code, 99th percentile", steep["VAE"],
+        {"autoencoder": steep["autoencoder"], **{f"median, {name}": float(s.median()) for name, s in smooth.items()}},
+        "at most the autoencoder's", steep["VAE"] <= steep["autoencoder"],
+        histogram={"edges": [*edges[:-1], "inf"], **counts},
+    )  # fmt: skip
     middle(rows, "digits", digits.extractor, x, {**middles, "pixel mix": (x[pairs[0]] + x[pairs[1]]) / 2})
 
     ink = digits.images.mean((1, 2, 3))
@@ -282,6 +292,22 @@ def gaussian(rows: Rows, digits: Digits, steps: int, pictures: Path) -> None:
         "J2", "class accuracy of conditional samples", right, {"real images": digits.accuracy(x, labels)},
         ">= 0.95", right >= 0.95,
     )  # fmt: skip
+
+
+def slopes(pipe: VAEPipeline, x: Tensor, draws: int = 10, size: float = 0.1) -> Tensor:
+    """||dec(z + d) - dec(z)|| / ||d|| around the codes z of images, for random d.
+
+    Codes are in units of their own standard deviation, so that two networks compare: d ~ N(0, (size s)^2), where s is
+    the root mean square deviation of the codes from their mean.
+    """
+    z = pipe.encode(x)
+    scale = (z - z.mean(0)).square().mean().sqrt()
+    before, found = pipe.decode(z, output_type="latent"), []
+    for seed in range(draws):
+        step = size * scale * torch.randn(z.shape, generator=seeded(seed))
+        moved = pipe.decode(z + step, output_type="latent") - before
+        found.append(moved.flatten(1).norm(dim=1) / (step.norm(dim=1) / scale))
+    return torch.cat(found)
 
 
 def middle(rows: Rows, name: str, extractor, real: Tensor, images: dict[str, Tensor]) -> None:
