@@ -183,6 +183,7 @@ SEARCHED = {  # a term of the field -> the page that must be found by it, in its
     "GAN": "gans.md",
     "variational autoencoder": "vae.md",
     "VQ-VAE": "vqvae.md",
+    "normalizing flow": "flows.md",
     "DDPM": "diffusion.md",
     "CLIP": "text-encoders.md",
     "text-to-image": "text-to-image.md",
