@@ -12,6 +12,7 @@ its old rows in the JSON.
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from functools import partial
@@ -21,7 +22,6 @@ import torch
 from accelerate import Accelerator
 from lecture_diffusion import environment
 from lecture_gan import VANILLA, rounded, seeded
-from train_gan_plane import ADAPTED_IN, Arguments, Scaled
 
 from latentia import MLPDiscriminator, MLPGenerator
 from latentia.evaluation import mode_coverage
@@ -33,6 +33,9 @@ from latentia.training.ema import EMA
 from latentia.training.loop import Phase, learning_rate_schedule, train
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "examples"))
+from train_gan_plane import ADAPTED_IN, Arguments, Scaled  # noqa: E402
+
 DEFAULTS = Arguments()  # of the example
 GAMES = {"default": {"objective": "relativistic", "r1": 1.0, "r2": 1.0}, "vanilla": VANILLA}
 

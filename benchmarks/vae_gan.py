@@ -12,6 +12,7 @@ on; the results are of the test images.
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from functools import partial
@@ -22,7 +23,6 @@ from accelerate import Accelerator
 from lecture_diffusion import environment
 from lecture_vae import Rows, rounded, seeded
 from torch import Tensor
-from train_vae_gan import Arguments
 
 from latentia import VAE, DCGANDiscriminator, VAEPipeline
 from latentia.data import ImageData, load_images
@@ -34,6 +34,9 @@ from latentia.training.ema import EMA
 from latentia.training.loop import Phase, learning_rate_schedule, train
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "examples"))
+from train_vae_gan import Arguments  # noqa: E402
+
 DEFAULTS = Arguments()  # of the example: what is measured
 HELD_OUT = 5000
 
