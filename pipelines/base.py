@@ -333,9 +333,9 @@ class DiffusionPipeline(DiffusersPipeline):
         labels = torch.tensor(indices, device=self._execution_device)
         return labels if count is None else labels.expand(count)
 
-    def _cannot(self, word: str) -> NoReturn:
+    def _cannot(self, word: str, why: str = "its family does not define one") -> NoReturn:
         words = [known for known in self.words if getattr(type(self), known) is not getattr(DiffusionPipeline, known)]
-        able, why = ", ".join(words), "its family does not define one"
+        able = ", ".join(words)
         if word in self.words:
             why = f"define it in the class, or `words` without it; latents={self.latents!r} stands for it"
         raise UsageError(

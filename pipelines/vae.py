@@ -208,10 +208,7 @@ class VAEPipeline(DiffusionPipeline):
         Importance Weighted Autoencoders (Burda et al., 2015, 1509.00519), eq. 8.
         """
         if self.likelihood is None:
-            raise UsageError(
-                "log_likelihood needs a decoder that is a density of pixels. This one was trained without: its "
-                'likelihood is "none", as that of a VAE-GAN.'
-            )
+            self._cannot("log_likelihood", 'its decoder is no density of pixels (likelihood="none"), as in a VAE-GAN')
         check_range("samples", samples, 1)
         x = self._input(images)
         generators = image_generators(generator, len(x))

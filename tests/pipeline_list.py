@@ -274,7 +274,12 @@ PIPELINES = [
         seed(lambda: vae(likelihood="none", block_out_channels=(4,), hidden_sizes=())),
         SMALL,
         (4,),
-        refusals=((lambda pipe: pipe.log_likelihood(random_images(1, 1, 8, 8)), 'likelihood is "none"'),),
+        refusals=(
+            (
+                lambda pipe: pipe.log_likelihood(random_images(1, 1, 8, 8)),
+                r'no density of pixels \(likelihood="none"\)',
+            ),
+        ),
     ),
     Entry("vae-prior", seed(lambda: vae(prior=True, likelihood="discretized_logistic")), SMALL, (4,)),
     Entry(
