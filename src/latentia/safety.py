@@ -291,7 +291,7 @@ def build_on_meta(
     tensors, numbers = (factor * most for most in (len(held), sum(math.prod(weight.shape) for weight in held.values())))
     slack = 1024 + tensors // 4  # tables that are computed and not saved
     try:
-        with _limit_size(tensors + slack, numbers + max(2**20, numbers // 4), where), torch.device("meta"):
+        with LOADING, _limit_size(tensors + slack, numbers + max(2**20, numbers // 4), where), torch.device("meta"):
             return build()
     except CheckpointError:
         raise

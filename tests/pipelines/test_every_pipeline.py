@@ -128,6 +128,8 @@ def test_threads_load_at_once(eager_threads, tmp_path):
     for _ in range(5):
         for pipe in eager_threads.map(lambda _: latentia.DiffusionPipeline.from_pretrained(tmp_path), range(8)):
             assert {weight.device.type for weight in pipe.unet.parameters()} == {"cpu"}
+        for unet in eager_threads.map(lambda _: latentia.UNet2D.from_pretrained(tmp_path / "unet"), range(8)):
+            assert {weight.device.type for weight in unet.parameters()} == {"cpu"}
     assert torch.nn.Linear(1, 1).weight.device.type == "cpu"
 
 
