@@ -21,6 +21,7 @@ from latentia.runs.arguments import (
     NetworkArguments,
     OptimizationArguments,
     RunArguments,
+    check_unused,
     network_arguments,
 )
 from latentia.runs.command_line import run_script
@@ -73,11 +74,9 @@ class Arguments(RunArguments):
 def check(args: Arguments) -> None:
     """Refuse flags that would be ignored, or fail later."""
     if args.adversarial.likelihood_weight is None:
-        for group, name in ((args.adversarial, "objective"), (args.adversarial, "r1"), (args.adversarial, "r2")):
-            if getattr(group, name) != getattr(AdversarialArguments, name):
-                raise UsageError(
-                    f"--{name} is of adversarial training; add --likelihood_weight, which asks for it, or leave it out."
-                )
+        unused = "is of adversarial training; add --likelihood_weight, or leave it out"
+        check_unused(args.adversarial, AdversarialArguments(), unused)
+        check_unused(args.discriminator, Arguments().discriminator, unused)
     elif args.optimization.compile:
         raise UsageError(
             "--compile must be left out with --likelihood_weight: the discriminator's penalties need second "

@@ -20,7 +20,13 @@ from latentia.losses.adversarial import gan_discriminator_loss, gan_generator_lo
 from latentia.losses.augmentation import AdaptiveAugmentation, ReplayPool, random_augment
 from latentia.losses.diffusion_augmentation import DiffusionAugmentation
 from latentia.losses.weight_clipping import clip_weights
-from latentia.runs.arguments import NetworkArguments, OptimizationArguments, RunArguments, network_arguments
+from latentia.runs.arguments import (
+    NetworkArguments,
+    OptimizationArguments,
+    RunArguments,
+    check_unused,
+    network_arguments,
+)
 from latentia.runs.command_line import run_script
 from latentia.runs.failure_monitor import FailureMonitor
 from latentia.runs.run import Run
@@ -146,10 +152,8 @@ def check(args: Arguments, run: Run) -> None:
             "--instance_noise must be 0 with --augment diffusion, which adds noise of its own; got "
             f"{format_number(chosen.instance_noise)}."
         )
-    if chosen.augment != "diffusion" and args.diffusion != Arguments().diffusion:
-        raise UsageError(
-            f"The flags --diffusion_... are of --augment diffusion; add that, or leave them out. Got {chosen.augment}."
-        )
+    if chosen.augment != "diffusion":
+        check_unused(args.diffusion, Arguments().diffusion, "is of --augment diffusion; add that, or leave it out")
     penalties = {"r1": chosen.r1, "r2": chosen.r2, "gp": chosen.gp}
     if norm == "batch" and any(penalties.values()):
         given = ", ".join(f"--{name} {format_number(value)}" for name, value in penalties.items())

@@ -31,6 +31,7 @@ from latentia.runs.arguments import (
     NetworkArguments,
     OptimizationArguments,
     OutputArguments,
+    check_unused,
     network_arguments,
 )
 from latentia.runs.command_line import run_script
@@ -238,8 +239,8 @@ def main(args: Arguments) -> int:
     if options.max_train_steps is None and options.minutes is None:
         raise UsageError("--max_train_steps must be given: points of the plane are endless and have no epochs.")
     diffuses = chosen.augment == "diffusion"
-    if not diffuses and args.diffusion != Arguments().diffusion:
-        raise UsageError("The flags --diffusion_... are of --augment diffusion; add that, or leave them out.")
+    if not diffuses:
+        check_unused(args.diffusion, Arguments().diffusion, "is of --augment diffusion; add that, or leave it out")
     data = Scaled(chosen.plane, chosen.spread)
     run = Run(args, family="gan", data=data)
     run.claim(component_names(GANPipeline), ["animation.gif", "animation.png"])

@@ -17,11 +17,24 @@ from latentia.runs.command_line import parse_arguments, run_script, with_values
 SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("train_*.py"))
 VALUES = (-1, 0, math.nan, math.inf, 1e308, 10**30)
 SHARED = {type(getattr(RunArguments(), field.name)) for field in dataclasses.fields(RunArguments)}
-WITHOUT_OTHERS = ("autoencoder", "autoencoder_kl", "ddpm", "gan", "gan_plane", "text_encoder", "vae", "vqvae")
+WITHOUT_OTHERS = (
+    "autoencoder",
+    "autoencoder_kl",
+    "ddpm",
+    "flow",
+    "flow_plane",
+    "gan",
+    "gan_plane",
+    "text_encoder",
+    "vae",
+    "vqvae",
+)
 SMALL = {  # what makes a first step quick
     "autoencoder": {"latent_dim": 2, "prior_samples": 40, "prior_components": 2},
     "autoencoder_kl": {"block_out_channels": [8, 8], "perceptual_weight": 0.0, "discriminator_channels": [4, 4]},
     "ddpm": {"block_out_channels": [8], "attention_head_dim": 8, "num_inference_steps": 1},
+    "flow": {"num_layers": 2, "hidden_sizes": [4, 4], "num_stages": 1},
+    "flow_plane": {"num_layers": 2, "hidden_sizes": [4]},
     "gan": {"block_out_channels": [4], "latent_dim": 2},
     "gan_plane": {},
     "text_encoder": {"dataset_name": "emoji", "width": 32, "text_layers": 1, "image_layers": 1},
@@ -86,8 +99,8 @@ def test_a_legal_number_reaches_the_first_step(script, tmp_path, monkeypatch, ca
     example = load_example(f"train_{script}")
     monkeypatch.setattr(run, "train", first_step)
     output = {"output_dir": str(tmp_path / "run"), "max_train_steps": 2, "train_batch_size": 8}
-    output |= {} if script == "gan_plane" else {"dataset_name": "digits"}
-    output |= {} if script in ("gan_plane", "text_encoder") else {"eval_num_samples": 0}
+    output |= {} if script.endswith("_plane") else {"dataset_name": "digits"}
+    output |= {} if script.endswith("_plane") or script == "text_encoder" else {"eval_num_samples": 0}
     small = with_values(example.Arguments(), output | SMALL[script], "run.yaml")
     reached = 0
     for name, value, legal, filled in tried(small, only_own=script != "vae"):

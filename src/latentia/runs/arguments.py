@@ -24,6 +24,7 @@ from latentia.errors import (
     Rate,
     Seed,
     Size,
+    UsageError,
     Weight,
     check_value,
     range_of,
@@ -295,6 +296,26 @@ def network_arguments(
         frozen=True,
     )
     return group()
+
+
+def check_unused(group: Any, default: Any, reason: str) -> None:
+    """Raises a `UsageError` for the first flag of a group that was given although another flag leaves it unused.
+
+    Args:
+        group: of flags.
+        default: the same group as it is when nothing is given.
+        reason: words that follow the name of the flag, with a way out.
+
+    Example:
+        >>> given = OptimizationArguments(seed=3)
+        >>> check_unused(given, OptimizationArguments(), "is of training; leave it out")
+        Traceback (most recent call last):
+        latentia.errors.UsageError: --seed is of training; leave it out. Got 3.
+    """
+    for field in dataclasses.fields(group):
+        value = getattr(group, field.name)
+        if value != getattr(default, field.name):
+            raise UsageError(f"--{field.name} {reason}. Got {value}.")
 
 
 def check_ranges(arguments: Any) -> None:
