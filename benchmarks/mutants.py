@@ -425,6 +425,37 @@ MUTANTS = [
         "tests/files",
     ),
     Mutant(
+        "logit_not_counted",
+        "the log-determinant of the logit of the pixels is left out of a flow's likelihood",
+        "src/latentia/functional/flows.py",
+        (
+            (
+                "return p.log() - torch.log1p(-p), math.log(scale) - p.log() - torch.log1p(-p)",
+                "return p.log() - torch.log1p(-p), torch.zeros_like(p)",
+            ),
+        ),
+        "tests/functional/test_flows.py",
+    ),
+    Mutant(
+        "not_dequantised",
+        "a flow is trained on the middles of the bytes' intervals, where its density may become infinite",
+        "src/latentia/losses/likelihood.py",
+        (('dequantize(x, rng.uniform("dequantize", x.shape[1:]).to(x.dtype))', "dequantize(x)"),),
+        "tests/models/test_flow.py -k dequantised_images",
+    ),
+    Mutant(
+        "split_not_counted",
+        "the density of the latents that a stage of a flow hands out lacks its scale",
+        "src/latentia/models/flow.py",
+        (
+            (
+                "                log_det = log_det + change\n                x, latents = x.chunk(2, 1)",
+                "                x, latents = x.chunk(2, 1)",
+            ),
+        ),
+        "tests/models/test_flow.py -k inverse_and_determinant",
+    ),
+    Mutant(
         "divergence_with_the_wrong_sign",
         "the log-density along an ODE loses the divergence that it must gain",
         "src/latentia/functional/continuous_flow.py",
