@@ -1,0 +1,139 @@
+"""VAE, GAN, normalizing flow and diffusion as maps between images and latents: one figure and one table.
+
+    python benchmarks/families.py --picture docs/images/families.png
+
+Each family is trained on the digits by its `latentia train` command, for steps that take about as long, with its own
+defaults otherwise. Then, with the same calls of all four pipelines: images of random latents z, `encode` of held-out
+images x, `decode` of that, the error of the way there and back, the time of 100 samples on one thread, the Frechet
+distance of 1000 samples to the training images, and what the family says of the likelihood of held-out images.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latentia import DiffusionPipeline
+from latentia.data import load_images
+from latentia.evaluation import bits_per_dimension, dequantise, frechet_distance, load_extractor, predict
+from latentia.functional.pixels import from_uint8, to_uint8
+
+HERE = Path(__file__).resolve().parent
+DIGITS = ("--dataset_name", "digits", "--split", "train[:80%]", "--eval_num_samples", "0")
+FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "VAE": ("vae", ("--max_train_steps", "6000", "--likelihood", "gaussian")),
+    "GAN": ("gan", ("--max_train_steps", "1500", "--block_out_channels", "32", "64")),
+    "flow": ("flow", ("--max_train_steps", "800", "--architecture", "spline", "--num_layers", "4")),
+    "diffusion": ("ddpm", ("--max_train_steps", "500", "--block_out_channels", "32", "64")),
+}
+
+
+def trained(name: str, folder: Path) -> tuple[Any, float]:
+    """The pipeline of a family, and the processor seconds of its training."""
+    kind, flags = FAMILIES[name]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "latentia", "train", kind, "--output_dir", str(folder), *DIGITS, *flags]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def likelihood(pipe: Any, images: torch.Tensor) -> str:
+    """Bits per dimension of images, with what they are of; a density is taken of dequantised pixels."""
+    if pipe.likelihood is None:
+        return "none"
+    if pipe.likelihood.of == "density":
+        pixels = dequantise(images, seed=0)
+        bits = bits_per_dimension(pipe.log_likelihood(pixels.values).double().mean(), images[0].numel())
+    else:
+        nats = pipe.log_likelihood(from_uint8(images), generator=torch.Generator().manual_seed(0)).double().mean()
+        bits = bits_per_dimension(nats, images[0].numel(), span=None)
+    return f"{float(bits):.2f} ({pipe.likelihood})"
+
+
+def draw(rows: dict[str, dict[str, torch.Tensor]], path: Path) -> None:
+    """Each family in a row: images, their latents, the images decoded from them, and samples of random latents."""
+    from matplotlib.figure import Figure
+
+    titles = ("x", "z = encode(x)", "decode(z)", "decode(random z)")
+    figure = Figure(figsize=(11, 2.1 * len(rows)), layout="constrained")
+    panels = figure.subplots(len(rows), 4)
+    for line, (name, found) in zip(panels, rows.items()):
+        for panel, title in zip(line, titles):
+            values = found[title].float()
+            if title.startswith("z"):  # as one strip of values for each image
+                flat = values.flatten(1)
+                panel.imshow(flat, cmap="RdBu", vmin=-3, vmax=3, aspect="auto", interpolation="nearest")
+                panel.set_xlabel(f"{flat.shape[1]} values", fontsize=8)
+            else:
+                panel.imshow(torch.cat(list(values[:, 0]), 1), cmap="gray", vmin=-1, vmax=1)
+            panel.set(xticks=[], yticks=[])
+            if name == next(iter(rows)):
+                panel.set_title(title, fontsize=10)
+        line[0].set_ylabel(name, fontsize=11)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path("outputs/families"))
+    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "families.json")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    train, test = (load_images("digits", split=split) for split in ("train[:80%]", "train[80%:]"))
+    extractor, held_out = load_extractor("digits"), test.images[:200]
+    real = predict(from_uint8(train.images).split(500), extractor).features
+    table, shown = {}, {}
+    for name in FAMILIES:
+        pipe, seconds = trained(name, args.folder / name)
+        x = from_uint8(test.images[:6])
+        z = pipe.encode(x)
+        back = pipe.decode(z, output_type="latent").clamp(-1, 1)
+        every = pipe.decode(pipe.encode(from_uint8(held_out[:100])), output_type="latent").clamp(-1, 1)
+        error = (every - from_uint8(held_out[:100])).square().mean().sqrt()
+        started = time.process_time()
+        samples = pipe(100, generator=torch.Generator().manual_seed(0), output_type="latent").images
+        per_100 = time.process_time() - started
+        rest = pipe(900, generator=torch.Generator().manual_seed(1), output_type="latent").images
+        made = from_uint8(to_uint8(torch.cat([samples, rest])))
+        distance = frechet_distance(predict(made.split(500), extractor).features, real)
+        table[name] = {
+            "values of z": z[0].numel(),
+            "error of decode(encode(x)), in units of [-1, 1]": round(float(error), 5),
+            "seconds per 100 samples": round(per_100, 3),
+            "Frechet distance": round(float(distance), 2),
+            "bits per dimension": likelihood(pipe, held_out),
+            "processor seconds of training": round(seconds),
+            "weights": sum(p.numel() for m in pipe.components.values() if isinstance(m, torch.nn.Module)
+                           for p in m.parameters()),
+        }  # fmt: skip
+        shown[name] = dict(zip(("x", "z = encode(x)", "decode(z)", "decode(random z)"), (x, z, back, samples[:6])))
+        print(name, table[name], flush=True)
+    if args.picture:
+        draw({name: {key: value.cpu() for key, value in row.items()} for name, row in shown.items()}, args.picture)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
+    found = {
+        "rows": table,
+        "command": "python benchmarks/families.py --picture docs/images/families.png",
+        "commit": commit,
+        "machine": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}",
+        "threads": 1,
+        "versions": {"torch": torch.__version__, "latentia": version("latentia")},
+    }
+    args.output.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
