@@ -154,6 +154,9 @@ def check(args: Arguments, run: Run) -> None:
         )
     if chosen.augment != "diffusion":
         check_unused(args.diffusion, Arguments().diffusion, "is of --augment diffusion; add that, or leave it out")
+    shortest, most = args.diffusion.diffusion_min_steps, args.diffusion.diffusion_max_steps
+    if shortest > most:
+        raise UsageError(f"--diffusion_min_steps must be at most --diffusion_max_steps, {most}; got {shortest}.")
     penalties = {"r1": chosen.r1, "r2": chosen.r2, "gp": chosen.gp}
     if norm == "batch" and any(penalties.values()):
         given = ", ".join(f"--{name} {format_number(value)}" for name, value in penalties.items())

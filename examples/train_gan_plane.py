@@ -241,6 +241,9 @@ def main(args: Arguments) -> int:
     diffuses = chosen.augment == "diffusion"
     if not diffuses:
         check_unused(args.diffusion, Arguments().diffusion, "is of --augment diffusion; add that, or leave it out")
+    shortest, most = args.diffusion.diffusion_min_steps, args.diffusion.diffusion_max_steps
+    if shortest > most:
+        raise UsageError(f"--diffusion_min_steps must be at most --diffusion_max_steps, {most}; got {shortest}.")
     data = Scaled(chosen.plane, chosen.spread)
     run = Run(args, family="gan", data=data)
     run.claim(component_names(GANPipeline), ["animation.gif", "animation.png"])

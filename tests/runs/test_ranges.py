@@ -27,6 +27,7 @@ WITHOUT_OTHERS = (
     "gan_plane",
     "text_encoder",
     "vae",
+    "vae_gan",
     "vqvae",
 )
 SMALL = {  # what makes a first step quick
@@ -39,6 +40,7 @@ SMALL = {  # what makes a first step quick
     "gan_plane": {},
     "text_encoder": {"dataset_name": "emoji", "width": 32, "text_layers": 1, "image_layers": 1},
     "vae": {"latent_dim": 2, "hidden_sizes": [4]},
+    "vae_gan": {"block_out_channels": [4], "latent_dim": 2, "discriminator_block_out_channels": [4]},
     "vqvae": {"block_out_channels": [4], "latent_channels": 2, "codebook_size": 8, "prior_samples": 40},
 }
 
