@@ -416,9 +416,11 @@ def few_labels(rows: Rows, data: Data, steps: int, count: int = 100, epochs: int
 
 def codes(rows: Rows, data: Data, steps: int) -> None:
     """Visualisation in two stages, sampling with a density, interpolation."""
-    everything = torch.cat([data.x, data.new])[:5000]
-    labels = torch.cat([data.labels, data.new_labels])[:5000]
+    everything = torch.cat([data.x, data.new])[:10_000]
+    labels = torch.cat([data.labels, data.new_labels])[:10_000]
+    started = time.process_time()
     network = fit(build(data, 32, (256, 128)), data.x, steps)
+    training = time.process_time() - started
     plane, seconds = {}, {}
     with torch.no_grad():
         for name, features in {"codes of 32": network.encode(everything), "pixels": everything.flatten(1)}.items():
@@ -431,9 +433,16 @@ def codes(rows: Rows, data: Data, steps: int) -> None:
     rows.put(
         "B7", "autoencoder to 32, then t-SNE to 2: trustworthiness, k = 10", trust[first],
         {"t-SNE of pixels": trust[second], "1-NN accuracy": near[first], "of pixels": near[second],
-         "CPU seconds": seconds[first], "of pixels, CPU seconds": seconds[second]}, ">= 0.95, and 1-NN accuracy >= 0.9",
-        trust[first] >= 0.95 and near[first] >= 0.9,
+         "CPU seconds": seconds[first], "of pixels, CPU seconds": seconds[second], "images": len(everything)},
+        ">= 0.95, and 1-NN accuracy >= 0.9", trust[first] >= 0.95 and near[first] >= 0.9,
     )  # fmt: skip
+    if len(everything) == 10_000:
+        rows.put(
+            "B7", "autoencoder to 32 and t-SNE of 10 000 images, CPU seconds over those of t-SNE of pixels",
+            (training + seconds[first]) / seconds[second],
+            {"training": training, "t-SNE of codes": seconds[first], "t-SNE of pixels": seconds[second]},
+            "below 1", training + seconds[first] < seconds[second],
+        )  # fmt: skip
     if data.extractor is None:
         return
     network = fit(build(data, 8, (256, 128)), data.x, 2 * steps, 2e-3)

@@ -71,7 +71,8 @@ def draw(flow: NormalizingFlow, plane: Plane) -> Image.Image:
     places = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
     log_density = in_chunks(flow.log_prob, places).view(200, 200)
     box = [float(v) for pair in zip(low, high) for v in pair]
-    figure = Figure(figsize=(10.5, 3.8), layout="constrained")
+    width, height = (float(v) for v in high - low)
+    figure = Figure(figsize=(10.5, 0.7 + 3.2 * height / width), layout="constrained")
     panels = figure.subplots(1, 3)
     for panel, points, title in ((panels[0], real, "data"), (panels[2], samples, "samples")):
         panel.scatter(*points.T.numpy(), s=2, color="#1f4e79", linewidths=0)
