@@ -14,7 +14,7 @@ from latentia.errors import Positive, UsageError, Weight
 from latentia.functional.flows import dequantize
 from latentia.losses.flow_gan import flow_gan_discriminator_loss, flow_gan_loss
 from latentia.losses.likelihood import flow_loss
-from latentia.models.flow import most_halvings
+from latentia.models.layers.flow import most_halvings
 from latentia.rng import Rng
 from latentia.runs.arguments import (
     ClassArguments,
@@ -52,7 +52,7 @@ class AdversarialArguments:
 class Arguments(RunArguments):
     model: NetworkArguments = network_arguments(
         NormalizingFlow,
-        "architecture num_stages num_layers hidden_sizes bins logit_alpha",
+        "architecture num_stages num_layers hidden_sizes bins logit_alpha dequantization",
         num_stages=None,
         helps={"num_stages": " Not given: as often as the images allow, at most 3."},
     )

@@ -46,7 +46,6 @@ class FlowPipeline(DiffusionPipeline):
     conditions = ("class_labels",)
     latents = "continuous"
     latent_conditions = ("class_labels",)
-    likelihood = Likelihood("exact", "density")
 
     def __init__(self, flow, label_names: Sequence[str] | Mapping[str, str] | None = None):
         super().__init__()
@@ -59,6 +58,13 @@ class FlowPipeline(DiffusionPipeline):
             )
         self.register_modules(flow=flow)
         self._register_label_names(label_names)
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """Exact, of a density; with variational dequantisation a bound of the probability of bytes."""
+        if self._learns_noise:
+            return Likelihood("lower bound", "256 bins")
+        return Likelihood("exact", "density")
 
     @torch.no_grad()
     def __call__(
@@ -157,17 +163,21 @@ class FlowPipeline(DiffusionPipeline):
         `samples`, which gives a bound of the log-probability of the bytes. Without labels, a network that is
         conditioned on them gives the mean over its classes, \(p(x) = \frac1K \sum_c p(x|c)\).
 
+        A flow with variational dequantisation was trained for the bytes, and always gives that bound.
+
         Args:
             images: images, or what `from_input` takes; of a flow of vectors (B, D).
             class_labels: as for sampling, or `None`.
-            samples: `None` (default): the density at the images as they are; a number k, at least 1: the lower bound
-                \(\log \frac1k \sum_i p(x + u_i) / 128^D\) of the log-probability of bytes, by uniform dequantisation.
+            samples: `None` (default): the density at the images as they are, or 1 with variational dequantisation; a
+                number k, at least 1: the lower bound \(\log \frac1k \sum_i p(x + u_i) / (128^D q(u_i|x))\) of the
+                log-probability of bytes, q being 1 for uniform noise.
             generator: of u, one or one per image.
 
         Returns:
             float64, (B,). Bits per dimension: `latentia.evaluation.bits_per_dimension`, for `samples` with `span=None`.
         """
         x = self._input(images)
+        samples = 1 if samples is None and self._learns_noise else samples
         if samples is None:
             return self._log_prob(x, class_labels)
         check_range("samples", samples, 1)
@@ -175,8 +185,11 @@ class FlowPipeline(DiffusionPipeline):
             raise UsageError("samples dequantise bytes of images, and this flow is of vectors; leave it out.")
         generators, densities = image_generators(generator, len(x)), []
         for _ in range(samples):
-            noise = draw_uniform(generators, x.shape[1:], x.device).to(x.dtype)
-            densities.append(self._log_prob(dequantize(x, noise), class_labels))
+            if self._learns_noise:
+                noise = draw_noise(generators, x.shape[1:], x.device, x.dtype)
+            else:
+                noise = draw_uniform(generators, x.shape[1:], x.device).to(x.dtype)
+            densities.append(self._log_prob(x, class_labels, noise))
         return importance_weighted_bound(torch.stack(densities, 1)) - self._size * math.log(128)
 
     def anomaly_score(self, images: Images, **options: Any) -> Tensor:
@@ -191,6 +204,10 @@ class FlowPipeline(DiffusionPipeline):
     @property
     def _is_image(self) -> bool:
         return len(self.flow.shape) == 3
+
+    @property
+    def _learns_noise(self) -> bool:
+        return self.flow.config.dequantization == "variational"
 
     @property
     def _size(self) -> int:
@@ -220,9 +237,12 @@ class FlowPipeline(DiffusionPipeline):
             raise UsageError("images must be finite; some vectors hold NaN or infinity.")
         return images.to(**place)
 
-    def _log_prob(self, x: Tensor, class_labels: Labels) -> Tensor:
+    def _log_prob(self, x: Tensor, class_labels: Labels, noise: Tensor | None = None) -> Tensor:
         if class_labels is None and self.num_classes is not None:
-            every = [self._log_prob(x, c) for c in range(self.num_classes)]
+            every = [self._log_prob(x, c, noise) for c in range(self.num_classes)]
             return importance_weighted_bound(torch.stack(every, 1))
-        labels = self._class_indices(class_labels, len(x), required=True)
-        return in_chunks(lambda *columns: self.flow(columns[0], class_labels=columns[1]).log_prob.double(), x, labels)
+
+        def log_prob(x: Tensor, labels: Tensor | None, noise: Tensor | None) -> Tensor:
+            return self.flow(x, class_labels=labels, noise=noise).log_prob.double()
+
+        return in_chunks(log_prob, x, self._class_indices(class_labels, len(x), required=True), noise)

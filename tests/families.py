@@ -106,7 +106,7 @@ FAMILIES = [
     Family(
         "flow",
         "train_flow.py",
-        "--num_layers 2 --hidden_sizes 8 8 --class_conditional",
+        "--num_layers 2 --hidden_sizes 8 8 --class_conditional --dequantization variational",
         refuses=NO_BLOCKS,
     ),
     Family(

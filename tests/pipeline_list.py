@@ -304,7 +304,7 @@ PIPELINES = [
     Entry("normalizing-flow", seed(flow), SMALL, (64,)),
     Entry(
         "normalizing-flow-classes",
-        seed(lambda: flow(16, classes=3, architecture="spline", num_stages=3)),
+        seed(lambda: flow(16, classes=3, architecture="spline", num_stages=3, dequantization="variational")),
         GREY,
         (256,),
         lambda n: {"batch_size": n, **labels(n), "temperature": 0.8},

@@ -148,7 +148,7 @@ def _told(b: int) -> dict[str, Any]:
 def _flow(architecture: str, extra: Callable = lambda b: {}, **config):
     config = {"sample_size": (8, 16), "num_layers": 3, "hidden_sizes": (8, 8)} | config
     return Entry(
-        f"flow-{architecture}",
+        f"flow-{config.get('dequantization', architecture)}",
         lambda: NormalizingFlow(architecture=architecture, **config),
         lambda b: {"sample": torch.rand(b, 1, 8, 16) * 2 - 1, **extra(b)},
         lambda b: (b,),
@@ -162,6 +162,10 @@ def _vector_flow(architecture: str, extra: Callable = lambda b: {}, **config):
         lambda b: {"sample": torch.randn(b, 3), **extra(b)},
         lambda b: (b,),
     )
+
+
+def _noise(b: int) -> dict[str, Any]:
+    return {"noise": torch.randn(b, 1, 8, 16), "class_labels": torch.arange(b) % 10}
 
 
 def _class_and_context(b: int) -> dict[str, Any]:
@@ -237,6 +241,7 @@ ZOO = [
         for norm in ("group", "spectral", "none")
     ),
     _flow("nice"),
+    _flow("realnvp", _noise, dequantization="variational", num_class_embeds=10),
     _flow("realnvp", num_stages=2),
     _flow("glow", _class_and_context, num_stages=2, num_class_embeds=10, context_dim=2),
     _flow("spline", num_stages=3, bins=4),

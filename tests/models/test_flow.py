@@ -11,7 +11,7 @@ from helpers import seeded
 from latentia import VAE, Autoencoder, AutoencoderPipeline, FlowPipeline, NormalizingFlow, VAEPipeline
 from latentia.errors import UsageError
 from latentia.evaluation import bits_per_dimension, dequantise
-from latentia.functional.flows import logit, soft_clip
+from latentia.functional.flows import dequantize, logit, soft_clip
 from latentia.losses.likelihood import flow_loss
 from latentia.models.flow import IMAGES, VECTORS
 from latentia.models.layers.flow import LOG_SCALE_BOUND, ActNorm, Autoregressive, Coupling, InvertibleLinear
@@ -226,6 +226,23 @@ def test_the_loss_is_the_likelihood_of_dequantised_images():
     torch.testing.assert_close(values["bits_per_dim"], bits_per_dimension(-nats, 32).detach(), atol=1e-4, rtol=0)
 
 
+def test_learned_noise_has_the_density_that_is_counted():
+    """q(u|x) against autograd's Jacobian of the noise, and the bound as the difference of two densities."""
+    flow = build("images", "glow", sample_size=4, dequantization="variational").double()
+    x = torch.randint(0, 256, (5, 1, 4, 4), generator=seeded(0)).double() / 127.5 - 1
+    noise = torch.randn(5, 1, 4, 4, dtype=torch.float64, generator=seeded(1))
+    u, log_q = flow.dequantizer(x, noise)
+    assert 0 <= u.min() and u.max() < 1 and u.std() > 0
+    jacobian = torch.autograd.functional.jacobian(lambda e: flow.dequantizer(x, e)[0].sum(0).flatten(), noise)
+    log_det = torch.linalg.slogdet(jacobian.transpose(0, 1).flatten(2))[1]
+    normal = torch.distributions.Normal(0, 1).log_prob(noise).flatten(1).sum(1)
+    torch.testing.assert_close(log_q, normal - log_det, atol=1e-9, rtol=0)
+    bound = flow(x, noise=noise).log_prob
+    torch.testing.assert_close(bound, flow.log_prob(dequantize(x, u)) - log_q, atol=1e-9, rtol=0)
+    other = build("images", "glow", sample_size=4, dequantization="variational").double()
+    assert not torch.equal(other.dequantizer(-x, noise)[0], u)  # it sees the image
+
+
 def test_labels_matter_and_without_them_the_mixture_is_meant():
     flow = build("images", "glow", num_class_embeds=3)
     pipe, x = FlowPipeline(flow), dequantise(torch.full((2, 1, 8, 4), 90, dtype=torch.uint8)).values
@@ -270,6 +287,8 @@ def test_points_pass_the_pipeline_as_tensors():
         (lambda: NormalizingFlow(None, 2, "maf", num_stages=2), "num_stages must be 1 for vectors"),
         (lambda: NormalizingFlow(8, bins=1), "bins must be in"),
         (lambda: NormalizingFlow(8, logit_alpha=0.5), "logit_alpha must be in"),
+        (lambda: NormalizingFlow(8, dequantization="none"), "dequantization must be one of uniform, variational"),
+        (lambda: NormalizingFlow(None, 2, "maf", dequantization="variational"), "dequantization must be one of"),
         (lambda: NormalizingFlow(8)(), "sample or latents must be given"),
         (lambda: NormalizingFlow(8)(torch.zeros(1, 1, 8, 4)), r"sample must have shape \(B, 1, 8, 8\)"),
         (lambda: NormalizingFlow(8)(latents=torch.zeros(1, 8)), r"latents must have shape \(B, 64\)"),

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from latentia.functional.bounds import bits_per_dim
 from latentia.functional.checks import check_values
-from latentia.functional.flows import dequantize
 from latentia.losses.conditions import item_of, labels_of
 from latentia.losses.networks import config_of
 from latentia.rng import Rng
@@ -16,8 +15,9 @@ from latentia.rng import Rng
 def flow_loss(flow: Any, batch: Mapping[str, Any], rng: Rng) -> dict[str, Tensor]:
     r"""The negative log-likelihood of a flow: \(-\log N(f(x); 0, I) - \log |\det \partial f / \partial x|\).
 
-    Images get uniform noise of the width of a byte, anew at each step (`dequantize`): the mean over it bounds the
-    log-probability of the bytes from below. Points and vectors are taken as they are.
+    Images get noise of the width of a byte, anew at each step (`latentia.functional.flows.dequantize`), uniform or
+    learned: the mean over it bounds the log-probability of the bytes from below. Points and vectors are taken as they
+    are.
 
     Args:
         flow: `NormalizingFlow`, called through `forward` alone; may be wrapped for several processes.
@@ -49,7 +49,8 @@ def flow_loss(flow: Any, batch: Mapping[str, Any], rng: Rng) -> dict[str, Tensor
     is_image = x.ndim == 4
     if is_image:
         check_values("images", x, -1, 1, advice="Scale pixels v of 0 to 255 by v / 127.5 - 1.")
-        x = dequantize(x, rng.uniform("dequantize", x.shape[1:]).to(x.dtype))
+        draw = rng.normal if config.dequantization == "variational" else rng.uniform
+        conditions["noise"] = draw("dequantize", x.shape[1:]).to(x.dtype)
     out = flow(x, **conditions)
     nats = -out.log_prob.mean()
     values = {"nats": nats, "log_det": out.log_det.mean()}

@@ -12,15 +12,18 @@ from torch import Tensor, nn
 
 from latentia.errors import Positive, Size, UsageError, check_arguments, check_choice, check_range
 from latentia.functional.distributions import log_normal
+from latentia.functional.flows import dequantize
 from latentia.models.layers.conditioners import ContextEmbedding
 from latentia.models.layers.conditioning import check_class_labels
 from latentia.models.layers.convolution import image_size
+from latentia.models.layers.dequantizer import VariationalDequantizer
 from latentia.models.layers.flow import (
     ActNorm,
     FlowLayer,
     Logit,
     Squeeze,
     Transform,
+    check_halvings,
     conv_coupling,
     image_layers,
     vector_layers,
@@ -36,6 +39,7 @@ IMAGES: dict[str, tuple[Any, str]] = {
     "glow": ("affine", "linear"),
     "spline": ("spline", "linear"),
 }
+DEQUANTIZATIONS = ("uniform", "variational")
 VECTORS: dict[str, tuple[Any, str]] = {
     "nice": ("additive", "coupling"),
     "realnvp": ("affine", "coupling"),
@@ -88,6 +92,8 @@ class NormalizingFlow(ModelMixin, ConfigMixin):
         tail_bound: the splines act on [-tail_bound, tail_bound] and are the identity outside. Default 4.
         logit_alpha: pixels are mapped to real numbers by a logit that is kept this far from its ends, in (0, 0.5); its
             log-determinant counts. Default 0.05.
+        dequantization: of images, "uniform" (default), or "variational": the noise that makes bytes continuous is
+            learned, by a `VariationalDequantizer` that is a part of the network.
         num_class_embeds: number of classes that it is conditioned on; `None` (default): no labels.
         context_dim: values of a vector that it is conditioned on; `None` (default): no vector.
 
@@ -127,6 +133,7 @@ class NormalizingFlow(ModelMixin, ConfigMixin):
         bins: Size = 8,
         tail_bound: Positive = 4.0,
         logit_alpha: Positive = 0.05,
+        dequantization: str = "uniform",
         num_class_embeds: Size | None = None,
         context_dim: Size | None = None,
     ):
@@ -135,6 +142,7 @@ class NormalizingFlow(ModelMixin, ConfigMixin):
         check_choice("architecture", architecture, IMAGES if of_images else VECTORS)
         check_range("bins", bins, 2, 100)
         check_range("logit_alpha", logit_alpha, 0, 0.5, closed="neither")
+        check_choice("dequantization", dequantization, DEQUANTIZATIONS if of_images else DEQUANTIZATIONS[:1])
         self.context = ContextEmbedding(num_class_embeds, context_dim)
         conditional = num_class_embeds is not None or context_dim is not None
         network = {"hidden_sizes": hidden_sizes, "activation": activation, "has_context": conditional}
@@ -166,6 +174,8 @@ class NormalizingFlow(ModelMixin, ConfigMixin):
                 channels //= 2
             self._latent_shapes.append((channels, height, width))
         self.stages[-1].append(ActNorm(channels))
+        if dequantization == "variational":
+            self.dequantizer = VariationalDequantizer(in_channels, hidden_sizes, activation)
 
     def forward(
         self,
@@ -173,15 +183,19 @@ class NormalizingFlow(ModelMixin, ConfigMixin):
         latents: Tensor | None = None,
         class_labels: Tensor | None = None,
         context: Tensor | None = None,
+        noise: Tensor | None = None,
         return_dict: bool = True,
     ) -> FlowOutput | tuple[Tensor, ...]:
-        """Map samples to latents, or latents to samples, with the log-density of the samples.
+        r"""Map samples to latents, or latents to samples, with the log-density of the samples.
 
         Args:
             sample: x, (B, *shape); images in [-1, 1], as `latentia.functional.flows.dequantize` gives them.
             latents: z, (B, D), in place of `sample`.
             class_labels: integers in [0, num_class_embeds), (B,).
             context: (B, context_dim).
+            noise: for `sample` as images of bytes, v / 127.5 - 1: they are dequantised here, by u in [0, 1) or, if
+                `dequantization` is "variational", by what is made of N(0, 1); shaped as `sample`. `log_prob` is then
+                \(\log p(x + u) - \log q(u|x)\). `None` (default): `sample` is continuous.
             return_dict: `False` returns a tuple.
 
         Raises:
@@ -198,8 +212,12 @@ class NormalizingFlow(ModelMixin, ConfigMixin):
         # Densities are sums over all values and inverses undo roundings: at least float32 whatever the weights are.
         x = given.to(torch.promote_types(given.dtype, torch.float32))
         if latents is None:
+            log_q: Tensor | float = 0.0
+            if noise is not None and self.config.dequantization == "variational":
+                noise, log_q = self.dequantizer(x, noise.to(x.dtype))
+            x = x if noise is None else dequantize(x, noise)
             z, log_det = self._encode(x, condition)
-            output = FlowOutput(log_normal(z) + log_det, x, z, log_det)
+            output = FlowOutput(log_normal(z) + log_det - log_q, x, z, log_det)
         else:
             decoded, log_det = self._decode(x, condition)
             output = FlowOutput(log_normal(x) - log_det, decoded, x, -log_det)
@@ -358,36 +376,4 @@ def _check_vectors(values: int, num_stages: int, layers_are: str, architecture: 
         raise UsageError(
             f"in_channels must be at least 2 for vectors and {architecture!r}, which transforms one half of the values "
             f'by the other; got {values}. Take architecture="maf".'
-        )
-
-
-def most_halvings(size: tuple[int, int]) -> int:
-    """How often both sides of an image can be halved.
-
-    Example:
-        >>> most_halvings((28, 28)), most_halvings((8, 12))
-        (2, 2)
-    """
-    halvings = 0
-    while all(side % 2 ** (halvings + 1) == 0 for side in size):
-        halvings += 1
-    return halvings
-
-
-def check_halvings(size: tuple[int, int], num_stages: int) -> None:
-    """Raises a `UsageError` unless an image can be halved so often; names how often it can, and the sizes that can.
-
-    Example:
-        >>> check_halvings((28, 28), 2)
-        >>> check_halvings((30, 28), 2)
-        Traceback (most recent call last):
-        latentia.errors.UsageError: num_stages must be at most 1 for images of 30 x 28, which cannot be halved more \
-often; got 2. Lower it, or resize the images: each side to a multiple of 4.
-    """
-    possible = most_halvings(size)
-    if num_stages > possible:
-        rule = f"at most {possible}" if possible else "0, which is no flow,"
-        raise UsageError(
-            f"num_stages must be {rule} for images of {size[0]} x {size[1]}, which cannot be halved more often; got "
-            f"{num_stages}. Lower it, or resize the images: each side to a multiple of {2**num_stages}."
         )

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latentia.errors import UsageError
 from latentia.functional.flows import MIN_SLOPE, affine, logit, rational_quadratic_spline, soft_clip
 from latentia.models.layers.conditioners import ConvConditioner, DenseConditioner, MaskedConditioner
 
@@ -350,3 +351,35 @@ def vector_layers(
             fast_inverse = layers_are == "inverse autoregressive"
             yield Autoregressive(values, transform=transform, fast_inverse=fast_inverse, **network)
         yield Reverse() if transform.kind == "additive" else InvertibleLinear(values)
+
+
+def most_halvings(size: tuple[int, int]) -> int:
+    """How often both sides of an image can be halved.
+
+    Example:
+        >>> most_halvings((28, 28)), most_halvings((8, 12))
+        (2, 2)
+    """
+    halvings = 0
+    while all(side % 2 ** (halvings + 1) == 0 for side in size):
+        halvings += 1
+    return halvings
+
+
+def check_halvings(size: tuple[int, int], num_stages: int) -> None:
+    """Raises a `UsageError` unless an image can be halved so often; names how often it can, and the sizes that can.
+
+    Example:
+        >>> check_halvings((28, 28), 2)
+        >>> check_halvings((30, 28), 2)
+        Traceback (most recent call last):
+        latentia.errors.UsageError: num_stages must be at most 1 for images of 30 x 28, which cannot be halved more \
+often; got 2. Lower it, or resize the images: each side to a multiple of 4.
+    """
+    possible = most_halvings(size)
+    if num_stages > possible:
+        rule = f"at most {possible}" if possible else "0, which is no flow,"
+        raise UsageError(
+            f"num_stages must be {rule} for images of {size[0]} x {size[1]}, which cannot be halved more often; got "
+            f"{num_stages}. Lower it, or resize the images: each side to a multiple of {2**num_stages}."
+        )
