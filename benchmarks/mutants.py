@@ -440,7 +440,7 @@ MUTANTS = [
         "not_dequantised",
         "a flow is trained on the middles of the bytes' intervals, where its density may become infinite",
         "src/latentia/losses/likelihood.py",
-        (('dequantize(x, rng.uniform("dequantize", x.shape[1:]).to(x.dtype))', "dequantize(x)"),),
+        (('= draw("dequantize", x.shape[1:]).to(x.dtype)', '= 0 * draw("dequantize", x.shape[1:]).to(x.dtype) + 0.5'),),
         "tests/models/test_flow.py -k dequantised_images",
     ),
     Mutant(

@@ -17,7 +17,6 @@ from latentia import FlowPipeline, NormalizingFlow
 from latentia.data.plane import Plane, PlaneData
 from latentia.errors import UsageError
 from latentia.files.writing import write_image, write_json
-from latentia.functional.chunks import in_chunks
 from latentia.losses.likelihood import flow_loss
 from latentia.runs.arguments import (
     EMAArguments,
@@ -64,12 +63,12 @@ def draw(flow: NormalizingFlow, plane: Plane) -> Image.Image:
 
     real = plane.sample(DRAWN_POINTS, 1)
     generators = [torch.Generator().manual_seed(seed) for seed in range(DRAWN_POINTS)]
-    samples = in_chunks(flow.decode, torch.stack([torch.randn(2, generator=g) for g in generators]))
+    samples = flow.sample(DRAWN_POINTS, generators)
     low, high = real.amin(0), real.amax(0)
     low, high = low - 0.1 * (high - low), high + 0.1 * (high - low)
     x, y = (torch.linspace(float(low[k]), float(high[k]), 200) for k in (0, 1))
     places = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
-    log_density = in_chunks(flow.log_prob, places).view(200, 200)
+    log_density = flow.log_prob(places).view(200, 200)
     box = [float(v) for pair in zip(low, high) for v in pair]
     width, height = (float(v) for v in high - low)
     figure = Figure(figsize=(10.5, 0.7 + 3.2 * height / width), layout="constrained")
@@ -91,7 +90,7 @@ def finish(folder: Path, flow: NormalizingFlow, plane: Plane) -> None:
     """Save the pipeline and the picture, and print the log-likelihood of points that were not trained on."""
     flow = flow.cpu().eval()
     points = plane.sample(HELD_OUT_POINTS, 0)
-    result = {"log_likelihood": in_chunks(flow.log_prob, points).mean().item(), "points": HELD_OUT_POINTS}
+    result = {"log_likelihood": flow.log_prob(points).mean().item(), "points": HELD_OUT_POINTS}
     print(f"log p(x) = {result['log_likelihood']:.3f} nats, the mean over {HELD_OUT_POINTS} new points")
     if plane.centres is not None:
         result["true_log_likelihood"] = plane.log_prob(points).mean().item()
