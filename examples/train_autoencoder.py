@@ -2,18 +2,16 @@
 
     accelerate launch examples/train_autoencoder.py --dataset_name digits --latent_dim 8 --output_dir outputs/digits-ae
 
-At the end a Gaussian mixture or a flow is fitted to the latents, so that the pipeline it leaves samples too:
+At the end a Gaussian mixture is fitted to the latents, so that the pipeline it leaves samples too:
 `latentia.DiffusionPipeline.from_pretrained("outputs/digits-ae")`. A run that was killed goes on when the same command
 is started again.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from torch import nn
 
-from latentia import Autoencoder, AutoencoderPipeline, LatentMixture, NormalizingFlow
+from latentia import Autoencoder, AutoencoderPipeline, LatentMixture
 from latentia.errors import Natural, Size
 from latentia.functional.chunks import in_chunks
 from latentia.losses.reconstruction import autoencoder_loss
@@ -31,8 +29,6 @@ class StageArguments:
 
     layerwise_steps: Natural = 0
     """Steps in which each dense layer is first trained alone, from the outermost; 0: all together from the start."""
-    prior: Literal["mixture", "flow"] = "mixture"
-    """Density fitted to the latents at the end: Gaussians, or a spline flow, which takes half a minute each time."""
     prior_components: Size = 10
     """Gaussians of the mixture that is fitted to the latents at the end."""
     prior_samples: Size = 2000
@@ -84,11 +80,8 @@ def main(args: Arguments) -> int:
         images = run.data.batch(0, stages.prior_samples, seed=0, device=run.device)["x"]
         with torch.no_grad():
             latents = in_chunks(weights.encode, images)
-        if stages.prior == "flow":
-            prior: nn.Module = NormalizingFlow.fit(latents)
-        else:
-            prior = LatentMixture.fit(latents, stages.prior_components)
-        return AutoencoderPipeline(weights, prior=prior.to(weights.device))
+        prior = LatentMixture.fit(latents, stages.prior_components).to(weights.device)
+        return AutoencoderPipeline(weights, prior=prior)
 
     pairs = reconstructor(AutoencoderPipeline, whole.final, run.data)
     return run.train(

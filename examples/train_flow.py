@@ -88,7 +88,7 @@ def main(args: Arguments) -> int:
     check(args)
     run = Run(args, family="flow")
     settings = dict(args.model)
-    settings["num_stages"] = settings["num_stages"] or min(3, most_halvings(run.image["sample_size"]))
+    settings["num_stages"] = settings["num_stages"] or max(1, min(3, most_halvings(run.image["sample_size"])))
     network = NormalizingFlow(**run.image, **settings, num_class_embeds=run.num_classes)
 
     # The same images on every process; a checkpoint or --init_from replaces what is set here.

@@ -318,6 +318,8 @@ class DiffusionPipeline(DiffusersPipeline):
         names = list((self.config.label_names or {}).values())
         indices: list[int] = []
         for label in class_labels:
+            if isinstance(label, Tensor) and label.ndim == 0:
+                label = label.item()
             if isinstance(label, str):
                 if label not in names:
                     known = f"one of {names}" if names else "an index: this pipeline has no names for its classes"

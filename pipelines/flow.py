@@ -122,6 +122,8 @@ class FlowPipeline(DiffusionPipeline):
     def decode(self, latents: Tensor, *, class_labels: Labels = None, output_type: str = "pil") -> Any:
         """Images of latents (B, D); the inverse of `encode`."""
         self._check_output_type(output_type)
+        if not isinstance(latents, Tensor):
+            raise UsageError(f"latents must be a tensor (B, {self._size}); got {type(latents).__name__}.")
         z = latents.to(self._execution_device, self._wide)
         if z.ndim != 2 or z.shape[1] != self._size or not len(z):
             raise UsageError(f"latents must have shape (B, {self._size}); got {tuple(z.shape)}.")
@@ -180,7 +182,7 @@ class FlowPipeline(DiffusionPipeline):
         samples = 1 if samples is None and self._learns_noise else samples
         if samples is None:
             return self._log_prob(x, class_labels)
-        check_range("samples", samples, 1)
+        check_range("samples", samples, 1, integer=True)
         if not self._is_image:
             raise UsageError("samples dequantise bytes of images, and this flow is of vectors; leave it out.")
         generators, densities = image_generators(generator, len(x)), []
@@ -222,7 +224,7 @@ class FlowPipeline(DiffusionPipeline):
     def _check_output_type(self, output_type: str) -> None:
         check_output_type(output_type)
         if not self._is_image and output_type != "latent":
-            raise UsageError(f'output_type must be "latent" for a flow of vectors, no images; got {output_type!r}.')
+            raise UsageError(f'output_type must be "latent": this flow makes vectors, no images; got {output_type!r}.')
 
     def _input(self, images: Images) -> Tensor:
         """(B, *shape) in at least float32, as densities need it."""

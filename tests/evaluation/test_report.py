@@ -26,6 +26,7 @@ from latentia.evaluation import (
 )
 from latentia.evaluation.metrics import Metric, Pair
 from latentia.evaluation.report.report import SPLITS
+from latentia.evaluation.report.table import _bits
 
 
 def generator(seed=0):
@@ -229,3 +230,9 @@ def test_score_refuses_what_it_cannot_measure(extractor, real, digits):
 def test_documented_examples_run(module):
     result = doctest.testmod(module)
     assert result.attempted > 0 and result.failed == 0
+
+
+def test_bits_of_other_values_than_bytes_are_marked():
+    kinds = {"exact": "2", "lower bound": "≤ 2", "lower bound, dynamic binarisation": "≤ 2 (binarised)"}
+    for kind, text in kinds.items():
+        assert _bits([{"kind": f"{kind}, held-out", "bits_per_dimension": 2.0}]).text == text

@@ -247,6 +247,8 @@ def test_labels_matter_and_without_them_the_mixture_is_meant():
     flow = build("images", "glow", num_class_embeds=3)
     pipe, x = FlowPipeline(flow), dequantise(torch.full((2, 1, 8, 4), 90, dtype=torch.uint8)).values
     each = torch.stack([pipe.log_likelihood(x, class_labels=c) for c in range(3)], 1)
+    rows = list(torch.tensor([2, 2]))  # as labels of a data set are taken
+    assert torch.equal(pipe.log_likelihood(x, class_labels=rows), each[:, 2])
     assert (each[:, 0] - each[:, 1]).abs().min() > 1e-3
     torch.testing.assert_close(pipe.log_likelihood(x), each.logsumexp(1) - math.log(3), atol=1e-5, rtol=0)
 
@@ -280,7 +282,7 @@ def test_points_pass_the_pipeline_as_tensors():
     "call, words",
     [
         (lambda: NormalizingFlow((30, 28), num_stages=2), "num_stages must be at most 1 .* to a multiple of 4"),
-        (lambda: NormalizingFlow(7), "num_stages must be 0, which is no flow, for images of 7 x 7"),
+        (lambda: NormalizingFlow(7), "sample_size must have even sides .* got 7 x 7"),
         (lambda: NormalizingFlow(8, architecture="maf"), "architecture must be one of nice, realnvp, glow, spline;"),
         (lambda: NormalizingFlow(None, 2), "architecture must be one of nice, realnvp, spline, maf, iaf, spline_maf"),
         (lambda: NormalizingFlow(None, 1, "spline"), "in_channels must be at least 2 .* architecture=\"maf\""),
@@ -295,12 +297,21 @@ def test_points_pass_the_pipeline_as_tensors():
         (lambda: NormalizingFlow(8).log_prob(torch.zeros(1, 1, 8, 8), torch.tensor([0])), "class_labels were given"),
         (lambda: NormalizingFlow(8, context_dim=2).log_prob(torch.zeros(1, 1, 8, 8)), "context is missing"),
         (lambda: NormalizingFlow(8).initialize(torch.zeros(1, 1, 8, 8)), "at least 2 samples"),
+        (lambda: NormalizingFlow(8).initialize(torch.full((4, 1, 8, 8), 3.0)), r"sample must be in \[-1, 1\]; got"),
+        (lambda: NormalizingFlow(8).initialize(torch.zeros(4, 1, 8, 8).byte()), "must be floating point and finite"),
+        (lambda: NormalizingFlow(None, 2, "maf").initialize(torch.full((4, 2), math.nan)), "floating point and finite"),
+        (lambda: NormalizingFlow(8)(torch.zeros(4, 1, 8, 8).byte()), "must be floating point; got torch.uint8"),
+        (lambda: NormalizingFlow(8).sample(2, seeded(0)), "generators must be one for each of n=2 samples; got one Generator"),
+        (lambda: NormalizingFlow.fit(torch.randn(100)), r"latents must be a tensor \(N, D\)"),
+        (lambda: NormalizingFlow.fit(torch.randn(100, 2).numpy()), r"latents must be a tensor \(N, D\)"),
+        (lambda: FlowPipeline(NormalizingFlow(8)).decode(torch.zeros(1, 64).numpy()), "latents must be a tensor"),
+        (lambda: FlowPipeline(NormalizingFlow(8)).log_likelihood(torch.zeros(1, 1, 8, 8), samples=1.5), "an integer"),
         (lambda: FlowPipeline(NormalizingFlow(8))(temperature=-1.0), "temperature must be at least 0"),
         (lambda: FlowPipeline(NormalizingFlow(8))(class_labels=1), "trained without classes"),
         (lambda: FlowPipeline(NormalizingFlow(8)).log_likelihood(torch.full((1, 1, 8, 8), 1.5)), r"lie in \[-1, 1\]"),
         (lambda: FlowPipeline(NormalizingFlow(8, context_dim=2)), "flow must have no context vector"),
         (lambda: FlowPipeline(Autoencoder(8, latent_dim=2)), "flow must be a NormalizingFlow; got Autoencoder"),
-        (lambda: FlowPipeline(NormalizingFlow(None, 2, "maf"))(2), 'output_type must be "latent"'),
+        (lambda: FlowPipeline(NormalizingFlow(None, 2, "maf"))(2), 'output_type must be "latent": this flow makes'),
         (
             lambda: FlowPipeline(NormalizingFlow(None, 2, "maf")).encode(torch.zeros(2, 3)),
             r"images must be a tensor of vectors \(B, 2\)",

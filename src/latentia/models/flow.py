@@ -11,6 +11,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from latentia.errors import Positive, Size, UsageError, check_arguments, check_choice, check_range
+from latentia.functional.checks import check_values, is_false
 from latentia.functional.distributions import log_normal
 from latentia.functional.flows import dequantize
 from latentia.models.layers.conditioners import ContextEmbedding
@@ -208,6 +209,8 @@ class NormalizingFlow(ModelMixin, ConfigMixin):
         if tuple(given.shape[1:]) != expected or not len(given):
             name = "sample" if latents is None else "latents"
             raise UsageError(f"{name} must have shape (B, {', '.join(map(str, expected))}); got {tuple(given.shape)}.")
+        if not given.is_floating_point():
+            raise UsageError(f"sample and latents must be floating point; got {given.dtype}. Images: v / 127.5 - 1.")
         condition = self._condition(class_labels, context, len(given))
         # Densities are sums over all values and inverses undo roundings: at least float32 whatever the weights are.
         x = given.to(torch.promote_types(given.dtype, torch.float32))
@@ -266,6 +269,10 @@ class NormalizingFlow(ModelMixin, ConfigMixin):
 
         Glow (Kingma and Dhariwal, 2018, 1807.03039), section 3.1.
         """
+        if len(self.shape) == 3 and sample.is_floating_point():
+            check_values("sample", sample, -1, 1, advice="Scale pixels v of 0 to 255 by v / 127.5 - 1.")
+        if not sample.is_floating_point() or is_false(sample.isfinite().all()):
+            raise UsageError(f"sample must be floating point and finite to set scales from; got {sample.dtype}.")
         if len(sample) < 2:
             raise UsageError(f"sample must hold at least 2 samples to take a mean and variance of; got {len(sample)}.")
         condition = self._condition(class_labels, context, len(sample))
@@ -281,7 +288,7 @@ class NormalizingFlow(ModelMixin, ConfigMixin):
 
         Args:
             latents: (N, D), or (N, ...), which is flattened; N at least 20.
-            steps: of Adam, whose rate falls from 0.001 to 0. Default 2000: about 20 seconds for D = 32.
+            steps: of Adam, whose rate falls from 0.001 to 0. Default 2000: about half a minute for D = 32.
             batch_size: latents of a step. Default 256.
             seed: of weights and batches. Default 0.
             **settings: of the flow; default `architecture="spline"`, `num_layers=4`.

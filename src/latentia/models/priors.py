@@ -231,6 +231,9 @@ def check_latents(latents: Tensor, least: int = 1) -> Tensor:
         >>> check_latents(torch.arange(6.0).view(3, 2)).dtype
         torch.float64
     """
+    if not isinstance(latents, Tensor) or latents.ndim < 2:
+        given = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+        raise UsageError(f"latents must be a tensor (N, D) to fit a density to; got {given}.")
     z = latents.detach().flatten(1).double().cpu()
     if len(z) < least:
         raise UsageError(f"latents must be at least {least} to fit a density; got {len(z)}. Fit to more images.")
@@ -247,5 +250,6 @@ def check_generators(n: int, generators: Sequence[torch.Generator]) -> None:
     Example:
         >>> check_generators(1, [torch.Generator()])
     """
-    if len(generators) != n:
-        raise UsageError(f"generators must be one for each of n={n} samples; got {len(generators)}.")
+    if not isinstance(generators, Sequence) or len(generators) != n:
+        given = len(generators) if isinstance(generators, Sequence) else f"one {type(generators).__name__}"
+        raise UsageError(f"generators must be one for each of n={n} samples; got {given}.")

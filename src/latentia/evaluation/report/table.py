@@ -246,11 +246,17 @@ def _levelled(cell: Cell, real: Cell, better: str) -> Cell:
     return cell._replace(level="near" if near else "far")
 
 
+_OTHER_VALUES = {"binarisation": "binarised", "of the codes": "codes"}
+
+
 def _bits(likelihoods: Sequence[dict[str, Any]]) -> Cell:
     if not likelihoods:
         return Cell()
     cell = _mean([likelihood["bits_per_dimension"] for likelihood in likelihoods])
-    return cell._replace(text=("≤ " if "bound" in likelihoods[0]["kind"] else "") + cell.text)
+    kind = likelihoods[0]["kind"]
+    # Of other values than the bytes of pixels: no such number compares with the others of its row.
+    mark = next((f" ({mark})" for word, mark in _OTHER_VALUES.items() if word in kind), "")
+    return cell._replace(text=("≤ " if "bound" in kind else "") + cell.text + mark)
 
 
 def facts(results: Sequence[dict[str, Any]]) -> dict[str, str]:

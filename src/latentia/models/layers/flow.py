@@ -376,10 +376,14 @@ def check_halvings(size: tuple[int, int], num_stages: int) -> None:
         latentia.errors.UsageError: num_stages must be at most 1 for images of 30 x 28, which cannot be halved more \
 often; got 2. Lower it, or resize the images: each side to a multiple of 4.
     """
-    possible = most_halvings(size)
-    if num_stages > possible:
-        rule = f"at most {possible}" if possible else "0, which is no flow,"
+    possible, shape = most_halvings(size), f"{size[0]} x {size[1]}"
+    if possible == 0:
         raise UsageError(
-            f"num_stages must be {rule} for images of {size[0]} x {size[1]}, which cannot be halved more often; got "
+            f"sample_size must have even sides for a flow, which squeezes 2 x 2 pixels into channels; got {shape}. "
+            "Resize the images."
+        )
+    if num_stages > possible:
+        raise UsageError(
+            f"num_stages must be at most {possible} for images of {shape}, which cannot be halved more often; got "
             f"{num_stages}. Lower it, or resize the images: each side to a multiple of {2**num_stages}."
         )
