@@ -29,6 +29,15 @@ def is_local(address) -> bool:
         return address[0] in ("", "localhost", socket.gethostname())
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is marked
+def pytest_collection_modifyitems(items):
+    """Variants of kinds of training are tested by night."""
+    for item in items:
+        given = getattr(item, "callspec", None)
+        if given is not None and any(getattr(value, "at_night", False) is True for value in given.params.values()):
+            item.add_marker(pytest.mark.nightly)
+
+
 def pytest_collection_finish():
     """What was imported and collected stays: the garbage collector need not search it again and again."""
     gc.collect()

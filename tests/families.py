@@ -36,6 +36,7 @@ class Family:
         buffers: ends of names of buffers whose changes are no measure of training: counts, images, and statistics that
             each forward pass adds to, so each micro-batch.
         splits: whether a step of micro-batches equals one of the whole batch.
+        at_night: a variant whose parts other kinds of training test by day; its own battery is of `make nightly`.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Family:
     scored: tuple[str, ...] = SCORED
     buffers: tuple[str, ...] = ()
     splits: bool = True
+    at_night: bool = False
 
     def command(self, folder: Path, parts: Path, *more: str) -> list[str]:
         flags = self.flags.format(parts=parts).split()
@@ -64,6 +66,7 @@ FAMILIES = [
         "flow_matching",
         "train_ddpm.py",
         f"{UNET} --class_conditional --prediction_type flow --coupling_size 4",
+        at_night=True,
     ),
     Family(
         "autoencoder",
@@ -114,6 +117,7 @@ FAMILIES = [
         "train_flow.py",
         "--num_layers 2 --hidden_sizes 8 8 --likelihood_weight 0.5 --discriminator_block_out_channels 4",
         refuses=NO_BLOCKS | {"compile": "second"},
+        at_night=True,
     ),
     Family(
         "flow_plane",
@@ -122,6 +126,7 @@ FAMILIES = [
         data=(),
         scored=("--max_train_steps", "2"),
         refuses=NO_BLOCKS,
+        at_night=True,
     ),
     Family(
         "gan_diffusion",
@@ -138,6 +143,7 @@ FAMILIES = [
         scored=("--frame_steps", "1", "--max_train_steps", "2"),
         refuses=NO_BLOCKS | {"compile": "second derivatives"},
         buffers=("count", "signs"),
+        at_night=True,
     ),
     Family(
         "vae_gan",

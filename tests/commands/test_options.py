@@ -15,14 +15,14 @@ SMALL = {"n": 20, "metrics": ["fd"], "extractor": "digits"}
     "options, rule",
     [
         ({"metrics": []}, "metrics must name at least one of fd,"),
-        ({"metrics": "fd"}, 'metrics must be a list of names; got a text. Give \\["fd"\\]'),
+        ({"metrics": "fd"}, "metrics must be a sequence of texts.*; got 'fd'. Give \\[\"fd\"\\]"),
         ({"likelihood_images": -1}, "likelihood_images must be at least 0; got -1"),
         ({"latent_images": -1}, "latent_images must be at least 0; got -1"),
         ({"reconstruction_images": 1}, "reconstruction_images must be 0 or at least 2"),
         ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
         ({"device": "cuda:99"}, "device must be one of cpu.*; got 'cuda:99'"),
         ({"device": "gpu"}, "device must be one of cpu.*; got 'gpu'"),
-        ({"n": 10.0}, "n must be a whole number; got 10.0"),
+        ({"n": 10.0}, "n must be an integer.*; got 10.0"),
         ({"extractor": "nope"}, "extractor must be one of digits, mnist, emoji"),
     ],
 )

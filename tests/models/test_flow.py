@@ -1,14 +1,16 @@
 """Normalizing flows: inverses, Jacobians, densities that integrate to 1, and the same numbers as zuko and normflows."""
 
+import json
 import math
 
 import normflows
 import pytest
 import torch
 import zuko
-from helpers import seeded
+from helpers import load_example, seeded
 
 from latentia import VAE, Autoencoder, AutoencoderPipeline, FlowPipeline, NormalizingFlow, VAEPipeline
+from latentia.data.plane import PLANES
 from latentia.errors import UsageError
 from latentia.evaluation import bits_per_dimension, dequantise
 from latentia.functional.flows import dequantize, logit, soft_clip
@@ -16,6 +18,7 @@ from latentia.losses.likelihood import flow_loss
 from latentia.models.flow import IMAGES, VECTORS
 from latentia.models.layers.flow import LOG_SCALE_BOUND, ActNorm, Autoregressive, Coupling, InvertibleLinear
 from latentia.rng import Rng
+from latentia.runs.command_line import with_values
 
 CONDITIONS = {"none": {}, "classes": {"num_class_embeds": 3}, "context": {"context_dim": 2}}
 
@@ -278,6 +281,17 @@ def test_points_pass_the_pipeline_as_tensors():
     assert pipe.log_likelihood(points).shape == (5,)
 
 
+def test_a_flow_of_the_plane_is_trained_drawn_and_saved(tmp_path):
+    example = load_example("train_flow_plane")
+    flags = {"output_dir": str(tmp_path), "max_train_steps": 3, "num_layers": 2, "hidden_sizes": [8], "plane": "ring"}
+    assert example.main(with_values(example.Arguments(), flags, "run.yaml")) == 0
+    found = json.loads((tmp_path / "run_summary.json").read_text())
+    assert found["log_likelihood"] < found["true_log_likelihood"] and (tmp_path / "density.png").stat().st_size > 5000
+    pipe = FlowPipeline.from_pretrained(tmp_path)
+    mean = pipe.log_likelihood(PLANES["ring"].sample(10_000, 0)).mean()
+    assert abs(float(mean) - found["log_likelihood"]) < 1e-3
+
+
 @pytest.mark.parametrize(
     "call, words",
     [
@@ -301,7 +315,7 @@ def test_points_pass_the_pipeline_as_tensors():
         (lambda: NormalizingFlow(8).initialize(torch.zeros(4, 1, 8, 8).byte()), "must be floating point and finite"),
         (lambda: NormalizingFlow(None, 2, "maf").initialize(torch.full((4, 2), math.nan)), "floating point and finite"),
         (lambda: NormalizingFlow(8)(torch.zeros(4, 1, 8, 8).byte()), "must be floating point; got torch.uint8"),
-        (lambda: NormalizingFlow(8).sample(2, seeded(0)), "generators must be one for each of n=2 samples; got one Generator"),
+        (lambda: NormalizingFlow(8).sample(2, seeded(0)), "one for each of n=2 samples; got one Generator"),
         (lambda: NormalizingFlow.fit(torch.randn(100)), r"latents must be a tensor \(N, D\)"),
         (lambda: NormalizingFlow.fit(torch.randn(100, 2).numpy()), r"latents must be a tensor \(N, D\)"),
         (lambda: FlowPipeline(NormalizingFlow(8)).decode(torch.zeros(1, 64).numpy()), "latents must be a tensor"),

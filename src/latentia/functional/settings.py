@@ -69,7 +69,8 @@ def check_settings(kind: type, settings: Mapping[str, Any]) -> None:
 
 def _check(name: str, value: Any, hint: Any) -> None:
     if not _fits(value, hint):
-        raise UsageError(f"{name} must be {_describe(hint)}; got {value!r}.")
+        a_list = f' Give ["{value}"].' if isinstance(value, str) and _fits([value], hint) else ""
+        raise UsageError(f"{name} must be {_describe(hint)}; got {value!r}.{a_list}")
 
 
 _KINDS = {int: ("an integer", "integers"), float: ("a number", "numbers"), str: ("a text", "texts")}
