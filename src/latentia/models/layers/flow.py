@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from latentia.errors import UsageError
 from latentia.functional.flows import MIN_SLOPE, affine, logit, rational_quadratic_spline, soft_clip
+from latentia.functional.precision import full_precision
 from latentia.models.layers.conditioners import ConvConditioner, DenseConditioner, MaskedConditioner
 
 LOG_SCALE_BOUND = 3.0  # of one affine transform, see `soft_clip`
@@ -137,7 +138,7 @@ class InvertibleLinear(FlowLayer):
         lower, upper, log_diagonal = (p.to(x.dtype) for p in (self.lower, self.upper, self.log_diagonal))
         one = torch.eye(len(log_diagonal), dtype=x.dtype, device=x.device)
         lower, upper = lower.tril(-1) + one, upper.triu(1) + log_diagonal.exp().diag()
-        with torch.autocast(x.device.type, enabled=False):  # its inverse must undo it to the last digits
+        with full_precision(x.device.type):  # its inverse must undo it to the last digits
             if inverse:
                 half = torch.linalg.solve_triangular(lower, one, upper=False, unitriangular=True)
                 weight = torch.linalg.solve_triangular(upper, half, upper=True).flip(0)
