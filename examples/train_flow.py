@@ -36,8 +36,7 @@ class AdversarialArguments:
     """Flow-GAN: the flow as a generator, against a discriminator, with its likelihood or without."""
 
     likelihood_weight: Weight | None = None
-    """Train adversarially, with the negative log-likelihood per value of an image times this weight; 0: adversarially
-    alone; not given: by likelihood alone."""
+    """Adversarial training, beside this weight of the nats per value; 0: adversarial; not given: likelihood alone."""
     objective: Objective = "relativistic"
     """Adversarial objective."""
     r1: Weight = 0.1

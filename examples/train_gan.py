@@ -77,8 +77,7 @@ class AdversarialArguments:
     instance_noise: Weight = 0.0
     """Standard deviation of noise on all that the discriminator sees, falling to 0 at the end."""
     augment: Literal["none", "diff", "ada", "diffusion"] = "none"
-    """Augment what the discriminator sees: always (diff), or as often as it overfits (ada), for small data sets; or by
-    a diffusion that is longer the more it overfits (diffusion): Diffusion-GAN."""
+    """Augment what the discriminator sees: always (diff), or the more the more it overfits (ada, or Diffusion-GAN)."""
     replay: Annotated[int, Range(0, most=2**20)] = 0
     """Earlier generated images to store and show again to the discriminator; 0: none."""
     mismatched: bool = True

@@ -22,6 +22,8 @@ from latentia.runs.arguments import (
 from latentia.runs.command_line import run_script
 from latentia.runs.run import Run
 
+Objective = Literal["minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic"]
+
 
 @dataclass(frozen=True)
 class HybridArguments:
@@ -31,9 +33,7 @@ class HybridArguments:
     """Weight of the reconstruction against the adversarial loss, of the decoder alone."""
     discriminator_layer: str | None = None
     """Layer of the discriminator whose features are reconstructed, such as down_blocks.1; not given: the last stage."""
-    objective: Literal["minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic"] = (
-        "non_saturating"
-    )
+    objective: Objective = "non_saturating"
     """What both networks minimise; the paper's is minimax."""
     discriminator_learning_rate: Positive | None = None
     """Peak rate of the discriminator; not given: the learning_rate."""

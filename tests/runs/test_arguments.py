@@ -175,7 +175,7 @@ def test_what_makes_a_run_another_one():
 FLAGS = """
     dataset_name dataset_config_name dataset_revision train_data_dir split image_column label_column caption_column
     resolution channels center_crop random_flip max_train_samples streaming on_bad_image dataloader_num_workers
-    cache_dir
+    cache_dir coupling_size
     block_out_channels patch_size layers_per_block attention_head_dim dropout class_conditional learned_variance
     num_train_timesteps beta_schedule prediction_type time_sampling time_loc time_scale loss_weighting snr_gamma
     class_dropout
@@ -213,7 +213,11 @@ def test_every_flag_is_explained(path):
     groups = importlib.import_module(f"latentia.examples.{path.stem}").Arguments()
     for field in dataclasses.fields(groups):
         group = getattr(groups, field.name)
-        source = "" if isinstance(group, NetworkArguments) else inspect.getsource(type(group))
+        source = (
+            ""
+            if isinstance(group, NetworkArguments)
+            else "".join(inspect.getsource(kind) for kind in type(group).__mro__[:-1])
+        )
         hints = typing.get_type_hints(type(group), include_extras=True)
         for flag in dataclasses.fields(group):
             if isinstance(group, NetworkArguments):  # from the docstring of the network

@@ -54,8 +54,7 @@ class DiffusionArguments:
     snr_gamma: Positive = 5.0
     """Cap of min_snr."""
     coupling_size: Size | None = None
-    """Couple noise to images by optimal transport within so many consecutive ones, for straighter paths of flow
-    matching; it must divide train_batch_size. Not given: independent noise."""
+    """Of flow matching: couple noise to so many images by optimal transport; it must divide train_batch_size."""
 
 
 def check_objective(chosen: DiffusionArguments, batch_size: int) -> None:
