@@ -134,6 +134,7 @@ FAMILIES = [
         f"{GAN} --augment diffusion --class_conditional --diffusion_min_steps 400",
         refuses=SECOND_DERIVATIVES,
         buffers=("running_std", "count", "signs"),
+        at_night=True,
     ),
     Family(
         "gan_plane_diffusion",
