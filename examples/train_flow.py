@@ -7,10 +7,10 @@ A run that was killed goes on when the same command is started again. The folder
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from latentia import DCGANDiscriminator, FlowPipeline, NormalizingFlow
 from latentia.errors import Positive, UsageError, Weight
+from latentia.functional.adversarial import Objective
 from latentia.functional.flows import dequantize
 from latentia.losses.flow_gan import flow_gan_discriminator_loss, flow_gan_loss
 from latentia.losses.likelihood import flow_loss
@@ -27,7 +27,6 @@ from latentia.runs.arguments import (
 from latentia.runs.command_line import run_script
 from latentia.runs.run import Run
 
-Objective = Literal["minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic"]
 INITIAL_IMAGES = 256  # from which the scales of activation normalisation are set
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from latentia import DCGANDiscriminator, DCGANGenerator, GANPipeline, HashedWords
 from latentia.errors import Count, Natural, Positive, Range, Rate, UsageError, Weight, format_number
 from latentia.evaluation import extractor_for, fitting_extractor
-from latentia.functional.adversarial import WITH_LABELS
+from latentia.functional.adversarial import WITH_LABELS, Objective
 from latentia.functional.schedules import linear_decay
 from latentia.losses.adversarial import gan_discriminator_loss, gan_generator_loss, gan_penalty_loss
 from latentia.losses.augmentation import AdaptiveAugmentation, ReplayPool, random_augment
@@ -33,7 +33,6 @@ from latentia.runs.run import Run
 from latentia.runs.validation import sampler
 from latentia.training.loop import Phase
 
-Objective = Literal["minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic"]
 DIFFUSION_FLAGS = {name: f"diffusion_{name}" for name in ("sigma", "min_steps", "max_steps", "times")}
 ADAPTED_IN = 100_000  # images in which the chain of a diffusion can grow from the shortest to the longest
 

@@ -7,10 +7,10 @@ without a likelihood: `latentia.DiffusionPipeline.from_pretrained("outputs/vae-g
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from latentia import VAE, DCGANDiscriminator, VAEPipeline
 from latentia.errors import Positive, UsageError
+from latentia.functional.adversarial import Objective
 from latentia.losses.vae_gan import vae_gan_discriminator_loss, vae_gan_loss
 from latentia.runs.arguments import (
     ClassArguments,
@@ -21,8 +21,6 @@ from latentia.runs.arguments import (
 )
 from latentia.runs.command_line import run_script
 from latentia.runs.run import Run
-
-Objective = Literal["minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic"]
 
 
 @dataclass(frozen=True)

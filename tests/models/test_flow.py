@@ -11,7 +11,7 @@ from helpers import load_example, seeded
 
 from latentia import VAE, Autoencoder, AutoencoderPipeline, FlowPipeline, NormalizingFlow, VAEPipeline
 from latentia.data.plane import PLANES
-from latentia.errors import UsageError
+from latentia.errors import NumericsError, UsageError
 from latentia.evaluation import bits_per_dimension, dequantise
 from latentia.functional.flows import dequantize, logit, soft_clip
 from latentia.losses.likelihood import flow_loss
@@ -271,6 +271,12 @@ def test_a_flow_is_a_prior_of_autoencoders():
     assert torch.equal(few, many[:2])
     vae = VAEPipeline(VAE(sample_size=8, latent_dim=3), prior=prior)
     assert vae.log_likelihood(torch.zeros(2, 1, 8, 8), samples=2, generator=seeded(0)).isfinite().all()
+
+
+def test_a_fit_that_diverges_is_an_error(monkeypatch):
+    monkeypatch.setattr(NormalizingFlow, "log_prob", lambda flow, x: flow.encode(x).sum(1) * math.nan)
+    with pytest.raises(NumericsError, match="no finite likelihood"):
+        NormalizingFlow.fit(torch.randn(100, 2, generator=seeded(0)), steps=2)
 
 
 def test_points_pass_the_pipeline_as_tensors():

@@ -1,7 +1,7 @@
 """Adversarial objectives of the logits of real and generated samples, and what they say of a discriminator."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,6 +34,7 @@ _OBJECTIVES = {
     "relativistic": _Objective(lambda r, f, t, s: F.softplus(f - r), lambda f, r: F.softplus(r - f), None),
 }
 OBJECTIVES = tuple(_OBJECTIVES)
+Objective = Literal["minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic"]
 WITH_LABELS = tuple(name for name, objective in _OBJECTIVES.items() if objective.has_labels)
 
 

@@ -10,7 +10,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from latentia.errors import Positive, Size, UsageError, check_arguments, check_choice, check_range
+from latentia.errors import NumericsError, Positive, Size, UsageError, check_arguments, check_choice, check_range
 from latentia.functional.checks import check_values, is_false
 from latentia.functional.distributions import log_normal
 from latentia.functional.flows import dequantize
@@ -295,7 +295,7 @@ class NormalizingFlow(ModelMixin, ConfigMixin):
 
         Raises:
             UsageError: too few latents, or all of them equal.
-            NumericsError: a latent is not finite.
+            NumericsError: a latent is not finite, or no likelihood of the held-out ones is.
 
         Example:
             >>> angle = 6.28 * torch.rand(400, generator=torch.Generator().manual_seed(0))
@@ -303,8 +303,8 @@ class NormalizingFlow(ModelMixin, ConfigMixin):
             >>> flow.sample(3, [torch.Generator().manual_seed(i) for i in range(3)]).shape
             torch.Size([3, 2])
         """
-        check_range("steps", steps, 1)
-        check_range("batch_size", batch_size, 1)
+        check_range("steps", steps, 1, integer=True)
+        check_range("batch_size", batch_size, 1, integer=True)
         z = check_latents(latents, 20).float()
         generator = torch.Generator().manual_seed(seed)
         z = z[torch.randperm(len(z), generator=generator)]
@@ -329,6 +329,10 @@ class NormalizingFlow(ModelMixin, ConfigMixin):
                     found = flow.log_prob(held).mean().item()
                 if found > best:
                     best, kept = found, {key: value.clone() for key, value in flow.state_dict().items()}
+        if best == -math.inf:
+            raise NumericsError(
+                "latents have no finite likelihood under the fitted flow. Take fewer steps, or scale them."
+            )
         flow.load_state_dict(kept)
         return flow.eval()
 
