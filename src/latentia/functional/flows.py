@@ -44,8 +44,8 @@ def affine(x: Tensor, shift: Tensor, log_scale: Tensor, inverse: bool = False) -
     """
     log_scale = log_scale.expand_as(x)
     if inverse:
-        return (x - shift) * (-log_scale).exp(), -log_scale
-    return x * log_scale.exp() + shift, log_scale
+        return (x - shift) / log_scale.exp(), -log_scale
+    return torch.addcmul(shift, x, log_scale.exp()), log_scale
 
 
 def rational_quadratic_spline(

@@ -17,5 +17,5 @@ def full_precision(device_type: str) -> AbstractContextManager[None]:
         ...     (x @ x).dtype
         torch.float32
     """
-    available = torch.amp.is_autocast_available(device_type)
-    return torch.autocast(device_type, enabled=False) if available else nullcontext()
+    active = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if active else nullcontext()  # a context costs 20 us

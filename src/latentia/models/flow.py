@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from latentia.errors import NumericsError, Positive, Size, UsageError, check_arguments, check_choice, check_range
 from latentia.functional.checks import check_values, is_false
+from latentia.functional.chunks import in_chunks
 from latentia.functional.distributions import log_normal
 from latentia.functional.flows import dequantize
 from latentia.models.layers.conditioners import ContextEmbedding
@@ -252,7 +253,11 @@ class NormalizingFlow(ModelMixin, ConfigMixin):
         check_generators(n, generators)
         size, dtype = math.prod(self.shape), torch.promote_types(self.dtype, torch.float32)
         noise = [torch.randn(size, generator=g, device=g.device, dtype=dtype).to(self.device) for g in generators]
-        return self.decode(torch.stack(noise)) if n else torch.zeros(0, *self.shape, dtype=dtype, device=self.device)
+        return (
+            in_chunks(self.decode, torch.stack(noise))
+            if n
+            else torch.zeros(0, *self.shape, dtype=dtype, device=self.device)
+        )
 
     @torch.no_grad()
     def initialize(self, sample: Tensor, class_labels: Tensor | None = None, context: Tensor | None = None) -> None:

@@ -18,6 +18,14 @@ def _start_at_zero(layer: nn.Module) -> None:
         nn.init.zeros_(parameter)
 
 
+def _make_activation(name: str) -> nn.Module:
+    """An activation that overwrites its input where its gradient needs the result alone: no memory is touched twice."""
+    activation = make_activation(name)
+    if isinstance(activation, nn.ReLU):
+        activation.inplace = True
+    return activation
+
+
 class DenseConditioner(nn.Module):
     """Dense layers from known values and context to the parameters of transforms; 0 at the start.
 
@@ -37,7 +45,7 @@ class DenseConditioner(nn.Module):
         super().__init__()
         sizes = (inputs + CONTEXT_WIDTH * has_context, *hidden_sizes)
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
-        self.activation = make_activation(activation)
+        self.activation = _make_activation(activation)
         self.out = nn.Linear(sizes[-1], outputs)
         _start_at_zero(self.out)
 
@@ -71,7 +79,7 @@ class ConvConditioner(nn.Module):
         sizes = (inputs, *hidden_sizes)
         kernels = [3, *[1] * (len(sizes) - 2)]
         self.layers = nn.ModuleList(nn.Conv2d(a, b, k, padding=k // 2) for (a, b), k in zip(pairwise(sizes), kernels))
-        self.activation = make_activation(activation)
+        self.activation = _make_activation(activation)
         self.context = nn.Linear(CONTEXT_WIDTH, sizes[min(1, len(hidden_sizes))]) if has_context else None
         self.out = nn.Conv2d(sizes[-1], outputs, 3, padding=1)
         _start_at_zero(self.out)
@@ -142,7 +150,7 @@ class MaskedConditioner(nn.Module):
         layers: list[nn.Module] = []
         for width in hidden_sizes:
             hidden = [lowest + i % (highest - lowest + 1) for i in range(width)]
-            layers += [MaskedLinear(degrees, hidden), make_activation(activation)]
+            layers += [MaskedLinear(degrees, hidden), _make_activation(activation)]
             degrees = hidden
         self.hidden = nn.Sequential(*layers)
         self.out = MaskedLinear(degrees, inputs * parameters_per_value, strict=True)

@@ -136,17 +136,16 @@ class InvertibleLinear(FlowLayer):
 
     def forward(self, x: Tensor, context: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:
         lower, upper, log_diagonal = (p.to(x.dtype) for p in (self.lower, self.upper, self.log_diagonal))
-        one = torch.eye(len(log_diagonal), dtype=x.dtype, device=x.device)
-        lower, upper = lower.tril(-1) + one, upper.triu(1) + log_diagonal.exp().diag()
+        lower, upper = lower.tril(-1), upper.triu(1) + log_diagonal.exp().diag()  # L without its ones
         with full_precision(x.device.type):  # its inverse must undo it to the last digits
             if inverse:
+                one = torch.eye(len(log_diagonal), dtype=x.dtype, device=x.device)
                 half = torch.linalg.solve_triangular(lower, one, upper=False, unitriangular=True)
                 weight = torch.linalg.solve_triangular(upper, half, upper=True).flip(0)
             else:
-                weight = (lower @ upper).flip(1)
+                weight = torch.addmm(upper, lower, upper).flip(1)
             y = F.conv2d(x, weight[..., None, None]) if x.ndim == 4 else x @ weight.T
-        places = x[0, 0].numel()
-        log_det = (places * log_diagonal.sum()).expand(len(x))
+        log_det = (math.prod(x.shape[2:]) * log_diagonal.sum()).expand(len(x))
         return y, -log_det if inverse else log_det
 
 
@@ -220,7 +219,7 @@ class Coupling(FlowLayer):
     def forward(self, x: Tensor, context: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:
         known, value = x[:, self.known], x[:, self.changed]
         parameters = self.conditioner(known, context)
-        parameters = parameters.unflatten(1, (-1, value.shape[1]))  # (B, P, c, ...)
+        parameters = parameters.view(len(x), self.transform.parameters_per_value, *value.shape[1:])  # (B, P, c, ...)
         value, log_derivative = self.transform(value, parameters, inverse)
         y = torch.cat([known, value], 1)
         return (y if self.order is None else y[:, self.order]), summed(log_derivative)
