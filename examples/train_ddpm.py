@@ -14,7 +14,13 @@ from latentia import UnconditionalDiffusionPipeline, UNet2D
 from latentia.errors import Share, UsageError
 from latentia.runs.arguments import ClassArguments, NetworkArguments, RunArguments, network_arguments
 from latentia.runs.command_line import run_script
-from latentia.runs.diffusion import DiffusionArguments, check_objective, objective, schedulers
+from latentia.runs.diffusion import (
+    DiffusionArguments,
+    DiffusionEvaluationArguments,
+    check_objective,
+    objective,
+    schedulers,
+)
 from latentia.runs.run import Run
 
 
@@ -40,6 +46,7 @@ class Arguments(RunArguments):
     )
     condition: ClassArguments = ClassArguments()
     diffusion: PixelArguments = PixelArguments()
+    evaluation: DiffusionEvaluationArguments = DiffusionEvaluationArguments()
 
 
 def main(args: Arguments) -> int:

@@ -71,6 +71,8 @@ class Arguments(RunArguments):
 
 def check(args: Arguments) -> None:
     """Refuse flags that would be ignored, or fail later."""
+    if args.model.architecture != "spline":
+        check_unused(args.model, Arguments().model, "is of --architecture spline; leave it out", ["bins"])
     if args.adversarial.likelihood_weight is None:
         unused = "is of adversarial training; add --likelihood_weight, or leave it out"
         check_unused(args.adversarial, AdversarialArguments(), unused)
@@ -84,7 +86,8 @@ def check(args: Arguments) -> None:
 
 def main(args: Arguments) -> int:
     check(args)
-    run = Run(args, family="flow")
+    by_likelihood = args.adversarial.likelihood_weight is None
+    run = Run(args, family="flow", unused=("adversarial", "discriminator") if by_likelihood else ())
     settings = dict(args.model)
     settings["num_stages"] = settings["num_stages"] or max(1, min(3, most_halvings(run.image["sample_size"])))
     network = NormalizingFlow(**run.image, **settings, num_class_embeds=run.num_classes)
@@ -101,7 +104,7 @@ def main(args: Arguments) -> int:
     def pipeline(weights) -> FlowPipeline:
         return FlowPipeline(weights, run.label_names)
 
-    if chosen.likelihood_weight is None:
+    if by_likelihood:
         return run.train([flow.phase(lambda batch, rng: flow_loss(f, batch, rng))], pipeline)
 
     discriminator = run.prepare(

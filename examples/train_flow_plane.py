@@ -23,6 +23,7 @@ from latentia.runs.arguments import (
     NetworkArguments,
     OptimizationArguments,
     OutputArguments,
+    check_unused,
     network_arguments,
 )
 from latentia.runs.command_line import run_script
@@ -104,6 +105,9 @@ def finish(folder: Path, flow: NormalizingFlow, plane: Plane) -> None:
 def main(args: Arguments) -> int:
     if args.optimization.max_train_steps is None and args.optimization.minutes is None:
         raise UsageError("--max_train_steps must be given: points of the plane are endless and have no epochs.")
+    if "spline" not in args.model.architecture:
+        unused = "is of --architecture spline or spline_maf; leave it out"
+        check_unused(args.model, Arguments().model, unused, ["bins", "tail_bound"])
     data = PlaneData(args.plane.plane)
     run = Run(args, family="flow", data=data)
     run.claim(component_names(FlowPipeline), ["density.png"])

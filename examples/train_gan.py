@@ -171,7 +171,12 @@ def check(args: Arguments, run: Run) -> None:
 
 def main(args: Arguments) -> int:
     captions, chosen = args.condition.caption, args.adversarial
-    run = Run(args, family="gan", pipeline_tag="text-to-image" if captions else "unconditional-image-generation")
+    run = Run(
+        args,
+        family="gan",
+        pipeline_tag="text-to-image" if captions else "unconditional-image-generation",
+        unused=() if args.adversarial.augment == "diffusion" else ("diffusion",),
+    )
     check(args, run)
 
     text_encoder = HashedWords() if captions else None

@@ -18,6 +18,7 @@ from latentia.runs.arguments import NetworkArguments, RunArguments, network_argu
 from latentia.runs.command_line import run_script
 from latentia.runs.diffusion import (
     DiffusionArguments,
+    DiffusionEvaluationArguments,
     LatentArguments,
     check_objective,
     latents_of,
@@ -48,6 +49,7 @@ class Arguments(RunArguments):
     )
     condition: ConditionArguments = ConditionArguments()
     diffusion: DiffusionArguments = DiffusionArguments()
+    evaluation: DiffusionEvaluationArguments = DiffusionEvaluationArguments()
 
 
 def main(args: Arguments) -> int:

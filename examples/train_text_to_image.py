@@ -23,6 +23,7 @@ from latentia.runs.arguments import NetworkArguments, RunArguments, network_argu
 from latentia.runs.command_line import run_script
 from latentia.runs.diffusion import (
     DiffusionArguments,
+    DiffusionEvaluationArguments,
     LatentArguments,
     check_objective,
     latents_of,
@@ -74,6 +75,7 @@ class Arguments(RunArguments):
     condition: ConditionArguments = ConditionArguments()
     diffusion: DiffusionArguments = DiffusionArguments()
     sample: SampleArguments = SampleArguments()
+    evaluation: DiffusionEvaluationArguments = DiffusionEvaluationArguments()
 
 
 def check(args: Arguments, data) -> None:

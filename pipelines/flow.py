@@ -96,7 +96,7 @@ class FlowPipeline(DiffusionPipeline):
         Raises:
             UsageError: an argument out of its range, or labels that are missing or not known.
         """
-        self._check_output_type(output_type)
+        check_output_type(output_type, self.flow.shape)
         check_range("temperature", temperature, 0)
         batch_size = count_images(batch_size, {"latents": latents}, class_labels=class_labels)
         if latents is None:
@@ -121,7 +121,7 @@ class FlowPipeline(DiffusionPipeline):
     @torch.no_grad()
     def decode(self, latents: Tensor, *, class_labels: Labels = None, output_type: str = "pil") -> Any:
         """Images of latents (B, D); the inverse of `encode`."""
-        self._check_output_type(output_type)
+        check_output_type(output_type, self.flow.shape)
         if not isinstance(latents, Tensor):
             raise UsageError(f"latents must be a tensor (B, {self._size}); got {type(latents).__name__}.")
         z = latents.to(self._execution_device, self._wide)
@@ -220,11 +220,6 @@ class FlowPipeline(DiffusionPipeline):
     def _wide(self) -> torch.dtype:
         """The type of values and densities: float32 where the networks compute in half precision."""
         return torch.promote_types(self.flow.dtype, torch.float32)
-
-    def _check_output_type(self, output_type: str) -> None:
-        check_output_type(output_type)
-        if not self._is_image and output_type != "latent":
-            raise UsageError(f'output_type must be "latent": this flow makes vectors, no images; got {output_type!r}.')
 
     def _input(self, images: Images) -> Tensor:
         """(B, *shape) in at least float32, as densities need it."""

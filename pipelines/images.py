@@ -16,16 +16,25 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 Images = Image.Image | np.ndarray | Tensor | Sequence[Image.Image]
 
 
-def check_output_type(output_type: str) -> None:
+def check_output_type(output_type: str, shape: Sequence[int] = (3, 1, 1)) -> None:
     """Refuses an unknown `output_type`. Call it before sampling, so that a typo does not cost the samples.
 
+    Args:
+        output_type: to check.
+        shape: of a sample: (C, H, W) of an image. Vectors, (D,), are given as "latent" alone.
+
     Raises:
-        UsageError: it is none of "pil", "np", "pt", "latent".
+        UsageError: it is none of "pil", "np", "pt", "latent", or one that is for images.
     """
     if output_type not in OUTPUT_TYPES:
         raise UsageError(
             f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}."
             + did_you_mean(str(output_type), OUTPUT_TYPES)
+        )
+    if len(shape) != 3 and output_type != "latent":
+        raise UsageError(
+            f"This pipeline samples vectors of {shape[0]} values, no images; in Python, "
+            f'pipe(batch_size=8, output_type="latent").images gives them as a tensor. Got output_type {output_type!r}.'
         )
 
 
@@ -48,7 +57,7 @@ def to_output(x: Tensor, output_type: str = "pil") -> Any:
         >>> to_output(torch.zeros(2, 1, 8, 8))[0].getpixel((0, 0))
         128
     """
-    check_output_type(output_type)
+    check_output_type(output_type, x.shape[1:])
     if output_type == "latent":
         return x
     if not torch.isfinite(x).all():

@@ -331,7 +331,7 @@ def test_a_flow_of_the_plane_is_trained_drawn_and_saved(tmp_path):
         (lambda: FlowPipeline(NormalizingFlow(8)).log_likelihood(torch.full((1, 1, 8, 8), 1.5)), r"lie in \[-1, 1\]"),
         (lambda: FlowPipeline(NormalizingFlow(8, context_dim=2)), "flow must have no context vector"),
         (lambda: FlowPipeline(Autoencoder(8, latent_dim=2)), "flow must be a NormalizingFlow; got Autoencoder"),
-        (lambda: FlowPipeline(NormalizingFlow(None, 2, "maf"))(2), 'output_type must be "latent": this flow makes'),
+        (lambda: FlowPipeline(NormalizingFlow(None, 2, "maf"))(2), 'samples vectors of 2 values, no images'),
         (
             lambda: FlowPipeline(NormalizingFlow(None, 2, "maf")).encode(torch.zeros(2, 3)),
             r"images must be a tensor of vectors \(B, 2\)",

@@ -112,7 +112,10 @@ def _chosen(data: str | Path | None, runs: dict[str, DataArguments], settings: M
     kinds = {replace(found, **settings): name for name, found in runs.items()}
     if data is None:
         if not runs:
-            raise UsageError(f"data is missing: no source is the folder of a run, with a {CONFIG} that names it.")
+            raise UsageError(
+                f"data is missing: no source is the folder of a run, with a {CONFIG} that names images. (A run on "
+                "points of the plane has its scores in its run_summary.json.)"
+            )
         if len(kinds) > 1:
             one, other, *_ = kinds
             first = next(key for key in vars(one) if getattr(one, key) != getattr(other, key))

@@ -166,7 +166,7 @@ class OutputArguments:
 
 @dataclass(frozen=True)
 class EvaluationArguments:
-    """Pictures and scores on the way."""
+    """Images and scores on the way."""
 
     identifies: ClassVar[bool] = False
 
@@ -178,8 +178,6 @@ class EvaluationArguments:
     """Images to sample for a score; 0: no score."""
     eval_metrics: tuple[str, ...] = ("fd", "kid", "inception_score")
     """What a score holds: fd, kid, precision, recall, ... as `latentia evaluate` lists them."""
-    num_inference_steps: Size = 25
-    """Network evaluations per sample."""
 
 
 @dataclass(frozen=True)
@@ -298,13 +296,14 @@ def network_arguments(
     return group()
 
 
-def check_unused(group: Any, default: Any, reason: str) -> None:
+def check_unused(group: Any, default: Any, reason: str, names: Iterable[str] | None = None) -> None:
     """Raises a `UsageError` for the first flag of a group that was given although another flag leaves it unused.
 
     Args:
         group: of flags.
         default: the same group as it is when nothing is given.
         reason: words that follow the name of the flag, with a way out.
+        names: of the flags to look at; `None` (default): all of the group.
 
     Example:
         >>> given = OptimizationArguments(seed=3)
@@ -312,10 +311,10 @@ def check_unused(group: Any, default: Any, reason: str) -> None:
         Traceback (most recent call last):
         latentia.errors.UsageError: --seed is of training; leave it out. Got 3.
     """
-    for field in dataclasses.fields(group):
-        value = getattr(group, field.name)
-        if value != getattr(default, field.name):
-            raise UsageError(f"--{field.name} {reason}. Got {value}.")
+    for name in names or [field.name for field in dataclasses.fields(group)]:
+        value = getattr(group, name)
+        if value != getattr(default, name):
+            raise UsageError(f"--{name} {reason}. Got {value}.")
 
 
 def check_ranges(arguments: Any) -> None:

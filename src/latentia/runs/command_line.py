@@ -12,7 +12,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -133,9 +133,14 @@ def with_values(default: Any, values: Mapping[str, Any], source: str) -> Any:
     )
 
 
-def flat_values(arguments: Any) -> dict[str, Any]:
-    """The flags of a filled-in dataclass as one flat mapping, ready for JSON and for `--config`."""
-    groups = (getattr(arguments, group.name) for group in dataclasses.fields(arguments))
+def flat_values(arguments: Any, without: Collection[str] = ()) -> dict[str, Any]:
+    """The flags of a filled-in dataclass as one flat mapping, ready for JSON and for `--config`.
+
+    Args:
+        arguments: groups of flags.
+        without: names of groups that are left out. Default: none.
+    """
+    groups = (getattr(arguments, group.name) for group in dataclasses.fields(arguments) if group.name not in without)
     return json.loads(json.dumps({key: value for group in groups for key, value in vars(group).items()}))
 
 

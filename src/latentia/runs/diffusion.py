@@ -15,11 +15,20 @@ from latentia.losses.diffusion import diffusion_loss
 from latentia.losses.flow_matching import flow_matching_loss
 from latentia.models.unet import UNet2D
 from latentia.pipelines.latents import decode_latents, fingerprint, load_autoencoder, posterior
+from latentia.runs.arguments import EvaluationArguments
 from latentia.runs.run import Run
 from latentia.schedulers.ddim import DDIMScheduler
 from latentia.schedulers.ddpm import DDPMScheduler
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")
+
+
+@dataclass(frozen=True)
+class DiffusionEvaluationArguments(EvaluationArguments):
+    """Images and scores on the way."""
+
+    num_inference_steps: Size = 25
+    """Network evaluations per sample."""
 
 
 @dataclass(frozen=True)

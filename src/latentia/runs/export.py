@@ -76,7 +76,7 @@ def export_run(
             dataset=as_utf8(args.data.dataset_name or Path(args.data.train_data_dir).name),
             on_hub=args.data.dataset_name is not None,
             license=args.hub.hub_license,
-            recipe=as_utf8({**flat_values(args), "data": summary["data"]}),
+            recipe=as_utf8({**flat_values(args, run.unused), "data": summary["data"]}),
             metrics=report.for_card() if report else [],
             hardware=summary["hardware"],
             minutes=summary["training_seconds"] / 60,

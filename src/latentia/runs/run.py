@@ -82,6 +82,7 @@ class Run:
         family: what the run trains, for the model card.
         pipeline_tag: the Hub's task of the pipeline.
         data: the data set; `None` (default): the one that the flags name.
+        unused: names of the groups of flags that other flags leave unused, which the card does not list.
 
     After construction the folder exists, the data set is open, and torch's generators are seeded.
 
@@ -98,8 +99,9 @@ class Run:
         family: str,
         pipeline_tag: str = "unconditional-image-generation",
         data: Dataset | None = None,
+        unused: Iterable[str] = (),
     ):
-        self.args, self.family, self.pipeline_tag = args, family, pipeline_tag
+        self.args, self.family, self.pipeline_tag, self.unused = args, family, pipeline_tag, {*unused}
         self.folder = Path(args.output.output_dir)
         self.accelerator = start(args)
         self.device = self.accelerator.device
