@@ -82,6 +82,14 @@ FAMILIES = [
     ),
     Family("vae", "train_vae.py", "--latent_dim 2 --hidden_sizes 8", refuses=NO_BLOCKS),
     Family(
+        "vae_factor",
+        "train_vae.py",
+        "--latent_dim 2 --hidden_sizes 8 --objective factor --discriminator_hidden_sizes 8",
+        refuses=NO_BLOCKS,
+        splits=False,  # latents are permuted within their micro-batch
+        at_night=True,
+    ),
+    Family(
         "vqvae", "train_vqvae.py", "--block_out_channels 4 --codebook_size 6 --latent_channels 3", refuses=NO_BLOCKS
     ),
     Family(

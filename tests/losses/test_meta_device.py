@@ -20,6 +20,7 @@ from latentia import (
     DDIMScheduler,
     DDPMScheduler,
     HashedWords,
+    MLPDiscriminator,
     PatchDiscriminator,
     RecurrentAutoencoder,
     UNet2D,
@@ -35,6 +36,7 @@ from latentia.losses.perceptual_compression import patch_discriminator_loss, per
 from latentia.losses.quantisation import CodebookUpdate, vqvae_loss
 from latentia.losses.reconstruction import autoencoder_loss
 from latentia.losses.vae_gan import vae_gan_discriminator_loss, vae_gan_loss
+from latentia.losses.vae_objectives import OBJECTIVES
 from latentia.losses.variational import elbo_loss, iwae_loss
 from latentia.losses.weight_clipping import clip_weights
 from latentia.models.autoencoder_kl import GaussianAutoencoder, autoencoder_kl
@@ -126,6 +128,16 @@ def vae(loss: Callable, likelihood: str = "bernoulli", latent_dim: Any = 3, hidd
     return loss(on_meta(network), batch(), rng(), **options)
 
 
+def vae_objective(name: str) -> dict[str, torch.Tensor]:
+    objective = OBJECTIVES[name]
+    options = {"dataset_size": 100} if "dataset_size" in objective.options else {}
+    networks = on_meta(VAE(sample_size=8, latent_dim=3)), on_meta(MLPDiscriminator(in_dim=3))
+    if objective.second is None:
+        return objective.loss(networks[0], batch(), rng(), **options, **objective.fixed)
+    objective.second(*reversed(networks), batch(), rng())["loss"].backward()
+    return objective.loss(*networks, batch(), rng())
+
+
 def unet(**config: Any) -> UNet2D:
     return on_meta(UNet2D(sample_size=8, in_channels=1, block_out_channels=(8,), attention_head_dim=8, **config))
 
@@ -179,6 +191,7 @@ CASES = [
     Case("elbo", lambda: vae(elbo_loss, free_bits=0.1)),
     Case("elbo-gaussian", lambda: vae(elbo_loss, "gaussian", capacity=1.0)),
     Case("elbo-hierarchy", lambda: vae(elbo_loss, "discretized_logistic", (3, 2), ((8,), (4,)))),
+    *(Case(f"vae-{name}", lambda name=name: vae_objective(name)) for name in OBJECTIVES),
     *(Case(f"iwae-{gradient}", lambda gradient=gradient: vae(iwae_loss, samples=3, gradient=gradient)) for gradient in (
         "standard", "doubly_reparameterised"
     )),

@@ -1,10 +1,11 @@
-"""Variational losses in nats per image, summed over pixels: ELBO, beta-VAE, free bits, capacity, IWAE.
+"""Variational bounds in nats per image: ELBO, beta-VAE, free bits, capacity, IWAE, MIWAE, CIWAE and PIWAE.
 
 How a weight on the KL beside a mean squared error relates to beta and to the variance of the pixels: see
 `latentia.functional.bounds.beta_of_mse_weight`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from latentia.losses.networks import config_of
 from latentia.rng import Rng
 
 GRADIENTS = ("standard", "doubly_reparameterised")
+Cost = Callable[[Tensor, Tensor], Tensor]  # images, reconstructions -> (B,), in place of -log p(x|z)
 ACTIVE = 0.01  # a unit is active if its posterior mean varies by more over the images (1509.00519, section 5.2)
 
 
@@ -36,6 +38,7 @@ def elbo_loss(
     free_bits: float = 0.0,
     capacity: float | None = None,
     capacity_weight: float = 10.0,
+    cost: Cost | None = None,
 ) -> dict[str, Tensor]:
     r"""The negative evidence lower bound: \(-E_{q(z|x)} \log p(x|z) + \beta\, \mathrm{KL}(q(z|x) \| p(z))\).
 
@@ -62,6 +65,8 @@ def elbo_loss(
         free_bits: lambda, nats for each dimension of z, of whatever layer, default 0.
         capacity: C, nats; `None` (default): no capacity. A growing C is a function of `rng.position`.
         capacity_weight: gamma, default 10.
+        cost: (images, reconstructions) -> (B,), minimised in place of \(-\log p(x|z)\), see
+            `latentia.losses.vae_objectives.COSTS`; `None` (default): the likelihood. "nats" stays the bound.
 
     Returns:
         "loss"; "nats", the negative ELBO itself whatever beta is, with its two parts "reconstruction" and "kl";
@@ -90,16 +95,13 @@ def elbo_loss(
             f"capacity has a weight of its own, capacity_weight; leave beta at 1 and free_bits at 0. Got beta={beta} "
             f"and free_bits={free_bits}."
         )
-    x, out, config, sizes = _forward(vae, batch, rng, ())
-    reconstruction = -log_likelihood(config.likelihood, x, out.location, out.log_scale)  # (B,)
-    by_dimension = hierarchical_kl(out.z, out.mean, out.log_variance, sizes)  # (B, D)
-    kl = by_dimension.sum(1)
+    seen = run_vae(vae, batch, rng)
+    kl = seen.kl.sum(1)
     if capacity is not None:
         regulariser = capacity_weight * (kl - capacity).abs()
     else:
-        regulariser = beta * (by_dimension.clamp(min=free_bits).sum(1) if free_bits else kl)
-    loss, error = (reconstruction + regulariser).mean(), reconstruction.mean()
-    return {"loss": loss, **_metrics(out, x, config, sizes, error + kl.mean(), by_dimension, reconstruction=error)}
+        regulariser = beta * (seen.kl.clamp(min=free_bits).sum(1) if free_bits else kl)
+    return {"loss": (seen.error(cost) + regulariser).mean(), **seen.metrics()}
 
 
 def iwae_loss(
@@ -139,28 +141,185 @@ def iwae_loss(
     check_range("samples", samples, 1)
     check_choice("gradient", gradient, GRADIENTS)
     double = gradient == "doubly_reparameterised"  # z depends on the encoder still, q's density on z alone
-    x, out, config, sizes = _forward(vae, batch, rng, (samples,), **({"constant_posterior": True} if double else {}))
-    mean, log_variance = (p if p.ndim == out.z.ndim else p[:, None] for p in (out.mean, out.log_variance))
-    likelihood = log_likelihood(config.likelihood, x, out.location, out.log_scale)  # (B, K)
-    log_w = likelihood + log_normal(out.z) - log_normal(out.z, mean, log_variance)
+    seen = run_vae(vae, batch, rng, (samples,), **({"constant_posterior": True} if double else {}))
+    log_w = seen.log_weights()
     w = log_w.detach().softmax(1)
     bound = importance_weighted_bound(log_w.detach())
     # The decoder's gradient is sum_i w_i dlog w_i; at z it is scaled once more, on its way to the encoder.
-    surrogate = -(w * log_w).sum(1)
-    for layer in out.layers if double else ():
+    for layer in seen.out.layers if double else ():
         if layer.z.requires_grad:
             layer.z.register_hook(lambda g: w[..., None] * g)
-    loss = (surrogate - surrogate.detach() - bound).mean()
-    by_dimension = hierarchical_kl(out.z, out.mean, out.log_variance, sizes)
-    values = _metrics(out, x, config, sizes, -bound.mean(), by_dimension)
-    ess = effective_sample_size(log_w.detach())
-    return {"loss": loss, **values, "elbo_nats": -log_w.detach().mean(), "effective_samples": ess.mean()}
+    return _weighted(seen, log_w, w, bound)
 
 
-def _forward(
-    vae: Any, batch: Mapping[str, Any], rng: Rng, samples: tuple[int, ...], **options: bool
-) -> tuple[Tensor, Any, Any, tuple[int, ...]]:
-    """The images, binarised for Bernoulli pixels, the output, the configuration and the dimensions of each layer."""
+def miwae_loss(vae: Any, batch: Mapping[str, Any], rng: Rng, *, groups: int = 3, samples: int = 5) -> dict[str, Tensor]:
+    r"""The mean of M importance weighted bounds of k samples each, negative: MIWAE.
+
+    More groups reduce the noise of the encoder's gradient, more samples tighten the bound. With one group it is
+    `iwae_loss` of k samples, with one sample the ELBO of M samples.
+
+    Args:
+        vae, batch, rng: as for `elbo_loss`.
+        groups: M, at least 1. Default 3.
+        samples: k of each group, at least 1. Default 5.
+
+    Returns:
+        As `iwae_loss`; "effective_samples" is of a group.
+
+    Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018, 1802.04537), section 5.
+
+    Example:
+        >>> from latentia import VAE
+        >>> vae, batch = VAE(sample_size=8, latent_dim=4), {"x": torch.rand(4, 1, 8, 8) * 2 - 1}
+        >>> one, other = (loss(vae, batch, Rng(0, 0, 4, 0, 4), samples=3, **options)["loss"] for loss, options in (
+        ...     (miwae_loss, {"groups": 1}), (iwae_loss, {})))
+        >>> bool(one == other)
+        True
+    """
+    seen, log_w = _grouped(vae, batch, rng, groups, samples)
+    w = log_w.detach().softmax(2).flatten(1) / groups
+    bound = importance_weighted_bound(log_w.detach().flatten(0, 1)).view(-1, groups).mean(1)
+    return _weighted(seen, log_w.flatten(1), w, bound, groups)
+
+
+def ciwae_loss(
+    vae: Any, batch: Mapping[str, Any], rng: Rng, *, samples: int = 5, elbo_share: float = 0.05
+) -> dict[str, Tensor]:
+    r"""A mean of two bounds, negative: \(\beta\, \mathrm{ELBO} + (1 - \beta)\, \mathrm{IWAE}_k\), CIWAE.
+
+    The first keeps a signal for the encoder, which the second loses as k grows.
+
+    Args:
+        vae, batch, rng: as for `elbo_loss`.
+        samples: k, of both bounds, at least 1. Default 5.
+        elbo_share: beta, in [0, 1]; 0 is `iwae_loss`, 1 the ELBO of k samples. Default 0.05.
+
+    Returns:
+        As `iwae_loss`, "nats" being the mean of both bounds.
+
+    Rainforth et al., 2018, 1802.04537, section 5.
+
+    Example:
+        >>> from latentia import VAE
+        >>> vae, batch = VAE(sample_size=8, latent_dim=4), {"x": torch.rand(4, 1, 8, 8) * 2 - 1}
+        >>> values = ciwae_loss(vae, batch, Rng(0, 0, 4, 0, 4), elbo_share=1.0)
+        >>> bool(torch.allclose(values["nats"], values["elbo_nats"]))
+        True
+    """
+    check_range("elbo_share", elbo_share, 0, 1)
+    seen, log_w = _grouped(vae, batch, rng, 1, samples)
+    log_w = log_w.flatten(1)
+    w = elbo_share / samples + (1 - elbo_share) * log_w.detach().softmax(1)
+    bound = elbo_share * log_w.detach().mean(1) + (1 - elbo_share) * importance_weighted_bound(log_w.detach())
+    return _weighted(seen, log_w, w, bound)
+
+
+def piwae_loss(vae: Any, batch: Mapping[str, Any], rng: Rng, *, groups: int = 3, samples: int = 5) -> dict[str, Tensor]:
+    r"""Decoder and encoder with bounds of their own: the decoder maximises IWAE of M k samples, the encoder MIWAE.
+
+    In one pass: the gradient at each latent is scaled by the ratio of both weights on its way to the encoder. It needs
+    the gradient at z alone, so the network must not be compiled.
+
+    Args:
+        vae, batch, rng: as for `elbo_loss`; the network has one stochastic layer.
+        groups: M, at least 1; 1 is `iwae_loss`. Default 3.
+        samples: k of each group, at least 1. Default 5.
+
+    Returns:
+        As `iwae_loss`; "nats" is the bound of the decoder.
+
+    Raises:
+        UsageError: several stochastic layers.
+
+    Rainforth et al., 2018, 1802.04537, section 5.
+
+    Example:
+        >>> from latentia import VAE
+        >>> vae, batch = VAE(sample_size=8, latent_dim=4), {"x": torch.rand(4, 1, 8, 8) * 2 - 1}
+        >>> values = piwae_loss(vae, batch, Rng(0, 0, 4, 0, 4))
+        >>> bool(values["nats"] <= values["elbo_nats"])
+        True
+    """
+    seen, log_w = _grouped(vae, batch, rng, groups, samples)
+    if len(seen.sizes) > 1:
+        raise UsageError(
+            f"latent_dim must be one number for PIWAE, which tells the encoder's weights from the decoder's; got "
+            f"{seen.sizes}. Take miwae for several stochastic layers."
+        )
+    encoder = (log_w.detach().softmax(2) / groups).flatten(1)
+    log_w = log_w.flatten(1)
+    bound, w = importance_weighted_bound(log_w.detach()), log_w.detach().softmax(1)
+    decoder = w.clamp(min=torch.finfo(w.dtype).eps)  # less would not change a sum near 1, and the ratio stays finite
+    if seen.out.layers[0].z.requires_grad:
+        seen.out.layers[0].z.register_hook(lambda g: (encoder / decoder)[..., None] * g)
+    # -log q(z|x) = (log variance) / 2 + (noise)^2 / 2 + constant has no derivative through z.
+    scale = 0.5 * seen.out.log_variance.sum(1, keepdim=True)
+    surrogate = -(decoder * (seen.log_likelihood + log_normal(seen.out.z)) + encoder * scale).sum(1)
+    return _with_metrics(seen, log_w, surrogate, bound)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One pass of a VAE: its images, binarised for Bernoulli pixels, its output, and the terms of the bound.
+
+    `sizes`: dimensions of each stochastic layer. `kl`: nats of each dimension, (B, D). `log_likelihood`: log p(x|z),
+    (B,) or (B, K).
+    """
+
+    x: Tensor
+    out: Any
+    config: Any
+    sizes: tuple[int, ...]
+    kl: Tensor
+    log_likelihood: Tensor
+
+    def error(self, cost: Cost | None = None) -> Tensor:
+        """-log p(x|z), or the cost of the reconstruction, (B,)."""
+        return -self.log_likelihood if cost is None else cost(self.x, self.out.reconstruction.to(self.x.dtype))
+
+    def log_weights(self) -> Tensor:
+        """log p(x, z) - log q(z|x), of the samples of each image, (B, K)."""
+        out = self.out
+        mean, log_variance = (p if p.ndim == out.z.ndim else p[:, None] for p in (out.mean, out.log_variance))
+        return self.log_likelihood + log_normal(out.z) - log_normal(out.z, mean, log_variance)
+
+    def metrics(self, nats: Tensor | None = None) -> dict[str, Tensor]:
+        """What is logged: the bound and its parts, see `elbo_loss`; `nats` of another bound without the parts."""
+        means = [layer.mean if layer.mean.ndim == 2 else layer.mean.mean(1) for layer in self.out.layers]
+        active = [(mean.var(0, correction=0) > ACTIVE).sum() for mean in means]
+        error, kl = -self.log_likelihood.mean(), self.kl.sum(1).mean()
+        parts = {"reconstruction": error} if nats is None else {}
+        nats = error + kl if nats is None else nats
+        values = {
+            "nats": nats, **parts, "kl": kl,
+            "bits_per_dim": bits_per_dim(nats, self.x[0].numel(), density=self.config.likelihood == "gaussian"),
+            "active_units": torch.stack(active).sum(),
+        }  # fmt: skip
+        layers = zip(self.kl.split(self.sizes, 1), active) if len(self.sizes) > 1 else ()
+        for layer, (part, units) in enumerate(layers, 1):
+            values |= {f"kl_{layer}": part.sum(1).mean(), f"active_units_{layer}": units}
+        return {key: value.detach() for key, value in values.items()}
+
+
+def run_vae(
+    vae: Any, batch: Mapping[str, Any], rng: Rng, samples: tuple[int, ...] | None = (), **options: bool
+) -> Seen:
+    """Encode and decode the images of a batch.
+
+    Args:
+        vae, batch, rng: as for `elbo_loss`.
+        samples: () (default): one latent for each image; (K,): K of them; `None`: the means of q(z|x).
+        **options: of the network's `forward`.
+
+    Raises:
+        UsageError: images outside [-1, 1], labels that are missing or out of range.
+
+    Example:
+        >>> from latentia import VAE
+        >>> seen = run_vae(VAE(sample_size=8, latent_dim=4), {"x": torch.zeros(2, 1, 8, 8)}, Rng(0, 0, 2, 0, 2), (5,))
+        >>> seen.log_weights().shape
+        torch.Size([2, 5])
+    """
     config, x = config_of(vae), item_of(batch, "x")
     sizes = (config.latent_dim,) if isinstance(config.latent_dim, int) else tuple(config.latent_dim)
     check_values("images", x, -1, 1, advice="Scale pixels v of 0 to 255 by v / 127.5 - 1.")
@@ -168,20 +327,28 @@ def _forward(
     labels = labels_of(batch, config.num_class_embeds) if labelled else None
     if config.likelihood == "bernoulli":
         x = torch.where(rng.uniform("binarise", x.shape[1:]) < (x + 1) / 2, 1.0, -1.0).to(x.dtype)
-    noise = rng.normal("posterior", (*samples, sum(sizes))).to(x.dtype)
-    return x, vae(x, noise, class_labels=labels, **options), config, sizes
+    noise = None if samples is None else rng.normal("posterior", (*samples, sum(sizes))).to(x.dtype)
+    out = vae(x, noise, class_labels=labels, **options)
+    kl = hierarchical_kl(out.z, out.mean, out.log_variance, sizes)
+    return Seen(x, out, config, sizes, kl, log_likelihood(config.likelihood, x, out.location, out.log_scale))
 
 
-def _metrics(
-    out: Any, x: Tensor, config: Any, sizes: Sequence[int], nats: Tensor, kl: Tensor, **parts: Tensor
-) -> dict[str, Tensor]:
-    means = [layer.mean if layer.mean.ndim == 2 else layer.mean.mean(1) for layer in out.layers]
-    active = [(mean.var(0, correction=0) > ACTIVE).sum() for mean in means]
-    values = {
-        "nats": nats, **parts, "kl": kl.sum(1).mean(),
-        "bits_per_dim": bits_per_dim(nats, x[0].numel(), density=config.likelihood == "gaussian"),
-        "active_units": torch.stack(active).sum(),
-    }  # fmt: skip
-    for layer, (part, units) in enumerate(zip(kl.split(sizes, 1), active), 1) if len(sizes) > 1 else ():
-        values |= {f"kl_{layer}": part.sum(1).mean(), f"active_units_{layer}": units}
-    return {key: value.detach() for key, value in values.items()}
+def _grouped(vae: Any, batch: Mapping[str, Any], rng: Rng, groups: int, samples: int) -> tuple[Seen, Tensor]:
+    """M groups of k samples of each image, and their log-weights (B, M, k)."""
+    check_range("groups", groups, 1)
+    check_range("samples", samples, 1)
+    seen = run_vae(vae, batch, rng, (groups * samples,))
+    return seen, seen.log_weights().unflatten(1, (groups, samples))
+
+
+def _weighted(seen: Seen, log_w: Tensor, w: Tensor, bound: Tensor, groups: int = 1) -> dict[str, Tensor]:
+    """The negative bound whose gradient is that of sum_i w_i log w_i with weights as constants."""
+    return _with_metrics(seen, log_w, -(w * log_w).sum(1), bound, groups)
+
+
+def _with_metrics(seen: Seen, log_w: Tensor, surrogate: Tensor, bound: Tensor, groups: int = 1) -> dict[str, Tensor]:
+    log_w = log_w.detach()
+    ess = effective_sample_size(log_w.reshape(len(log_w) * groups, -1))
+    loss = (surrogate - surrogate.detach() - bound).mean()
+    values = seen.metrics(-bound.mean())
+    return {"loss": loss, **values, "elbo_nats": -log_w.mean(), "effective_samples": ess.mean()}
