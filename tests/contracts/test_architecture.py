@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = [
     {"errors", "rng", "safety", "registration", "files", "foreign"},
     {"functional"},
+    {"inference"},
     {"models", "losses", "schedulers", "training", "data", "evaluation", "hub"},
     {"pipelines"},
     {"runs", "commands"},
