@@ -2,10 +2,10 @@
 
 python benchmarks/loading.py
 
-Two pipelines with small random networks and a tokenizer of 20 000 words: text to image with a CLIP text encoder, and
-Stable Diffusion with an image processor. Each is loaded in a fresh process after all imports: without the trial, as
-before it existed; with it for the first time; and again, when its content is remembered. Seconds on the clock and of
-the processors, those of the child included, medians of `--repeats` processes.
+Every kind of pipeline in the tests' list, tiny, and two with small random networks and a tokenizer of 20 000 words:
+text to image with a CLIP text encoder, and Stable Diffusion with an image processor. Each is loaded in a fresh process
+after all imports: without the trial, as before it existed; with it for the first time; and again, when its content is
+remembered. Seconds on the clock and of the processors, those of the child included, medians of `--repeats` processes.
 """
 
 import argparse
@@ -63,9 +63,17 @@ def stable_diffusion(folder: Path, words: int) -> None:
 
 
 PIPELINES: dict[str, Callable[[Path, int], None]] = {
-    "text to image": text_to_image,
+    "text to image, large tokenizer": text_to_image,
     "Stable Diffusion": stable_diffusion,
 }
+
+
+def listed() -> dict[str, Callable[[Path, int], None]]:
+    """The tiny pipelines of the tests."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+    from pipeline_list import PIPELINES as entries
+
+    return {entry.name: lambda folder, words, build=entry.build: build().save_pretrained(folder) for entry in entries}
 
 
 def seconds_of(folder: Path) -> list[float]:
@@ -97,13 +105,13 @@ def main() -> None:
         return
     rows = {}
     with tempfile.TemporaryDirectory() as place:
-        for name, make in PIPELINES.items():
-            folder = Path(place, name)
+        for name, make in {**PIPELINES, **listed()}.items():
+            folder = Path(place, name.replace("/", " "))
             torch.manual_seed(0)
             make(folder, args.words)
             found = []
             for i in range(args.repeats):
-                environment = {**os.environ, "LATENTIA_CACHE": str(Path(place, f"{name} {i}"))}
+                environment = {**os.environ, "LATENTIA_CACHE": str(Path(place, f"{folder.name} {i}"))}
                 command = [sys.executable, "-W", "ignore", __file__, "--folder", str(folder)]
                 done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
                 found.append(json.loads(done.stdout.splitlines()[-1]))
@@ -115,7 +123,7 @@ def main() -> None:
                 for way in found[0]
             }
     answer = {
-        "command": "python benchmarks/loading.py",
+        "command": " ".join(["python benchmarks/loading.py", *sys.argv[1:]]),
         **lineage(),
         "transformers": transformers.__version__,
         "hardware": f"{os.cpu_count()} x {platform.processor() or platform.machine()}",
