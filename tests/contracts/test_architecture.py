@@ -19,7 +19,7 @@ LAYERS = [
     {"inference"},
     {"models", "losses", "schedulers", "training", "data", "evaluation", "hub"},
     {"pipelines"},
-    {"runs", "commands"},
+    {"runs", "commands", "sklearn"},
     {""},  # the root: public names for users
     {"examples", "__main__"},
 ]

@@ -2,6 +2,7 @@
 
 __all__: list[str]
 
+from .bounds import bounds as bounds
 from .card import card as card
 from .compare import compare as compare
 from .convert import convert as convert
