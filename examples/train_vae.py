@@ -104,7 +104,9 @@ class FactorArguments:
 @dataclass(frozen=True)
 class Arguments(RunArguments):
     model: NetworkArguments = network_arguments(
-        VAE, "latent_dim block_out_channels activation likelihood observation_std", latent_dim=16
+        VAE,
+        "latent_dim block_out_channels activation likelihood observation_std prior prior_components inference",
+        latent_dim=16,
     )
     width: WidthArguments = WidthArguments()
     condition: ClassArguments = ClassArguments()
@@ -147,6 +149,11 @@ def check(args: Arguments) -> None:
         raise UsageError(f"{flag} needs the gradient at the latents themselves, which --compile hides.")
     if chosen.gradient != "standard" and chosen.importance_samples == 1:
         raise UsageError(f"--gradient {chosen.gradient} needs --importance_samples of at least 2; got 1.")
+    if args.model.prior == "normal" and args.model.prior_components != Arguments().model.prior_components:
+        raise UsageError(
+            f"--prior_components is not used by --prior normal; got {args.model.prior_components}. Add --prior mixture "
+            "or vamp, or leave it out."
+        )
     if args.model.likelihood == "none":
         raise UsageError("--likelihood must be a density of pixels; got none, which a VAE-GAN has: see train_vae_gan.")
     if args.model.latent_dim == ():

@@ -33,7 +33,8 @@ class VAEPipeline(DiffusionPipeline):
     Args:
         vae: `VAE`.
         prior: the density that latents are drawn from instead of N(0, I), such as a `LatentMixture` fitted to those of
-            the training images: has `sample(n, generators) -> (n, D)` and, for likelihoods, `log_prob(z)`.
+            the training images: has `sample(n, generators) -> (n, D)` and, for likelihoods, `log_prob(z)`. `None`
+            (default): that of the network, which may have learned one.
         label_names: names of the classes, in the order of their indices; `None` (default): none.
 
     Example:
@@ -58,6 +59,8 @@ class VAEPipeline(DiffusionPipeline):
         super().__init__()
         if not hasattr(vae, "mean_of") or not hasattr(getattr(vae, "config", None), "likelihood"):
             raise UsageError(f"vae must be a VAE, which has a distribution of pixels; got {type(vae).__name__}.")
+        if prior is None and vae.config.prior != "normal":
+            prior = vae.fixed_prior()
         self.register_modules(vae=vae, prior=prior)
         self._register_label_names(label_names)
 

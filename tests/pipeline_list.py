@@ -134,9 +134,12 @@ def autoencoder_kl_pipeline():
     return AutoencoderKLPipeline(pipe.vae, prior=LatentMixture.fit(latents, 2))
 
 
-def vae(prior=False, classes=None, **config):
+def vae(prior=False, classes=None, learned="normal", **config):
     network = spread(
-        VAE(**{"sample_size": 8, "latent_dim": 4, "hidden_sizes": (8,)} | config, num_class_embeds=classes)
+        VAE(
+            **{"sample_size": 8, "latent_dim": 4, "hidden_sizes": (8,), "prior": learned} | config,
+            num_class_embeds=classes,
+        )
     )
     density = None
     if prior:
@@ -289,6 +292,16 @@ PIPELINES = [
         (5,),
         lambda n: {"batch_size": n, **labels(n)},
         labels,
+    ),
+    Entry(
+        "vae-ladder-vamp",
+        seed(
+            lambda: vae(
+                learned="vamp", prior_components=3, latent_dim=(3, 2), hidden_sizes=((8,), ()), inference="top_down"
+            )
+        ),
+        SMALL,
+        (5,),
     ),
     Entry("gan", seed(gan), SMALL, (6,), search={"steps": 4, "starts": 2}),
     Entry(

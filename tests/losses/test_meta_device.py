@@ -128,6 +128,10 @@ def vae(loss: Callable, likelihood: str = "bernoulli", latent_dim: Any = 3, hidd
     return loss(on_meta(network), batch(), rng(), **options)
 
 
+def objective_of(network: VAE) -> dict[str, torch.Tensor]:
+    return elbo_loss(on_meta(network), batch(), rng())
+
+
 def vae_objective(name: str) -> dict[str, torch.Tensor]:
     objective = OBJECTIVES[name]
     options = {"dataset_size": 100} if "dataset_size" in objective.options else {}
@@ -191,6 +195,7 @@ CASES = [
     Case("elbo", lambda: vae(elbo_loss, free_bits=0.1)),
     Case("elbo-gaussian", lambda: vae(elbo_loss, "gaussian", capacity=1.0)),
     Case("elbo-hierarchy", lambda: vae(elbo_loss, "discretized_logistic", (3, 2), ((8,), (4,)))),
+    Case("elbo-ladder", lambda: objective_of(VAE(8, 1, (3, 2), ((8,), (4,)), inference="top_down", prior="vamp"))),
     *(Case(f"vae-{name}", lambda name=name: vae_objective(name)) for name in OBJECTIVES),
     *(Case(f"iwae-{gradient}", lambda gradient=gradient: vae(iwae_loss, samples=3, gradient=gradient)) for gradient in (
         "standard", "doubly_reparameterised"

@@ -44,6 +44,25 @@ def log_normal(z: Tensor, mean: Tensor | float = 0.0, log_variance: Tensor | flo
     return -0.5 * ((z - mean).square() * (-log_variance).exp() + log_variance + math.log(2 * math.pi)).sum(-1)
 
 
+def log_mixture(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    r"""The density of a mixture of K normal distributions of equal weight, \(\log \frac1K \sum_k N(z; \mu_k,
+    \mathrm{diag}\, \sigma_k^2)\).
+
+    Args:
+        z: (..., D).
+        mean, log_variance: of the components, (K, D).
+
+    Returns:
+        (...).
+
+    Example:
+        >>> z = torch.zeros(2, 3)
+        >>> bool(torch.allclose(log_mixture(z, torch.zeros(4, 3), torch.zeros(4, 3)), log_normal(z)))
+        True
+    """
+    return log_normal(z[..., None, :], mean, log_variance).logsumexp(-1) - math.log(len(mean))
+
+
 def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
     r"""KL(N(mu, sigma^2) || N(0, 1)) of each dimension: \((\mu^2 + \sigma^2 - 1 - \log\sigma^2) / 2\).
 

@@ -55,7 +55,7 @@ def wae_loss(
     """
     check_range("regulariser_weight", regulariser_weight, 0)
     seen = run_vae(vae, batch, rng, None)
-    return _with(seen, regulariser_weight, "discrepancy", _mmd(seen, rng, kernel), cost)
+    return _with(seen, regulariser_weight, "discrepancy", _mmd(seen, rng, kernel, "wae"), cost)
 
 
 def swae_loss(
@@ -88,6 +88,7 @@ def swae_loss(
     check_range("regulariser_weight", regulariser_weight, 0)
     check_range("projections", projections, 1)
     seen = run_vae(vae, batch, rng, None)
+    seen.require("swae")
     z, prior = seen.out.z, _prior(seen, rng)
     directions = Rng(rng.seed, rng.position, 1, 0, 1, rng.device).normal("directions", (projections, z.shape[1]))[0]
     return _with(seen, regulariser_weight, "discrepancy", sliced_wasserstein(z, prior, directions.to(z.dtype)), cost)
@@ -135,7 +136,7 @@ def info_vae_loss(
         "push latents away from the prior."
     )  # fmt: skip
     seen = run_vae(vae, batch, rng)
-    discrepancy = _mmd(seen, rng, kernel)
+    discrepancy = _mmd(seen, rng, kernel, "info_vae")
     loss = (seen.error(cost) + (1 - alpha) * seen.kl.sum(1)).mean() + (alpha + regulariser_weight - 1) * discrepancy
     return {"loss": loss, **seen.metrics(), "discrepancy": discrepancy.detach()}
 
@@ -184,7 +185,7 @@ def beta_tc_loss(
     for name, value in (weights | {"dimension_weight": dimension_weight}).items():
         check_range(name, value, 0)
     seen = run_vae(vae, batch, rng)
-    _one_layer(seen, "beta_tc")
+    seen.require("beta_tc", one_layer=True)
     terms = kl_terms(seen.out.z, seen.out.mean, seen.out.log_variance, dataset_size, sampling)
     factors = (information_weight, regulariser_weight, dimension_weight)
     regulariser = sum(factor * term for factor, term in zip(factors, terms))
@@ -329,16 +330,9 @@ def _prior(seen: Seen, rng: Rng) -> Tensor:
     return rng.normal("prior", (seen.out.z.shape[1],)).to(seen.out.z.dtype)
 
 
-def _mmd(seen: Seen, rng: Rng, kernel: str) -> Tensor:
+def _mmd(seen: Seen, rng: Rng, kernel: str, objective: str) -> Tensor:
+    seen.require(objective)
     return maximum_mean_discrepancy(seen.out.z, _prior(seen, rng), kernel)
-
-
-def _one_layer(seen: Seen, objective: str) -> None:
-    if len(seen.sizes) > 1:
-        raise UsageError(
-            f"latent_dim must be one number for {objective}, whose terms are of one Gaussian posterior; got "
-            f"{seen.sizes}. Take elbo for several stochastic layers."
-        )
 
 
 def _check_batch(latents: Tensor, objective: str) -> None:

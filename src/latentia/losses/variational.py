@@ -96,6 +96,11 @@ def elbo_loss(
             f"and free_bits={free_bits}."
         )
     seen = run_vae(vae, batch, rng)
+    if free_bits and seen.out.log_prior is not None:
+        raise UsageError(
+            f"free_bits must be 0 with a learned prior, whose KL is not a sum over dimensions; got {free_bits}. Take "
+            "kl_warmup or capacity."
+        )
     kl = seen.kl.sum(1)
     if capacity is not None:
         regulariser = capacity_weight * (kl - capacity).abs()
@@ -229,7 +234,7 @@ def piwae_loss(vae: Any, batch: Mapping[str, Any], rng: Rng, *, groups: int = 3,
         As `iwae_loss`; "nats" is the bound of the decoder.
 
     Raises:
-        UsageError: several stochastic layers.
+        UsageError: several stochastic layers, or a learned prior.
 
     Rainforth et al., 2018, 1802.04537, section 5.
 
@@ -241,11 +246,7 @@ def piwae_loss(vae: Any, batch: Mapping[str, Any], rng: Rng, *, groups: int = 3,
         True
     """
     seen, log_w = _grouped(vae, batch, rng, groups, samples)
-    if len(seen.sizes) > 1:
-        raise UsageError(
-            f"latent_dim must be one number for PIWAE, which tells the encoder's weights from the decoder's; got "
-            f"{seen.sizes}. Take miwae for several stochastic layers."
-        )
+    seen.require("piwae", one_layer=True)
     encoder = (log_w.detach().softmax(2) / groups).flatten(1)
     log_w = log_w.flatten(1)
     bound, w = importance_weighted_bound(log_w.detach()), log_w.detach().softmax(1)
@@ -281,7 +282,24 @@ class Seen:
         """log p(x, z) - log q(z|x), of the samples of each image, (B, K)."""
         out = self.out
         mean, log_variance = (p if p.ndim == out.z.ndim else p[:, None] for p in (out.mean, out.log_variance))
-        return self.log_likelihood + log_normal(out.z) - log_normal(out.z, mean, log_variance)
+        return self.log_likelihood + self.log_prior() - log_normal(out.z, mean, log_variance)
+
+    def log_prior(self) -> Tensor:
+        """log p(z), (B,) or (B, K)."""
+        return log_normal(self.out.z) if self.out.log_prior is None else self.out.log_prior
+
+    def require(self, objective: str, *, one_layer: bool = False) -> None:
+        """Raises a `UsageError` unless the prior is N(0, I), and there is one stochastic layer if that is asked for."""
+        if self.out.log_prior is not None:
+            raise UsageError(
+                f'prior must be "normal" for {objective}, which compares latents with N(0, I); got '
+                f'"{self.config.prior}". Take elbo or iwae for a learned prior.'
+            )
+        if one_layer and len(self.sizes) > 1:
+            raise UsageError(
+                f"latent_dim must be one number for {objective}, whose terms are of one Gaussian posterior; got "
+                f"{self.sizes}. Take elbo for several stochastic layers."
+            )
 
     def metrics(self, nats: Tensor | None = None) -> dict[str, Tensor]:
         """What is logged: the bound and its parts, see `elbo_loss`; `nats` of another bound without the parts."""
@@ -329,7 +347,16 @@ def run_vae(
         x = torch.where(rng.uniform("binarise", x.shape[1:]) < (x + 1) / 2, 1.0, -1.0).to(x.dtype)
     noise = None if samples is None else rng.normal("posterior", (*samples, sum(sizes))).to(x.dtype)
     out = vae(x, noise, class_labels=labels, **options)
-    kl = hierarchical_kl(out.z, out.mean, out.log_variance, sizes)
+    if config.inference == "top_down" and out.log_prior is None:  # each layer's q is known given the one above
+        kl = hierarchical_kl(out.z, out.mean, out.log_variance, (sum(sizes),))
+    else:
+        kl = hierarchical_kl(out.z, out.mean, out.log_variance, sizes)
+    if out.log_prior is not None:  # of the topmost layer the value at the sample, spread evenly over its dimensions
+        mean, log_variance = (p if p.ndim == out.z.ndim else p[:, None] for p in (out.mean, out.log_variance))
+        whole = log_normal(out.z, mean, log_variance) - out.log_prior
+        whole = whole if whole.ndim == 1 else whole.mean(1)
+        top = (whole - kl[:, : -sizes[-1]].sum(1))[:, None] / sizes[-1]
+        kl = torch.cat([kl[:, : -sizes[-1]], top.expand(-1, sizes[-1])], 1)
     return Seen(x, out, config, sizes, kl, log_likelihood(config.likelihood, x, out.location, out.log_scale))
 
 

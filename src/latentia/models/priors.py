@@ -105,6 +105,20 @@ class LatentMixture(ModelMixin, ConfigMixin):
         mixture.scale_tril.copy_(torch.linalg.cholesky(torch.from_numpy(found.covariances_)) * spread)
         return mixture.eval()
 
+    @classmethod
+    def of_components(cls, mean: Tensor, log_variance: Tensor) -> Self:
+        """The mixture of K normal distributions of equal weight with such means and log-variances, (K, D) each.
+
+        Example:
+            >>> mixture = LatentMixture.of_components(torch.zeros(2, 3), torch.zeros(2, 3))
+            >>> bool(mixture.log_prob(torch.zeros(1, 3)) + 1.5 * math.log(2 * math.pi) < 1e-9)
+            True
+        """
+        mixture = cls(mean.shape[1], len(mean)).to(mean.device)
+        mixture.means.copy_(mean.detach())
+        mixture.scale_tril.copy_((0.5 * log_variance.detach().double()).exp().diag_embed())
+        return mixture.eval()
+
     def forward(self, latents: Tensor, return_dict: bool = True) -> LatentMixtureOutput | tuple[Tensor, Tensor]:
         """Density and responsibilities of latents (B, D), computed in float64, in the dtype of `latents`."""
         if latents.ndim != 2 or latents.shape[1] != self.config.latent_dim:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from latentia.errors import Positive, Size, UsageError, check_arguments, check_choice
 from latentia.functional.checks import check_latents
-from latentia.functional.distributions import LIKELIHOODS
+from latentia.functional.distributions import LIKELIHOODS, log_mixture
 from latentia.models.layers.conditioning import check_class_labels
 from latentia.models.layers.convolution import Decoder, Encoder, feature_size, image_size
 from latentia.models.layers.mlp import dense
@@ -23,10 +23,13 @@ from latentia.models.layers.stochastic import (
 )
 from latentia.models.modeling import ModelMixin
 from latentia.models.outputs import UNSET
+from latentia.models.priors import LatentMixture
 
 NO_LIKELIHOOD = "none"
 _WITHOUT_SCALE = ("bernoulli", NO_LIKELIHOOD)
 _CLASS_WIDTH = 32
+PRIORS = ("normal", "mixture", "vamp")
+INFERENCES = ("bottom_up", "top_down")
 
 
 @dataclass
@@ -40,7 +43,7 @@ class VAEOutput(BaseOutput):
 
     Of a hierarchy `z` holds all layers, from the image upwards, standardised as `VAE` says, and `mean` and
     `log_variance` have its shape: those of a layer depend on the samples of the others. `layers`: each in its own
-    units, `layers[0].z` being the input of the decoder.
+    units, `layers[0].z` being the input of the decoder. `log_prior`: of a learned prior log p(z), (B,) or (B, K).
     """
 
     reconstruction: Tensor
@@ -50,6 +53,7 @@ class VAEOutput(BaseOutput):
     z: Tensor = UNSET
     log_scale: Tensor | None = None
     layers: tuple[StochasticLayer, ...] = UNSET
+    log_prior: Tensor | None = None
 
 
 class VAE(ModelMixin, ConfigMixin):
@@ -84,6 +88,10 @@ class VAE(ModelMixin, ConfigMixin):
         observation_std: standard deviation of a Gaussian likelihood (scale of a logistic one) in units of [-1, 1], the
             same for all values; `None` (default): learned, as one number.
         num_class_embeds: number of classes that q(z_1|x) and p(x|z_1) are conditioned on; `None` (default): no labels.
+        prior: of the topmost layer, "normal" (default), N(0, I); "mixture", of `prior_components` learned normal
+            distributions; or "vamp", of the posteriors of so many learned pseudo-inputs. These two know no labels.
+        prior_components: K. Default 100.
+        inference: of a hierarchy, "bottom_up" (default) or "top_down", a ladder's.
 
     Raises:
         UsageError: more latents than values of an image, a size that cannot be mirrored, a hierarchy without its
@@ -92,7 +100,8 @@ class VAE(ModelMixin, ConfigMixin):
     Auto-Encoding Variational Bayes (Kingma and Welling, 2013, 1312.6114); hierarchy: Importance Weighted
     Autoencoders (Burda et al., 2015, 1509.00519), eq. 1 and 2; learned variance: Simple and Effective VAE
     Training with Calibrated Decoders (Rybkin et al., 2020, 2006.13202); conditional: Learning Structured Output
-    Representation (Sohn et al., 2015).
+    Representation (Sohn et al., 2015); pseudo-inputs: VAE with a VampPrior (Tomczak and Welling, 2017, 1705.07120), eq.
+    9; ladder: Sønderby et al., 2016, 1602.02282.
 
     Example:
         >>> vae = VAE(sample_size=8, latent_dim=4, hidden_sizes=(32,))
@@ -123,16 +132,28 @@ class VAE(ModelMixin, ConfigMixin):
         likelihood: str = "bernoulli",
         observation_std: Positive | None = None,
         num_class_embeds: Size | None = None,
+        prior: str = "normal",
+        prior_components: Size = 100,
+        inference: str = "bottom_up",
     ):
         super().__init__()
         size = image_size(sample_size)
         self._image, values = (in_channels, *size), in_channels * size[0] * size[1]
         check_choice("likelihood", likelihood, (*LIKELIHOODS, NO_LIKELIHOOD))
+        check_choice("prior", prior, PRIORS)
+        check_choice("inference", inference, INFERENCES)
+        if prior != "normal" and num_class_embeds is not None:
+            raise UsageError(f'prior must be "normal" beside num_class_embeds, as it knows no labels; got "{prior}".')
         sizes, (hidden, *above) = layer_widths(latent_dim, hidden_sizes)
         if not all(1 <= dimensions <= values for dimensions in sizes):
             raise UsageError(
                 f"latent_dim must be from 1 to {values}, the values of an image of {in_channels} x {size[0]} x "
                 f"{size[1]}; got {latent_dim}. More latents than values compress nothing."
+            )
+        if inference == "top_down" and len(sizes) == 1:
+            raise UsageError(
+                'inference must be "bottom_up" for one stochastic layer; got "top_down" beside '
+                f"latent_dim={latent_dim}. A ladder has a latent_dim for each layer."
             )
         if observation_std is not None and (likelihood in _WITHOUT_SCALE or not 0 < observation_std < math.inf):
             raise UsageError(
@@ -160,7 +181,12 @@ class VAE(ModelMixin, ConfigMixin):
         self.encoder_mlp = nn.Sequential(nn.Flatten(), *dense(way_in, activation))
         self.posterior = nn.Linear(way_in[-1], 2 * sizes[0])
         self.decoder_mlp = nn.Sequential(*dense(way_out, activation), nn.Linear(way_out[-1], math.prod(self._features)))
-        self.hierarchy = StochasticHierarchy(sizes, above, activation)
+        self.hierarchy = StochasticHierarchy(sizes, above, activation, inference == "top_down")
+        if prior == "mixture":
+            self.prior_mean = nn.Parameter(torch.randn(prior_components, sizes[-1]))
+            self.prior_log_variance = nn.Parameter(torch.zeros(prior_components, sizes[-1]))
+        elif prior == "vamp":
+            self.pseudo_inputs = nn.Parameter(torch.randn(prior_components, *self._image))  # tanh of them is in [-1, 1]
         if likelihood not in _WITHOUT_SCALE and observation_std is None:
             self.log_scale = nn.Parameter(torch.tensor(-1.0))
 
@@ -188,6 +214,23 @@ class VAE(ModelMixin, ConfigMixin):
             x = torch.cat([x, plane.to(x.dtype).expand(len(x), -1, -1, -1)], 1)
         h = self.encoder_mlp(self.encoder(x))
         return split_parameters(self.posterior(h).to(self.posterior.weight.dtype))
+
+    def prior_parameters(self) -> tuple[Tensor, Tensor] | None:
+        """Means and log-variances (K, D) of the components of a learned prior, of all layers; None for N(0, I)."""
+        if self.config.prior == "normal":
+            return None
+        if self.config.prior == "mixture":
+            mean, log_variance = self.prior_mean[:], self.prior_log_variance[:]
+        else:
+            mean, log_variance, _ = self.hierarchy.infer(*self.encode_first(self.pseudo_inputs.tanh()))[-1]
+        below = mean.new_zeros(len(mean), sum(self.hierarchy.sizes[:-1]))
+        return torch.cat([below, mean], 1), torch.cat([below, log_variance], 1)
+
+    @torch.no_grad()
+    def fixed_prior(self) -> LatentMixture | None:
+        """The learned prior as it is now, to draw from and for likelihoods; None for N(0, I)."""
+        parameters = self.prior_parameters()
+        return None if parameters is None else LatentMixture.of_components(*parameters)
 
     def mean_of(self, location: Tensor) -> Tensor:
         """The mean of p(x|z), or the image of a decoder without density, in [-1, 1], given its location."""
@@ -242,8 +285,9 @@ class VAE(ModelMixin, ConfigMixin):
         else:
             location = self._location(z, class_labels)
         scale = self.observation_log_scale(location)
-        posterior = self.hierarchy.standardize(layers)
-        out = VAEOutput(self.mean_of(location), location, *posterior, scale, tuple(layers))
+        posterior, components = self.hierarchy.standardize(layers), self.prior_parameters()
+        log_prior = None if components is None else log_mixture(posterior[2], *components)
+        out = VAEOutput(self.mean_of(location), location, *posterior, scale, tuple(layers), log_prior)
         return out if return_dict else out.to_tuple()
 
     def observation_log_scale(self, like: Tensor) -> Tensor | None:

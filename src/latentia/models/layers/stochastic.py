@@ -40,12 +40,18 @@ class StochasticHierarchy(nn.Module):
     noise of the other layers, a Gaussian of mean \((\mu_l - m_l) / s_l\) and deviation \(\sigma_l / s_l\). Of one
     layer, c is z.
 
+    Top-down, as in a ladder VAE, q runs from the topmost layer to the image: the means go up without noise, and each
+    lower layer is the product of what comes up, \(N(\hat\mu_l, \hat\sigma_l^2)\), and the prior,
+    \(q(z_l|z_{l+1}, x) \propto N(\hat\mu_l, \hat\sigma_l^2)\, p(z_l|z_{l+1})\).
+
     Args:
         sizes: dimensions of each layer, from the image upwards.
         widths: of the dense layers between each stochastic layer and the next; p mirrors q.
         activation: of these.
+        top_down: whether inference is that of a ladder. Default False: bottom-up.
 
-    Importance Weighted Autoencoders (Burda et al., 2015, 1509.00519), eq. 1 and 2.
+    Importance Weighted Autoencoders (Burda et al., 2015, 1509.00519), eq. 1 and 2; top-down: Ladder Variational
+    Autoencoders (Sønderby et al., 2016, 1602.02282), eq. 16 to 18.
 
     Example:
         >>> hierarchy = StochasticHierarchy((3, 2), ((8,),), "tanh")
@@ -55,15 +61,15 @@ class StochasticHierarchy(nn.Module):
         True
     """
 
-    def __init__(self, sizes: Sequence[int], widths: Sequence[Sequence[int]], activation: str):
+    def __init__(self, sizes: Sequence[int], widths: Sequence[Sequence[int]], activation: str, top_down: bool = False):
         super().__init__()
-        self.sizes = tuple(sizes)
+        self.sizes, self.top_down = tuple(sizes), top_down
         paths = [(below, *between, above) for (below, above), between in zip(pairwise(sizes), widths)]
         self.posteriors = nn.ModuleList(_gaussian(path, activation) for path in paths)
         self.priors = nn.ModuleList(_gaussian(path[::-1], activation) for path in paths)
 
     def infer(self, mean: Tensor, log_variance: Tensor, noise: Tensor | None = None) -> list[StochasticLayer]:
-        """All layers, bottom-up, from q(z_1|x).
+        """All layers, from the image upwards, given q(z_1|x), or of a ladder what comes up to it.
 
         Args:
             mean, log_variance: of q(z_1|x), (B, D_1).
@@ -71,6 +77,8 @@ class StochasticHierarchy(nn.Module):
         """
         none: list[Tensor | None] = [None] * len(self.sizes)
         parts = none if noise is None else [*noise.to(mean.dtype).split(self.sizes, -1)]
+        if self.top_down:
+            return self._infer_top_down(mean, log_variance, parts)
         layers: list[StochasticLayer] = []
         for posterior, eps in zip([None, *self.posteriors], parts):
             if posterior is not None:
@@ -78,6 +86,24 @@ class StochasticHierarchy(nn.Module):
             z = mean if eps is None else reparameterize(_beside(mean, eps), _beside(log_variance, eps), eps)
             layers.append(StochasticLayer(mean, log_variance, z))
         return layers
+
+    def _infer_top_down(
+        self, mean: Tensor, log_variance: Tensor, parts: Sequence[Tensor | None]
+    ) -> list[StochasticLayer]:
+        up = [(mean, log_variance)]
+        for posterior in self.posteriors:
+            up.append(split_parameters(posterior(up[-1][0]).to(mean.dtype)))
+        layers: list[StochasticLayer] = []  # from the top
+        for (mean, log_variance), prior, eps in zip(up[::-1], [None, *reversed(self.priors)], parts[::-1]):
+            if prior is not None:
+                m, lv = split_parameters(prior(layers[-1].z).to(mean.dtype))
+                mean, log_variance = _beside(mean, m), _beside(log_variance, m)
+                combined = -torch.logaddexp(-log_variance, -lv)  # precisions add up
+                mean = mean * (combined - log_variance).exp() + m * (combined - lv).exp()
+                log_variance = combined
+            z = mean if eps is None else reparameterize(_beside(mean, eps), _beside(log_variance, eps), eps)
+            layers.append(StochasticLayer(_beside(mean, z).expand_as(z), _beside(log_variance, z).expand_as(z), z))
+        return layers[::-1]
 
     def standardize(self, layers: Sequence[StochasticLayer]) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and log-variance of q(c|x) and c, all layers side by side, (B, D) or (B, K, D)."""
@@ -105,6 +131,11 @@ class StochasticHierarchy(nn.Module):
         once more with constant weights, at views of the samples: what depends on z sees the views, the chain does not,
         and a hook on a view scales each layer's part once, not once more for each layer above it.
         """
+        if self.top_down:
+            raise UsageError(
+                'gradient must be "standard" for inference="top_down"; got "doubly_reparameterised", which is of '
+                "bottom-up inference."
+            )
         views = [layer.z.view_as(layer.z) for layer in layers]
         parameters = [(layers[0].mean.detach(), layers[0].log_variance.detach())]
         for posterior, z in zip(self.posteriors, views):
