@@ -15,6 +15,7 @@ from latentia import (
     DigitClassifier,
     InceptionV3,
     LatentMixture,
+    LatentVAE,
     MLPDiscriminator,
     MLPGenerator,
     NormalizingFlow,
@@ -102,6 +103,10 @@ def _vqvae(name: str, image: tuple[int, int, int], **config):
 
 def _mixture() -> LatentMixture:
     return LatentMixture.fit(torch.randn(40, 5), num_components=3)
+
+
+def _with_prior(out) -> torch.Tensor:
+    return torch.cat([out.reconstruction.flatten(), out.log_prior.flatten()])
 
 
 def _vae(
@@ -204,6 +209,7 @@ ZOO = [
     _vqvae("ema", (1, 8, 8), block_out_channels=(8,), layers_per_block=1),
     _vqvae("fsq", (3, 16, 24), block_out_channels=(4, 8), quantizer="fsq", levels=(5, 4, 3)),
     Entry("mixture", _mixture, lambda b: {"latents": torch.randn(b, 5, requires_grad=True)}, lambda b: (b,)),
+    Entry("latent-vae", lambda: LatentVAE(5, (8,), 3), lambda b: {"latents": torch.randn(b, 5)}, lambda b: (b,)),
     Entry(
         "position-prior",
         lambda: PositionPrior(6, (2, 3)),
@@ -220,7 +226,7 @@ ZOO = [
         hidden_sizes=((8,), (), (6, 5)),
         through=lambda out: torch.cat([out.reconstruction.flatten(), out.z.flatten()]),
     ),
-    _vae("mixture", (1, 8, 8), (2,), prior="mixture", prior_components=3, through=lambda out: out.log_prior),
+    _vae("mixture", (1, 8, 8), (2,), prior="mixture", prior_components=3, through=_with_prior),
     _vae(
         "ladder",
         (1, 8, 8),
@@ -229,7 +235,7 @@ ZOO = [
         inference="top_down",
         prior="vamp",
         prior_components=3,
-        through=lambda out: torch.cat([out.reconstruction.flatten(), out.log_prior]),
+        through=_with_prior,
     ),
     _vae("samples", (1, 8, 8), (2,), hidden_sizes=(), likelihood="discretized_logistic", observation_std=0.1),
     _vae("no-likelihood", (1, 8, 8), likelihood="none", block_out_channels=(4,), hidden_sizes=()),

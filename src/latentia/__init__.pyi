@@ -15,6 +15,7 @@ from .models.dcgan import (
 )
 from .models.flow import NormalizingFlow as NormalizingFlow
 from .models.inception import InceptionV3 as InceptionV3
+from .models.latent_vae import LatentVAE as LatentVAE
 from .models.mlp_gan import MLPDiscriminator as MLPDiscriminator
 from .models.mlp_gan import MLPGenerator as MLPGenerator
 from .models.modeling import ModelMixin as ModelMixin

@@ -4,9 +4,9 @@ import pytest
 import torch
 from helpers import load_example
 from tiny_vae import DOUBLE, arguments, binary, draws, gradients, tiny
-from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
-from latentia import DiffusionPipeline, VAEPipeline
+from latentia import DiffusionPipeline, LatentVAE, NormalizingFlow, VAEPipeline
 from latentia.errors import UsageError
 from latentia.functional.bounds import hierarchical_kl
 from latentia.functional.distributions import log_mixture, log_normal
@@ -36,7 +36,7 @@ def test_pseudo_inputs_are_encoded_as_images_are():
 
 
 @pytest.mark.parametrize("config", [{}, TWO, LADDER])
-def test_a_mixture_of_one_standard_component_is_the_standard_prior(config):
+def test_one_standard_component_is_the_standard_prior(config):
     vae, plain = tiny(prior="mixture", prior_components=1, **config), tiny(**config)
     plain.load_state_dict({key: value for key, value in vae.state_dict().items() if not key.startswith("prior_")})
     with torch.no_grad():
@@ -107,7 +107,7 @@ def test_the_kl_of_each_rung_is_exact_given_the_one_above():
     assert values["kl_1"] > 0 and values["kl_2"] > 0
 
 
-def test_a_ladder_takes_several_samples_and_decodes_its_own_latents():
+def test_a_ladder_takes_samples_and_decodes_its_latents():
     vae, x = tiny(**LADDER), binary(4)
     out = vae(x, torch.randn(4, 6, 5, **DOUBLE))
     assert out.z.shape == out.mean.shape == (4, 6, 5)
@@ -126,6 +126,39 @@ def test_the_example_trains_a_ladder_with_pseudo_inputs(tmp_path):
     assert pipe.prior.config.num_components == 4 and pipe(2).images[0].size == (8, 8)
 
 
+# ------------------------------------------------------------ a second VAE, an autoregressive flow
+
+
+CORRELATED = MultivariateNormal(torch.tensor([3.0, -20.0]), torch.tensor([[4.0, 5.7], [5.7, 9.0]]))  # by .95
+
+
+def correlated(n):
+    torch.manual_seed(3)
+    return CORRELATED.sample((n,))
+
+
+def test_a_second_vae_learns_the_distribution_of_latents(tmp_path):
+    prior = LatentVAE.fit(correlated(2000), steps=300, hidden_sizes=(32,), samples=200)
+    made = prior.sample(1000, [torch.Generator().manual_seed(i) for i in range(1000)])
+    # Independent normal dimensions would cost 9 nats.
+    assert CORRELATED.log_prob(made).mean() > CORRELATED.log_prob(correlated(1000)).mean() - 2.0
+    torch.testing.assert_close(torch.cov(made.T), CORRELATED.covariance_matrix, rtol=0.3, atol=0)
+    gap = CORRELATED.log_prob(correlated(500)) - prior.log_prob(correlated(500))
+    assert -0.02 < gap.mean() < 0.3  # a lower bound
+    pipe = VAEPipeline(tiny(latent_dim=2).float().eval(), prior)
+    pipe.save_pretrained(tmp_path)
+    images = [p(2, generator=torch.Generator().manual_seed(0), output_type="latent").images for p in (
+        pipe, DiffusionPipeline.from_pretrained(tmp_path))]  # fmt: skip
+    torch.testing.assert_close(*images)
+    assert pipe.log_likelihood(images[0].clamp(-1, 1), samples=3).isfinite().all()
+
+
+def test_an_autoregressive_flow_is_a_prior_too():
+    prior = NormalizingFlow.fit(correlated(500), steps=60, architecture="maf", hidden_sizes=(16,))
+    pipe = VAEPipeline(tiny(latent_dim=2).float().eval(), prior)
+    assert pipe(2, output_type="latent").images.shape == (2, 1, 4, 4)
+
+
 # ------------------------------------------------------------ bad input
 
 
@@ -133,6 +166,11 @@ def test_the_example_trains_a_ladder_with_pseudo_inputs(tmp_path):
     "call, words",
     [
         (lambda: tiny(prior="vamp", num_class_embeds=3), ["prior", "num_class_embeds", "vamp"]),
+        (lambda: LatentVAE.fit(torch.ones(40, 2)), ["latents must differ"]),
+        (lambda: LatentVAE.fit(torch.randn(7, 2)), ["at least 20", "7"]),
+        (lambda: LatentVAE.fit(torch.randn(40, 2), steps=0), ["steps", "0"]),
+        (lambda: LatentVAE(3)(torch.zeros(2, 4)), ["(B, 3)", "(2, 4)"]),
+        (lambda: LatentVAE(3).sample(2, [torch.Generator()]), ["generators", "n=2"]),
         (lambda: tiny(prior="vampire"), ["prior", 'Did you mean "vamp"']),
         (lambda: tiny(inference="top_down"), ["inference", "latent_dim=3"]),
         (lambda: tiny(prior="vamp", prior_components=0), ["prior_components", "at least 1", "0"]),
