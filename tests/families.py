@@ -80,6 +80,13 @@ FAMILIES = [
         "--latent_dim 3 --hidden_sizes 8 --layerwise_steps 4",
         refuses=NO_BLOCKS,
     ),
+    Family(
+        "recurrent_autoencoder",
+        "train_recurrent_autoencoder.py",
+        "--latent_dim 3 --hidden_size 8 --min_rows 2 --prior_components 2",
+        refuses=NO_BLOCKS,
+        at_night=True,
+    ),
     Family("vae", "train_vae.py", "--latent_dim 2 --hidden_sizes 8", refuses=NO_BLOCKS),
     Family(
         "vae_factor",

@@ -28,6 +28,8 @@ from latentia import (
     LatentDiffusionPipeline,
     LatentMixture,
     NormalizingFlow,
+    RecurrentAutoencoder,
+    RecurrentAutoencoderPipeline,
     UnconditionalDiffusionPipeline,
     VAEPipeline,
     VQPriorPipeline,
@@ -126,6 +128,12 @@ def autoencoder():
     network = spread(Autoencoder(sample_size=8, latent_dim=5, hidden_sizes=(16,)))
     codes = AutoencoderPipeline(network).encode(random_images(60, 1, 8, 8))
     return AutoencoderPipeline(network, prior=LatentMixture.fit(codes, 3))
+
+
+def recurrent_autoencoder():
+    network = spread(RecurrentAutoencoder(in_features=8, latent_dim=5, hidden_size=8))
+    codes = RecurrentAutoencoderPipeline(network, num_rows=8).encode(random_images(60, 1, 8, 8))
+    return RecurrentAutoencoderPipeline(network, LatentMixture.fit(codes, 2), num_rows=8)
 
 
 def autoencoder_kl_pipeline():
@@ -270,6 +278,18 @@ PIPELINES = [
         short=STEPS,
     ),
     Entry("autoencoder", seed(autoencoder), SMALL, (5,)),
+    Entry(
+        "recurrent-autoencoder",
+        seed(recurrent_autoencoder),
+        SMALL,
+        (5,),
+        refusals=(
+            (lambda pipe: pipe.encode(random_images(2, 1, 8, 8), lengths=[8]), r"one for each of 2 images; got \(1,\)"),
+            (lambda pipe: pipe.encode(random_images(2, 1, 8, 8), lengths=[8, 9]), "lengths must be from 1 to 8"),
+            (lambda pipe: RecurrentAutoencoderPipeline(pipe.autoencoder, num_channels=3), "num_channels must divide 8"),
+            (lambda pipe: RecurrentAutoencoderPipeline(VAE()), "autoencoder must be a RecurrentAutoencoder; got VAE"),
+        ),
+    ),
     Entry("autoencoder-kl", seed(autoencoder_kl_pipeline), GREY, (4, 8, 8)),
     Entry("vae", seed(vae), SMALL, (4,)),
     Entry(

@@ -34,6 +34,7 @@ from .pipelines.diffusion import UnconditionalDiffusionPipeline as Unconditional
 from .pipelines.flow import FlowPipeline as FlowPipeline
 from .pipelines.gan import GANPipeline as GANPipeline
 from .pipelines.latent_diffusion import LatentDiffusionPipeline as LatentDiffusionPipeline
+from .pipelines.recurrent_autoencoder import RecurrentAutoencoderPipeline as RecurrentAutoencoderPipeline
 from .pipelines.text_to_image import TextToImagePipeline as TextToImagePipeline
 from .pipelines.vae import VAEPipeline as VAEPipeline
 from .pipelines.vq_prior import VQPriorPipeline as VQPriorPipeline
