@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from latentia.errors import CheckpointError, UsageError, did_you_mean
-from latentia.safety import build_on_meta, check_files, check_loader_options, read_json, read_weight_headers
+from latentia.safety import build_on_meta, check_files, check_keys, check_loader_options, read_json, read_weight_headers
 
 # What transformers reads beside config.json and vocabularies.
 _SETTINGS = (
@@ -133,6 +133,7 @@ def check_network(
             loader; the network asks for more than its weights hold.
     """
     check_foreign_files(folder)
+    check_keys(config, str(folder / "config.json"))
     check_loader_options(config, str(folder / "config.json"))
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(f"{folder} holds adapter_config.json, which names weights elsewhere. Merge them first.")

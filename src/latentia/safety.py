@@ -8,6 +8,7 @@ beside it holds.
 import math
 import re
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,7 @@ _LOADER_OPTIONS = {  # a file that could set these would choose what is imported
     *("fast_tokenizer_files", "gguf_file", "init_inputs", "merges", "merges_file", "tokenizer_object", "vocab"),
     *("vocab_file", "spm_file"),
 }
+_RESERVED = frozenset(dir(OrderedDict()))  # `items`, `__class__`, ...: what configurations of diffusers derive from
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "unigram.json")
 _SUBFOLDER = re.compile(r"[A-Za-z0-9_\-]+(/[A-Za-z0-9_\-]+)*")
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors")
@@ -184,6 +186,24 @@ def check_values(found: Any, where: str, *, sizes: bool = True) -> None:
             most = math.inf if not sizes or key.endswith(_LARGE) else MAX_SIDE if key in _SIDES else MAX_NUMBER
             if value > most:
                 raise CheckpointError(f"{key[:100]} in {where} must be at most {most}; got {value}.")
+
+
+def check_keys(config: Mapping[str, Any], where: str) -> None:
+    """Reject settings with names of Python's own attributes, which diffusers would set on the configuration it makes.
+
+    Raises:
+        CheckpointError: names the first one.
+
+    Example:
+        >>> check_keys({"items": 1}, "config.json")
+        Traceback (most recent call last):
+        latentia.errors.CheckpointError: config.json has 'items', which is no setting: ...
+    """
+    for key in config:
+        if key in _RESERVED or key.startswith("_FrozenDict__"):
+            raise CheckpointError(
+                f"{where} has {key!r}, which is no setting: mappings of Python use that name. Delete the line."
+            )
 
 
 def check_loader_options(config: Any, where: str) -> None:

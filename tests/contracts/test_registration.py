@@ -318,6 +318,16 @@ def test_hostile_indexes_are_refused(folder, case, monkeypatch):
     assert not {name for name in set(sys.modules) - before if "evil" in name or name == "antigravity"}
 
 
+@pytest.mark.parametrize("key", ["items", "get", "__dict__", "__class__", "__reduce__", "_FrozenDict__frozen"])
+@pytest.mark.parametrize("name", ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"])
+def test_settings_named_as_attributes_of_python_are_refused(folder, name, key):
+    """diffusers sets each on the configuration that it makes, whose `items` would then be a number."""
+    path = folder / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: {} if key == "__dict__" else 1}))
+    with pytest.raises(CheckpointError, match=f"{path.name} has '{key}', which is no setting"):
+        latentia.DiffusionPipeline.from_pretrained(folder)
+
+
 SHARDS = {
     "../weights.safetensors": "names of .safetensors files in the same folder",
     "in/weights.safetensors": "names of .safetensors files in the same folder",

@@ -3,13 +3,16 @@
 import os
 import socket
 import stat
+from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+import latentia
 from latentia.errors import CheckpointError, DataError, HubError, UsageError, printable
 from latentia.files import reading, writing
+from latentia.files.logs import get_logger
 
 NESTED = "[" * 100_000
 
@@ -167,6 +170,15 @@ def test_errors_print_no_codes_of_a_terminal():
     text = str(CheckpointError("\x1b]0;title\x07 in photos_\udce9\nand é 日本\u202e"))
     assert text == "\\x1b]0;title\\x07 in photos_\\udce9\nand é 日本\\u202e"
     assert str(HubError(3)) == "3" and len(printable("x" * 10**6)) < 5000
+
+
+def test_logs_print_no_codes_of_a_terminal(caplog, tmp_path):
+    """As errors do, whatever a file of others is called; every module logs by `get_logger`."""
+    get_logger("latentia.data.build").warning("%s is bad", "\x1b]0;title\x07.png")
+    assert caplog.messages == ["\\x1b]0;title\\x07.png is bad"]
+    package = Path(latentia.__file__).parent
+    direct = [path for path in package.rglob("*.py") if "= logging.getLogger(__name__)" in path.read_text()]
+    assert not direct
 
 
 def test_a_figure_is_written_by_the_suffix_of_its_name(tmp_path):

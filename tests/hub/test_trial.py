@@ -199,6 +199,22 @@ def test_settings_cannot_name_other_files(folder, key, started):
 # ------------------------------------------------------------------------------------------------------- what it costs
 
 
+@pytest.mark.parametrize(
+    "file, key, value, rule",
+    [
+        ("text_encoder/config.json", "eos_token_id", [1, 2], "must be an integer or null"),
+        ("text_encoder/config.json", "pad_token_id", "1", "must be an integer or null"),
+        ("vae/config.json", "scaling_factor", "2", "must be a number"),
+        ("vae/config.json", "shift_factor", {}, "must be a number"),
+    ],
+)
+def test_settings_that_fail_only_in_use_are_refused(file, key, value, rule, tmp_path):
+    folder = shutil.copytree(EMOJI, tmp_path / "copy")
+    edit(folder / file, **{key: value})
+    with pytest.raises(CheckpointError, match=f"{key} in .*{file} {rule}"):
+        latentia.DiffusionPipeline.from_pretrained(folder)
+
+
 def test_what_was_accepted_is_remembered_by_its_content(folder, started):
     for _ in range(2):
         assert type(load(folder)) is latentia.TextToImagePipeline

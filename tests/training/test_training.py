@@ -860,6 +860,30 @@ def test_a_closed_pipe_does_not_end_a_run(tmp_path, monkeypatch):
     assert result.status == "finished" and held(tmp_path, 3)
 
 
+def test_a_full_disk_under_its_log_does_not_end_a_run(tmp_path, monkeypatch):
+    with open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        monkeypatch.setattr(sys, "stderr", full)
+        _, result = run(tmp_path, 3, phases=regression(), hooks=[Hook(1, lambda progress: print("a line"))])
+        assert sys.stdout is full
+    assert result.status == "finished" and held(tmp_path, 3)  # and nothing is left that fails when Python ends
+
+
+def test_a_link_put_under_a_running_run_is_not_followed(tmp_path):
+    """Nothing is written or deleted through `checkpoints` if others replace it by a link meanwhile."""
+    folder, other = tmp_path / "run", tmp_path / "other"
+    run(other, 2, checkpoint_every=1)
+    before = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+
+    def swap(progress):
+        (folder / "checkpoints").rename(tmp_path / "moved")
+        (folder / "checkpoints").symlink_to(other / "checkpoints")
+
+    with pytest.raises(CheckpointError, match="symbolic link"):
+        run(folder, 6, hooks=[Hook(2, swap)], checkpoint_every=1, checkpoints_limit=2)
+    assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == before
+
+
 def test_a_signal_in_the_last_step_leaves_scoring_for_later(tmp_path):
     called = []
     hook = Hook(0, lambda progress: called.append(1))

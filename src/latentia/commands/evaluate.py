@@ -7,7 +7,6 @@
 What makes images is a `Source`; from the images on, everything is the same for all families.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -47,13 +46,14 @@ from latentia.evaluation import (
     write_page,
 )
 from latentia.evaluation.features.base import FeatureExtractor
+from latentia.files.logs import get_logger
 from latentia.files.writing import write_json
 from latentia.functional.settings import check_types
 from latentia.hub.card import add_results
 from latentia.hub.usage import saved_usage
 from latentia.pipelines.capabilities import Option
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(repr=False)

@@ -117,7 +117,7 @@ def run(name: str, words: Sequence[str], flags: list[str]) -> int:
     if _is_main_process():
         print(escaped(result if isinstance(result, str) else result.text()))
         if saving:
-            print("Written:", *result.save(**saving))
+            print("Written:", *(escaped(str(path)) for path in result.save(**saving)))
     return getattr(result, "exit_code", 0)
 
 

@@ -1,6 +1,5 @@
 """Decode a source once: its rows become pixels, labels and captions."""
 
-import logging
 import multiprocessing
 import os
 import shutil
@@ -19,8 +18,9 @@ import numpy as np
 from latentia.data.columns import Labels, Table, check_caption
 from latentia.data.decode import BadImage, Decoded, Fit, decode, decode_all, decoded_bytes, open_image
 from latentia.errors import DataError
+from latentia.files.logs import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 MAX_SKIPPED = 0.01  # share of bad images from which on something else is wrong
 MAX_NAMED = 1000  # bad images in one error

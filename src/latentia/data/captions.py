@@ -1,6 +1,5 @@
 """Hidden states of the captions of a data set: computed once by a text encoder and cached on disk."""
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from latentia.data.images import ImageData
 from latentia.data.latents import LatentData
 from latentia.errors import DataError, UsageError
 from latentia.files.cache import cached_tensors, key_of
+from latentia.files.logs import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 FORMAT = "1"  # raise it when the meaning of the files changes
 

@@ -1,6 +1,5 @@
 """Latents of a data set of images: computed once by an autoencoder and cached on disk."""
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ from latentia.data.images import ImageData, normalize
 from latentia.data.order import check_positions, flip_mask, indices
 from latentia.errors import DataError, UsageError
 from latentia.files.cache import cached_tensors, key_of
+from latentia.files.logs import get_logger
 from latentia.rng import seed_from
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 FORMAT = "1"  # raise it when the meaning of the files changes
 _CPU = torch.device("cpu")

@@ -1,6 +1,5 @@
 """`load_images`: a folder, parquet files, the Hub or rows in memory become an `ImageData`, or a stream."""
 
-import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
@@ -16,9 +15,10 @@ from latentia.data.sources import find_source
 from latentia.data.streaming import StreamedImages
 from latentia.errors import DataError, UsageError, check_choice, check_range
 from latentia.files.cache import cache_folder, cached_bytes, key_of
+from latentia.files.logs import get_logger
 from latentia.functional.settings import check_types
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _DECODER = 3  # raise it when the same file would give other pixels or labels
 

@@ -1,7 +1,6 @@
 """Sources of images by what a user writes: names, paths, the Hub, data set objects; all opened as a `Table`."""
 
 import glob
-import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,10 +17,11 @@ from latentia.data.folder import folder_source, kind_of
 from latentia.data.names import is_unicode
 from latentia.data.parquet import of_split, parquet_source
 from latentia.errors import DataError, MissingSplitError, UsageError, did_you_mean
+from latentia.files.logs import get_logger
 from latentia.files.reading import read_text, user_path
 from latentia.files.writing import write_text
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _PAUSES = (1.0, 2.0, 4.0)  # seconds before the Hub is asked again
 

@@ -1,6 +1,5 @@
 """Streaming: images that are decoded as they are asked for, for data sets that do not fit on the disk."""
 
-import logging
 import random
 import time
 from collections import deque
@@ -19,9 +18,10 @@ from latentia.data.images import normalize
 from latentia.data.order import check_positions, flip_mask, uniform
 from latentia.errors import DataError, UsageError, counted
 from latentia.files.cache import key_of
+from latentia.files.logs import get_logger
 from latentia.rng import seed_from
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 RETRIES = 3  # of a source that fails, with PAUSE, 2 PAUSE, 4 PAUSE seconds between
 PAUSE = 1.0

@@ -7,7 +7,6 @@ compute while others wait. Two formats: `cached_tensors` writes a safetensors fi
 
 import hashlib
 import json
-import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -22,10 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from latentia.errors import DataError, LatentiaError
+from latentia.files.logs import get_logger
 from latentia.files.reading import read_object, read_text, user_path
 from latentia.files.writing import remove, replacing, staging_of, sync, write_text
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 T = TypeVar("T")
 
 PATIENCE = 5.0  # seconds before a process that waits for another one says so

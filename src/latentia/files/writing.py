@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from latentia.errors import UsageError
+from latentia.errors import CheckpointError, UsageError
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
@@ -29,6 +29,20 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder of our own, and those above it, if it is missing; a link at its place is not followed.
+
+    Raises:
+        CheckpointError: `path` is a symbolic link, such as one that others put there while a run writes.
+    """
+    if path.is_symlink():
+        raise CheckpointError(
+            f"{path} is a symbolic link to {os.readlink(path)}, through which nothing is written. Replace it by the "
+            "folder."
+        )
+    path.mkdir(parents=True, exist_ok=True)
 
 
 def staging_of(path: Path) -> Path:

@@ -7,6 +7,7 @@ or any path is joined, and code in a repository is never run.
 import inspect
 import os
 import re
+import typing
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from latentia.files.reading import check_link
 from latentia.foreign import REVIEWED, check_foreign_files, check_network, foreign_class
 from latentia.hub.trial import try_parts
 from latentia.registration import public, public_names
-from latentia.safety import check_loader_options, read_json
+from latentia.safety import check_keys, check_loader_options, read_json
 
 INDEX_NAME = "model_index.json"
 LIBRARIES = ("latentia", *REVIEWED)
@@ -52,6 +53,7 @@ def read_index(folder: str | os.PathLike) -> dict[str, Any]:
         )
     check_link(path, path.parent)
     index = read_json(path)
+    check_keys(index, str(path))
     check_loader_options(index, str(path))
     check_index(index, str(path))
     return index
@@ -193,17 +195,38 @@ def check_components(kinds: Mapping[str, Any], root: Path, variant: str | None =
             continue
         check_foreign_files(folder)
         if issubclass(kind, diffusers.SchedulerMixin):
-            check_loader_options(read_json(folder / kind.config_name), str(folder / kind.config_name))
+            config, where = read_json(folder / kind.config_name), str(folder / kind.config_name)
+            check_keys(config, where)
+            check_loader_options(config, where)
+            _check_numbers(kind, config, where)
         elif issubclass(kind, diffusers.ModelMixin):
             config = read_json(folder / kind.config_name)
+            _check_numbers(kind, config, str(folder / kind.config_name))
             build = partial(kind.from_config, config)
             check_network(folder, config, "diffusion_pytorch_model", build, variant)
         elif issubclass(kind, torch.nn.Module):  # of transformers
             config = read_json(folder / "config.json")
+            _check_tokens(kind, config, str(folder / "config.json"))
             check_network(folder, config, "model", partial(_build, kind, folder), variant)
         else:
             parts.append((kind.__name__, folder))
     try_parts(parts)
+
+
+def _check_numbers(kind: Any, config: Mapping[str, Any], where: str) -> None:
+    """Texts and mappings where a class of diffusers takes numbers alone would fail only when it is used."""
+    for name, argument in inspect.signature(kind.__init__).parameters.items():
+        kinds = {*(typing.get_args(argument.annotation) or (argument.annotation,))}
+        if kinds <= {int, float, bool, type(None)} and isinstance(config.get(name), str | Mapping):
+            raise CheckpointError(f"{name} in {where} must be a number; got {config[name]!r}.")
+
+
+def _check_tokens(kind: Any, config: Mapping[str, Any], where: str) -> None:
+    """CLIP looks for one token at the end of a text; of several it would fail only when it is used."""
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = config.get(name)
+        if kind.__name__.startswith("CLIP") and not (value is None or type(value) is int):
+            raise CheckpointError(f"{name} in {where} must be an integer or null; got {value!r}.")
 
 
 def _build(kind: Any, folder: Path) -> torch.nn.Module:

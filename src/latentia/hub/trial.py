@@ -1,18 +1,18 @@
 """Trial of tokenizers and image processors in a child process before they are loaded, remembered by content."""
 
 import hashlib
-import logging
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
 from latentia.errors import CheckpointError
 from latentia.files.cache import cache_folder, key_of
+from latentia.files.logs import get_logger
 from latentia.files.reading import open_file
 from latentia.foreign import check_foreign_files
 from latentia.hub.child import run_limited
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 MEMORY = 2**30  # bytes, and BYTES more for each byte of the files
 BYTES = 64  # twice of what vocabularies of 5 to 30 MB take

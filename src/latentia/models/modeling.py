@@ -17,6 +17,7 @@ from latentia.safety import (
     Weight,
     build_on_meta,
     check_files,
+    check_keys,
     check_link,
     check_subfolder,
     differences,
@@ -240,6 +241,7 @@ class ModelMixin(PeftAdapterMixin, DiffusersModelMixin):
             raise CheckpointError(f"{folder} is no folder, so {cls.__name__} cannot be loaded from it.")
         check_files(folder)
         config = read_json(where)
+        check_keys(config, str(where))
         current = config.get(FORMAT_KEY) == FORMAT
         # A class derived from a network registers its own settings, and the constructor of the network the others.
         known = list(

@@ -24,6 +24,7 @@ from latentia.files.reading import read_text
 from latentia.runs.arguments import check_ranges, show_ranges
 from latentia.runs.pace import fitting
 from latentia.runs.program import program
+from latentia.training.signals import output_that_may_be_lost
 
 T = TypeVar("T")
 Flat = tyro.conf.OmitArgPrefixes
@@ -45,7 +46,8 @@ def run_script(arguments: type[T], main: Callable[[T], int], description: str) -
             description=f"{description}\n\nAll flags can also be given in a file, "
             "--config run.yaml; the command line overrides it.",
         )
-        code = main(fitting(filled, main))
+        with output_that_may_be_lost():
+            code = main(fitting(filled, main))
     except LatentiaError as error:
         print(f"error: {add_dashes(str(error), flat_values(arguments()))}", file=sys.stderr)
         code = error.exit_code

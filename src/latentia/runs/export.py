@@ -17,10 +17,10 @@ from huggingface_hub import get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from latentia.errors import HubError, UsageError, counted
+from latentia.errors import HubError, UsageError, counted, escaped
 from latentia.evaluation import plot_curves
 from latentia.files.reading import MAX_LOG, read_bytes
-from latentia.files.writing import write_image, write_json, write_text
+from latentia.files.writing import make_folder, write_image, write_json, write_text
 from latentia.hub.card import model_card, redact_command
 from latentia.hub.folder_card import update_card
 from latentia.hub.push import check_license, push_to_hub
@@ -90,7 +90,7 @@ def export_run(
             limits=as_utf8(said),
         )
         card, remarks = update_card(folder / "README.md", card)
-        print(*remarks, sep="\n", end="\n" if remarks else "")
+        print(*map(escaped, remarks), sep="\n", end="\n" if remarks else "")
         export(pipe, folder, card)
         write_json(folder / "run_summary.json", json.loads(json.dumps(summary, default=str)))
         epochs, kind = summary["epochs"], run.data.modality
@@ -99,7 +99,7 @@ def export_run(
             seen = f"{counted(len(run.data), kind)}, {epochs:g} epochs,"
         print(f"Trained on {seen} in {progress.seconds:.0f} s. Pipeline, card and images: {folder}")
         if report:
-            print(report.text())
+            print(escaped(report.text()))
     if args.hub.push_to_hub:
         options = {"private": args.hub.hub_private_repo, "license": args.hub.hub_license}
         print(f"Pushed to {push_to_hub(folder, hub_name(args), **options)}")
@@ -174,7 +174,7 @@ def _exported_step(folder: Path) -> int | None:
 def _draw(folder: Path, args: Any, validation: Validation, step: int) -> None:
     """The final grids and the loss curve."""
     samples = folder / "samples"
-    samples.mkdir(exist_ok=True)
+    make_folder(samples)
     first = next(iter(validation.pipelines))
     for name, target in ((first, "grid.png"), (_RECONSTRUCTION, "reconstructions.png")):
         drawn = samples / validation.grid_name(step, name)
@@ -182,7 +182,8 @@ def _draw(folder: Path, args: Any, validation: Validation, step: int) -> None:
             shutil.copyfile(drawn, samples / target)
         elif name in validation.pipelines:  # the run was finished before, but killed while it drew
             write_image(samples / target, draw_grid(validation.pipelines[name](64, args.optimization.seed)))
-    rows = read_log(read_bytes(folder / "metrics.jsonl", MAX_LOG))
+    log = folder / "metrics.jsonl"  # which others may have deleted meanwhile
+    rows = read_log(read_bytes(log, MAX_LOG)) if log.is_file() else []
     keys = sorted({key for row in rows for key in row if key.endswith("/loss")})
     if keys:
         plot_curves(rows, keys, folder / "loss.png", x="images", title="Training")

@@ -26,7 +26,7 @@ from latentia.evaluation import (
 )  # fmt: skip
 from latentia.evaluation.features.base import known_range
 from latentia.evaluation.samples import Sample
-from latentia.files.writing import write_image, write_text
+from latentia.files.writing import make_folder, write_image, write_text
 from latentia.functional.pixels import from_uint8
 from latentia.pipelines.capabilities import capabilities
 from latentia.runs.classes import classes_of
@@ -184,7 +184,7 @@ class Validation:
     def draw(self, progress: Progress) -> None:
         """Save a grid of samples from each set of weights with their labels, and show it to the tracker."""
         folder = self.folder / "samples"
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         for name, sample in self.pipelines.items():
             samples = sample(64, self.args.optimization.seed)
             grid = draw_grid(samples)

@@ -12,7 +12,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin as DiffusersSch
 from latentia.errors import CheckpointError, LatentiaError, check_known
 from latentia.files.reading import check_link
 from latentia.functional.settings import check_settings
-from latentia.safety import check_loader_options, check_subfolder, fetch, read_json
+from latentia.safety import check_keys, check_loader_options, check_subfolder, fetch, read_json
 
 
 class SchedulerMixin(DiffusersSchedulerMixin):
@@ -73,6 +73,7 @@ class SchedulerMixin(DiffusersSchedulerMixin):
         path = root / subfolder / cls.config_name
         check_link(path, root)
         config = read_json(path)
+        check_keys(config, str(path))
         check_loader_options(config, str(path))
         known, saved = [cls.__name__, *cls._compatibles], config.get("_class_name", cls.__name__)
         if saved not in known:  # such as one of flow matching, which has no betas

@@ -7,7 +7,6 @@ A checkpoint is a folder `checkpoint-<step>`: a `.safetensors` file and a `.json
 import errno
 import hashlib
 import json
-import logging
 import os
 import re
 import signal
@@ -22,15 +21,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from latentia.errors import CheckpointError, LatentiaError, NumericsError
+from latentia.files.logs import get_logger
 from latentia.files.reading import MAX_TEXT, open_file, read_object
-from latentia.files.writing import sync
+from latentia.files.writing import make_folder, sync
 from latentia.safety import check_files
 
 FORMAT = 2  # 1: latentia 0.1, with other names of weights and other random numbers
 NAME = re.compile(r"checkpoint-(\d+)")
 _LEFT_OVER = re.compile(r"\.(staging-\d+|aside-checkpoint-\d+)-\w+")  # folders of saves that were killed
 _NO_RENAME = (errno.EXDEV, errno.ENOSYS, errno.EPERM, errno.ENOTSUP)
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def fail_point(name: str) -> None:
@@ -120,7 +120,7 @@ def save_checkpoint(root: Path, step: int, state: Mapping[str, Any], info: Mappi
     """
     staging, final = root / f".staging-{step}-{run_id}", root / f"checkpoint-{step}"
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
         _delete_checkpoint(staging)
         staging.mkdir()
         fail_point("after-mkdir")
@@ -186,7 +186,8 @@ def _delete_checkpoint(path: Path) -> None:
     """
     if path.is_symlink() or not path.is_dir():
         return
-    (path / "manifest.json").unlink(missing_ok=True)
+    if _is_written(path / "manifest.json"):
+        (path / "manifest.json").unlink()
     for file in sorted(path.iterdir()):
         if _is_written(file):
             file.unlink()
@@ -326,7 +327,7 @@ def rotate(root: Path, limit: int | None, run_id: str, keep: frozenset[Path] = f
 
     A symbolic link, and a checkpoint that holds files that no save wrote, stay and are not counted.
     """
-    if limit is None:
+    if limit is None or root.is_symlink():
         return
     keep = frozenset(path.resolve() for path in keep)
     own = [
@@ -354,7 +355,7 @@ def rotate(root: Path, limit: int | None, run_id: str, keep: frozenset[Path] = f
 
 def clean_staging(root: Path) -> None:
     """Remove what saves that were killed left behind."""
-    for path in root.iterdir() if root.is_dir() else ():
+    for path in root.iterdir() if root.is_dir() and not root.is_symlink() else ():
         if _LEFT_OVER.fullmatch(path.name):
             with suppress(OSError):  # it is tried again at the next start
                 _delete_checkpoint(path)
@@ -363,5 +364,5 @@ def clean_staging(root: Path) -> None:
 def delete_checkpoints(root: Path) -> None:
     """Delete all checkpoints of a folder, and what killed saves left there."""
     clean_staging(root)
-    for _, path in numbered(root):
+    for _, path in numbered(root) if not root.is_symlink() else ():
         _delete_checkpoint(path)

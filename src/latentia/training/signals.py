@@ -1,6 +1,6 @@
 """Asking a run to stop: a flag that the loop reads at the end of each step, agreed on by all processes.
 
-A run whose terminal or pipe was closed goes on without it, so that it can save.
+A run whose terminal or pipe was closed, or whose log lies on a full disk, goes on without it, so that it can save.
 """
 
 import errno
@@ -9,11 +9,14 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from accelerate import Accelerator
 from torch.nn.modules.module import register_module_forward_pre_hook
+
+_CLOSED = (errno.EPIPE, errno.EIO)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Stopped(BaseException):  # so that no `except Exception` on the way keeps it
@@ -32,8 +35,8 @@ class Signals:
         numbers = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT] if main else []
         if main and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             numbers.append(signal.SIGHUP)
-        self.output = sys.stdout, sys.stderr
-        sys.stdout, sys.stderr = map(_Output, self.output)  # type: ignore[assignment]  # all that printing needs
+        self.output = ExitStack()
+        self.output.enter_context(output_that_may_be_lost())
         self.old = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
@@ -45,8 +48,7 @@ class Signals:
     def __exit__(self, *_):
         for number, handler in self.old.items():
             signal.signal(number, handler)
-        sys.stdout.flush()  # while an error of a closed pipe is none
-        sys.stdout, sys.stderr = self.output
+        self.output.close()
 
     @contextmanager
     def polled(self) -> Iterator[None]:
@@ -72,8 +74,28 @@ class Signals:
         return accelerator.reduce(torch.tensor(float(self.raised), device=accelerator.device), "sum").item() > 0
 
 
+@contextmanager
+def output_that_may_be_lost() -> Iterator[None]:
+    """Drop what is printed meanwhile and cannot be written: to a closed terminal or pipe, or to a full disk.
+
+    Example:
+        >>> with output_that_may_be_lost():
+        ...     print("step 1")
+        step 1
+    """
+    streams = sys.stdout, sys.stderr
+    wrapped = [_Output(stream) for stream in streams]
+    sys.stdout, sys.stderr = wrapped  # type: ignore[assignment]  # all that printing needs
+    try:
+        yield
+    finally:
+        for stream in wrapped:
+            stream.end()
+        sys.stdout, sys.stderr = streams
+
+
 class _Output:
-    """A stream that drops what is printed once nobody can read it: of a closed terminal, or a pipe to `head`."""
+    """A stream that drops what it cannot write; once nobody can read it, all of it."""
 
     def __init__(self, stream):
         self._stream = stream
@@ -82,15 +104,28 @@ class _Output:
         return getattr(self._stream, name)
 
     def write(self, text):
-        return self._unless_closed(self._stream.write, text)
+        return self._unless_lost(self._stream.write, text)
 
     def flush(self):
-        self._unless_closed(self._stream.flush)
+        self._unless_lost(self._stream.flush)
 
-    def _unless_closed(self, call, *arguments):
+    def end(self):
+        """Write what is left; if that fails, drop it, as Python would fail on it again when it ends."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            if error.errno not in (*_CLOSED, *_FULL):
+                raise
+            self._drop()
+
+    def _unless_lost(self, call, *arguments):
         try:
             return call(*arguments)
         except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EIO):
+            if error.errno in _CLOSED:
+                self._drop()
+            elif error.errno not in _FULL:  # a disk may have room again
                 raise
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def _drop(self):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
