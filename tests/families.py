@@ -167,6 +167,7 @@ FAMILIES = [
         "--latent_dim 3 --block_out_channels 4 8 --discriminator_block_out_channels 4 8 --class_conditional "
         "--discriminator_layer down_blocks.0",
         refuses=NO_BLOCKS,
+        at_night=True,
     ),
     Family("latent_diffusion", "train_latent_diffusion.py", f"{UNET} --autoencoder {{parts}}"),
     Family(

@@ -71,6 +71,7 @@ def test_channels_last_gives_the_same(entry):
 # Tracing takes seconds: of networks with the same code one, the others at night.
 TRACED_AT_NIGHT = {
     *("unet-8", "unet-rectangular-rgba", "unet-64-deep", "unet-all-attend", "unet-learned-variance", "inception"),
+    *("flow-nice", "flow-realnvp", "flow-glow", "flow-variational"),
 }
 
 

@@ -71,13 +71,17 @@ def test_the_wheel_works_outside_the_repository(tmp_path):
         if not dependency.name.lower().startswith(left_out):
             (place / dependency.name).symlink_to(dependency)
     assert "absent" in run(bare, "-c", "import importlib.util as u; print(u.find_spec('transformers') or 'absent')")
-    few = ("--num_inference_steps", 2)
-    run(bare, "-m", "latentia", "generate", "saved", "--num_images", 2, *few, cwd=tmp_path, env=environment)
-    measure = ("--data", "digits", "--n", 20, "--metrics", "kid", *few)
-    run(bare, "-m", "latentia", "evaluate", "saved", *measure, cwd=tmp_path, env=environment)
-    run(bare, "-m", "latentia", "verify", "saved", cwd=tmp_path, env=environment)
-    tiny = ("--max_train_steps", 2, "--latent_dim", 2, "--hidden_sizes", 8, "--output_dir", tmp_path / "vae")
-    run(bare, "-m", "latentia", "train", "vae", "--dataset_name", "digits", *tiny, cwd=tmp_path, env=environment)
+    commands = (
+        "generate saved --num_images 2 --num_inference_steps 2",
+        "evaluate saved --data digits --n 20 --metrics kid --num_inference_steps 2",
+        "verify saved",
+        "train vae --dataset_name digits --max_train_steps 2 --latent_dim 2 --hidden_sizes 8 --output_dir vae",
+    )
+    program = (  # in one process, as starting takes seconds
+        "import sys\nfrom latentia.commands.main import main\nfor command in sys.argv[1:]:\n    main(command.split())"
+    )
+    run(bare, "-c", program, *commands, cwd=tmp_path, env=environment)
+    assert (tmp_path / "vae" / "run_summary.json").exists()
 
     # The training scripts come with it: listed, run by two processes, and copied to be changed.
     config = ROOT / "examples" / "accelerate" / "two_cpu_processes.yaml"

@@ -26,13 +26,8 @@ TOLERANCES = {
     "accumulation": (2e-5, 1e-5),
     "checkpointing": (0.0, 0.0),
 }
-TRACED = {
-    "autoencoder",
-    "vae",
-    "vae_gan",
-    "vqvae",
-    "latent_diffusion",
-}  # it takes seconds: one for each kind of network
+# It takes seconds: of each kind of network one is traced, and a denoiser, which takes most, at night.
+TRACED, TRACED_AT_NIGHT = {"autoencoder", "vae", "vqvae"}, {"vae_gan", "latent_diffusion"}
 ON_THE_GPU = {"ACCELERATE_USE_CPU": "false", "NVIDIA_TF32_OVERRIDE": "0"}  # TF32 has the 11 bits of fp16
 
 
@@ -101,8 +96,9 @@ def cases() -> Iterator:
                     yield pytest.param(family, mode, entry, id=f"{family.name}-{mode}")
             else:
                 yield pytest.param(family, mode, entry, id=f"{family.name}-{mode}", marks=pytest.mark.nightly)
-                if family.name in TRACED:
-                    yield pytest.param(family, mode, traced, id=f"{family.name}-traced")
+                if family.name in TRACED | TRACED_AT_NIGHT:
+                    night = [pytest.mark.nightly] * (family.name in TRACED_AT_NIGHT)
+                    yield pytest.param(family, mode, traced, id=f"{family.name}-traced", marks=night)
 
 
 @pytest.mark.parametrize("family, mode, entry", list(cases()))

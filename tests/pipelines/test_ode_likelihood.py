@@ -129,21 +129,21 @@ def random_pipe(scheduler=None, **options):
 
 def test_the_mean_over_probes_is_the_exact_trace():
     pipe, x = random_pipe(), torch.rand(1, 1, 8, 8, generator=seeded(1)) * 2 - 1
-    exact = pipe.log_likelihood(x, probes=None, num_inference_steps=3)
-    each = pipe.log_likelihood(x.expand(128, -1, -1, -1), num_inference_steps=3, generator=seeded(2)).double()
+    exact = pipe.log_likelihood(x, probes=None, num_inference_steps=1)
+    each = pipe.log_likelihood(x.expand(128, -1, -1, -1), num_inference_steps=1, generator=seeded(2)).double()
     error = each.std() / len(each) ** 0.5
     assert error > 0 and abs(each.mean() - exact) < 4 * error
-    several = pipe.log_likelihood(x.expand(16, -1, -1, -1), num_inference_steps=3, probes=16, generator=seeded(3))
+    several = pipe.log_likelihood(x.expand(16, -1, -1, -1), num_inference_steps=1, probes=16, generator=seeded(3))
     assert each.std() / 8 < several.std() < each.std() / 2  # a quarter, in expectation
 
 
 def test_adaptive_steps_ignore_the_batch_in_chunks_as_shipped(real_chunks):
     pipe = random_pipe()
     x = torch.rand(35, 1, 8, 8, generator=seeded(1)) * 2 - 1
-    many = pipe.log_likelihood(x, generator=seeded(7), tolerance=1e-3)
+    many = pipe.log_likelihood(x, generator=seeded(7), tolerance=1e-1)
     for n in (1, 33):
-        assert torch.equal(pipe.log_likelihood(x[:n], generator=seeded(7), tolerance=1e-3), many[:n])
-    assert not torch.equal(pipe.log_likelihood(x[:1], generator=seeded(8), tolerance=1e-3), many[:1])
+        assert torch.equal(pipe.log_likelihood(x[:n], generator=seeded(7), tolerance=1e-1), many[:n])
+    assert not torch.equal(pipe.log_likelihood(x[:1], generator=seeded(8), tolerance=1e-1), many[:1])
 
 
 def test_what_is_out_of_reach_is_an_error():

@@ -444,11 +444,11 @@ def test_every_number_of_steps_ends_at_the_data(cls, eta, spacing):
     scheduler = cls(clip_sample=False, timestep_spacing=spacing)
     options = {"eta": eta} if cls is DDIMScheduler else {}
     alpha_bar = alpha_bars(scheduler).numpy()
-    for n in (1, 2, 3, 7, 10, 47, 50, 61, 150, 300, 333, 501, 600, 667, 999, 1000):
+    for n in (1, 2, 3, 7, 50, 61, 150, 333, 501, 1000):
         scheduler.set_timesteps(n)
         std = gaussian_std(scheduler, **options)
         assert std == pytest.approx(exact_std(alpha_bar, scheduler.timesteps.tolist(), eta), rel=1e-9), n
-        if n >= 150:  # "leading" starts far below T for 501 and 600 steps, and its noise there is not N(0, 1)
+        if n >= 150:  # "leading" starts far below T for 501 steps, and its noise there is not N(0, 1)
             assert abs(std - 0.5) < (0.03 if spacing == "leading" or n == 150 else 0.02), (n, std)
         listed = cls(clip_sample=False)
         listed.set_timesteps(timesteps=scheduler.timesteps.tolist())
