@@ -171,15 +171,22 @@ def test_killed_in_saves_and_at_a_random_moment_it_ends_the_same(whole, run, sta
     assert same_end(tmp_path / "run", undisturbed), f"seed {SEED}, moments {moments}"
 
 
-def pairs(first: str, rest: Iterable[str], names: Collection[str]) -> list:
-    """All families with `first`, and those of some names with the rest."""
+def pairs(first: str, rest: Iterable[str], names: Collection[str], by_day: Collection[str] | None = None) -> list:
+    """All families with `first`, at night those that are not `by_day`, and those of some names with the rest."""
     found = [(family, first) for family in FAMILIES]
     found += [(family, other) for other in rest for family in FAMILIES if family.name in names]
-    return [pytest.param(*pair, id=f"{pair[0].name}-{pair[1]}") for pair in found]
+    night = [by_day is not None and family.name not in by_day for family, _ in found]
+    return [
+        pytest.param(*pair, id=f"{pair[0].name}-{pair[1]}", marks=[pytest.mark.nightly] * late)
+        for pair, late in zip(found, night)
+    ]
 
 
-# One handler for all three signals; two families are enough.
-@pytest.mark.parametrize("family, name", pairs("SIGTERM", ("SIGUSR1", "SIGINT"), ("ddpm", "gan")))
+# One handler for all three signals, in the loop that all families share: one phase, two, several parts, and texts.
+STOPPED_BY_DAY = ("ddpm", "gan", "autoencoder_layers", "text_to_image")
+
+
+@pytest.mark.parametrize("family, name", pairs("SIGTERM", ("SIGUSR1", "SIGINT"), ("ddpm", "gan"), STOPPED_BY_DAY))
 def test_asked_to_stop_it_saves_and_goes_on(family, name, trained, run, tmp_path):
     undisturbed = trained(family)
     run(family, tmp_path, "--checkpointing_steps", "1000", target=disturbed, extra=(name, 3), expect=75)

@@ -111,7 +111,7 @@ def test_threads_get_what_calls_in_turn_get(entry, eager_threads):
             network.train()  # which a call ends and restores
 
     def ask(i: int) -> dict[str, torch.Tensor]:
-        steps = {"num_inference_steps": 2 + 3 * i} if entry.short else {}
+        steps = {"num_inference_steps": 2 + i} if entry.short else {}
         found = {f"sample {k}": sample(entry, pipe, 1 + i, seed=k, **steps) for k in range(2) if entry.ask}
         return found | results(entry, pipe, 1 + i)
 
