@@ -126,6 +126,11 @@ def log_gaussians(
     # A rotation changes no norm. This one brings what tells the means apart into the first columns.
     differences = (means - means[:, None]) @ white  # [k, j]: of the means j and k, whitened by k
     rotated = white @ torch.linalg.svd(differences.mT).U
+    part = x[:: max(len(x) // 512, 1)]
+    best = (constants - 0.5 * _squared_norms(part, means, white)).amax(1, keepdim=True)
+    near = constants - 0.5 * _squared_norms(part, means, rotated[:, :, :few]) > best - negligible
+    if near.double().mean() > 0.3:  # most would be computed, and all in one product are faster
+        return constants - 0.5 * _squared_norms(x, means, white)
     found = (constants - 0.5 * _squared_norms(x, means, rotated[:, :, :few])).T.contiguous()  # (K, N)
     nearest = found.max(0).indices  # probably the best
     rest, offsets = rotated[:, :, few:], (means[:, None] @ rotated[:, :, few:])[:, 0]
@@ -139,8 +144,6 @@ def log_gaussians(
     first = torch.arange(len(means), device=x.device)[:, None] == nearest
     complete(first)
     others = (found > found.gather(0, nearest[None]) - negligible) & ~first
-    if others.sum() > 0.2 * others.numel():  # all in one product is faster
-        return constants - 0.5 * _squared_norms(x, means, white)
     complete(others)
     return found.masked_fill_(~(others | first), -torch.inf).T.contiguous()
 
@@ -185,11 +188,25 @@ def moments(x: Tensor, weights: Tensor, covariance: str) -> tuple[Tensor, Tensor
         squares = (weights.T @ shifted.square()) / safe[:, None]
         variances = (squares - (means - centre).square() * (sums > 0)[:, None]).clamp(min=0)
         return sums, means, variances if covariance == "diag" else variances.mean(1, keepdim=True)
+    if (weights > 0).double().mean() > 0.5:
+        return sums, means, _dense_covariances(x, weights, means, safe)
     found = []
     for column, mean, total in zip(weights.T.contiguous(), means, safe):
         rows = column.nonzero().flatten()
-        few = len(rows) < 0.9 * len(x)
-        difference = (x.index_select(0, rows) if few else x) - mean
-        weight = column.index_select(0, rows) if few else column
-        found.append((difference * weight[:, None]).T @ difference / total)
+        difference = x.index_select(0, rows) - mean
+        found.append((difference * column.index_select(0, rows)[:, None]).T @ difference / total)
     return sums, means, torch.stack(found)
+
+
+def _dense_covariances(x: Tensor, weights: Tensor, means: Tensor, sums: Tensor) -> Tensor:
+    """Weighted covariances, (K, D, D), one matrix product for all components in each block of rows.
+
+    The difference of second moments and squared means loses little here, where components overlap.
+    """
+    centre, (count, dimensions) = x.mean(0), means.shape
+    squares = x.new_zeros(count * dimensions, dimensions)
+    for block, weight in zip(x.split(_ROWS), weights.split(_ROWS)):
+        shifted = block - centre
+        squares.addmm_((weight[:, :, None] * shifted[:, None]).view(len(block), -1).T, shifted)
+    shift = means - centre
+    return squares.view(count, dimensions, dimensions) / sums[:, None, None] - shift[:, :, None] * shift[:, None]

@@ -51,11 +51,16 @@ class GaussianMixture:
 
     def log_joint(self, x: Tensor, negligible: float | None = None) -> Tensor:
         """log p(x, k), (N, K), of rows (N, D); `negligible` as for `latentia.inference.gaussians.log_gaussians`."""
-        x, white, centre = x.double(), whitening(self.covariances, self.covariance), self.means.mean(0)
+        centre = self.means.mean(0)
+        return replace(self, means=self.means - centre).log_joint_centred(x.double() - centre, negligible)
+
+    def log_joint_centred(self, x: Tensor, negligible: float | None = None) -> Tensor:
+        """As `log_joint`, of float64 rows whose mean is near 0, and so that of the components."""
+        white = whitening(self.covariances, self.covariance)
         log_det = white.diagonal(dim1=1, dim2=2).log().sum(1) if white.ndim == 3 else white.log().expand_as(self.means)
         log_det = log_det if log_det.ndim == 1 else log_det.sum(1)
         constants = self.weights.log() + log_det - 0.5 * x.shape[1] * math.log(2 * math.pi)
-        return log_gaussians(x - centre, self.means - centre, white, constants, negligible)
+        return log_gaussians(x, self.means, white, constants, negligible)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x) in nats, (N,), of rows (N, D)."""
@@ -138,7 +143,7 @@ def fit_mixture(
     check_choice("covariance", covariance, COVARIANCES)
     check_choice("method", method, ("em", "hard"))
     check_choice("on_empty", on_empty, ("restart", "error"))
-    rows, shift, added, pooled = prepare(x, num_components, covariance, added_variance)
+    rows, shift, added = prepare(x, num_components, added_variance)
     if start is None:
         clusters = kmeans(rows, num_components, starts=starts, seed=seed)
         q = torch.nn.functional.one_hot(clusters.labels, num_components).double()
@@ -155,7 +160,7 @@ def fit_mixture(
     restarted: list[int] = []
     converged = False
     for iteration in range(max_iterations + 1):
-        joint = mixture.log_joint(rows, NEGLIGIBLE)
+        joint = mixture.log_joint_centred(rows, NEGLIGIBLE)
         values, labels = joint.max(1) if method == "hard" else (joint.logsumexp(1), None)
         bounds.append(values.mean())
         if not bounds[-1].isfinite():
@@ -181,18 +186,15 @@ def fit_mixture(
         if len(empty):
             restarted.append(iteration)
             worst = rows[values.topk(len(empty), largest=False).indices]
-            mixture = replace(_restart(mixture, empty, worst, pooled), **kept)
+            mixture = replace(_restart(mixture, empty, worst, pooled_covariance(rows, covariance, added)), **kept)
     return Fit(replace(mixture, means=mixture.means + shift), torch.stack(bounds), converged, tuple(restarted))
 
 
-def prepare(
-    x: Tensor, num_components: int, covariance: str, added_variance: float
-) -> tuple[Tensor, Tensor, float, Tensor]:
-    """Check rows, centre them, and take their covariance.
+def prepare(x: Tensor, num_components: int, added_variance: float) -> tuple[Tensor, Tensor, float]:
+    """Check and centre rows.
 
     Returns:
-        Centred rows, their mean, what is added to each variance, and the covariance of all rows in the form of one
-        component's, which has that added.
+        Centred rows, their mean, and what is added to each variance.
 
     Raises:
         UsageError: more components than rows, or rows that are all equal.
@@ -201,17 +203,28 @@ def prepare(
     check_components(num_components, len(rows))
     shift = rows.mean(0)
     rows = rows - shift
-    _, _, pooled = moments(rows, rows.new_ones(len(rows), 1), covariance)
     mean_variance = float(rows.square().mean())
     if not mean_variance > 0:
         raise UsageError("x must have rows that differ; all of them are equal, so no density can be fitted.")
-    added = added_variance * mean_variance
-    return rows, shift, added, _add(pooled, covariance, added)[0]
+    return rows, shift, added_variance * mean_variance
+
+
+def pooled_covariance(x: Tensor, covariance: str, added: float) -> Tensor:
+    """The covariance of all rows, in the form of one component's, with `added` to each variance.
+
+    Example:
+        >>> pooled_covariance(torch.tensor([[-1.0], [1.0]]), "full", 0.5)
+        tensor([[1.5000]])
+    """
+    _, _, pooled = moments(x, x.new_ones(len(x), 1), covariance)
+    return _add(pooled, covariance, added)[0]
 
 
 def _add(covariances: Tensor, covariance: str, added: float) -> Tensor:
     if covariance == "full":
-        return covariances + added * torch.eye(covariances.shape[-1], dtype=covariances.dtype)
+        return covariances + added * torch.eye(
+            covariances.shape[-1], dtype=covariances.dtype, device=covariances.device
+        )
     return covariances + added
 
 

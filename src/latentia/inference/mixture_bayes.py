@@ -10,7 +10,7 @@ from latentia.errors import Count, Positive, Seed, UsageError, Weight, check_arg
 from latentia.inference.fit import Fit
 from latentia.inference.gaussians import COVARIANCES, NEGLIGIBLE, log_gaussians, moments, whitening
 from latentia.inference.kmeans import kmeans
-from latentia.inference.mixture import GaussianMixture, prepare
+from latentia.inference.mixture import GaussianMixture, pooled_covariance, prepare
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,8 @@ def fit_variational_mixture(
         2
     """
     check_choice("covariance", covariance, COVARIANCES)
-    rows, shift, _, pooled = prepare(x, num_components, covariance, added_variance)
+    rows, shift, added = prepare(x, num_components, added_variance)
+    pooled = pooled_covariance(rows, covariance, added)
     dimensions = rows.shape[1]
     if degrees is not None and covariance == "full" and not degrees > dimensions - 1:
         raise UsageError(f"degrees must be above D - 1 = {dimensions - 1} for full covariances; got {degrees}.")
