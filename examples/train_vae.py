@@ -59,8 +59,14 @@ class VariationalArguments:
     """Nats that the KL is held at, instead of beta."""
     capacity_weight: Weight = 10.0
     """Weight of the KL's distance to the capacity."""
+    category_capacity: Weight | None = None
+    """Nats that the KL of categorical latents is held at, beside the capacity of the continuous ones."""
     capacity_ramp: Share = 0.5
     """Share of the run over which the capacity grows from 0."""
+    temperature: Positive = 1.0
+    """Temperature of relaxed categories at the start."""
+    final_temperature: Positive = 0.5
+    """Temperature of relaxed categories at the end; it changes by equal factors."""
     importance_samples: Size | None = None
     """Latents of an image for a bound; not given: 1 for the ELBO, 5 for the others."""
     importance_groups: Size = 3
@@ -105,7 +111,8 @@ class FactorArguments:
 class Arguments(RunArguments):
     model: NetworkArguments = network_arguments(
         VAE,
-        "latent_dim block_out_channels activation likelihood observation_std prior prior_components inference",
+        "latent_dim block_out_channels activation likelihood observation_std prior prior_components inference "
+        "categories",
         latent_dim=16,
     )
     width: WidthArguments = WidthArguments()
@@ -154,6 +161,11 @@ def check(args: Arguments) -> None:
             f"--prior_components is not used by --prior normal; got {args.model.prior_components}. Add --prior mixture "
             "or vamp, or leave it out."
         )
+    for name in () if args.model.categories else ("category_capacity", "temperature", "final_temperature"):
+        if getattr(chosen, name) != getattr(default, name):
+            raise UsageError(
+                f"--{name} is of --categories, and none are given; got {getattr(chosen, name)}. Leave it out."
+            )
     if args.model.likelihood == "none":
         raise UsageError("--likelihood must be a density of pixels; got none, which a VAE-GAN has: see train_vae_gan.")
     if args.model.latent_dim == ():
@@ -162,7 +174,12 @@ def check(args: Arguments) -> None:
 
 def used(objective: VAEObjective) -> set[str]:
     """Flags that an objective uses."""
-    extra = {"beta": {"kl_warmup"}, "capacity": {"capacity_ramp"}, "cost": {"reconstruction"}}
+    extra = {
+        "beta": {"kl_warmup"},
+        "capacity": {"capacity_ramp"},
+        "temperature": {"final_temperature"},
+        "cost": {"reconstruction"},
+    }
     return {FLAGS.get(name, name) for name in objective.options}.union(*(extra.get(n, ()) for n in objective.options))
 
 
@@ -172,7 +189,7 @@ def options_of(objective: VAEObjective, flags: VariationalArguments, dataset_siz
     options = {
         name: given[name] if name in given else getattr(flags, FLAGS.get(name, name)) for name in objective.options
     }
-    free = ("capacity", "cost")
+    free = ("capacity", "category_capacity", "cost")
     return {**{name: value for name, value in options.items() if value is not None or name in free}, **objective.fixed}
 
 
@@ -205,8 +222,11 @@ def main(args: Arguments) -> int:
 
     def loss(batch, rng):
         now = dict(options)
-        if now.get("capacity") is not None:
-            now["capacity"] *= risen(chosen.capacity_ramp, rng)
+        for name in ("capacity", "category_capacity"):
+            if now.get(name) is not None:
+                now[name] *= risen(chosen.capacity_ramp, rng)
+        if args.model.categories:
+            now["temperature"] *= (chosen.final_temperature / chosen.temperature) ** risen(1.0, rng)
         if chosen.kl_warmup:
             now["beta"] *= risen(chosen.kl_warmup, rng)
         return objective.loss(*networks, batch, rng, **now)

@@ -212,6 +212,11 @@ class VAEPipeline(DiffusionPipeline):
         """
         if self.likelihood is None:
             self._cannot("log_likelihood", 'its decoder is no density of pixels (likelihood="none"), as in a VAE-GAN')
+        if self.prior is not None and self.vae.config.categories:
+            raise UsageError(
+                "prior must be None for a likelihood with categories, as a density of latents has no probabilities of "
+                f"them; got {type(self.prior).__name__}. Leave it out: their prior is uniform."
+            )
         check_range("samples", samples, 1)
         x = self._input(images)
         generators = image_generators(generator, len(x))
@@ -352,8 +357,11 @@ class VAEPipeline(DiffusionPipeline):
             mean, log_variance, z = (part.to(x.dtype) for part in self._posterior(first, self._noise(generators)))
             location = self._locations(z, class_labels).to(x.dtype)
             log_p = log_likelihood(self.vae.config.likelihood, x, location, scale)
-            log_p = log_p + (log_normal(z) if self.prior is None else self.prior.log_prob(z))
-            log_weights.append(log_p.double() - log_normal(z, mean, log_variance).double())
+            if self.prior is None:
+                log_weights.append(log_p.double() + self.vae.hierarchy.log_ratio(mean, log_variance, z).double())
+            else:
+                log_p = log_p + self.prior.log_prob(z)
+                log_weights.append(log_p.double() - log_normal(z, mean, log_variance).double())
         return importance_weighted_bound(torch.stack(log_weights, 1))
 
     def _sheet(self, latents: Tensor, class_labels: Labels, output_type: str) -> Any:

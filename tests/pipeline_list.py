@@ -313,6 +313,7 @@ PIPELINES = [
         lambda n: {"batch_size": n, **labels(n)},
         labels,
     ),
+    Entry("vae-categories", seed(lambda: vae(categories=(3,))), SMALL, (7,)),
     Entry(
         "vae-ladder-vamp",
         seed(

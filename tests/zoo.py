@@ -226,6 +226,12 @@ ZOO = [
         hidden_sizes=((8,), (), (6, 5)),
         through=lambda out: torch.cat([out.reconstruction.flatten(), out.z.flatten()]),
     ),
+    Entry(
+        "vae-categories",
+        lambda: VAE(8, 1, 2, (8,), categories=(3,)),
+        lambda b: {"x": torch.rand(b, 1, 8, 8) * 2 - 1, "noise": torch.randn(b, 5)},
+        lambda b: (b, 1, 8, 8),
+    ),
     _vae("mixture", (1, 8, 8), (2,), prior="mixture", prior_components=3, through=_with_prior),
     _vae(
         "ladder",

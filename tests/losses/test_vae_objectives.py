@@ -26,8 +26,9 @@ from latentia.losses.aggregate_posterior import (
     swae_loss,
     wae_loss,
 )
+from latentia.losses.importance_groups import ciwae_loss, miwae_loss, piwae_loss
 from latentia.losses.vae_objectives import OBJECTIVES, Objective, log_cosh_cost, similarity_cost
-from latentia.losses.variational import ciwae_loss, elbo_loss, iwae_loss, miwae_loss, piwae_loss
+from latentia.losses.variational import elbo_loss, iwae_loss
 from latentia.rng import Rng
 from latentia.runs.costs import reconstruction_cost
 
@@ -141,7 +142,9 @@ class Correlated:
 
     def __init__(self, rho):
         self.rho = rho
-        self.config = SimpleNamespace(latent_dim=2, num_class_embeds=None, likelihood="gaussian", inference="bottom_up")
+        self.config = SimpleNamespace(
+            latent_dim=2, num_class_embeds=None, likelihood="gaussian", inference="bottom_up", categories=()
+        )
 
     def __call__(self, x, noise, class_labels=None):
         z = torch.stack([noise[..., 0], self.rho * noise[..., 0] + (1 - self.rho**2) ** 0.5 * noise[..., 1]], -1)

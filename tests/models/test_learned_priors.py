@@ -11,7 +11,8 @@ from latentia.errors import UsageError
 from latentia.functional.bounds import hierarchical_kl
 from latentia.functional.distributions import log_mixture, log_normal
 from latentia.losses.aggregate_posterior import beta_tc_loss, info_vae_loss, swae_loss, wae_loss
-from latentia.losses.variational import elbo_loss, iwae_loss, piwae_loss
+from latentia.losses.importance_groups import piwae_loss
+from latentia.losses.variational import elbo_loss, iwae_loss
 
 LADDER = {"latent_dim": (3, 2), "hidden_sizes": ((8,), (5,)), "inference": "top_down"}
 TWO = {"latent_dim": (3, 2), "hidden_sizes": ((8,), (5,))}

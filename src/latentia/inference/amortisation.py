@@ -166,6 +166,11 @@ def _check_density(vae: Any) -> None:
         raise UsageError(
             f"vae must have a density of pixels, a likelihood of {', '.join(LIKELIHOODS)}; got {likelihood}."
         )
+    if vae.config.prior != "normal" or vae.config.categories:
+        raise UsageError(
+            f'vae must have the prior N(0, I) of continuous latents; got prior="{vae.config.prior}" and '
+            f"categories={vae.config.categories}."
+        )
 
 
 def _log_likelihood(vae: Any, x: Tensor, z: Tensor, class_labels: Tensor | None) -> Tensor:

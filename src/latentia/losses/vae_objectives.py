@@ -17,7 +17,8 @@ from latentia.losses.aggregate_posterior import (
     swae_loss,
     wae_loss,
 )
-from latentia.losses.variational import ciwae_loss, elbo_loss, iwae_loss, miwae_loss, piwae_loss
+from latentia.losses.importance_groups import ciwae_loss, miwae_loss, piwae_loss
+from latentia.losses.variational import elbo_loss, iwae_loss
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Variational bounds in nats per image: ELBO, beta-VAE, free bits, capacity, IWAE, MIWAE, CIWAE and PIWAE.
+"""Variational bounds in nats per image: ELBO, beta-VAE, free bits, capacity and IWAE.
 
 How a weight on the KL beside a mean squared error relates to beta and to the variance of the pixels: see
 `latentia.functional.bounds.beta_of_mse_weight`.
@@ -18,6 +18,7 @@ from latentia.functional.bounds import (
     hierarchical_kl,
     importance_weighted_bound,
 )
+from latentia.functional.categorical import mixed_kl
 from latentia.functional.checks import check_values
 from latentia.functional.distributions import log_likelihood, log_normal
 from latentia.losses.conditions import item_of, labels_of
@@ -38,6 +39,8 @@ def elbo_loss(
     free_bits: float = 0.0,
     capacity: float | None = None,
     capacity_weight: float = 10.0,
+    category_capacity: float | None = None,
+    temperature: float = 1.0,
     cost: Cost | None = None,
 ) -> dict[str, Tensor]:
     r"""The negative evidence lower bound: \(-E_{q(z|x)} \log p(x|z) + \beta\, \mathrm{KL}(q(z|x) \| p(z))\).
@@ -65,14 +68,19 @@ def elbo_loss(
         free_bits: lambda, nats for each dimension of z, of whatever layer, default 0.
         capacity: C, nats; `None` (default): no capacity. A growing C is a function of `rng.position`.
         capacity_weight: gamma, default 10.
+        category_capacity: C of categorical latents, beside `capacity`, that of the continuous ones (Dupont, 2018,
+            1804.00104, eq. 7): at most \(\sum_g \log K_g\) is of use. `None` (default): one capacity for all.
+        temperature: of relaxed categories, above 0, see `latentia.functional.categorical`; unused without them.
+            Default 1.
         cost: (images, reconstructions) -> (B,), minimised in place of \(-\log p(x|z)\), see
-            `latentia.losses.vae_objectives.COSTS`; `None` (default): the likelihood. "nats" stays the bound.
+            `latentia.runs.costs.reconstruction_cost`; `None` (default): the likelihood. "nats" stays the bound.
 
     Returns:
         "loss"; "nats", the negative ELBO itself whatever beta is, with its two parts "reconstruction" and "kl";
-        "bits_per_dim"; "active_units" of this batch. Of a hierarchy also "kl_1", "active_units_1", ... of each layer,
-        from the image upwards; the posterior mean of a layer above the first is taken at the samples below it, so that
-        with few samples its variance contains their noise.
+        "bits_per_dim"; "active_units" of this batch. Of categories "kl_categories", and "perplexity" of the mean
+        posterior of a variable, 1 to K, a mean over variables. Of a hierarchy also "kl_1", "active_units_1", ... of
+        each layer, from the image upwards; the posterior mean of a layer above the first is taken at the samples below
+        it, so that with few samples its variance contains their noise.
 
     Raises:
         UsageError: a negative weight, a capacity beside beta or free bits, images outside [-1, 1], labels out of
@@ -95,14 +103,25 @@ def elbo_loss(
             f"capacity has a weight of its own, capacity_weight; leave beta at 1 and free_bits at 0. Got beta={beta} "
             f"and free_bits={free_bits}."
         )
-    seen = run_vae(vae, batch, rng)
+    if category_capacity is not None:
+        check_range("category_capacity", category_capacity, 0)
+        if capacity is None or not config_of(vae).categories:
+            raise UsageError(
+                f"category_capacity must be left out without capacity and categories; got {category_capacity}. The two "
+                "capacities are of the continuous and of the categorical latents."
+            )
+    check_range("temperature", temperature, 0, closed="neither")
+    seen = run_vae(vae, batch, rng, temperature=temperature)
     if free_bits and seen.out.log_prior is not None:
         raise UsageError(
             f"free_bits must be 0 with a learned prior, whose KL is not a sum over dimensions; got {free_bits}. Take "
             "kl_warmup or capacity."
         )
     kl = seen.kl.sum(1)
-    if capacity is not None:
+    if capacity is not None and category_capacity is not None:
+        parts = zip((capacity, category_capacity), seen.kl.tensor_split([seen.continuous], 1))
+        regulariser = capacity_weight * torch.stack([(part.sum(1) - c).abs() for c, part in parts]).sum(0)
+    elif capacity is not None:
         regulariser = capacity_weight * (kl - capacity).abs()
     else:
         regulariser = beta * (seen.kl.clamp(min=free_bits).sum(1) if free_bits else kl)
@@ -154,109 +173,7 @@ def iwae_loss(
     for layer in seen.out.layers if double else ():
         if layer.z.requires_grad:
             layer.z.register_hook(lambda g: w[..., None] * g)
-    return _weighted(seen, log_w, w, bound)
-
-
-def miwae_loss(vae: Any, batch: Mapping[str, Any], rng: Rng, *, groups: int = 3, samples: int = 5) -> dict[str, Tensor]:
-    r"""The mean of M importance weighted bounds of k samples each, negative: MIWAE.
-
-    More groups reduce the noise of the encoder's gradient, more samples tighten the bound. With one group it is
-    `iwae_loss` of k samples, with one sample the ELBO of M samples.
-
-    Args:
-        vae, batch, rng: as for `elbo_loss`.
-        groups: M, at least 1. Default 3.
-        samples: k of each group, at least 1. Default 5.
-
-    Returns:
-        As `iwae_loss`; "effective_samples" is of a group.
-
-    Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018, 1802.04537), section 5.
-
-    Example:
-        >>> from latentia import VAE
-        >>> vae, batch = VAE(sample_size=8, latent_dim=4), {"x": torch.rand(4, 1, 8, 8) * 2 - 1}
-        >>> one, other = (loss(vae, batch, Rng(0, 0, 4, 0, 4), samples=3, **options)["loss"] for loss, options in (
-        ...     (miwae_loss, {"groups": 1}), (iwae_loss, {})))
-        >>> bool(one == other)
-        True
-    """
-    seen, log_w = _grouped(vae, batch, rng, groups, samples)
-    w = log_w.detach().softmax(2).flatten(1) / groups
-    bound = importance_weighted_bound(log_w.detach().flatten(0, 1)).view(-1, groups).mean(1)
-    return _weighted(seen, log_w.flatten(1), w, bound, groups)
-
-
-def ciwae_loss(
-    vae: Any, batch: Mapping[str, Any], rng: Rng, *, samples: int = 5, elbo_share: float = 0.05
-) -> dict[str, Tensor]:
-    r"""A mean of two bounds, negative: \(\beta\, \mathrm{ELBO} + (1 - \beta)\, \mathrm{IWAE}_k\), CIWAE.
-
-    The first keeps a signal for the encoder, which the second loses as k grows.
-
-    Args:
-        vae, batch, rng: as for `elbo_loss`.
-        samples: k, of both bounds, at least 1. Default 5.
-        elbo_share: beta, in [0, 1]; 0 is `iwae_loss`, 1 the ELBO of k samples. Default 0.05.
-
-    Returns:
-        As `iwae_loss`, "nats" being the mean of both bounds.
-
-    Rainforth et al., 2018, 1802.04537, section 5.
-
-    Example:
-        >>> from latentia import VAE
-        >>> vae, batch = VAE(sample_size=8, latent_dim=4), {"x": torch.rand(4, 1, 8, 8) * 2 - 1}
-        >>> values = ciwae_loss(vae, batch, Rng(0, 0, 4, 0, 4), elbo_share=1.0)
-        >>> bool(torch.allclose(values["nats"], values["elbo_nats"]))
-        True
-    """
-    check_range("elbo_share", elbo_share, 0, 1)
-    seen, log_w = _grouped(vae, batch, rng, 1, samples)
-    log_w = log_w.flatten(1)
-    w = elbo_share / samples + (1 - elbo_share) * log_w.detach().softmax(1)
-    bound = elbo_share * log_w.detach().mean(1) + (1 - elbo_share) * importance_weighted_bound(log_w.detach())
-    return _weighted(seen, log_w, w, bound)
-
-
-def piwae_loss(vae: Any, batch: Mapping[str, Any], rng: Rng, *, groups: int = 3, samples: int = 5) -> dict[str, Tensor]:
-    r"""Decoder and encoder with bounds of their own: the decoder maximises IWAE of M k samples, the encoder MIWAE.
-
-    In one pass: the gradient at each latent is scaled by the ratio of both weights on its way to the encoder. It needs
-    the gradient at z alone, so the network must not be compiled.
-
-    Args:
-        vae, batch, rng: as for `elbo_loss`; the network has one stochastic layer.
-        groups: M, at least 1; 1 is `iwae_loss`. Default 3.
-        samples: k of each group, at least 1. Default 5.
-
-    Returns:
-        As `iwae_loss`; "nats" is the bound of the decoder.
-
-    Raises:
-        UsageError: several stochastic layers, or a learned prior.
-
-    Rainforth et al., 2018, 1802.04537, section 5.
-
-    Example:
-        >>> from latentia import VAE
-        >>> vae, batch = VAE(sample_size=8, latent_dim=4), {"x": torch.rand(4, 1, 8, 8) * 2 - 1}
-        >>> values = piwae_loss(vae, batch, Rng(0, 0, 4, 0, 4))
-        >>> bool(values["nats"] <= values["elbo_nats"])
-        True
-    """
-    seen, log_w = _grouped(vae, batch, rng, groups, samples)
-    seen.require("piwae", one_layer=True)
-    encoder = (log_w.detach().softmax(2) / groups).flatten(1)
-    log_w = log_w.flatten(1)
-    bound, w = importance_weighted_bound(log_w.detach()), log_w.detach().softmax(1)
-    decoder = w.clamp(min=torch.finfo(w.dtype).eps)  # less would not change a sum near 1, and the ratio stays finite
-    if seen.out.layers[0].z.requires_grad:
-        seen.out.layers[0].z.register_hook(lambda g: (encoder / decoder)[..., None] * g)
-    # -log q(z|x) = (log variance) / 2 + (noise)^2 / 2 + constant has no derivative through z.
-    scale = 0.5 * seen.out.log_variance.sum(1, keepdim=True)
-    surrogate = -(decoder * (seen.log_likelihood + log_normal(seen.out.z)) + encoder * scale).sum(1)
-    return _with_metrics(seen, log_w, surrogate, bound)
+    return weighted_values(seen, log_w, w, bound)
 
 
 @dataclass(frozen=True)
@@ -273,6 +190,11 @@ class Seen:
     sizes: tuple[int, ...]
     kl: Tensor
     log_likelihood: Tensor
+
+    @property
+    def continuous(self) -> int:
+        """Dimensions that are not of categorical variables."""
+        return sum(self.sizes) - sum(self.config.categories)
 
     def error(self, cost: Cost | None = None) -> Tensor:
         """-log p(x|z), or the cost of the reconstruction, (B,)."""
@@ -304,7 +226,9 @@ class Seen:
     def metrics(self, nats: Tensor | None = None) -> dict[str, Tensor]:
         """What is logged: the bound and its parts, see `elbo_loss`; `nats` of another bound without the parts."""
         means = [layer.mean if layer.mean.ndim == 2 else layer.mean.mean(1) for layer in self.out.layers]
-        active = [(mean.var(0, correction=0) > ACTIVE).sum() for mean in means]
+        if self.config.categories:
+            means = [means[0][:, : self.continuous]]
+        active = [((mean - mean.mean(0)).square().mean(0) > ACTIVE).sum() for mean in means]  # of no column too
         error, kl = -self.log_likelihood.mean(), self.kl.sum(1).mean()
         parts = {"reconstruction": error} if nats is None else {}
         nats = error + kl if nats is None else nats
@@ -316,21 +240,33 @@ class Seen:
         layers = zip(self.kl.split(self.sizes, 1), active) if len(self.sizes) > 1 else ()
         for layer, (part, units) in enumerate(layers, 1):
             values |= {f"kl_{layer}": part.sum(1).mean(), f"active_units_{layer}": units}
+        if self.config.categories:
+            _, *logits = self.out.mean.split((self.continuous, *self.config.categories), -1)
+            used = [each.softmax(-1).mean(0) for each in logits]
+            perplexity = torch.stack([torch.special.entr(q).sum().exp() for q in used]).mean()
+            values |= {"kl_categories": self.kl[:, self.continuous :].sum(1).mean(), "perplexity": perplexity}
         return {key: value.detach() for key, value in values.items()}
 
 
 def run_vae(
-    vae: Any, batch: Mapping[str, Any], rng: Rng, samples: tuple[int, ...] | None = (), **options: bool
+    vae: Any,
+    batch: Mapping[str, Any],
+    rng: Rng,
+    samples: tuple[int, ...] | None = (),
+    temperature: float | None = None,
+    **options: bool,
 ) -> Seen:
     """Encode and decode the images of a batch.
 
     Args:
         vae, batch, rng: as for `elbo_loss`.
         samples: () (default): one latent for each image; (K,): K of them; `None`: the means of q(z|x).
+        temperature: of relaxed categories; `None` (default): of an objective that takes none.
         **options: of the network's `forward`.
 
     Raises:
-        UsageError: images outside [-1, 1], labels that are missing or out of range.
+        UsageError: categories of an objective that takes none, images outside [-1, 1], labels that are missing or out
+            of range.
 
     Example:
         >>> from latentia import VAE
@@ -339,15 +275,25 @@ def run_vae(
         torch.Size([2, 5])
     """
     config, x = config_of(vae), item_of(batch, "x")
-    sizes = (config.latent_dim,) if isinstance(config.latent_dim, int) else tuple(config.latent_dim)
+    sizes = tuple(config.latent_dim) if isinstance(config.latent_dim, list | tuple) else (config.latent_dim or 0,)
+    relaxed: dict[str, Any] = {}
+    if config.categories:
+        if temperature is None:
+            raise UsageError(
+                f"categories must be () for this objective, which is of Gaussian posteriors; got {config.categories}. "
+                "Take elbo for categorical latents."
+            )
+        sizes, relaxed = (sizes[0] + sum(config.categories),), {"temperature": temperature}
     check_values("images", x, -1, 1, advice="Scale pixels v of 0 to 255 by v / 127.5 - 1.")
     labelled = config.num_class_embeds is not None and "labels" in batch
     labels = labels_of(batch, config.num_class_embeds) if labelled else None
     if config.likelihood == "bernoulli":
         x = torch.where(rng.uniform("binarise", x.shape[1:]) < (x + 1) / 2, 1.0, -1.0).to(x.dtype)
     noise = None if samples is None else rng.normal("posterior", (*samples, sum(sizes))).to(x.dtype)
-    out = vae(x, noise, class_labels=labels, **options)
-    if config.inference == "top_down" and out.log_prior is None:  # each layer's q is known given the one above
+    out = vae(x, noise, class_labels=labels, **options, **relaxed)
+    if config.categories:
+        kl = mixed_kl(out.mean, out.log_variance, config.categories)
+    elif config.inference == "top_down" and out.log_prior is None:  # each layer's q is known given the one above
         kl = hierarchical_kl(out.z, out.mean, out.log_variance, (sum(sizes),))
     else:
         kl = hierarchical_kl(out.z, out.mean, out.log_variance, sizes)
@@ -360,20 +306,20 @@ def run_vae(
     return Seen(x, out, config, sizes, kl, log_likelihood(config.likelihood, x, out.location, out.log_scale))
 
 
-def _grouped(vae: Any, batch: Mapping[str, Any], rng: Rng, groups: int, samples: int) -> tuple[Seen, Tensor]:
-    """M groups of k samples of each image, and their log-weights (B, M, k)."""
-    check_range("groups", groups, 1)
-    check_range("samples", samples, 1)
-    seen = run_vae(vae, batch, rng, (groups * samples,))
-    return seen, seen.log_weights().unflatten(1, (groups, samples))
+def weighted_values(seen: Seen, log_w: Tensor, w: Tensor, bound: Tensor, groups: int = 1) -> dict[str, Tensor]:
+    """The loss and metrics of a bound whose gradient is that of sum_i w_i log w_i, weights being constants.
+
+    Args:
+        seen, log_w: of `run_vae`, and its log-weights, (B, K).
+        w: the weights, (B, K).
+        bound: its value, (B,).
+        groups: in which effective samples are counted. Default 1.
+    """
+    return bound_values(seen, log_w, -(w * log_w).sum(1), bound, groups)
 
 
-def _weighted(seen: Seen, log_w: Tensor, w: Tensor, bound: Tensor, groups: int = 1) -> dict[str, Tensor]:
-    """The negative bound whose gradient is that of sum_i w_i log w_i with weights as constants."""
-    return _with_metrics(seen, log_w, -(w * log_w).sum(1), bound, groups)
-
-
-def _with_metrics(seen: Seen, log_w: Tensor, surrogate: Tensor, bound: Tensor, groups: int = 1) -> dict[str, Tensor]:
+def bound_values(seen: Seen, log_w: Tensor, surrogate: Tensor, bound: Tensor, groups: int = 1) -> dict[str, Tensor]:
+    """The same with the gradient of a surrogate, (B,), whose value does not count."""
     log_w = log_w.detach()
     ess = effective_sample_size(log_w.reshape(len(log_w) * groups, -1))
     loss = (surrogate - surrogate.detach() - bound).mean()

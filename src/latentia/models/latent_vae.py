@@ -49,8 +49,11 @@ class LatentVAE(ModelMixin, ConfigMixin):
         torch.Size([3, 2])
     """
 
+    _skip_layerwise_casting_patterns: Any = ("posterior",)  # whose dtype is read
+
     mean: Tensor
     scale: Tensor
+    noise: Tensor
 
     @register_to_config
     @check_arguments
@@ -59,6 +62,7 @@ class LatentVAE(ModelMixin, ConfigMixin):
         self.vae = VAE((1, latent_dim), 1, latent_dim, hidden_sizes, likelihood="gaussian")
         self.register_buffer("mean", torch.zeros(latent_dim))
         self.register_buffer("scale", torch.ones(latent_dim))
+        self.register_buffer("noise", torch.randn(samples, latent_dim, generator=torch.Generator().manual_seed(0)))
 
     @classmethod
     def fit(cls, latents: Tensor, steps: int = 2000, batch_size: int = 256, seed: int = 0, **settings: Any) -> Self:
@@ -110,9 +114,7 @@ class LatentVAE(ModelMixin, ConfigMixin):
                 f"latents must have shape (B, latent_dim) = (B, {self.config.latent_dim}); got {tuple(latents.shape)}."
             )
         x = self._images(latents)
-        shape = (self.config.samples, self.config.latent_dim)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(x)
-        out = self.vae(x, noise.expand(len(x), -1, -1))
+        out = self.vae(x, self.noise.to(x.dtype).expand(len(x), -1, -1))
         log_w = log_likelihood("gaussian", x, out.location, out.log_scale) + log_normal(out.z)
         log_w = log_w - log_normal(out.z, out.mean[:, None], out.log_variance[:, None])
         log_prob = importance_weighted_bound(log_w) - self.scale.log().sum().to(x.dtype)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from latentia.errors import Positive, Size, UsageError, check_arguments, check_choice
 from latentia.functional.checks import check_latents
 from latentia.functional.distributions import LIKELIHOODS, log_mixture
+from latentia.models.layers.categorical import MixedLatents
 from latentia.models.layers.conditioning import check_class_labels
 from latentia.models.layers.convolution import Decoder, Encoder, feature_size, image_size
 from latentia.models.layers.mlp import dense
@@ -73,7 +74,7 @@ class VAE(ModelMixin, ConfigMixin):
         sample_size: height and width in pixels, an integer or (H, W). Default 28.
         in_channels: channels of the image. Default 1.
         latent_dim: dimensions of z, at most the values of an image; or of each stochastic layer, from the image
-            upwards. Default 16.
+            upwards; `None`: none, beside `categories`. Default 16.
         hidden_sizes: width of each dense layer on the way in; of a hierarchy such a tuple for each stochastic layer,
             those of layer l lying between z_{l-1} and z_l. Default (400,).
         block_out_channels: channels of each convolutional stage from fine to coarse, each of which halves the image;
@@ -90,8 +91,10 @@ class VAE(ModelMixin, ConfigMixin):
         num_class_embeds: number of classes that q(z_1|x) and p(x|z_1) are conditioned on; `None` (default): no labels.
         prior: of the topmost layer, "normal" (default), N(0, I); "mixture", of `prior_components` learned normal
             distributions; or "vamp", of the posteriors of so many learned pseudo-inputs. These two know no labels.
-        prior_components: K. Default 100.
+        prior_components: number of components of a learned prior. Default 100.
         inference: of a hierarchy, "bottom_up" (default) or "top_down", a ladder's.
+        categories: numbers of categories of discrete latents beside z, such as 10 of one, relaxed by Gumbel-softmax in
+            training; see `latentia.models.layers.categorical.MixedLatents`. Default (): none.
 
     Raises:
         UsageError: more latents than values of an image, a size that cannot be mirrored, a hierarchy without its
@@ -101,7 +104,7 @@ class VAE(ModelMixin, ConfigMixin):
     Autoencoders (Burda et al., 2015, 1509.00519), eq. 1 and 2; learned variance: Simple and Effective VAE
     Training with Calibrated Decoders (Rybkin et al., 2020, 2006.13202); conditional: Learning Structured Output
     Representation (Sohn et al., 2015); pseudo-inputs: VAE with a VampPrior (Tomczak and Welling, 2017, 1705.07120), eq.
-    9; ladder: Sønderby et al., 2016, 1602.02282.
+    9; ladder: Sønderby et al., 2016, 1602.02282; categorical: Jang et al., 2016, 1611.01144.
 
     Example:
         >>> vae = VAE(sample_size=8, latent_dim=4, hidden_sizes=(32,))
@@ -122,7 +125,7 @@ class VAE(ModelMixin, ConfigMixin):
         self,
         sample_size: int | tuple[int, int] = 28,
         in_channels: Size = 1,
-        latent_dim: Size | tuple[Size, ...] = 16,
+        latent_dim: Size | tuple[Size, ...] | None = 16,
         hidden_sizes: tuple[Size, ...] | tuple[tuple[Size, ...], ...] = (400,),
         block_out_channels: tuple[Size, ...] = (),
         layers_per_block: Size = 1,
@@ -135,6 +138,7 @@ class VAE(ModelMixin, ConfigMixin):
         prior: str = "normal",
         prior_components: Size = 100,
         inference: str = "bottom_up",
+        categories: tuple[Size, ...] = (),
     ):
         super().__init__()
         size = image_size(sample_size)
@@ -144,7 +148,8 @@ class VAE(ModelMixin, ConfigMixin):
         check_choice("inference", inference, INFERENCES)
         if prior != "normal" and num_class_embeds is not None:
             raise UsageError(f'prior must be "normal" beside num_class_embeds, as it knows no labels; got "{prior}".')
-        sizes, (hidden, *above) = layer_widths(latent_dim, hidden_sizes)
+        discrete = MixedLatents(_continuous(latent_dim, categories, prior), categories) if categories else None
+        sizes, (hidden, *above) = layer_widths(discrete.sizes[0] if discrete else latent_dim, hidden_sizes)
         if not all(1 <= dimensions <= values for dimensions in sizes):
             raise UsageError(
                 f"latent_dim must be from 1 to {values}, the values of an image of {in_channels} x {size[0]} x "
@@ -181,7 +186,7 @@ class VAE(ModelMixin, ConfigMixin):
         self.encoder_mlp = nn.Sequential(nn.Flatten(), *dense(way_in, activation))
         self.posterior = nn.Linear(way_in[-1], 2 * sizes[0])
         self.decoder_mlp = nn.Sequential(*dense(way_out, activation), nn.Linear(way_out[-1], math.prod(self._features)))
-        self.hierarchy = StochasticHierarchy(sizes, above, activation, inference == "top_down")
+        self.hierarchy: Any = discrete or StochasticHierarchy(sizes, above, activation, inference == "top_down")
         if prior == "mixture":
             self.prior_mean = nn.Parameter(torch.randn(prior_components, sizes[-1]))
             self.prior_log_variance = nn.Parameter(torch.zeros(prior_components, sizes[-1]))
@@ -245,6 +250,7 @@ class VAE(ModelMixin, ConfigMixin):
         constant_posterior: bool = False,
         latents: Tensor | None = None,
         decoder_gradient: float = 1.0,
+        temperature: float | None = None,
     ) -> VAEOutput | tuple[Any, ...]:
         """Encode, sample z, decode; or decode latents alone.
 
@@ -259,10 +265,11 @@ class VAE(ModelMixin, ConfigMixin):
             latents: (B, D), decoded in place of samples of q(z|x): the output has `reconstruction`, `location` and
                 `log_scale` alone. `None` (default): encode x.
             decoder_gradient: factor of the gradient that z gets from the decoder; z itself stays as it is. Default 1.
+            temperature: of relaxed categories; `None` (default): one-hot samples, without derivatives.
 
         Raises:
             UsageError: both x and latents, or neither; latents of another width; labels that are missing or not
-                expected.
+                expected; a temperature without categories.
         """
         if x is None:
             if latents is None:
@@ -273,7 +280,12 @@ class VAE(ModelMixin, ConfigMixin):
             return decoded if return_dict else decoded.to_tuple()
         if latents is not None:
             raise UsageError("latents are decoded in place of images that are encoded; got both, so leave one out.")
-        layers = self.hierarchy.infer(*self.encode_first(x, class_labels), noise)
+        if temperature is not None and not self.config.categories:
+            raise UsageError(
+                f"temperature is of categories, which this network has not; got {temperature}. Leave it out."
+            )
+        relaxed = {} if temperature is None else {"temperature": temperature}
+        layers = self.hierarchy.infer(*self.encode_first(x, class_labels), noise, **relaxed)
         if constant_posterior:
             layers = self.hierarchy.with_constant_posterior(layers)
         z = layers[0].z
@@ -285,9 +297,10 @@ class VAE(ModelMixin, ConfigMixin):
         else:
             location = self._location(z, class_labels)
         scale = self.observation_log_scale(location)
-        posterior, components = self.hierarchy.standardize(layers), self.prior_parameters()
-        log_prior = None if components is None else log_mixture(posterior[2], *components)
-        out = VAEOutput(self.mean_of(location), location, *posterior, scale, tuple(layers), log_prior)
+        mean, log_variance, z = self.hierarchy.standardize(layers)
+        components = self.prior_parameters()
+        log_prior = None if components is None else log_mixture(z, *components)
+        out = VAEOutput(self.mean_of(location), location, mean, log_variance, z, scale, tuple(layers), log_prior)
         return out if return_dict else out.to_tuple()
 
     def observation_log_scale(self, like: Tensor) -> Tensor | None:
@@ -303,3 +316,16 @@ class VAE(ModelMixin, ConfigMixin):
             z = torch.cat([z, self.decoder_class_embedding(class_labels).to(z.dtype).expand(len(z), -1)], 1)
         location = self.decoder(self.decoder_mlp(z).unflatten(1, self._features))
         return location.to(self.posterior.weight.dtype)
+
+
+def _continuous(latent_dim: Any, categories: tuple[int, ...], prior: str) -> int:
+    """Continuous latents beside categories."""
+    if isinstance(latent_dim, tuple):
+        raise UsageError(f"latent_dim must be one number or None beside categories={categories}; got {latent_dim}.")
+    if prior != "normal":
+        raise UsageError(
+            f'prior must be "normal" beside categories={categories}, whose prior is uniform; got "{prior}".'
+        )
+    if min(categories) < 2:
+        raise UsageError(f"categories must each be at least 2; got {categories}. One category says nothing.")
+    return latent_dim or 0

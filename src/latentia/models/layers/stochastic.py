@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.utils._pytree import _register_namedtuple
 
 from latentia.errors import UsageError
-from latentia.functional.distributions import reparameterize
+from latentia.functional.distributions import log_normal, reparameterize
 from latentia.models.layers.mlp import dense
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)  # e^-15 to e^10 as a standard deviation: finite in float32, as are all divergences
@@ -123,6 +123,10 @@ class StochasticHierarchy(nn.Module):
             z = reparameterize(*split_parameters(prior(z).to(latents.dtype)), part)
         return z
 
+    def log_ratio(self, mean: Tensor, log_variance: Tensor, latents: Tensor) -> Tensor:
+        """log p - log q of latents in units of the priors, (...), given q of `standardize`."""
+        return log_normal(latents) - log_normal(latents, mean, log_variance)
+
     def with_constant_posterior(self, layers: Sequence[StochasticLayer]) -> list[StochasticLayer]:
         r"""The same numbers, for \(\sum_i w_i^2 \frac{\partial \log w_i}{\partial z_i} \frac{dz_i}{d\phi}\).
 
@@ -156,7 +160,7 @@ def split_parameters(parameters: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def layer_widths(
-    latent_dim: int | Sequence[int], hidden_sizes: Sequence
+    latent_dim: int | Sequence[int] | None, hidden_sizes: Sequence
 ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
     """Dimensions of each stochastic layer and widths of the dense layers below it, as a configuration gives them.
 
@@ -167,6 +171,8 @@ def layer_widths(
         >>> layer_widths(50, (200, 200)), layer_widths((100, 50), ((200, 200), (100, 100)))
         (((50,), ((200, 200),)), ((100, 50), ((200, 200), (100, 100))))
     """
+    if latent_dim is None:
+        raise UsageError("latent_dim must be a number without categories; got None. Or add categories, such as (10,).")
     flat = [isinstance(widths, int) for widths in hidden_sizes]
     if isinstance(latent_dim, int):
         if all(flat):
