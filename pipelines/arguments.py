@@ -1,8 +1,9 @@
 """Arguments that most pipelines take: the number of images, their random generators, and noise drawn from these."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -10,9 +11,30 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from latentia.errors import UsageError, check_range
+from latentia.functional.settings import check_types
 from latentia.pipelines.threads import GLOBAL_RNG
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def check_call(function: Callable[P, T]) -> Callable[P, T]:
+    """A decorator of a pipeline's `__call__`: arguments are of their types, and the networks have values.
+
+    Raises:
+        UsageError: an argument of another type, or a pipeline on the device meta.
+    """
+    typed = check_types(function)
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        pipe: Any = args[0]
+        if pipe._execution_device.type == "meta":
+            raise UsageError("the pipeline must be on a device with memory; it is on meta, so load it again.")
+        return typed(*args, **kwargs)
+
+    return checked
 
 
 def count_images(batch_size: int | None, exact: Mapping[str, Any] | None = None, **conditions: Any) -> int:
@@ -70,7 +92,7 @@ def image_generators(generator: Generators, batch_size: int) -> list[torch.Gener
         >>> image_generators([torch.Generator().manual_seed(0)], 1)[0].initial_seed() == few[0].initial_seed()
         True
     """
-    if isinstance(generator, Sequence):
+    if isinstance(generator, Sequence) and not isinstance(generator, str):
         if len(generator) != batch_size:
             raise UsageError(f"generator must be one or a list of batch_size={batch_size}; got {len(generator)}.")
         return [image_generators(each, 1)[0] for each in generator]

@@ -9,7 +9,7 @@ from torch import Tensor
 from latentia.errors import UsageError
 from latentia.functional.chunks import in_chunks
 from latentia.functional.interpolation import interpolate
-from latentia.pipelines.arguments import Generators, count_images, image_generators
+from latentia.pipelines.arguments import Generators, check_call, count_images, image_generators
 from latentia.pipelines.base import DiffusionPipeline
 from latentia.pipelines.images import Images, check_output_type, from_input, to_output
 
@@ -52,6 +52,7 @@ class AutoencoderPipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(autoencoder=autoencoder, prior=prior)
 
+    @check_call
     @torch.no_grad()
     def __call__(
         self,

@@ -13,7 +13,7 @@ from latentia.functional.chunks import in_chunks
 from latentia.functional.distributions import reparameterize
 from latentia.functional.interpolation import interpolate
 from latentia.models.autoencoder_kl import latent_statistics
-from latentia.pipelines.arguments import Generators, count_images, draw_noise, image_generators
+from latentia.pipelines.arguments import Generators, check_call, count_images, draw_noise, image_generators
 from latentia.pipelines.base import DiffusionPipeline
 from latentia.pipelines.images import Images, check_output_type, from_input, to_output
 from latentia.pipelines.latents import check_autoencoder
@@ -59,6 +59,7 @@ class AutoencoderKLPipeline(DiffusionPipeline):
         check_autoencoder(vae)
         self.register_modules(vae=vae, prior=prior)
 
+    @check_call
     @torch.no_grad()
     def __call__(
         self,

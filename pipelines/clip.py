@@ -10,6 +10,7 @@ from torch import Tensor
 
 from latentia.errors import UsageError
 from latentia.functional.chunks import in_chunks
+from latentia.pipelines.arguments import check_call
 from latentia.pipelines.base import DiffusionPipeline
 from latentia.pipelines.images import Images, from_input
 from latentia.pipelines.texts import check_text_encoder, pool_texts
@@ -67,6 +68,7 @@ class CLIPPipeline(DiffusionPipeline):
         self.register_modules(tokenizer=tokenizer, text_encoder=text_encoder, image_encoder=image_encoder)
         self.register_to_config(scale=scale)
 
+    @check_call
     @torch.no_grad()
     def __call__(self, images: Images, texts: Sequence[str]) -> Tensor:
         r"""Zero-shot classification: which of the texts fits each image, \(\mathrm{softmax}_j(e^\tau \cos(x_i, t_j))\).

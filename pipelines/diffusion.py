@@ -10,7 +10,7 @@ from torch import Tensor
 from latentia.errors import UsageError, check_choice, check_range
 from latentia.functional.bounds import diffusion_bound_term
 from latentia.functional.interpolation import interpolate
-from latentia.pipelines.arguments import Generators, count_images, draw_noise, image_generators, renamed
+from latentia.pipelines.arguments import Generators, check_call, count_images, draw_noise, image_generators, renamed
 from latentia.pipelines.base import DiffusionPipeline, Labels
 from latentia.pipelines.capabilities import Likelihood
 from latentia.pipelines.denoising import Callback, Steps
@@ -85,6 +85,7 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         """What `log_likelihood` gives by default: a density of flow matching, the bound of a diffusion chain."""
         return Likelihood("exact", "density") if is_flow(self.scheduler) else Likelihood("lower bound", "256 bins")
 
+    @check_call
     @torch.no_grad()
     def __call__(
         self,

@@ -14,7 +14,14 @@ from latentia.functional.chunks import in_chunks
 from latentia.functional.flows import dequantize, quantize
 from latentia.functional.interpolation import interpolate
 from latentia.models.flow import NormalizingFlow
-from latentia.pipelines.arguments import Generators, count_images, draw_noise, draw_uniform, image_generators
+from latentia.pipelines.arguments import (
+    Generators,
+    check_call,
+    count_images,
+    draw_noise,
+    draw_uniform,
+    image_generators,
+)
 from latentia.pipelines.base import DiffusionPipeline, Labels
 from latentia.pipelines.capabilities import Likelihood
 from latentia.pipelines.images import Images, check_output_type, from_input, to_output
@@ -66,6 +73,7 @@ class FlowPipeline(DiffusionPipeline):
             return Likelihood("lower bound", "256 bins")
         return Likelihood("exact", "density")
 
+    @check_call
     @torch.no_grad()
     def __call__(
         self,

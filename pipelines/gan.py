@@ -12,7 +12,7 @@ from latentia.errors import UsageError
 from latentia.functional.chunks import in_chunks
 from latentia.functional.interpolation import interpolate
 from latentia.models.layers.convolution import image_size
-from latentia.pipelines.arguments import Generators, count_images, draw_noise, draw_seed, image_generators
+from latentia.pipelines.arguments import Generators, check_call, count_images, draw_noise, draw_seed, image_generators
 from latentia.pipelines.base import DiffusionPipeline, Labels
 from latentia.pipelines.images import Images, check_output_type, from_input, to_output
 from latentia.pipelines.rejection import rejection_sample
@@ -60,6 +60,7 @@ class GANPipeline(DiffusionPipeline):
         self.register_modules(generator=generator, discriminator=discriminator, text_encoder=text_encoder)
         self._register_label_names(label_names)
 
+    @check_call
     @torch.no_grad()
     def __call__(
         self,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latentia.errors import UsageError, check_range
 from latentia.functional.interpolation import interpolate
-from latentia.pipelines.arguments import Generators, count_images, draw_noise, image_generators, renamed
+from latentia.pipelines.arguments import Generators, check_call, count_images, draw_noise, image_generators, renamed
 from latentia.pipelines.base import DiffusionPipeline, Labels
 from latentia.pipelines.denoising import Callback, Steps
 from latentia.pipelines.images import Images, check_output_type, from_input, to_output
@@ -93,6 +93,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         self._register_label_names(label_names)
         self.register_to_config(unconditional=unconditional)
 
+    @check_call
     @torch.no_grad()
     def __call__(
         self,

@@ -12,7 +12,7 @@ from latentia.functional.chunks import in_chunks
 from latentia.functional.interpolation import interpolate
 from latentia.functional.masks import length_mask
 from latentia.functional.rows import rows_of_images, rows_to_images
-from latentia.pipelines.arguments import Generators, count_images, image_generators
+from latentia.pipelines.arguments import Generators, check_call, count_images, image_generators
 from latentia.pipelines.base import DiffusionPipeline
 from latentia.pipelines.images import Images, check_output_type, from_input, to_output
 
@@ -62,6 +62,7 @@ class RecurrentAutoencoderPipeline(DiffusionPipeline):
         self.register_modules(autoencoder=autoencoder, prior=prior)
         self.register_to_config(num_rows=num_rows, num_channels=num_channels)
 
+    @check_call
     @torch.no_grad()
     def __call__(
         self,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latentia.errors import UsageError, check_range
 from latentia.functional.interpolation import interpolate
-from latentia.pipelines.arguments import Generators, draw_noise, image_generators, renamed
+from latentia.pipelines.arguments import Generators, check_call, draw_noise, image_generators, renamed
 from latentia.pipelines.base import DiffusionPipeline
 from latentia.pipelines.denoising import Callback, Steps
 from latentia.pipelines.images import Images, check_output_type, from_input, to_output
@@ -97,6 +97,7 @@ class TextToImagePipeline(DiffusionPipeline):
         self.register_modules(tokenizer=tokenizer, text_encoder=text_encoder, unet=unet, scheduler=scheduler, vae=vae)
         self.register_to_config(unconditional=unconditional)
 
+    @check_call
     @torch.no_grad()
     def __call__(
         self,

@@ -14,7 +14,14 @@ from latentia.functional.chunks import in_chunks
 from latentia.functional.distributions import log_likelihood, log_normal
 from latentia.functional.interpolation import interpolate
 from latentia.models.layers.convolution import image_size
-from latentia.pipelines.arguments import Generators, count_images, draw_noise, draw_uniform, image_generators
+from latentia.pipelines.arguments import (
+    Generators,
+    check_call,
+    count_images,
+    draw_noise,
+    draw_uniform,
+    image_generators,
+)
 from latentia.pipelines.base import DiffusionPipeline, Labels
 from latentia.pipelines.capabilities import Likelihood
 from latentia.pipelines.images import Images, check_output_type, from_input, to_output
@@ -73,6 +80,7 @@ class VAEPipeline(DiffusionPipeline):
             return Likelihood("lower bound", "density")
         return Likelihood("lower bound", "binarised pixels" if self._binary else "256 bins")
 
+    @check_call
     @torch.no_grad()
     def __call__(
         self,

@@ -12,7 +12,7 @@ from latentia.errors import UsageError
 from latentia.functional.chunks import in_chunks
 from latentia.losses.autoregressive import code_log_probs
 from latentia.models.vq_prior import code_prefix, condition_length
-from latentia.pipelines.arguments import Generators, count_images, draw_uniform, image_generators
+from latentia.pipelines.arguments import Generators, check_call, count_images, draw_uniform, image_generators
 from latentia.pipelines.base import DiffusionPipeline, Labels
 from latentia.pipelines.capabilities import Likelihood
 from latentia.pipelines.codebook import codebook_size, decode_codes, encode_images, interpolate_images, is_quantised
@@ -65,6 +65,7 @@ class VQPriorPipeline(DiffusionPipeline):
         self.register_modules(vqvae=vqvae, transformer=transformer, tokenizer=tokenizer)
         self._register_label_names(label_names)
 
+    @check_call
     @torch.no_grad()
     def __call__(
         self,

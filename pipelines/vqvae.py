@@ -8,7 +8,7 @@ from torch import Tensor
 
 from latentia.errors import UsageError
 from latentia.models.priors import PositionPrior
-from latentia.pipelines.arguments import Generators, count_images, image_generators
+from latentia.pipelines.arguments import Generators, check_call, count_images, image_generators
 from latentia.pipelines.base import DiffusionPipeline
 from latentia.pipelines.codebook import codebook_size, decode_codes, encode_images, interpolate_images
 from latentia.pipelines.images import Images, check_output_type, to_output
@@ -43,6 +43,7 @@ class VQVAEPipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(vqvae=vqvae, prior=prior)
 
+    @check_call
     @torch.no_grad()
     def __call__(
         self,

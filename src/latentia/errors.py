@@ -206,6 +206,12 @@ def check_known(owner: str, given: Iterable[str], known: Iterable[str]) -> None:
             raise UsageError(f"{name} is not known to {owner}.{hint}")
 
 
+def check_text(name: str, value: object) -> None:
+    """Raises a `UsageError` for a text or path with a zero character, which no system takes; others pass."""
+    if "\0" in str(value):
+        raise UsageError(f"{name} must hold no zero character; got {str(value)!r}.")
+
+
 def counted(number: int, what: str) -> str:
     """A number of things, such as "1 image" and "2 images".
 

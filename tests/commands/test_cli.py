@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +15,9 @@ from PIL import Image
 import latentia
 from latentia import DDIMScheduler, UnconditionalDiffusionPipeline, UNet2D, commands
 from latentia.commands.main import main
+from latentia.commands.output import check_output
+from latentia.errors import UsageError
+from latentia.runs.arguments import check_ranges
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +221,31 @@ def test_paths_that_no_system_has_are_errors(words, path, capsys):
     with pytest.raises(SystemExit) as ended:
         main([*words, path])
     assert ended.value.code in (2, 4, 5) and "error: " in capsys.readouterr().err
+
+
+def test_a_current_folder_that_was_deleted_is_an_error(tmp_path):
+    """In a process of its own: torch would end it at its import, with words about a library of Intel."""
+    command = f"cd {tmp_path} && rmdir {tmp_path} && {sys.executable} -m latentia doctor"
+    found = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (2, "") and "current folder was deleted" in found.stderr
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda path: commands.data("digits", cache_dir=path),
+        lambda path: commands.data("digits", preview=path),
+        lambda path: commands.pull("user/name", path),
+        lambda path: commands.convert("a.bin", path),
+        lambda path: commands.train("vae", eject=True, output=path),
+        lambda path: check_output(path, "generate"),
+        lambda path: check_ranges(SimpleNamespace(output=SimpleNamespace(output_dir=path))),
+    ],
+)
+def test_a_path_with_a_zero_character_is_refused_by_name(call):
+    for path in ("a\0b.png", Path("a\0.safetensors")):
+        with pytest.raises(UsageError, match=r"\A(cache_dir|preview|folder|output(_dir)?) must hold no zero"):
+            call(path)
 
 
 def test_a_long_prompt_is_not_taken_for_a_folder(saved):

@@ -22,6 +22,12 @@ SMALL = {"n": 20, "metrics": ["fd"], "extractor": "digits"}
         ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
         ({"device": "cuda:99"}, "device must be one of cpu.*; got 'cuda:99'"),
         ({"device": "gpu"}, "device must be one of cpu.*; got 'gpu'"),
+        ({"device": "meta"}, "device must be one of cpu.*; got 'meta'"),
+        (
+            {"extractor": 3},
+            "extractor must be a name, a folder or a FeatureExtractor; got int, which has no class_names",
+        ),
+        ({"extractor": np.zeros(3)}, "extractor must be .* got ndarray"),
         ({"n": 10.0}, "n must be an integer.*; got 10.0"),
         ({"extractor": "nope"}, "extractor must be one of digits, mnist, emoji"),
     ],
@@ -31,6 +37,21 @@ def test_options_that_cannot_be_are_refused(options, rule):
         evaluate("pca", "digits", **{**SMALL, **options})
     with pytest.raises(UsageError, match=rule):
         compare(["pca", "kde"], "digits", **{**SMALL, **options})
+
+
+@pytest.mark.parametrize(
+    "source, rule",
+    [
+        (
+            torch.zeros(20, 1, 8, 8, device="meta"),
+            "source must be a dense tensor of values; got one that is on the device",
+        ),
+        (torch.zeros(20, 1, 8, 8).to_sparse(), "source must be a dense tensor of values; got one that is sparse"),
+    ],
+)
+def test_tensors_without_values_are_refused(source, rule):
+    with pytest.raises(UsageError, match=rule):
+        evaluate(source, "digits", **SMALL)
 
 
 def test_functions_give_arrays_in_every_layout():

@@ -386,6 +386,26 @@ def test_decoding_processes_end_with_the_one_that_started_them(tmp_path):
         time.sleep(0.1)
 
 
+def test_ctrl_c_while_decoding_processes_start_is_quiet(tmp_path):
+    """A terminal sends it to all processes of a command: those that are still importing say nothing about it."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, signal, time\n"
+        "from latentia.data.build import _Workers\n"
+        "from latentia.data.decode import Fit\n"
+        "if __name__ == '__main__':\n"
+        "    os.setpgrp()\n"
+        "    with _Workers(1) as workers:\n"
+        "        workers.part = [('a', (b'',))]\n"
+        "        list(workers._submit())\n"
+        "        signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "        os.killpg(0, signal.SIGINT)\n"
+        "        print(len(list(workers.rest())))\n"
+    )
+    found = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "1\n", "")
+
+
 @pytest.mark.parametrize("name", ["a.txt", "../a.npy"])
 def test_members_that_are_no_arrays_are_named(name, tmp_path):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:

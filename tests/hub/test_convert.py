@@ -173,6 +173,13 @@ def test_what_is_no_weights_is_refused(tmp_path, content):
     assert nothing_left(tmp_path) == ["a.bin"]
 
 
+def test_a_weight_named_as_the_format_names_its_own_is_refused(tmp_path):
+    torch.save({"__metadata__": torch.ones(1), "a": torch.ones(2)}, tmp_path / "old.bin")
+    with pytest.raises(CheckpointError, match=r"cannot be kept as safetensors: .*__metadata__.* Rename them"):
+        convert(tmp_path / "old.bin", tmp_path / "new.safetensors")
+    assert not (tmp_path / "new.safetensors").exists()
+
+
 def test_the_reader_has_no_token_and_runs_nothing_beside_a_file(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_canarycanarycanary")
     monkeypatch.chdir(tmp_path)

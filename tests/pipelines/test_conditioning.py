@@ -18,6 +18,29 @@ from latentia.pipelines.image_conditioning import SuperResolution
 PIXELS = {**COSINE, "clip_sample": True}
 
 
+@pytest.mark.parametrize(
+    "given, rule",
+    [
+        ({"latents": 3}, "latents must be a tensor or None; got 3"),
+        ({"latents": np.zeros((1, 4, 8, 8))}, "latents must be a tensor or None"),
+        ({"latents": torch.zeros(1, 4, 8, 8, device="meta")}, "latents must be a dense tensor of values"),
+        ({"num_inference_steps": None}, "num_inference_steps must be an integer; got None"),
+        ({"eta": None}, "eta must be a number; got None"),
+        ({"guidance_scale": torch.tensor(3.0)}, "guidance_scale must be a number; got tensor"),
+        ({"generator": "0"}, "generator must be"),
+        ({"callback_on_step_end": 3}, "callback_on_step_end must be a function or None; got 3"),
+        ({"callback_on_step_end_tensor_inputs": 3}, "callback_on_step_end_tensor_inputs must be a sequence of texts"),
+        ({"return_dict": "no"}, "return_dict must be True or False"),
+    ],
+)
+def test_arguments_of_another_type_are_refused_by_name(given, rule):
+    pipe = UnconditionalDiffusionPipeline(unet(), DDIMScheduler(**COSINE))
+    with pytest.raises(UsageError, match=rule):
+        pipe(**{"num_inference_steps": 2, **given})
+    with pytest.raises(UsageError, match="must be on a device with memory"):
+        pipe.to("meta")(num_inference_steps=2)
+
+
 def pixel_pipeline(scheduler=None, classes=None):
     torch.manual_seed(0)
     config = {"block_out_channels": (8, 16), "attention_head_dim": 8, "layers_per_block": 1}

@@ -86,6 +86,7 @@ def run(name: str, words: Sequence[str], flags: list[str]) -> int:
         UsageError: there is no such command.
         SystemExit: a flag is wrong, or help was asked for.
     """
+    _check_current_folder()
     if name not in commands.__all__:
         raise UsageError(f'There is no command "{name}".{did_you_mean(name, commands.__all__)}\n{overview()}')
     function = getattr(commands, name)
@@ -233,6 +234,14 @@ def _description(function: Callable) -> str:
 def _summary(name: str) -> str:
     """The first line of a command's file."""
     return read_text(Path(__file__).with_name(f"{name}.py")).partition("\n")[0].strip().strip('"')
+
+
+def _check_current_folder() -> None:
+    """Without a current folder torch ends the process when it is imported, and relative paths mean nothing."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UsageError("The current folder was deleted or cannot be read; go to another one (cd).") from error
 
 
 def _is_main_process() -> bool:

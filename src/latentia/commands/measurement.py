@@ -59,7 +59,7 @@ def check_device(device: Any) -> None:
     if device is None:
         return
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # which meta does not give
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # AssertionError: built without CUDA
         there = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         there += ["mps"] if torch.backends.mps.is_available() else []
@@ -106,6 +106,12 @@ def find_extractor(extractor: Any, real: ImageData, device: Any = None) -> tuple
     of the data gives features alone: no metric of classes is taken.
     """
     device = PartialState().device if device is None else device
+    lacks = sorted(name for name in FeatureExtractor.__annotations__ if not hasattr(extractor, name))
+    if not (extractor is None or isinstance(extractor, str | Path)) and lacks:
+        raise UsageError(
+            f"extractor must be a name, a folder or a FeatureExtractor; got {type(extractor).__name__}, which has no "
+            f"{lacks[0]}."
+        )
     if extractor is None:
         shipped = extractor_for(real.shape, device)
         if shipped is not None and shipped.class_names == real.label_names:

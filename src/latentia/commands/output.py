@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from latentia.errors import LatentiaError, UsageError
+from latentia.errors import LatentiaError, UsageError, check_text
 from latentia.files.reading import read_object
 from latentia.training.ownership import MARK, claim, delete, probe
 from latentia.training.state import lock
@@ -38,6 +38,7 @@ def check_output(folder: str | Path, command: str, overwrite: bool = False) -> N
             else.
     """
     path = Path(folder)
+    check_text("output_dir", path)
     with _disk_errors(path):
         if path.exists() and not path.is_dir():
             raise UsageError(f"output_dir {path} cannot be written: it is a file. Give a folder.")

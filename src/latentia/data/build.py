@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import shutil
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -233,7 +234,7 @@ class _Workers:
         if len(self.running) == 2 * self.count:
             yield from self._oldest()
         payloads = [values[0] for _, values in self.part]
-        with _explained():
+        with _explained(), _without_interrupts():
             job = self.pool.submit(decode_all, payloads, *self.way)  # type: ignore[union-attr]  # there are workers
         self.running.append((self.part, job))
         self.part, self.bytes = [], 0
@@ -243,6 +244,22 @@ class _Workers:
         with _explained():
             found = job.result()
         yield from ((where, values, out) for (where, values), out in zip(part, found))
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Keep back Ctrl-C while processes are started, which inherit that: it is for the one that ends them.
+
+    A terminal sends it to all of them, and one that is importing would print a traceback.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_parent() -> None:

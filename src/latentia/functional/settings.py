@@ -9,7 +9,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, ParamSpec, TypeVar, Union, get_args, get_origin
 
-from latentia.errors import UsageError
+from latentia.errors import UsageError, check_text
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -68,6 +68,11 @@ def check_settings(kind: type, settings: Mapping[str, Any]) -> None:
 
 
 def _check(name: str, value: Any, hint: Any) -> None:
+    if isinstance(value, str | Path):
+        check_text(name, value)
+    if _is_tensor(type(value)) and (value.is_meta or str(value.layout) != "torch.strided"):
+        kind = "on the device meta, without values" if value.is_meta else "sparse; give `to_dense()` of it"
+        raise UsageError(f"{name} must be a dense tensor of values; got one that is {kind}.")
     if not _fits(value, hint):
         a_list = f' Give ["{value}"].' if isinstance(value, str) and _fits([value], hint) else ""
         raise UsageError(f"{name} must be {_describe(hint)}; got {value!r}.{a_list}")
@@ -88,9 +93,18 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (tuple, list, Sequence):
         several = isinstance(value, Sequence) and not isinstance(value, str)
         return several and all(_fits(one, inner[0]) for one in value)
+    if origin is Callable or hint is Callable:
+        return callable(value)
     if hint in (int, float):
         return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
+    if _is_tensor(hint):
+        return isinstance(value, hint)
     return hint not in _KINDS or isinstance(value, hint) or (hint is bool and type(value).__name__ == "bool")
+
+
+def _is_tensor(kind: Any) -> bool:
+    """Whether a type is torch's, which this file does not import: commands that need none start without."""
+    return getattr(kind, "__module__", "") == "torch" and kind.__name__ == "Tensor"
 
 
 def _describe(hint: Any, plural: bool = False) -> str:
@@ -101,4 +115,8 @@ def _describe(hint: Any, plural: bool = False) -> str:
         return " or ".join(_describe(one, plural) for one in inner)
     if origin in (tuple, list, Sequence):
         return f"{'sequences' if plural else 'a sequence'} of {_describe(inner[0], True)}"
+    if origin is Callable or hint is Callable:
+        return "functions" if plural else "a function"
+    if _is_tensor(hint):
+        return "tensors" if plural else "a tensor"
     return _KINDS.get(hint, ("a value", "values"))[plural]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from latentia.errors import CheckpointError, Range, UsageError, check_arguments, format_number
 from latentia.files.reading import check_link
@@ -201,6 +201,13 @@ def _read(files: dict[Path, Path], key: str, max_memory_gb: float | None, max_se
 
 def _header(path: Path) -> list[tuple[str, list[int], int]]:
     """Name, shape and bytes of each tensor."""
+    try:
+        return _read_header(path)
+    except SafetensorError as error:  # of a name that the format has for itself
+        raise CheckpointError(f"The weights cannot be kept as safetensors: {error}. Rename them.") from error
+
+
+def _read_header(path: Path) -> list[tuple[str, list[int], int]]:
     with safe_open(path, "pt") as file:
         tensors = ((name, file.get_slice(name)) for name in file.keys())
         widths = re.compile(r"\d+")

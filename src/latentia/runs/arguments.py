@@ -26,6 +26,7 @@ from latentia.errors import (
     Size,
     UsageError,
     Weight,
+    check_text,
     check_value,
     range_of,
     ranges,
@@ -318,12 +319,14 @@ def check_unused(group: Any, default: Any, reason: str, names: Iterable[str] | N
 
 
 def check_ranges(arguments: Any) -> None:
-    """Check the numbers of all groups of flags against the ranges that their types declare.
+    """Check the numbers of all groups of flags against the ranges that their types declare, and texts for zeros.
 
     Raises:
-        UsageError: naming the first that is not in its range.
+        UsageError: naming the first that is not in its range, or that holds a zero character.
     """
     for group in vars(arguments).values():
+        for name, value in vars(group).items():
+            check_text(name, value)
         for name, allowed in ranges(type(group)).items():
             check_value(name, getattr(group, name), allowed)
 
