@@ -182,6 +182,8 @@ SEARCHED = {  # a term of the field -> the page that must be found by it, in its
     "generate": "generate.md",
     "GAN": "gans.md",
     "variational autoencoder": "vae.md",
+    "amortisation gap": "inference.md",
+    "variational inference": "inference.md",
     "beta-TCVAE": "which-vae.md",
     "VQ-VAE": "vqvae.md",
     "normalizing flow": "flows.md",
