@@ -139,6 +139,17 @@ def test_verify_knows_pipelines_checkpoints_and_runs(saved, tmp_path, capsys):
     assert "is not there" in fails(capsys, 5, "verify", tmp_path / "nothing")
 
 
+def test_verify_names_weights_that_are_not_finite(tmp_path, capsys):
+    network = UNet2D(sample_size=8, in_channels=1, block_out_channels=(32,), layers_per_block=1)
+    with torch.no_grad():
+        network.conv_in.bias[0] = float("nan")
+    network.save_pretrained(tmp_path / "unet")
+    UnconditionalDiffusionPipeline(network, DDIMScheduler()).save_pretrained(tmp_path / "pipe")
+    for folder in ("unet", "pipe"):
+        error = fails(capsys, 5, "verify", str(tmp_path / folder))
+        assert "UNet2D has weights in conv_in.bias that are not finite" in error
+
+
 def test_doctor_prints_versions_and_never_a_token(capsys, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_canarycanarycanarycanary")
     main(["doctor"])

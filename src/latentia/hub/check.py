@@ -105,5 +105,12 @@ def _pipeline(folder: Path) -> str:
 
 
 def _weights(parts: Any) -> str:
-    counts = [sum(p.numel() for p in part.parameters()) for part in parts if isinstance(part, torch.nn.Module)]
+    networks = [part for part in parts if isinstance(part, torch.nn.Module)]
+    for network in networks:
+        for name, weight in network.named_parameters():
+            if weight.is_floating_point() and not weight.float().isfinite().all():
+                raise CheckpointError(
+                    f"{type(network).__name__} has weights in {name} that are not finite. Fetch or train it again."
+                )
+    counts = [sum(p.numel() for p in network.parameters()) for network in networks]
     return f", {sum(counts) / 1e6:.3g} M weights" if counts else ""
