@@ -185,6 +185,20 @@ def test_a_linear_vae_is_ppca_and_its_encoder_exact(tmp_path):
     assert (fit.model.means - marginal(vae).posterior(x[:100])[0]).abs().max() < 0.02
 
 
+def test_a_learned_prior_counts_in_the_gap():
+    """Of one image value by value: with the encoder's own posterior the bound is that of the objective."""
+    torch.manual_seed(0)
+    vae = VAE(sample_size=4, latent_dim=2, hidden_sizes=(8,), prior="mixture", prior_components=3).double()
+    with torch.no_grad():
+        vae.prior_mean[:] += 3.0  # so that N(0, I) would be far off
+    x = torch.where(randn(6, 1, 4, 4) > 0, 1.0, -1.0).double()
+    gap = amortisation_gap(vae, x, steps=100, learning_rate=0.1, evaluation_samples=256)
+    nats = torch.stack([elbo_loss(vae, {"x": x}, Rng(seed, 0, 6, 0, 6))["nats"] for seed in range(40)])
+    assert abs(gap.encoder.mean() + nats.mean()) < 0.3 and gap.nats > 1.0
+    fit = infer_latents(vae, x, steps=100, learning_rate=0.1)
+    assert (fit.model.means.mean(0) > 1.0).all()  # under the prior, which N(0, I) is not
+
+
 def test_phases_alternate_over_all_parameters_once():
     vae = VAE(sample_size=4, latent_dim=(3, 2), hidden_sizes=((8,), (6,)), num_class_embeds=2)
     encoder, decoder = alternating_phases(vae, lambda batch, rng: {}, torch.optim.Adam, decoder_every=3)
@@ -233,6 +247,10 @@ REFUSED = {
     ),
     "vae must have a density of pixels": (
         lambda: infer_latents(SimpleNamespace(config=SimpleNamespace(likelihood="none")), torch.zeros(1, 1, 1, 1)),
+        UsageError,
+    ),
+    "vae must have continuous latents alone": (
+        lambda: infer_latents(VAE(sample_size=4, latent_dim=2, categories=(3,)), torch.ones(1, 1, 4, 4)),
         UsageError,
     ),
     "vae must have one stochastic layer": (

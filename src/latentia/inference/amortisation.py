@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from latentia.errors import Count, Positive, Seed, UsageError, check_arguments
-from latentia.functional.distributions import LIKELIHOODS, log_likelihood, log_normal
+from latentia.functional.distributions import LIKELIHOODS, log_likelihood, log_mixture, log_normal
 from latentia.inference.fit import Fit
 from latentia.inference.gaussian import Gaussians, balanced_noise, fit_gaussians
 from latentia.rng import seed_from
@@ -55,8 +55,8 @@ def infer_latents(
     """Infer the posterior of the latents of each image by optimisation, without the encoder.
 
     Args:
-        vae: a network of latents with the prior N(0, I): `vae(None, latents=z)` gives the parameters of p(x | z), as a
-            `latentia.VAE`. Of a hierarchy z holds all stochastic layers.
+        vae: a network of continuous latents whose prior is N(0, I) or learned: `vae(None, latents=z)` gives the
+            parameters of p(x | z), as a `latentia.VAE`. Of a hierarchy z holds all stochastic layers.
         x: images (B, C, H, W) in [-1, 1]; of a Bernoulli decoder black and white ones.
         class_labels: (B,), if the network is conditioned on them.
         start: the Gaussians to start from; `None` (default): N(0, I).
@@ -67,7 +67,7 @@ def infer_latents(
         A Gaussian for each image and the mean bound of log p(x) before each step and at the end.
 
     Raises:
-        UsageError: a decoder without a density of pixels.
+        UsageError: a decoder without a density of pixels, or categorical latents.
         NumericsError: the density is not finite.
 
     Stochastic Variational Inference (Hoffman et al., 2013, 1206.7051); of single images: Inference Suboptimality in
@@ -81,13 +81,14 @@ def infer_latents(
         (torch.Size([3, 2]), 6)
     """
     _check_density(vae)
+    prior = _detached(vae.prior_parameters())
     if start is None:
         sizes = vae.config.latent_dim
         shape = len(x), sizes if isinstance(sizes, int) else sum(sizes)
         start = Gaussians(x.new_zeros(shape), x.new_ones(shape))
 
     def log_joint(z: Tensor) -> Tensor:
-        return _log_likelihood(vae, x, z, class_labels) + log_normal(z)
+        return _log_likelihood(vae, x, z, class_labels) + _log_prior(z, prior)
 
     options: dict[str, Any] = {"steps": steps, "samples": samples, "learning_rate": learning_rate, "seed": seed}
     return fit_gaussians(log_joint, start, covariance=covariance, **options)
@@ -119,7 +120,8 @@ def amortisation_gap(
         **options: `steps`, `samples` and `learning_rate` of `infer_latents`.
 
     Raises:
-        UsageError: several stochastic layers, whose posterior is no Gaussian, or a decoder without a density of pixels.
+        UsageError: several stochastic layers, whose posterior is no Gaussian, a decoder without a density of pixels,
+            or categorical latents.
 
     Cremer, Li and Duvenaud, 2018, 1801.03558, eq. 5.
 
@@ -143,6 +145,7 @@ def amortisation_gap(
         start = Gaussians(mean, (0.5 * log_variance).exp())
     fitted = infer_latents(vae, x, class_labels, start=start, covariance=covariance, seed=seed, **options).model
 
+    prior = _detached(vae.prior_parameters())
     generator = torch.Generator(mean.device).manual_seed(seed_from(seed, "amortisation gap"))
 
     @torch.no_grad()
@@ -150,8 +153,10 @@ def amortisation_gap(
         noise = balanced_noise(evaluation_samples, mean, generator)
         both = []
         for q in (start, fitted):
-            parts = [_log_likelihood(vae, x, q.sample(part), class_labels) for part in noise.split(16)]
-            both.append(torch.cat(parts).double().mean(0) - q.kl_from_standard_normal().double())
+            samples = q.sample(noise)
+            values = torch.cat([_log_likelihood(vae, x, part, class_labels) for part in samples.split(16)]).double()
+            kl = q.kl_from_standard_normal() if prior is None else q.log_prob(samples) - _log_prior(samples, prior)
+            both.append((values - kl.double()).mean(0))
         return both[0], both[1]
 
     before, after = bounds()
@@ -166,11 +171,18 @@ def _check_density(vae: Any) -> None:
         raise UsageError(
             f"vae must have a density of pixels, a likelihood of {', '.join(LIKELIHOODS)}; got {likelihood}."
         )
-    if vae.config.prior != "normal" or vae.config.categories:
+    if categories := tuple(vae.config.categories):
         raise UsageError(
-            f'vae must have the prior N(0, I) of continuous latents; got prior="{vae.config.prior}" and '
-            f"categories={vae.config.categories}."
+            f"vae must have continuous latents alone, which a Gaussian can describe; got categories={categories}."
         )
+
+
+def _detached(prior: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+    return None if prior is None else (prior[0].detach(), prior[1].detach())
+
+
+def _log_prior(z: Tensor, prior: tuple[Tensor, Tensor] | None) -> Tensor:
+    return log_normal(z) if prior is None else log_mixture(z, *prior)
 
 
 def _log_likelihood(vae: Any, x: Tensor, z: Tensor, class_labels: Tensor | None) -> Tensor:
