@@ -83,6 +83,11 @@ def test_generate_writes_pictures_that_carry_their_recipe(saved, tmp_path, capsy
     assert Image.open(tmp_path / "c" / "00000.png").tobytes() != pixels[0]
 
 
+def test_a_class_of_five_thousand_digits_is_refused(saved, tmp_path, capsys):
+    error = fails(capsys, 2, "generate", saved, "--class_labels", "9" * 5000, "--output_dir", tmp_path / "out")
+    assert "--class_labels must be one of" in error
+
+
 def test_a_name_that_is_a_number_is_a_name(tmp_path, capsys):
     config = {"block_out_channels": (8,), "attention_head_dim": 8, "layers_per_block": 1}
     unet = UNet2D(sample_size=8, in_channels=1, num_class_embeds=3, **config)

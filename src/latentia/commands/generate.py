@@ -193,7 +193,9 @@ def generate(
         raise UsageError(f'prompt is missing: {type(pipe).__name__} is conditioned on text, such as "red heart".')
     if labels := _listed(given.get("class_labels")):  # a class that is called "10" need not be the one of index 10
         names = {*(getattr(pipe.config, "label_names", None) or {}).values()}
-        given["class_labels"] = [int(x) if str(x).isdecimal() and x not in names else x for x in labels]
+        given["class_labels"] = [
+            int(x) if str(x).isdecimal() and len(str(x)) < 19 and x not in names else x for x in labels
+        ]
     files = {key: Path(given[key]) for key in given if able.options[key].type is Image.Image}
     shared = {key: value for key, value in given.items() if key not in files and key not in _OF_EACH}
     opened = {key: _opened(key, path) for key, path in files.items()}
