@@ -83,6 +83,7 @@ ROWS = {
     "ms_ssim": row("elbo", cost="ms_ssim"),
     "categorical": row("elbo", {"latent_dim": None, "categories": (10,) * 20}),
     "joint": row("elbo", {"latent_dim": 10, "categories": (10,)}, capacity=20.0, category_capacity=2.3),
+    "gamma": row("elbo", {"posterior": "gamma"}),
     "iwae_50": row("iwae", samples=50),
 }  # in the order in which they are done
 ON_FACTORS = [
@@ -138,10 +139,12 @@ def fit(what: str, name: str, data: Any, seed: int, steps: int, weight: float | 
     phases.append(Phase("vae", loss, vae, optimizer, schedule, max_grad_norm=200.0))
     started = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        train(
+        result = train(
             accelerator, phases, data, output_dir=folder, max_steps=steps, batch_size=BATCH[what], seed=seed,
             checkpoint_every=None, resume="none",
         )  # fmt: skip
+    if result.status == "interrupted":
+        raise SystemExit("Interrupted; rows that were done are in the file.")
     return network.eval(), time.process_time() - started
 
 

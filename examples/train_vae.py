@@ -112,7 +112,7 @@ class Arguments(RunArguments):
     model: NetworkArguments = network_arguments(
         VAE,
         "latent_dim block_out_channels activation likelihood observation_std prior prior_components inference "
-        "categories",
+        "categories posterior",
         latent_dim=16,
     )
     width: WidthArguments = WidthArguments()

@@ -118,7 +118,9 @@ class VAEPipeline(DiffusionPipeline):
         batch_size = count_images(batch_size, {"latents": latents}, class_labels=class_labels)
         if latents is None:
             generators = image_generators(generator, batch_size)
-            latents = self._noise(generators) if self.prior is None else self.prior.sample(batch_size, generators)
+            latents = (
+                self._noise(generators, self._size) if self.prior is None else self.prior.sample(batch_size, generators)
+            )
         images = self.decode(temperature * latents, class_labels=class_labels, output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
@@ -145,7 +147,7 @@ class VAEPipeline(DiffusionPipeline):
         """
         x = self._input(images).to(self.vae.dtype)
         first = self._first(x, class_labels)
-        noise = self._noise(image_generators(generator, len(x))) if sample_posterior else None
+        noise = self._noise(image_generators(generator, len(x)), self._noise_size) if sample_posterior else None
         return self._posterior(first, noise)[-1]
 
     @torch.no_grad()
@@ -220,10 +222,10 @@ class VAEPipeline(DiffusionPipeline):
         """
         if self.likelihood is None:
             self._cannot("log_likelihood", 'its decoder is no density of pixels (likelihood="none"), as in a VAE-GAN')
-        if self.prior is not None and self.vae.config.categories:
+        if self.prior is not None and (self.vae.config.categories or self.vae.config.posterior != "gaussian"):
             raise UsageError(
-                "prior must be None for a likelihood with categories, as a density of latents has no probabilities of "
-                f"them; got {type(self.prior).__name__}. Leave it out: their prior is uniform."
+                "prior must be None for a likelihood with categories or gamma latents, of which a density of latent "
+                f"vectors is none; got {type(self.prior).__name__}. Leave it out: they have priors of their own."
             )
         check_range("samples", samples, 1)
         x = self._input(images)
@@ -340,8 +342,13 @@ class VAEPipeline(DiffusionPipeline):
         """Values of a latent."""
         return sum(self.vae.hierarchy.sizes)
 
-    def _noise(self, generators: list[torch.Generator]) -> Tensor:
-        return draw_noise(generators, (self._size,), self._execution_device, self.vae.dtype)
+    @property
+    def _noise_size(self) -> int:
+        """Normal numbers of which a sample of the posterior is made."""
+        return self.vae.hierarchy.noise_size
+
+    def _noise(self, generators: list[torch.Generator], size: int) -> Tensor:
+        return draw_noise(generators, (size,), self._execution_device, self.vae.dtype)
 
     def _first(self, x: Tensor, class_labels: Labels) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z_1|x)."""
@@ -362,11 +369,15 @@ class VAEPipeline(DiffusionPipeline):
         first = self._first(x.to(self.vae.dtype), class_labels)
         scale, log_weights = self.vae.observation_log_scale(x), []
         for _ in range(samples):
-            mean, log_variance, z = (part.to(x.dtype) for part in self._posterior(first, self._noise(generators)))
+            mean, log_variance, z = (
+                part.to(x.dtype) for part in self._posterior(first, self._noise(generators, self._noise_size))
+            )
             location = self._locations(z, class_labels).to(x.dtype)
             log_p = log_likelihood(self.vae.config.likelihood, x, location, scale)
             if self.prior is None:
-                log_weights.append(log_p.double() + self.vae.hierarchy.log_ratio(mean, log_variance, z).double())
+                log_weights.append(
+                    log_p.double() + in_chunks(self.vae.hierarchy.log_ratio, mean, log_variance, z).double()
+                )
             else:
                 log_p = log_p + self.prior.log_prob(z)
                 log_weights.append(log_p.double() - log_normal(z, mean, log_variance).double())

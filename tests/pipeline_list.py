@@ -313,6 +313,7 @@ PIPELINES = [
         lambda n: {"batch_size": n, **labels(n)},
         labels,
     ),
+    Entry("vae-gamma", seed(lambda: vae(posterior="gamma")), SMALL, (4,)),
     Entry("vae-categories", seed(lambda: vae(categories=(3,))), SMALL, (7,)),
     Entry(
         "vae-ladder-vamp",

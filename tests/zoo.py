@@ -232,6 +232,12 @@ ZOO = [
         lambda b: {"x": torch.rand(b, 1, 8, 8) * 2 - 1, "noise": torch.randn(b, 5)},
         lambda b: (b, 1, 8, 8),
     ),
+    Entry(
+        "vae-gamma",
+        lambda: VAE(8, 1, 2, (8,), posterior="gamma"),
+        lambda b: {"x": torch.rand(b, 1, 8, 8) * 2 - 1, "noise": torch.randn(b, 28)},
+        lambda b: (b, 1, 8, 8),
+    ),
     _vae("mixture", (1, 8, 8), (2,), prior="mixture", prior_components=3, through=_with_prior),
     _vae(
         "ladder",

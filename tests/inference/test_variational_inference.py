@@ -249,7 +249,7 @@ REFUSED = {
         lambda: infer_latents(SimpleNamespace(config=SimpleNamespace(likelihood="none")), torch.zeros(1, 1, 1, 1)),
         UsageError,
     ),
-    "vae must have continuous latents alone": (
+    "vae must have latents that a Gaussian can describe": (
         lambda: infer_latents(VAE(sample_size=4, latent_dim=2, categories=(3,)), torch.ones(1, 1, 4, 4)),
         UsageError,
     ),

@@ -195,6 +195,7 @@ CASES = [
     Case("elbo", lambda: vae(elbo_loss, free_bits=0.1)),
     Case("elbo-gaussian", lambda: vae(elbo_loss, "gaussian", capacity=1.0)),
     Case("elbo-hierarchy", lambda: vae(elbo_loss, "discretized_logistic", (3, 2), ((8,), (4,)))),
+    Case("elbo-gamma", lambda: objective_of(VAE(8, posterior="gamma"))),
     Case("elbo-categories", lambda: objective_of(VAE(8, latent_dim=None, categories=(3, 4)))),
     Case("elbo-ladder", lambda: objective_of(VAE(8, 1, (3, 2), ((8,), (4,)), inference="top_down", prior="vamp"))),
     *(Case(f"vae-{name}", lambda name=name: vae_objective(name)) for name in OBJECTIVES),

@@ -142,16 +142,22 @@ class Correlated:
 
     def __init__(self, rho):
         self.rho = rho
-        self.config = SimpleNamespace(
-            latent_dim=2, num_class_embeds=None, likelihood="gaussian", inference="bottom_up", categories=()
-        )
+        plain = {"inference": "bottom_up", "categories": (), "posterior": "gaussian"}
+        self.config = SimpleNamespace(latent_dim=2, num_class_embeds=None, likelihood="gaussian", **plain)
 
     def __call__(self, x, noise, class_labels=None):
         z = torch.stack([noise[..., 0], self.rho * noise[..., 0] + (1 - self.rho**2) ** 0.5 * noise[..., 1]], -1)
         zero = torch.zeros(len(x), 2)
         location = x if z.ndim == 2 else x[:, None].expand(-1, z.shape[1], -1, -1, -1)
         return SimpleNamespace(
-            z=z, mean=zero, log_variance=zero, location=location, log_scale=torch.zeros(()), layers=(), log_prior=None
+            z=z,
+            mean=zero,
+            log_variance=zero,
+            location=location,
+            log_scale=torch.zeros(()),
+            layers=(),
+            log_prior=None,
+            correction=None,
         )
 
 

@@ -169,8 +169,8 @@ def joint(**options):
             ["category_capacity", "categories"],
         ),
         (lambda: iwae_loss(tiny(**JOINT), {"x": binary(4)}, draws(4)), ["categories", "elbo"]),
-        (lambda: amortisation_gap(tiny(**JOINT), binary(4)), ["prior", "categories=(3, 4)"]),
-        (lambda: amortisation_gap(tiny(prior="vamp"), binary(4)), ["prior", "vamp"]),
+        (lambda: amortisation_gap(tiny(**JOINT), binary(4)), ["Gaussian can describe", "categories=(3, 4)"]),
+        (lambda: amortisation_gap(tiny(posterior="gamma"), binary(4)), ["Gaussian can describe", "gamma"]),
         (lambda: OBJECTIVES["wae_imq"].loss(tiny(**JOINT), {"x": binary(4)}, draws(4)), ["categories", "elbo"]),
     ],
 )

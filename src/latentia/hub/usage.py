@@ -18,6 +18,7 @@ _CAPTIONS = {
 _PRIORS = {  # a density fitted to latents or codes, which samples are drawn from
     "PositionPrior": "Samples of a prior that takes the codes of an image as independent",
     "LatentMixture": "Samples of a Gaussian mixture fitted to the latents",
+    "LatentVAE": "Samples of a second VAE, fitted to the latents",
 }
 _LIMITS = {
     "samples": "It makes images like those of {} and knows nothing else.",

@@ -171,9 +171,11 @@ def _check_density(vae: Any) -> None:
         raise UsageError(
             f"vae must have a density of pixels, a likelihood of {', '.join(LIKELIHOODS)}; got {likelihood}."
         )
-    if categories := tuple(vae.config.categories):
+    categories, posterior = tuple(vae.config.categories), vae.config.posterior
+    if categories or posterior != "gaussian":
         raise UsageError(
-            f"vae must have continuous latents alone, which a Gaussian can describe; got categories={categories}."
+            f"vae must have latents that a Gaussian can describe; got categories={categories} and "
+            f'posterior="{posterior}".'
         )
 
 

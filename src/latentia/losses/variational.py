@@ -21,6 +21,7 @@ from latentia.functional.bounds import (
 from latentia.functional.categorical import mixed_kl
 from latentia.functional.checks import check_values
 from latentia.functional.distributions import log_likelihood, log_normal
+from latentia.functional.gamma import NOISE, gamma_kl, gamma_parameters
 from latentia.losses.conditions import item_of, labels_of
 from latentia.losses.networks import config_of
 from latentia.rng import Rng
@@ -111,7 +112,7 @@ def elbo_loss(
                 "capacities are of the continuous and of the categorical latents."
             )
     check_range("temperature", temperature, 0, closed="neither")
-    seen = run_vae(vae, batch, rng, temperature=temperature)
+    seen = run_vae(vae, batch, rng, temperature=temperature, gaussian=False)
     if free_bits and seen.out.log_prior is not None:
         raise UsageError(
             f"free_bits must be 0 with a learned prior, whose KL is not a sum over dimensions; got {free_bits}. Take "
@@ -125,7 +126,11 @@ def elbo_loss(
         regulariser = capacity_weight * (kl - capacity).abs()
     else:
         regulariser = beta * (seen.kl.clamp(min=free_bits).sum(1) if free_bits else kl)
-    return {"loss": (seen.error(cost) + regulariser).mean(), **seen.metrics()}
+    error = seen.error(cost)
+    loss = (error + regulariser).mean()
+    if seen.out.correction is not None:  # its value does not count
+        loss = loss + (error.detach() * (seen.out.correction - seen.out.correction.detach())).mean()
+    return {"loss": loss, **seen.metrics()}
 
 
 def iwae_loss(
@@ -228,6 +233,9 @@ class Seen:
         means = [layer.mean if layer.mean.ndim == 2 else layer.mean.mean(1) for layer in self.out.layers]
         if self.config.categories:
             means = [means[0][:, : self.continuous]]
+        elif self.config.posterior == "gamma":
+            shape, rate = gamma_parameters(self.out.mean, self.out.log_variance)
+            means = [shape / rate]
         active = [((mean - mean.mean(0)).square().mean(0) > ACTIVE).sum() for mean in means]  # of no column too
         error, kl = -self.log_likelihood.mean(), self.kl.sum(1).mean()
         parts = {"reconstruction": error} if nats is None else {}
@@ -254,6 +262,7 @@ def run_vae(
     rng: Rng,
     samples: tuple[int, ...] | None = (),
     temperature: float | None = None,
+    gaussian: bool = True,
     **options: bool,
 ) -> Seen:
     """Encode and decode the images of a batch.
@@ -261,7 +270,8 @@ def run_vae(
     Args:
         vae, batch, rng: as for `elbo_loss`.
         samples: () (default): one latent for each image; (K,): K of them; `None`: the means of q(z|x).
-        temperature: of relaxed categories; `None` (default): of an objective that takes none.
+        temperature: of relaxed categories, where `gaussian` is False. Default `None`.
+        gaussian: whether the objective is of Gaussian posteriors alone. Default True.
         **options: of the network's `forward`.
 
     Raises:
@@ -277,22 +287,25 @@ def run_vae(
     config, x = config_of(vae), item_of(batch, "x")
     sizes = tuple(config.latent_dim) if isinstance(config.latent_dim, list | tuple) else (config.latent_dim or 0,)
     relaxed: dict[str, Any] = {}
+    if gaussian and (config.categories or config.posterior != "gaussian"):
+        raise UsageError(
+            f'categories must be () and posterior "gaussian" for this objective; got {config.categories} and '
+            f'"{config.posterior}". Take elbo for other latents.'
+        )
     if config.categories:
-        if temperature is None:
-            raise UsageError(
-                f"categories must be () for this objective, which is of Gaussian posteriors; got {config.categories}. "
-                "Take elbo for categorical latents."
-            )
         sizes, relaxed = (sizes[0] + sum(config.categories),), {"temperature": temperature}
     check_values("images", x, -1, 1, advice="Scale pixels v of 0 to 255 by v / 127.5 - 1.")
     labelled = config.num_class_embeds is not None and "labels" in batch
     labels = labels_of(batch, config.num_class_embeds) if labelled else None
     if config.likelihood == "bernoulli":
         x = torch.where(rng.uniform("binarise", x.shape[1:]) < (x + 1) / 2, 1.0, -1.0).to(x.dtype)
-    noise = None if samples is None else rng.normal("posterior", (*samples, sum(sizes))).to(x.dtype)
+    numbers = sum(sizes) * (NOISE if config.posterior == "gamma" else 1)
+    noise = None if samples is None else rng.normal("posterior", (*samples, numbers)).to(x.dtype)
     out = vae(x, noise, class_labels=labels, **options, **relaxed)
     if config.categories:
         kl = mixed_kl(out.mean, out.log_variance, config.categories)
+    elif config.posterior == "gamma":
+        kl = gamma_kl(*gamma_parameters(out.mean, out.log_variance))
     elif config.inference == "top_down" and out.log_prior is None:  # each layer's q is known given the one above
         kl = hierarchical_kl(out.z, out.mean, out.log_variance, (sum(sizes),))
     else:

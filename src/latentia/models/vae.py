@@ -15,6 +15,7 @@ from latentia.functional.distributions import LIKELIHOODS, log_mixture
 from latentia.models.layers.categorical import MixedLatents
 from latentia.models.layers.conditioning import check_class_labels
 from latentia.models.layers.convolution import Decoder, Encoder, feature_size, image_size
+from latentia.models.layers.gamma import GammaLatents
 from latentia.models.layers.mlp import dense
 from latentia.models.layers.stochastic import (
     StochasticHierarchy,
@@ -31,6 +32,7 @@ _WITHOUT_SCALE = ("bernoulli", NO_LIKELIHOOD)
 _CLASS_WIDTH = 32
 PRIORS = ("normal", "mixture", "vamp")
 INFERENCES = ("bottom_up", "top_down")
+POSTERIORS = ("gaussian", "gamma")
 
 
 @dataclass
@@ -45,6 +47,7 @@ class VAEOutput(BaseOutput):
     Of a hierarchy `z` holds all layers, from the image upwards, standardised as `VAE` says, and `mean` and
     `log_variance` have its shape: those of a layer depend on the samples of the others. `layers`: each in its own
     units, `layers[0].z` being the input of the decoder. `log_prior`: of a learned prior log p(z), (B,) or (B, K).
+    `correction`: of gamma latents what corrects the gradient of their samples, see `latentia.functional.gamma`.
     """
 
     reconstruction: Tensor
@@ -55,6 +58,7 @@ class VAEOutput(BaseOutput):
     log_scale: Tensor | None = None
     layers: tuple[StochasticLayer, ...] = UNSET
     log_prior: Tensor | None = None
+    correction: Tensor | None = None
 
 
 class VAE(ModelMixin, ConfigMixin):
@@ -95,6 +99,8 @@ class VAE(ModelMixin, ConfigMixin):
         inference: of a hierarchy, "bottom_up" (default) or "top_down", a ladder's.
         categories: numbers of categories of discrete latents beside z, such as 10 of one, relaxed by Gumbel-softmax in
             training; see `latentia.models.layers.categorical.MixedLatents`. Default (): none.
+        posterior: "gaussian" (default), or "gamma", whose latents are positive and have the prior Gamma(1, 1); see
+            `latentia.models.layers.gamma.GammaLatents`.
 
     Raises:
         UsageError: more latents than values of an image, a size that cannot be mirrored, a hierarchy without its
@@ -139,6 +145,7 @@ class VAE(ModelMixin, ConfigMixin):
         prior_components: Size = 100,
         inference: str = "bottom_up",
         categories: tuple[Size, ...] = (),
+        posterior: str = "gaussian",
     ):
         super().__init__()
         size = image_size(sample_size)
@@ -146,6 +153,12 @@ class VAE(ModelMixin, ConfigMixin):
         check_choice("likelihood", likelihood, (*LIKELIHOODS, NO_LIKELIHOOD))
         check_choice("prior", prior, PRIORS)
         check_choice("inference", inference, INFERENCES)
+        check_choice("posterior", posterior, POSTERIORS)
+        if posterior == "gamma" and (not isinstance(latent_dim, int) or categories or prior != "normal"):
+            raise UsageError(
+                'posterior must be "gaussian" for several stochastic layers, categories or a learned prior; got '
+                f'"gamma" beside latent_dim={latent_dim}, categories={categories} and prior="{prior}".'
+            )
         if prior != "normal" and num_class_embeds is not None:
             raise UsageError(f'prior must be "normal" beside num_class_embeds, as it knows no labels; got "{prior}".')
         discrete = MixedLatents(_continuous(latent_dim, categories, prior), categories) if categories else None
@@ -186,7 +199,10 @@ class VAE(ModelMixin, ConfigMixin):
         self.encoder_mlp = nn.Sequential(nn.Flatten(), *dense(way_in, activation))
         self.posterior = nn.Linear(way_in[-1], 2 * sizes[0])
         self.decoder_mlp = nn.Sequential(*dense(way_out, activation), nn.Linear(way_out[-1], math.prod(self._features)))
-        self.hierarchy: Any = discrete or StochasticHierarchy(sizes, above, activation, inference == "top_down")
+        if posterior == "gamma":
+            self.hierarchy: Any = GammaLatents(sizes[0])
+        else:
+            self.hierarchy = discrete or StochasticHierarchy(sizes, above, activation, inference == "top_down")
         if prior == "mixture":
             self.prior_mean = nn.Parameter(torch.randn(prior_components, sizes[-1]))
             self.prior_log_variance = nn.Parameter(torch.zeros(prior_components, sizes[-1]))
@@ -285,7 +301,10 @@ class VAE(ModelMixin, ConfigMixin):
                 f"temperature is of categories, which this network has not; got {temperature}. Leave it out."
             )
         relaxed = {} if temperature is None else {"temperature": temperature}
-        layers = self.hierarchy.infer(*self.encode_first(x, class_labels), noise, **relaxed)
+        first = self.encode_first(x, class_labels)
+        layers = self.hierarchy.infer(*first, noise, **relaxed)
+        gamma = self.config.posterior == "gamma" and noise is not None
+        correction = self.hierarchy.correction(*first, noise) if gamma else None
         if constant_posterior:
             layers = self.hierarchy.with_constant_posterior(layers)
         z = layers[0].z
@@ -300,7 +319,8 @@ class VAE(ModelMixin, ConfigMixin):
         mean, log_variance, z = self.hierarchy.standardize(layers)
         components = self.prior_parameters()
         log_prior = None if components is None else log_mixture(z, *components)
-        out = VAEOutput(self.mean_of(location), location, mean, log_variance, z, scale, tuple(layers), log_prior)
+        image, parts = self.mean_of(location), (mean, log_variance, z)
+        out = VAEOutput(image, location, *parts, scale, tuple(layers), log_prior, correction=correction)
         return out if return_dict else out.to_tuple()
 
     def observation_log_scale(self, like: Tensor) -> Tensor | None:

@@ -34,6 +34,7 @@ class MixedLatents(nn.Module):
         super().__init__()
         self.continuous, self.categories = continuous, tuple(categories)
         self.sizes = (continuous + sum(categories),)
+        self.noise_size = self.sizes[0]
 
     def infer(
         self, mean: Tensor, log_variance: Tensor, noise: Tensor | None = None, temperature: float = 0.0

@@ -63,7 +63,7 @@ class StochasticHierarchy(nn.Module):
 
     def __init__(self, sizes: Sequence[int], widths: Sequence[Sequence[int]], activation: str, top_down: bool = False):
         super().__init__()
-        self.sizes, self.top_down = tuple(sizes), top_down
+        self.sizes, self.noise_size, self.top_down = tuple(sizes), sum(sizes), top_down
         paths = [(below, *between, above) for (below, above), between in zip(pairwise(sizes), widths)]
         self.posteriors = nn.ModuleList(_gaussian(path, activation) for path in paths)
         self.priors = nn.ModuleList(_gaussian(path[::-1], activation) for path in paths)
