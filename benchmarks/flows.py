@@ -39,6 +39,10 @@ HERE = Path(__file__).resolve().parent
 PARTS = ("plane", "images", "speed", "stability", "flow_gan")
 
 
+def head() -> str:
+    return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
+
+
 def train(kind: str, folder: Path, *flags: str) -> float:
     """Run a training command and return the processor seconds that it took, start and export included."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -91,6 +95,7 @@ def images(args: argparse.Namespace) -> dict[str, Any]:
         rows[architecture] = {
             "bits per dimension": round(bits, 4), "standard error": round(error, 4), "steps": steps,
             "processor minutes": round(seconds / 60, 1), "parameters": parameters,
+            "commit": head(),
         }  # fmt: skip
         print(architecture, rows[architecture], flush=True)
     return rows
@@ -222,14 +227,13 @@ def main() -> None:
     if {"images", "flow_gan"} & {*args.parts} and not args.train_data_dir:
         parser.error("the parts images and flow_gan need --train_data_dir.")
     found = json.loads(args.output.read_text()) if args.output.exists() else {}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
     for part in args.parts:
         rows = globals()[part](args)
         given = f" --train_data_dir {Path(args.train_data_dir).name}" if args.train_data_dir else ""
         found[part] = {
             "rows": rows if part != "images" else found.get(part, {}).get("rows", {}) | rows,
             "command": f"python benchmarks/flows.py --parts {part}{given}",
-            "commit": commit,
+            "commit": head(),
             "machine": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}",
             "threads": torch.get_num_threads(),
             "versions": {name: version(name) for name in ("torch", "latentia", "zuko", "normflows")},
