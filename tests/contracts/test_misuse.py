@@ -154,6 +154,7 @@ def test_class_labels_are_integers_or_names(wrong):
 def test_class_labels_of_numpy_are_taken():
     pipe = pipeline()
     assert pipe._class_indices(np.int64(2)).tolist() == [2]
+    assert len(pipe(class_labels=np.array([0, 1]), **STEPS).images) == 2
     assert pipe._class_indices(np.array([0, 1])).tolist() == pipe._class_indices([0, np.int32(1)]).tolist() == [0, 1]
 
 

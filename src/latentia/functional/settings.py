@@ -3,7 +3,7 @@
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
@@ -13,10 +13,15 @@ from latentia.errors import UsageError, check_text
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_SEVERAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-def check_types(function: Callable[P, T]) -> Callable[P, T]:
+def check_types(function: Callable[P, T], without: Collection[str] = ()) -> Callable[P, T]:
     """A decorator: each call checks that arguments are of their annotated types, by the rules of `check_settings`.
+
+    Args:
+        function: to decorate.
+        without: names of arguments that are left to the function, which takes more or says more. Default: none.
 
     Example:
         >>> @check_types
@@ -33,7 +38,7 @@ def check_types(function: Callable[P, T]) -> Callable[P, T]:
         if not hints:
             hints.update(typing.get_type_hints(inspect.unwrap(function), include_extras=True))
         for name, value in signature.bind(*args, **kwargs).arguments.items():
-            if signature.parameters[name].kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+            if name not in without and signature.parameters[name].kind not in _SEVERAL:
                 _check(name, value, hints.get(name, Any))
         return function(*args, **kwargs)
 
