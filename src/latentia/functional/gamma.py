@@ -80,7 +80,7 @@ def exponential_scores(z: Tensor) -> Tensor:
     r"""Latents of the prior Gamma(1, 1) as normal scores, \(-\Phi^{-1}(e^{-z})\), which are N(0, 1) under it.
 
     Example:
-        >>> exponential_scores(torch.tensor([math.log(2)])).abs().round(decimals=5)
+        >>> exponential_scores(torch.tensor([2.0]).log()).abs().round(decimals=5)
         tensor([0.])
     """
     wide = z.to(torch.promote_types(z.dtype, torch.float32))
@@ -92,7 +92,7 @@ def from_exponential_scores(scores: Tensor) -> Tensor:
     r"""The inverse of `exponential_scores`, \(-\log \Phi(-c)\).
 
     Example:
-        >>> from_exponential_scores(torch.zeros(1)) / math.log(2)
+        >>> from_exponential_scores(torch.zeros(1)) / torch.tensor(2.0).log()
         tensor([1.])
     """
     wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
