@@ -290,8 +290,8 @@ MUTANTS = [
         "src/latentia/models/vae.py",
         (
             (
-                "from latentia.functional.distributions import LIKELIHOODS\n",
-                "import latentia.losses.variational\nfrom latentia.functional.distributions import LIKELIHOODS\n",
+                "from latentia.functional.checks import check_latents\n",
+                "import latentia.losses.variational\nfrom latentia.functional.checks import check_latents\n",
             ),
         ),
         "tests/contracts/test_architecture.py",

@@ -108,7 +108,7 @@ def _weights(parts: Any) -> str:
     networks = [part for part in parts if isinstance(part, torch.nn.Module)]
     for network in networks:
         for name, weight in network.named_parameters():
-            if weight.is_floating_point() and not weight.float().isfinite().all():
+            if weight.is_floating_point() and not weight.is_meta and not weight.float().isfinite().all():
                 raise CheckpointError(
                     f"{type(network).__name__} has weights in {name} that are not finite. Fetch or train it again."
                 )
