@@ -98,7 +98,7 @@ def speed(args: argparse.Namespace) -> dict:
                 for _ in range(args.rounds):
                     fit, *taken = timed(fit_mixture, x, COMPONENTS, **options)
                     times["ours"].append(taken)
-                    reference, *taken = timed(scikit_learn, x, start, args.iterations)
+                    reference, *taken = timed(scikit_learn, x, start, fit.iterations)
                     times["scikit_learn"].append(taken)
             clock, processor = ({who: min(pair[i] for pair in pairs) for who, pairs in times.items()} for i in (0, 1))
             found[f"{name}, {threads} threads"] = {
