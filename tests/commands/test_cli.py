@@ -1,6 +1,8 @@
 """The command `latentia`: what each subcommand does, and how it refuses nonsense."""
 
+import io
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -121,10 +123,13 @@ def test_names_of_files_cannot_command_a_terminal(tmp_path, capsys):
 
 def test_doctor_shows_no_password_of_an_address(capsys, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://user:secret@127.0.0.1:9")
+    (handler,), logged = logging.getLogger("huggingface_hub").handlers, io.StringIO()
+    monkeypatch.setattr(handler, "stream", logged)  # which the library opened before the test
     with pytest.raises(SystemExit):
         main(["doctor", "--hub", "--max_seconds", "2"])
     printed = capsys.readouterr()
-    assert "http://***@127.0.0.1:9" in printed.out and "secret" not in printed.out + printed.err
+    assert "http://***@127.0.0.1:9" in printed.out and "secret" not in printed.out + printed.err + logged.getvalue()
+    assert "http://***@127.0.0.1:9" in logged.getvalue()  # of a retry
 
 
 def test_verify_knows_pipelines_checkpoints_and_runs(saved, tmp_path, capsys):

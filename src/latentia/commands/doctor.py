@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from latentia.errors import Range, UsageError, check_arguments, format_number
 from latentia.files.cache import cache_folder
 from latentia.functional.settings import check_types
+from latentia.hub.client import hide_password
 
 PACKAGES = "latentia torch diffusers accelerate datasets safetensors huggingface_hub transformers".split()
 # What constraints.txt names, which is not installed with the package; a test compares the two.
@@ -112,22 +113,10 @@ def doctor(
         answer = _answer_of_the_hub(max_seconds)
         login += f"; {constants.ENDPOINT} {answer or 'answers'}"
         wrong += (
-            [f"The Hub {_without_password(answer)}: check the network, HF_ENDPOINT and HF_HUB_OFFLINE."]
-            if answer
-            else []
+            [f"The Hub {hide_password(answer)}: check the network, HF_ENDPOINT and HF_HUB_OFFLINE."] if answer else []
         )
-    lines.append(f"Hub             {_without_password(login)}")
+    lines.append(f"Hub             {hide_password(login)}")
     return Diagnosis(lines, wrong)
-
-
-def _without_password(text: str) -> str:
-    """Hide names and passwords in addresses, as what is printed here goes into reports.
-
-    Example:
-        >>> _without_password("http://user:secret@host/api does not answer")
-        'http://***@host/api does not answer'
-    """
-    return re.sub(r"//[^/@\s]*@", "//***@", text)
 
 
 def _plain(found: str) -> str:

@@ -1,5 +1,7 @@
 """Requests to the Hub: retries of transient errors, and error messages with a way out."""
 
+import logging
+import re
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -15,6 +17,28 @@ from huggingface_hub.errors import (
 
 T = TypeVar("T")
 WAITS = (2.0, 6.0)  # seconds before the second and the third attempt
+
+
+def hide_password(text: str) -> str:
+    """Hide names and passwords in addresses, as what is printed goes into reports.
+
+    Example:
+        >>> hide_password("http://user:secret@host/api does not answer")
+        'http://***@host/api does not answer'
+    """
+    return re.sub(r"//[^/@\s]*@", "//***@", text)
+
+
+class HidePassword(logging.Filter):
+    """Hides names and passwords in addresses that huggingface_hub logs, such as that of HF_ENDPOINT at each retry."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = hide_password(record.getMessage()), ()
+        return True
+
+
+for _handler in logging.getLogger("huggingface_hub").handlers:
+    _handler.addFilter(HidePassword())
 
 
 def retry(call: Callable[[], T], may_repeat: Callable[[BaseException], bool] | None = None) -> T:
@@ -52,7 +76,7 @@ def is_transient(error: BaseException | None) -> bool:
 
 
 def explain_error(error: BaseException, repo_id: str, *, write: bool) -> str:
-    """Explain why a request failed and what to do about it; access tokens are removed from the text.
+    """Explain why a request failed and what to do about it; access tokens and passwords are removed.
 
     Args:
         error: of huggingface_hub.
@@ -64,7 +88,7 @@ def explain_error(error: BaseException, repo_id: str, *, write: bool) -> str:
         cause = cause.__cause__
     text = str(error) if cause is None or cause is error else f"{error} {cause}"
     token = get_token()
-    text = text.replace(token, "[token]") if token else text
+    text = hide_password(text.replace(token, "[token]") if token else text)
     status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
     if isinstance(error, OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
         text += "\nUnset HF_HUB_OFFLINE to ask the Hub."
@@ -72,8 +96,8 @@ def explain_error(error: BaseException, repo_id: str, *, write: bool) -> str:
         text += "\nLog in with `hf auth login`, or set HF_TOKEN, with a token that may write to this repository."
     elif isinstance(cause, GatedRepoError):
         text += (
-            f"\nIt is gated: ask for access at {constants.ENDPOINT}/{repo_id} in a browser; when it is granted, log in "
-            "with `hf auth login`, or set HF_TOKEN, as that user."
+            f"\nIt is gated: ask for access at {hide_password(constants.ENDPOINT)}/{repo_id} in a browser; when it is "
+            "granted, log in with `hf auth login`, or set HF_TOKEN, as that user."
         )
     elif status in (401, 403, 404) and not isinstance(cause, RevisionNotFoundError):
         text += (
