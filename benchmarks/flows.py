@@ -36,6 +36,7 @@ from latentia.evaluation import bits_per_dimension, dequantise, load_extractor, 
 from latentia.functional.pixels import from_uint8
 
 HERE = Path(__file__).resolve().parent
+SHAPES = ["moons", "circles", "2spirals", "checkerboard", "8gaussians", "ring", "grid"]
 PARTS = ("plane", "images", "speed", "stability", "flow_gan")
 
 
@@ -53,8 +54,8 @@ def train(kind: str, folder: Path, *flags: str) -> float:
 
 
 def plane(args: argparse.Namespace) -> dict[str, Any]:
-    rows = {}
-    for name in ("moons", "circles", "2spirals", "checkerboard", "8gaussians", "ring", "grid"):
+    rows: dict[str, dict[str, Any]] = {}
+    for name in args.planes:
         shape = PLANES[name]
         points = shape.sample(10_000, 0).double()
         fit = shape.sample(10_000, 1).double().numpy()
@@ -70,7 +71,7 @@ def plane(args: argparse.Namespace) -> dict[str, Any]:
             row[f"{architecture}, processor seconds"] = round(seconds, 1)
         if shape.centres is not None:
             row["density of the data"] = float(shape.log_prob(points).mean())
-        rows[name] = {key: round(value, 4) for key, value in row.items()}
+        rows[name] = {key: round(value, 4) for key, value in row.items()} | {"commit": head()}
         print(name, rows[name], flush=True)
     return rows
 
@@ -216,6 +217,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["plane", "speed", "stability"])
     parser.add_argument("--train_data_dir", help="MNIST as parquet, with a test split")
+    parser.add_argument("--planes", nargs="+", choices=PLANES, default=SHAPES, help="of the part plane")
     parser.add_argument("--architectures", nargs="+", default=["realnvp", "glow", "spline"])
     parser.add_argument("--steps", nargs="+", type=int, default=[4000, 3500, 2000], help="of each architecture")
     parser.add_argument("--flow_gan_architecture", default="nice")
@@ -231,7 +233,7 @@ def main() -> None:
         rows = globals()[part](args)
         given = f" --train_data_dir {Path(args.train_data_dir).name}" if args.train_data_dir else ""
         found[part] = {
-            "rows": rows if part != "images" else found.get(part, {}).get("rows", {}) | rows,
+            "rows": found.get(part, {}).get("rows", {}) | rows if part in ("plane", "images") else rows,
             "command": f"python benchmarks/flows.py --parts {part}{given}",
             "commit": head(),
             "machine": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}",
