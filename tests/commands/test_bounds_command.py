@@ -1,4 +1,4 @@
-"""The picture of bounds: what is drawn is below the log-likelihood and touches it."""
+"""`latentia bounds`: each evidence lower bound is below the log-likelihood and touches it at its own parameter."""
 
 import json
 

@@ -6,7 +6,7 @@ from helpers import load_example
 from tiny_vae import DOUBLE, arguments, binary, draws, gradients, tiny
 from torch.distributions import Bernoulli, Gamma, kl_divergence
 
-from latentia import DiffusionPipeline, LatentMixture, VAEPipeline
+from latentia import VAE, DiffusionPipeline, LatentMixture, VAEPipeline
 from latentia.errors import UsageError
 from latentia.functional.gamma import (
     NOISE,
@@ -131,3 +131,9 @@ def test_what_does_not_fit_gamma_latents_is_refused(call, words):
     with pytest.raises(UsageError) as error:
         call()
     assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize("latents", [{"posterior": "gamma"}, {"categories": (3,)}], ids=["gamma", "categories"])
+def test_a_constant_posterior_is_of_gaussian_latents(latents):
+    with pytest.raises(UsageError, match="constant_posterior must be False"):
+        VAE(sample_size=8, latent_dim=2, **latents)(torch.zeros(2, 1, 8, 8), constant_posterior=True)

@@ -29,16 +29,13 @@ def hide_password(text: str) -> str:
     return re.sub(r"//[^/@\s]*@", "//***@", text)
 
 
-class HidePassword(logging.Filter):
-    """Hides names and passwords in addresses that huggingface_hub logs, such as that of HF_ENDPOINT at each retry."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = hide_password(record.getMessage()), ()
-        return True
+def _hide(record: logging.LogRecord) -> bool:
+    record.msg, record.args = hide_password(record.getMessage()), ()
+    return True
 
 
-for _handler in logging.getLogger("huggingface_hub").handlers:
-    _handler.addFilter(HidePassword())
+for _handler in logging.getLogger("huggingface_hub").handlers:  # which log the address at each retry
+    _handler.addFilter(_hide)
 
 
 def retry(call: Callable[[], T], may_repeat: Callable[[BaseException], bool] | None = None) -> T:

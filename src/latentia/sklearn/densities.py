@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
@@ -15,7 +14,49 @@ from latentia.inference.mixture_bayes import fit_variational_mixture
 from latentia.sklearn.arrays import check_components, fitting_rows, latent_rows, new_rows, seed_of
 
 
-class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, BaseEstimator):
+class _LinearGaussianEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, BaseEstimator):
+    """What PPCA and factor analysis share: all but how they are fitted."""
+
+    tensors_: dict[str, torch.Tensor]
+    random_state: Any
+
+    @property
+    def model_(self) -> LinearGaussian:
+        """The fitted model."""
+        check_is_fitted(self, "tensors_")
+        return LinearGaussian(**self.tensors_)
+
+    def transform(self, X):
+        """Posterior means of the latents, (n_samples, n_components)."""
+        rows = new_rows(self, X)
+        return self.model_.posterior(rows)[0].numpy()
+
+    def inverse_transform(self, X):
+        """Mean rows of latents, (n_samples, n_features)."""
+        model = self.model_
+        return (latent_rows(self, X, model.loadings.shape[1]) @ model.loadings.T + model.mean).numpy()
+
+    def score_samples(self, X):
+        """log p(x) of each row in nats, (n_samples,)."""
+        return self.model_.log_prob(new_rows(self, X)).numpy()
+
+    def score(self, X, y=None):
+        """Mean of log p(x) in nats."""
+        return float(self.score_samples(X).mean())
+
+    def sample(self, n_samples=1):
+        """Draw rows, (n_samples, n_features)."""
+        return self.model_.sample(_count(n_samples), _generator(self))[0].numpy()
+
+    def _keep(self, model: LinearGaussian) -> None:
+        self.tensors_ = {"mean": model.mean, "loadings": model.loadings, "noise": model.noise}
+
+    @property
+    def _n_features_out(self):
+        return self.tensors_["loadings"].shape[1]
+
+
+class PPCA(_LinearGaussianEstimator):
     """Probabilistic PCA, fitted in closed form: posterior means of the latents, and a density of the rows.
 
     Args:
@@ -32,6 +73,7 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Base
     Tipping and Bishop, 1999, doi:10.1111/1467-9868.00196.
 
     Example:
+        >>> import numpy as np
         >>> X = np.random.default_rng(0).normal(size=(50, 4))
         >>> ppca = PPCA(n_components=2).fit(X)
         >>> ppca.transform(X).shape, ppca.inverse_transform(ppca.transform(X)).shape, ppca.score_samples(X).shape
@@ -46,41 +88,12 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Base
         """Fit to rows (n_samples, n_features); `y` is ignored."""
         rows = fitting_rows(self, X)
         check_components(self.n_components, rows.shape[1] - 1, rows.shape[1])
-        _keep(self, fit_ppca(rows, self.n_components))
+        self._keep(fit_ppca(rows, self.n_components))
         self.n_iter_ = 1
         return self
 
-    @property
-    def model_(self) -> LinearGaussian:
-        """The fitted model."""
-        return _linear_gaussian(self)
 
-    def transform(self, X):
-        """Posterior means of the latents, (n_samples, n_components)."""
-        return _infer(self, X)
-
-    def inverse_transform(self, X):
-        """Mean rows of latents, (n_samples, n_features)."""
-        return _generate(self, X)
-
-    def score_samples(self, X):
-        """log p(x) of each row in nats, (n_samples,)."""
-        return self.model_.log_prob(new_rows(self, X)).numpy()
-
-    def score(self, X, y=None):
-        """Mean of log p(x) in nats."""
-        return float(self.score_samples(X).mean())
-
-    def sample(self, n_samples=1):
-        """Draw rows, (n_samples, n_features)."""
-        return _draw(self, n_samples)
-
-    @property
-    def _n_features_out(self):
-        return self.tensors_["loadings"].shape[1]
-
-
-class FactorAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, BaseEstimator):
+class FactorAnalysis(_LinearGaussianEstimator):
     """Factor analysis by EM: as `PPCA`, with a noise variance of each feature.
 
     Args:
@@ -97,6 +110,7 @@ class FactorAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityM
     Rubin and Thayer, 1982, doi:10.1007/BF02293851.
 
     Example:
+        >>> import numpy as np
         >>> X = np.random.default_rng(0).normal(size=(50, 4))
         >>> FactorAnalysis().fit(X).transform(X).shape
         (50, 1)
@@ -113,38 +127,9 @@ class FactorAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityM
         rows = fitting_rows(self, X)
         check_components(self.n_components, rows.shape[1] - 1, rows.shape[1])
         fit = fit_linear_gaussian(rows, self.n_components, tolerance=self.tol, max_iterations=self.max_iter)
-        _keep(self, fit.model)
+        self._keep(fit.model)
         self.bounds_, self.n_iter_ = fit.bounds.numpy(), fit.iterations
         return self
-
-    @property
-    def model_(self) -> LinearGaussian:
-        """The fitted model."""
-        return _linear_gaussian(self)
-
-    def transform(self, X):
-        """Posterior means of the factors, (n_samples, n_components)."""
-        return _infer(self, X)
-
-    def inverse_transform(self, X):
-        """Mean rows of factors, (n_samples, n_features)."""
-        return _generate(self, X)
-
-    def score_samples(self, X):
-        """log p(x) of each row in nats, (n_samples,)."""
-        return self.model_.log_prob(new_rows(self, X)).numpy()
-
-    def score(self, X, y=None):
-        """Mean of log p(x) in nats."""
-        return float(self.score_samples(X).mean())
-
-    def sample(self, n_samples=1):
-        """Draw rows, (n_samples, n_features)."""
-        return _draw(self, n_samples)
-
-    @property
-    def _n_features_out(self):
-        return self.tensors_["loadings"].shape[1]
 
 
 class GaussianMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, BaseEstimator):
@@ -168,6 +153,7 @@ class GaussianMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Density
     Dempster, Laird and Rubin, 1977, doi:10.1111/j.2517-6161.1977.tb01600.x.
 
     Example:
+        >>> import numpy as np
         >>> X = np.concatenate([np.random.default_rng(0).normal(size=(50, 2)) + shift for shift in (0, 9)])
         >>> mixture = GaussianMixture(2, random_state=0).fit(X)
         >>> mixture.transform(X).shape, len(set(mixture.predict(X)[:50]))
@@ -253,29 +239,6 @@ class GaussianMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Density
     @property
     def _n_features_out(self):
         return len(self.tensors_["weights"])
-
-
-def _keep(estimator: Any, model: LinearGaussian) -> None:
-    estimator.tensors_ = {"mean": model.mean, "loadings": model.loadings, "noise": model.noise}
-
-
-def _linear_gaussian(estimator: Any) -> LinearGaussian:
-    check_is_fitted(estimator, "tensors_")
-    return LinearGaussian(**estimator.tensors_)
-
-
-def _infer(estimator: Any, X: Any) -> np.ndarray:
-    rows = new_rows(estimator, X)
-    return _linear_gaussian(estimator).posterior(rows)[0].numpy()
-
-
-def _generate(estimator: Any, X: Any) -> np.ndarray:
-    model = _linear_gaussian(estimator)
-    return (latent_rows(estimator, X, model.loadings.shape[1]) @ model.loadings.T + model.mean).numpy()
-
-
-def _draw(estimator: Any, n_samples: int) -> np.ndarray:
-    return _linear_gaussian(estimator).sample(_count(n_samples), _generator(estimator))[0].numpy()
 
 
 def _count(n_samples: int) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from latentia.errors import UsageError
 from latentia.functional.categorical import categorical_log_prob, gumbel_softmax
 from latentia.functional.distributions import log_normal, reparameterize
 from latentia.models.layers.stochastic import StochasticLayer
@@ -67,7 +68,10 @@ class MixedLatents(nn.Module):
 
     def with_constant_posterior(self, layers: Sequence[StochasticLayer]) -> list[StochasticLayer]:
         """Not defined: the doubly reparameterised gradient is of continuous latents."""
-        raise NotImplementedError("constant_posterior is of Gaussian latents.")
+        raise UsageError(
+            'constant_posterior must be False, and gradient "standard", for a posterior that is not Gaussian; got '
+            "one with categories."
+        )
 
     def log_ratio(self, mean: Tensor, log_variance: Tensor, latents: Tensor) -> Tensor:
         """log p - log q of latents with one-hot variables, (...)."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from latentia.errors import UsageError
 from latentia.functional.gamma import (
     NOISE,
     exponential_scores,
@@ -69,7 +70,10 @@ class GammaLatents(nn.Module):
 
     def with_constant_posterior(self, layers: Sequence[StochasticLayer]) -> list[StochasticLayer]:
         """Not defined: the doubly reparameterised gradient is of Gaussian latents."""
-        raise NotImplementedError("constant_posterior is of Gaussian latents.")
+        raise UsageError(
+            'constant_posterior must be False, and gradient "standard", for a posterior that is not Gaussian; got '
+            "a gamma one."
+        )
 
     def log_ratio(self, mean: Tensor, log_variance: Tensor, latents: Tensor) -> Tensor:
         """log p - log q of latents, (...)."""
