@@ -18,6 +18,7 @@ from latentia.runs.diffusion import (
     DiffusionArguments,
     DiffusionEvaluationArguments,
     check_objective,
+    evaluation_steps,
     objective,
     schedulers,
 )
@@ -58,7 +59,7 @@ def main(args: Arguments) -> int:
     channels = run.image["in_channels"] * (2 if chosen.learned_variance else 1)
     side = min(run.image["sample_size"])
     patch = args.model.patch_size or (1 if side < 24 else 2 if side < 64 else 4)
-    shape = {**run.image, **args.model, "patch_size": patch}
+    shape = {**run.image, **args.model, "patch_size": patch, "target_time": chosen.few_steps is not None}
     network = UNet2D(**shape, out_channels=channels, num_class_embeds=run.num_classes)
     unet = run.prepare("unet", network.to(memory_format=torch.channels_last))
     variance = "learned_range" if chosen.learned_variance else "fixed_small"
@@ -69,7 +70,8 @@ def main(args: Arguments) -> int:
         dropped = chosen.class_dropout > 0
         return UnconditionalDiffusionPipeline(weights, sampling, label_names=run.label_names, unconditional=dropped)
 
-    return run.train([unet.phase(loss)], pipeline, num_inference_steps=args.evaluation.num_inference_steps)
+    steps = evaluation_steps(chosen, args.evaluation)
+    return run.train([unet.phase(loss)], pipeline, num_inference_steps=steps)
 
 
 if __name__ == "__main__":

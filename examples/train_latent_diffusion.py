@@ -21,6 +21,7 @@ from latentia.runs.diffusion import (
     DiffusionEvaluationArguments,
     LatentArguments,
     check_objective,
+    evaluation_steps,
     latents_of,
     objective,
     schedulers,
@@ -57,7 +58,8 @@ def main(args: Arguments) -> int:
     run = Run(args, family="latent_diffusion")
     vae, run.inputs = latents_of(run, args.latent)
     run.seed()
-    network = UNet2D(**run.image, **args.model, num_class_embeds=run.num_classes)
+    few = args.diffusion.few_steps is not None
+    network = UNet2D(**run.image, **args.model, num_class_embeds=run.num_classes, target_time=few)
     unet = run.prepare("unet", network.to(memory_format=torch.channels_last))
     noise, sampling = schedulers(args.diffusion, run.device)
     loss = objective(unet.network, noise, args.diffusion, args.condition.class_dropout)
@@ -66,7 +68,8 @@ def main(args: Arguments) -> int:
         dropped = args.condition.class_dropout > 0
         return LatentDiffusionPipeline(vae, weights, sampling, label_names=run.label_names, unconditional=dropped)
 
-    return run.train([unet.phase(loss)], pipeline, num_inference_steps=args.evaluation.num_inference_steps)
+    steps = evaluation_steps(args.diffusion, args.evaluation)
+    return run.train([unet.phase(loss)], pipeline, num_inference_steps=steps)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from latentia.runs.diffusion import (
     DiffusionEvaluationArguments,
     LatentArguments,
     check_objective,
+    evaluation_steps,
     latents_of,
     objective,
     schedulers,
@@ -116,7 +117,7 @@ def main(args: Arguments) -> int:
         cache_dir=args.data.cache_dir,
     )
     run.seed()
-    chosen = {**args.model}
+    chosen = {**args.model, "target_time": args.diffusion.few_steps is not None}
     chosen["attention_stages"] = args.model.attention_stages or (True,) * len(args.model.block_out_channels)
     network = UNet2D(**run.image, **chosen, cross_attention_dim=run.inputs.text_shape[1])
     unet = run.prepare("unet", network.to(memory_format=torch.channels_last))
@@ -127,11 +128,12 @@ def main(args: Arguments) -> int:
     def pipeline(weights) -> TextToImagePipeline:
         return TextToImagePipeline(tokenizer, text_encoder, weights, sampling, vae, dropout > 0)
 
+    steps = evaluation_steps(args.diffusion, args.evaluation)
     return run.train(
         [unet.phase(loss)],
         pipeline,
         guidance_scale=args.sample.guidance_scale,
-        num_inference_steps=args.evaluation.num_inference_steps,
+        num_inference_steps=steps,
     )
 
 

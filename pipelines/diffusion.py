@@ -31,6 +31,7 @@ from latentia.pipelines.sampling import (
     sample_ode,
     scale_input,
     set_steps,
+    step_end,
     step_options,
     takes_variance,
 )
@@ -181,7 +182,8 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
             x, times = source.start(scheduler, noise, count)
         for i, t in steps.over(times):
             model_input = scale_input(scheduler, x, t)
-            output = predict(self.unet, model_input, t, conditioning, with_variance)
+            target = step_end(self.unet, scheduler, times, i)
+            output = predict(self.unet, model_input, t, conditioning, with_variance, target)
             if low is not None:  # super-resolution
                 output = low.correct(scheduler, output, model_input, t)
             x = scheduler.step(output, t, x, **options).prev_sample

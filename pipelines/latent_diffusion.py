@@ -33,6 +33,7 @@ from latentia.pipelines.sampling import (
     sample_ode,
     scale_input,
     set_steps,
+    step_end,
     step_options,
     takes_variance,
 )
@@ -178,7 +179,8 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             source = source.expand(batch_size)
             x, times = source.start(scheduler, noise, count)
         for i, t in steps.over(times):
-            output = predict(self.unet, scale_input(scheduler, x, t), t, conditioning, with_variance)
+            target = step_end(self.unet, scheduler, times, i)
+            output = predict(self.unet, scale_input(scheduler, x, t), t, conditioning, with_variance, target)
             x = scheduler.step(output, t, x, **options).prev_sample
             if source is not None:  # inpainting
                 x = source.keep_known(x, scheduler, noise, times[i + 1 :])

@@ -92,7 +92,12 @@ def class_conditioning(
 
 
 def predict(
-    unet: Any, x: Tensor, t: Tensor, conditioning: Conditioning | None = None, with_variance: bool = False
+    unet: Any,
+    x: Tensor,
+    t: Tensor,
+    conditioning: Conditioning | None = None,
+    with_variance: bool = False,
+    target: Tensor | None = None,
 ) -> Tensor:
     """The network's output, guided, in chunks of one size, the last one padded.
 
@@ -105,13 +110,16 @@ def predict(
         t: one time step for all.
         conditioning: `None` (default): none.
         with_variance: whether to give back the channels of a learned variance too. Default False.
+        target: the time step that the sampling step leads to, of networks that are conditioned on it: see `step_end`.
+            Default none.
     """
+    options = {} if target is None else {"target_timestep": target}
     size = chunk_size(x.shape[-2] * x.shape[-1], x.device.type)
     padded = torch.cat([x, x.new_zeros(-len(x) % size, *x.shape[1:])])
     outputs = []
     for i in range(0, len(padded), size):
         part = None if conditioning is None else conditioning.part(i, i + size)
-        outputs.append(_predict_chunk(unet, padded[i : i + size], t, part))
+        outputs.append(_predict_chunk(unet, padded[i : i + size], t, part, options))
     output = torch.cat(outputs)[: len(x)]
     return output if with_variance else output[:, : x.shape[1]]
 
@@ -129,13 +137,37 @@ def chunk_size(pixels: int, device_type: str) -> int:
     return 2 ** (size.bit_length() - 1)
 
 
-def _predict_chunk(unet: Any, x: Tensor, t: Tensor, conditioning: Conditioning | None) -> Tensor:
+def step_end(unet: Any, scheduler: Any, timesteps: Tensor, i: int) -> Tensor | None:
+    """The time step that the i-th sampling step leads to, 0 after the last; None of networks that do not take it.
+
+    Args:
+        unet: takes it, if it was built with `target_time`: it predicts the mean velocity over a step.
+        scheduler: makes the steps.
+        timesteps: descending.
+        i: index of the step.
+
+    Raises:
+        UsageError: such a network under a scheduler that is not Euler's method of a flow.
+    """
+    if not unet.config.get("target_time", False):
+        return None
+    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        raise UsageError(
+            f"scheduler must be a FlowMatchEulerDiscreteScheduler for a network with target_time, which predicts the "
+            f"mean velocity over each step; got a {type(scheduler).__name__}."
+        )
+    return timesteps[i + 1] if i + 1 < len(timesteps) else torch.zeros_like(timesteps[i])
+
+
+def _predict_chunk(
+    unet: Any, x: Tensor, t: Tensor, conditioning: Conditioning | None, options: dict[str, Tensor]
+) -> Tensor:
     if conditioning is None:
-        return unet(x, t).sample
+        return unet(x, t, **options).sample
     if conditioning.unconditional is None or conditioning.guidance_scale == 1:
-        return unet(x, t, **conditioning.inputs).sample
+        return unet(x, t, **conditioning.inputs, **options).sample
     both = {key: torch.cat([conditioning.unconditional[key], value]) for key, value in conditioning.inputs.items()}
-    without, having = unet(torch.cat([x, x]), t, **both).sample.chunk(2)
+    without, having = unet(torch.cat([x, x]), t, **both, **options).sample.chunk(2)
     guided = without + conditioning.guidance_scale * (having - without)
     if conditioning.guidance_rescale:
         spread = having.flatten(1).std(1) / guided.flatten(1).std(1)
@@ -199,7 +231,7 @@ def set_steps(
             given[name] = list(values)
     if not given:
         check_steps(scheduler, num_inference_steps)
-        scheduler.set_timesteps(num_inference_steps, device=device)
+        scheduler.set_timesteps(num_inference_steps, device=device, **_equal_steps(scheduler, num_inference_steps))
         return num_inference_steps
     if len(given) > 1:
         raise UsageError("timesteps and sigmas are two ways to choose the steps; give one of them.")
@@ -208,6 +240,13 @@ def set_steps(
         raise UsageError(f"{name} must be left out: {type(scheduler).__name__} chooses its own steps.")
     scheduler.set_timesteps(device=device, **{name: values})
     return len(values)
+
+
+def _equal_steps(scheduler: Any, count: int) -> dict[str, list[float]]:
+    """Steps of Euler's method of a flow that are equal in time: left to itself, it makes the last one 1/1000 long."""
+    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return {}
+    return {"sigmas": [1 - i / count for i in range(count)]}
 
 
 def is_flow(scheduler: Any) -> bool:
@@ -269,8 +308,9 @@ def sample_ode(
 ) -> Tensor:
     """Samples of the deterministic sampler from noise x: DDIM without clipping, or Euler's method for a flow."""
     run = _deterministic(scheduler, num_inference_steps, x.device)
-    for t in run.timesteps:
-        x = run.step(predict(unet, x, t, conditioning), t, x).prev_sample
+    for i, t in enumerate(run.timesteps):
+        output = predict(unet, x, t, conditioning, target=step_end(unet, run, run.timesteps, i))
+        x = run.step(output, t, x).prev_sample
     return x
 
 
@@ -291,8 +331,9 @@ def invert_ode(
     for i in reversed(range(len(run.timesteps))):
         t = run.timesteps[i]
         start = at = x
+        end = step_end(unet, run, run.timesteps, i)
         for _ in range(refinements):
-            output = predict(unet, at, t, conditioning)
+            output = predict(unet, at, t, conditioning, target=end)
             if flow:
                 at = start + (run.sigmas[i] - run.sigmas[i + 1]) * output
             else:
@@ -311,7 +352,7 @@ def _deterministic(scheduler: Any, num_inference_steps: int, device: torch.devic
         run = FlowMatchEulerDiscreteScheduler(num_train_timesteps=config.num_train_timesteps, shift=shift)
     else:
         run = noise_schedule(scheduler, DDIMScheduler, clip_sample=False, thresholding=False)
-    run.set_timesteps(num_inference_steps, device=device)
+    run.set_timesteps(num_inference_steps, device=device, **_equal_steps(run, num_inference_steps))
     return run
 
 

@@ -68,6 +68,15 @@ FAMILIES = [
         f"{UNET} --class_conditional --prediction_type flow --coupling_size 4",
         at_night=True,
     ),
+    *(
+        Family(
+            name,
+            "train_ddpm.py",
+            f"{UNET} --class_conditional --prediction_type flow --few_steps {name}",
+            at_night=True,
+        )
+        for name in ("mean_flow", "shortcut")
+    ),
     Family(
         "autoencoder",
         "train_autoencoder.py",

@@ -109,8 +109,8 @@ def pixel_diffusion(classes=None, scheduler=None):
     return UnconditionalDiffusionPipeline(unet(1, 16, classes), scheduler, names)
 
 
-def latent_diffusion(vae, scheduler, classes=3):
-    return LatentDiffusionPipeline(vae(), unet(classes=classes), scheduler, NAMES if classes else None)
+def latent_diffusion(vae, scheduler, classes=3, **config):
+    return LatentDiffusionPipeline(vae(), unet(classes=classes, **config), scheduler, NAMES if classes else None)
 
 
 def guided(n: int) -> dict[str, Any]:
@@ -253,7 +253,7 @@ PIPELINES = [
     ),
     Entry(
         "latent-flow",
-        seed(lambda: latent_diffusion(vqvae, FLOW(shift=2.0), classes=None)),
+        seed(lambda: latent_diffusion(vqvae, FLOW(shift=2.0), classes=None, target_time=True)),
         GREY,
         (4, 8, 8),
         lambda n: {"batch_size": n, **STEPS},

@@ -39,10 +39,10 @@ def vqvae():
     return VQVAE(sample_size=16, in_channels=1, block_out_channels=(8,), codebook_size=16, latent_channels=4).eval()
 
 
-def unet(channels=4, size=8, classes=None, width=None):
+def unet(channels=4, size=8, classes=None, width=None, **more):
     """A `UNet2D`, conditioned on classes or, with `width`, on text embeddings of that size."""
     torch.manual_seed(0)
-    config = {"block_out_channels": (8, 16), "attention_head_dim": 8, "layers_per_block": 1}
+    config = {"block_out_channels": (8, 16), "attention_head_dim": 8, "layers_per_block": 1} | more
     if width is not None:
         config |= {"attention_stages": (True, True), "cross_attention_dim": width}
     return perturbed(UNet2D(sample_size=size, in_channels=channels, num_class_embeds=classes, **config)).eval()

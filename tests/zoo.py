@@ -40,6 +40,10 @@ class Entry:
     through: Callable[[Any], torch.Tensor] = lambda out: out[0]
 
 
+def _target(b: int) -> dict[str, Any]:
+    return {"target_timestep": torch.randint(0, 1000, (b,))}
+
+
 def _unet(name: str, image: tuple[int, int, int], out: int | None = None, extra: Callable = lambda b: {}, **config):
     channels, height, width = image
 
@@ -190,6 +194,7 @@ ZOO = [
     _unet("unet-no-attention", (3, 16, 16), attention_stages=(False, False), dropout=0.1),
     _unet("unet-learned-variance", (3, 16, 16), out=6),
     _unet("unet-classes", (1, 8, 8), extra=_labels, num_class_embeds=10),
+    _unet("unet-target-time", (1, 8, 8), extra=_target, target_time=True),
     _unet("unet-text", (3, 16, 16), extra=_context, cross_attention_dim=12),
     *(
         Entry(

@@ -31,6 +31,7 @@ from latentia.losses.autoregressive import code_loss
 from latentia.losses.contrastive import contrastive_loss
 from latentia.losses.diffusion import diffusion_loss
 from latentia.losses.diffusion_augmentation import DiffusionAugmentation
+from latentia.losses.flow_maps import mean_flow_loss, shortcut_loss
 from latentia.losses.flow_matching import flow_matching_loss
 from latentia.losses.perceptual_compression import patch_discriminator_loss, perceptual_compression_loss
 from latentia.losses.quantisation import CodebookUpdate, vqvae_loss
@@ -228,6 +229,8 @@ CASES = [
         unet(cross_attention_dim=12), DDIMScheduler().to(META), batch(**TEXT), rng(), empty_text=EMPTY
     )),
     Case("flow-matching", lambda: flow_matching_loss(unet(), batch(), rng())),
+    Case("mean-flow", lambda: mean_flow_loss(unet(target_time=True), batch(), rng())),
+    Case("shortcut", lambda: shortcut_loss(unet(target_time=True), batch(), rng())),
     Case("flow-matching-coupled", lambda: flow_matching_loss(unet(), batch(), rng(), coupling_size=B)),
     Case("codes", lambda: code_loss(
         on_meta(Transformer(7, 7)),

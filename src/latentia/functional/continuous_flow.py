@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from latentia.errors import NumericsError, UsageError
 from latentia.functional.ode import solve_adaptive, solve_fixed
@@ -70,6 +71,35 @@ def divergence(function: Callable[[Tensor], Tensor], x: Tensor, probes: Tensor |
         unit[:, i] = 1
         total = total + backward(unit.view_as(y))
     return y.detach(), total
+
+
+def directional_derivative(
+    function: Callable[..., Tensor], inputs: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
+) -> Tensor:
+    r"""The Jacobian-vector product \(\sum_i \frac{\partial f}{\partial x_i} v_i\), by differentiating backward twice.
+
+    For networks: derivatives in forward mode are missing for channels last, and slower. Compiled parts run uncompiled.
+
+    Args:
+        function: of the inputs, twice differentiable.
+        inputs: \(x_i\).
+        tangents: \(v_i\), each of the shape of its input.
+
+    Returns:
+        Of the shape of the function's value, without gradient.
+
+    Example:
+        >>> x, t = torch.tensor([3.0]), torch.tensor([2.0])
+        >>> directional_derivative(lambda x, t: x**2 * t, (x, t), (torch.ones(1), torch.zeros(1)))  # 2 x t
+        tensor([12.])
+    """
+    # Neither compiled graphs nor the other attention kernels can be differentiated twice.
+    with torch.enable_grad(), torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH):
+        inputs = tuple(x.detach().requires_grad_() for x in inputs)
+        y = function(*inputs)
+        weights = torch.zeros_like(y, requires_grad=True)  # of y: the gradient is linear in them
+        gradients = torch.autograd.grad(y, inputs, weights, create_graph=True)
+        return torch.autograd.grad(gradients, weights, tangents)[0].detach()
 
 
 @torch.no_grad()

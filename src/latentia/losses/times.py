@@ -31,8 +31,18 @@ def sample_times(rng: Rng, sampling: str = "uniform", loc: float = 0.0, scale: f
         >>> sample_times(Rng(0, 0, 4, 0, 4)).mul(4).floor().sort().values
         tensor([0., 1., 2., 3.])
     """
+    return times_at(rng.stratified("timesteps"), sampling, loc, scale)
+
+
+def times_at(u: Tensor, sampling: str = "uniform", loc: float = 0.0, scale: float = 1.0) -> Tensor:
+    """Uniform numbers mapped through the inverse distribution function of the density of `sample_times`.
+
+    Example:
+        >>> import torch
+        >>> times_at(torch.tensor([0.25, 0.5]), "uniform")
+        tensor([0.2500, 0.5000])
+    """
     check_choice("time_sampling", sampling, TIME_SAMPLING)
-    u = rng.stratified("timesteps")
     return logit_normal(u, loc, scale) if sampling == "logit_normal" else u
 
 

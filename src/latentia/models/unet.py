@@ -81,6 +81,8 @@ class UNet2D(ModelMixin, ConfigMixin):
             `num_class_embeds`, which stands for `class_labels=None` and is the negative of classifier-free guidance.
         cross_attention_dim: width of the context tokens; `None` (default): no context.
         dropout: rate inside the residual blocks, in [0, 1). Default 0.
+        target_time: condition the network on the time at which a sampling step ends too, as networks are that sample in
+            few steps (flow maps: mean flow, shortcut models). Default False.
 
     Raises:
         UsageError: a size that cannot be halved often enough, heads that do not divide, numbers out of their range,
@@ -116,6 +118,7 @@ class UNet2D(ModelMixin, ConfigMixin):
         num_class_embeds: Size | None = None,
         cross_attention_dim: Size | None = None,
         dropout: Rate = 0.0,
+        target_time: bool = False,
     ):
         super().__init__()
         stages = len(block_out_channels)
@@ -133,6 +136,10 @@ class UNet2D(ModelMixin, ConfigMixin):
         width = block_out_channels[0]
         emb_dim = 4 * width
         self.time_embedding = nn.Sequential(nn.Linear(width, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
+        self.step_embedding = None
+        if target_time:  # zero at first: a network without it becomes one with it by its own weights
+            layers = nn.Linear(width, emb_dim), nn.SiLU(), zero_init(nn.Linear(emb_dim, emb_dim))
+            self.step_embedding = nn.Sequential(*layers)
         self.class_embedding = nn.Embedding(num_class_embeds + 1, emb_dim) if num_class_embeds is not None else None
 
         def block(a: int, b: int, stage: int) -> UNetBlock:
@@ -203,10 +210,25 @@ class UNet2D(ModelMixin, ConfigMixin):
         count = sum(isinstance(module, UNetBlock) for module in self.modules())
         super().compile_repeated_blocks(*args, **{"recompile_limit": 4 * count} | kwargs)
 
-    def _embed(self, timestep: Tensor | float, class_labels: Tensor | None, sample: Tensor) -> Tensor:
-        """Time and class as one vector, (1 or B, emb_dim). One shared time step is embedded once."""
+    def _embed(
+        self,
+        timestep: Tensor | float,
+        target_timestep: Tensor | float | None,
+        class_labels: Tensor | None,
+        sample: Tensor,
+    ) -> Tensor:
+        """Times and class as one vector, (1 or B, emb_dim). One shared time step is embedded once."""
+
+        def encoded(t: Tensor) -> Tensor:
+            return sinusoidal_embedding(t, self.config.block_out_channels[0]).to(sample.dtype)
+
         t = torch.as_tensor(timestep, device=sample.device).reshape(-1)
-        emb = self.time_embedding(sinusoidal_embedding(t, self.config.block_out_channels[0]).to(sample.dtype))
+        emb = self.time_embedding(encoded(t))
+        if self.step_embedding is not None:
+            end = t if target_timestep is None else torch.as_tensor(target_timestep, device=sample.device).reshape(-1)
+            emb = emb + self.step_embedding(encoded(t - end))
+        elif target_timestep is not None:
+            raise UsageError("target_timestep was given, but this network has none; set target_time for it.")
         if self.class_embedding is not None:
             if class_labels is None:
                 class_labels = torch.full((1,), self.config.num_class_embeds, device=sample.device)
@@ -224,6 +246,7 @@ class UNet2D(ModelMixin, ConfigMixin):
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
         return_dict: bool = True,
+        target_timestep: Tensor | float | int | None = None,
     ) -> UNet2DOutput | tuple[Tensor]:
         """Predict the noise, the velocity or the clean image, as in training.
 
@@ -234,6 +257,8 @@ class UNet2D(ModelMixin, ConfigMixin):
             encoder_hidden_states: context tokens, shape (B, L, cross_attention_dim).
             encoder_attention_mask: True (or 1) where a token counts, shape (B, L); `None`: all count.
             return_dict: `False` returns the tuple `(sample,)`.
+            target_timestep: with `target_time`, the time at which the step ends, as `timestep`; the prediction is then
+                the mean velocity from `timestep` to it. `None` (default): `timestep`, for the velocity at that time.
 
         Raises:
             UsageError: sides that the stages cannot halve, labels out of their range, or conditions that this network
@@ -253,7 +278,7 @@ class UNet2D(ModelMixin, ConfigMixin):
         mask = None
         if encoder_attention_mask is not None:
             mask = encoder_attention_mask.bool()[:, None, None, :]  # (B, heads, queries, L)
-        emb = self._embed(timestep, class_labels, sample)
+        emb = self._embed(timestep, target_timestep, class_labels, sample)
 
         def run(block: nn.Module, x: Tensor) -> Tensor:
             if self.gradient_checkpointing and torch.is_grad_enabled():

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -12,6 +12,7 @@ from torch import Tensor
 from latentia.data import LatentData, cached_latents
 from latentia.errors import Finite, Positive, Size, UsageError, did_you_mean
 from latentia.losses.diffusion import diffusion_loss
+from latentia.losses.flow_maps import mean_flow_loss, shortcut_loss
 from latentia.losses.flow_matching import flow_matching_loss
 from latentia.models.unet import UNet2D
 from latentia.pipelines.latents import decode_latents, fingerprint, load_autoencoder, posterior
@@ -21,14 +22,15 @@ from latentia.schedulers.ddim import DDIMScheduler
 from latentia.schedulers.ddpm import DDPMScheduler
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")
+FEW_STEPS: dict[str, Callable[..., dict[str, Tensor]]] = {"mean_flow": mean_flow_loss, "shortcut": shortcut_loss}
 
 
 @dataclass(frozen=True)
 class DiffusionEvaluationArguments(EvaluationArguments):
     """Images and scores on the way."""
 
-    num_inference_steps: Size = 25
-    """Network evaluations per sample."""
+    num_inference_steps: Size | None = None
+    """Network evaluations per sample; not given: 25, and 4 of a network that was trained for few steps."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class DiffusionArguments:
     """Cap of min_snr."""
     coupling_size: Size | None = None
     """Of flow matching: couple noise to so many images by optimal transport; it must divide train_batch_size."""
+    few_steps: Literal["mean_flow", "shortcut"] | None = None
+    """Of flow matching: train a network that samples in 1 to 8 steps, as a mean flow or a shortcut model."""
 
 
 def check_objective(chosen: DiffusionArguments, batch_size: int) -> None:
@@ -81,6 +85,11 @@ def check_objective(chosen: DiffusionArguments, batch_size: int) -> None:
             f"loss_weighting must be none with prediction_type flow; got {chosen.loss_weighting}. "
             "Where the effort lies is said by time_sampling, time_loc and time_scale."
         )
+    if chosen.few_steps is not None and chosen.prediction_type != "flow":
+        raise UsageError(
+            f"few_steps must be left out with prediction_type {chosen.prediction_type}; got {chosen.few_steps}. Mean "
+            "flows and shortcut models are kinds of flow matching: take prediction_type flow."
+        )
     if chosen.coupling_size is not None:
         if chosen.prediction_type != "flow":
             raise UsageError(
@@ -92,6 +101,11 @@ def check_objective(chosen: DiffusionArguments, batch_size: int) -> None:
                 f"coupling_size must divide train_batch_size={batch_size}, so that the coupling does not depend on how "
                 f"a step is split over processes and micro-batches; got {chosen.coupling_size}."
             )
+
+
+def evaluation_steps(chosen: DiffusionArguments, evaluation: DiffusionEvaluationArguments) -> int:
+    """Network evaluations per sample of the images and scores on the way, and of the card's example."""
+    return evaluation.num_inference_steps or (25 if chosen.few_steps is None else 4)
 
 
 def latents_of(run: Run, chosen: LatentArguments) -> tuple[Any, LatentData]:
@@ -145,7 +159,7 @@ def objective(
     dropout: float,
     empty_text: tuple[Tensor, Tensor] | None = None,
 ) -> Callable[[dict[str, Any], Any], dict[str, Tensor]]:
-    """The loss of a phase: `diffusion_loss`, or `flow_matching_loss` where there is no noise schedule."""
+    """The loss of a phase: `diffusion_loss`, or one of flow matching where there is no noise schedule."""
     times = {"time_sampling": chosen.time_sampling, "time_loc": chosen.time_loc, "time_scale": chosen.time_scale}
     common: dict[str, Any] = {**times, "class_dropout": dropout, "empty_text": empty_text}
     if noise is None:
@@ -153,6 +167,7 @@ def objective(
             "num_train_timesteps": chosen.num_train_timesteps,
             "coupling_size": chosen.coupling_size,
         }
-        return partial(flow_matching_loss, network, **flow, **common)
+        loss = flow_matching_loss if chosen.few_steps is None else FEW_STEPS[chosen.few_steps]
+        return partial(loss, network, **flow, **common)
     weights: dict[str, Any] = {"weighting": chosen.loss_weighting, "snr_gamma": chosen.snr_gamma}
     return partial(diffusion_loss, network, noise, **common, **weights)
