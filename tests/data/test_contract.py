@@ -15,8 +15,10 @@ from PIL import Image
 from latentia.data import (
     CaptionData,
     Dataset,
+    Degradation,
     ImageData,
     LatentData,
+    PairedImages,
     PlaneData,
     StreamedImages,
     TableData,
@@ -119,6 +121,18 @@ DATA_SETS = {
     "stacked": Entry(
         lambda path: stacked_images(ImageData(pixels(), LABELS), n=N),
         lambda path: stacked_images(ImageData(pixels(), LABELS), n=N, seed=1), (3, 4, 4), captions=False,
+    ),
+    "pairs": Entry(
+        lambda path: PairedImages(images(random_flip=True), images(2, random_flip=True)),
+        lambda path: PairedImages(images(random_flip=True), images(3, random_flip=True)), (1, 4, 4), random=True,
+    ),
+    "unpaired": Entry(
+        lambda path: PairedImages(images(), images(2), paired=False),
+        lambda path: PairedImages(images(), images(3), paired=False), (1, 4, 4),
+    ),
+    "restoration": Entry(
+        lambda path: PairedImages(images(), Degradation("masked")),
+        lambda path: PairedImages(images(), Degradation("masked", 0.5)), (1, 4, 4),
     ),
     "streamed images": Entry(lambda path: streamed(), lambda path: streamed(1), (1, 4, 4)),
     "latents": Entry(lambda path: latents(), lambda path: latents(1), (3, 2, 2)),

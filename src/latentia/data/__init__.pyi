@@ -11,6 +11,9 @@ from .latents import LatentData as LatentData
 from .latents import cached_latents as cached_latents
 from .left_out import LeftOut as LeftOut
 from .loading import load_images as load_images
+from .pairs import Degradation as Degradation
+from .pairs import PairedImages as PairedImages
+from .pairs import load_pairs as load_pairs
 from .plane import PLANES as PLANES
 from .plane import Plane as Plane
 from .plane import PlaneData as PlaneData
