@@ -15,11 +15,11 @@ import torch
 
 from latentia import AutoencoderKLPipeline, PatchDiscriminator
 from latentia.errors import Positive, Share, Size, UsageError, Weight
-from latentia.evaluation import extractor_for, perceptual_loss
 from latentia.losses.perceptual_compression import patch_discriminator_loss, perceptual_compression_loss
 from latentia.models.autoencoder_kl import GaussianAutoencoder, autoencoder_kl
 from latentia.runs.arguments import NetworkArguments, OptimizationArguments, RunArguments, network_arguments
 from latentia.runs.command_line import run_script
+from latentia.runs.perceptual import perceptual_term
 from latentia.runs.run import Run
 from latentia.runs.validation import Samples, reconstructor
 
@@ -61,17 +61,6 @@ class Arguments(RunArguments):
     )
 
 
-def perceptual(weight: float, shape: tuple[int, int, int], device):
-    """The distance in the layers of the shipped classifier for such channels and images, or None."""
-    if weight == 0:
-        return None
-    fallback = (3, 32, 32) if shape[0] == 3 else (shape[0], 28, 28)
-    extractor = extractor_for(shape, device) or extractor_for(fallback, device)
-    if extractor is None:
-        raise UsageError(f"--perceptual_weight must be 0 for images of {shape[0]} channels: no classifier fits them.")
-    return partial(perceptual_loss, model=extractor.model.requires_grad_(False))
-
-
 def check(args: Arguments, shape: tuple[int, int, int]) -> None:
     """Refuse flags and images that would fail later."""
     if shape[1] != shape[2]:
@@ -98,7 +87,7 @@ def main(args: Arguments) -> int:
         discriminator = run.prepare("discriminator", critic, optimizer=adam, ema=False)
     small = side // 2 ** (len(args.model.block_out_channels) - 1)
     latent_shape = (args.model.latent_channels, small, small)
-    distance = perceptual(chosen.perceptual_weight, run.data.shape, run.device)
+    distance = perceptual_term(chosen.perceptual_weight, run.data.shape, run.device)
     begin = round(chosen.adversarial_start * run.steps)
 
     def loss(batch, rng):

@@ -118,6 +118,16 @@ def draw_seed(generator: torch.Generator | None) -> int:
         return int(torch.empty(1, dtype=torch.int64, device=device).random_(generator=generator))
 
 
+def dropout_seeds(generators: Sequence[torch.Generator], device: torch.device) -> Tensor:
+    """The seeds of dropout that stays on as noise, the next number of each generator: int64 (B,).
+
+    Example:
+        >>> dropout_seeds([torch.Generator().manual_seed(0)] * 2, torch.device("cpu")).shape
+        torch.Size([2])
+    """
+    return torch.tensor([draw_seed(generator) for generator in generators], dtype=torch.int64, device=device)
+
+
 def renamed(name: str, value: Any, alias: str, other: Any) -> Any:
     """The value of an argument that diffusers calls `alias`.
 

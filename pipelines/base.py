@@ -72,6 +72,7 @@ class DiffusionPipeline(DiffusersPipeline):
     latents: Latents | None = None
     latent_conditions: tuple[str, ...] = ()
     latent_path: LatentPath = "lerp"
+    needs_image: bool = False  # whether the call makes images only from an `image`
     needs_prior: bool = False  # whether there is nothing to sample from while its component `prior` is None
 
     @property

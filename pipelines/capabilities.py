@@ -79,6 +79,7 @@ class Capabilities:
         words: those of encode, decode, interpolate and log_likelihood that it has.
         num_classes: how many classes can be asked for; `None`: none.
         samples: whether it makes images of its own; an autoencoder without a prior does not.
+        translates: whether it makes images only from an `image` that it is given.
         options: arguments of `pipe(...)` that can be typed, conditions included, by name. A pipeline whose call takes
             `num_inference_steps` takes it in all of its words.
     """
@@ -91,6 +92,7 @@ class Capabilities:
     words: tuple[str, ...]
     num_classes: int | None
     samples: bool
+    translates: bool
     options: dict[str, Option]
 
 
@@ -124,6 +126,7 @@ def capabilities(pipe: Any) -> Capabilities:
         likelihood=getattr(pipe, "likelihood", None),
         words=getattr(pipe, "words", ()),
         num_classes=num_classes,
+        translates=getattr(pipe, "needs_image", False),
         samples=not getattr(pipe, "needs_prior", False) or pipe.prior is not None,
         options=options,
     )

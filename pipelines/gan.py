@@ -12,11 +12,18 @@ from latentia.errors import UsageError
 from latentia.functional.chunks import in_chunks
 from latentia.functional.interpolation import interpolate
 from latentia.models.layers.convolution import image_size
-from latentia.pipelines.arguments import Generators, check_call, count_images, draw_noise, draw_seed, image_generators
+from latentia.pipelines.arguments import (
+    Generators,
+    check_call,
+    count_images,
+    draw_noise,
+    dropout_seeds,
+    image_generators,
+)
 from latentia.pipelines.base import DiffusionPipeline, Labels
 from latentia.pipelines.images import Images, check_output_type, from_input, to_output
 from latentia.pipelines.rejection import rejection_sample
-from latentia.pipelines.threads import GLOBAL_RNG, evaluating
+from latentia.pipelines.threads import evaluating
 
 
 class GANPipeline(DiffusionPipeline):
@@ -124,7 +131,7 @@ class GANPipeline(DiffusionPipeline):
     ) -> Any:
         """Images of latents (B, latent_dim): a generator is a decoder that was trained in another way.
 
-        Dropout that stays on (`keep_dropout`) is drawn from torch's generator here; the call seeds it for each image.
+        Dropout that stays on (`keep_dropout`) is that of seed 0 here; the call takes a generator for it.
         """
         check_output_type(output_type)
         z = self._latents(latents)
@@ -278,20 +285,15 @@ class GANPipeline(DiffusionPipeline):
     def _generate(
         self, z: Tensor, inputs: dict[str, Tensor], generators: Sequence[torch.Generator] | None = None
     ) -> Tensor:
-        """Images of latents; dropout that stays on is drawn for each image, seeded by its generator."""
+        """Images of latents; dropout that stays on follows the generator of each image, without one seed 0."""
+        if generators is not None and self.generator.config.get("keep_dropout"):
+            inputs = inputs | {"dropout_seeds": dropout_seeds(generators, z.device)}
 
         def images(z: Tensor, *values: Tensor) -> Tensor:
             return self._mean(z, dict(zip(inputs, values)))
 
         with evaluating(self.generator):
-            if generators is None or not self.generator.config.get("keep_dropout"):
-                return in_chunks(images, z, *inputs.values())
-            made = []
-            with GLOBAL_RNG, torch.random.fork_rng([z.device] if z.device.type == "cuda" else []):
-                for i, generator in enumerate(generators):
-                    torch.manual_seed(draw_seed(generator))
-                    made.append(images(z[i : i + 1], *(value[i : i + 1] for value in inputs.values())))
-            return torch.cat(made)
+            return in_chunks(images, z, *inputs.values())
 
     def _mean(self, z: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """The generator's images; of a VAE as a generator, whose `decode` gives parameters of p(x|z), its mean."""

@@ -115,7 +115,7 @@ def source_image(
     if not 0 <= strength <= 1:
         raise UsageError(f"strength must be in [0, 1], from the image itself to noise alone; got {strength}.")
     x = from_input(image, channels=channels, size=size, device=device)
-    m = None if mask is None else _mask(mask, size, device)
+    m = None if mask is None else mask_of(mask, size, device)
     if m is not None and len(m) != 1 and len(m) != len(x):
         raise UsageError(f"mask must be one, or one for each of {len(x)} images; got {len(m)}.")
     return SourceImage(x, encode(x), strength, m)
@@ -128,10 +128,29 @@ def check_without_image(mask: Images | None, strength: float | None) -> None:
             raise UsageError(f"{name} needs an image that it is of; give image too, or leave it out.")
 
 
-def _mask(mask: Any, size: tuple[int, int], device: torch.device) -> Tensor:
+def mask_of(mask: Any, size: tuple[int, int], device: torch.device) -> Tensor:
+    """A mask as a tensor: (H, W), (B, H, W) or (B, 1, H, W) from 0 to 1, bytes of 0 and 1 or up to 255, or an image.
+
+    Args:
+        mask: see above; of bytes that are all 0 or 1, as of other values from 0 to 1, 1 is the largest.
+        size: (H, W) that it must have.
+        device: of the result.
+
+    Returns:
+        (B, 1, H, W), float32 in [0, 1].
+
+    Raises:
+        UsageError: another size, several channels, values out of range.
+
+    Example:
+        >>> mask_of(np.uint8([[0, 255]]), (1, 2), torch.device("cpu")).tolist()
+        [[[[0.0, 1.0]]]]
+    """
     if isinstance(mask, Image.Image):
-        mask = np.asarray(mask.convert("L"), dtype=np.float32) / 255
-    m = torch.as_tensor(np.asarray(mask) if not isinstance(mask, Tensor) else mask).to(device, torch.float32)
+        mask = np.asarray(mask.convert("L"))
+    m = mask if isinstance(mask, Tensor) else torch.as_tensor(np.array(mask))
+    bytes_ = m.dtype == torch.uint8 and m.numel() and int(m.max()) > 1
+    m = m.to(device, torch.float32) / (255 if bytes_ else 1)
     given = tuple(m.shape)
     m = m[:, None] if m.ndim == 3 else m.reshape(1, 1, *m.shape) if m.ndim == 2 else m
     if m.ndim != 4 or m.shape[1] != 1 or tuple(m.shape[2:]) != tuple(size):

@@ -178,6 +178,31 @@ FAMILIES = [
         refuses=NO_BLOCKS,
         at_night=True,
     ),
+    Family(
+        "translation",
+        "train_translation.py",
+        "--block_out_channels 4 8 8 --discriminator_channels 4 8 --dropout 0.5 --keep_dropout --feature_weight 1 "
+        "--target_column twemoji --image_column noto",
+        data=EMOJI,
+        refuses=NO_BLOCKS,
+    ),
+    Family(
+        "restoration",
+        "train_translation.py",
+        "--block_out_channels 4 8 --degrade masked --discriminator_channels 4 --adversarial_weight 0 --architecture "
+        "resnet --num_res_blocks 1",
+        refuses=NO_BLOCKS,
+        at_night=True,
+    ),
+    Family(
+        "cycle",
+        "train_cycle.py",
+        "--block_out_channels 4 8 --num_res_blocks 1 --discriminator_channels 4 8 --pool_size 8 "
+        "--target_column twemoji --image_column noto",
+        data=EMOJI,
+        refuses=NO_BLOCKS,
+        buffers=("images", "filled"),
+    ),
     Family("latent_diffusion", "train_latent_diffusion.py", f"{UNET} --autoencoder {{parts}}"),
     Family(
         "text_to_image",

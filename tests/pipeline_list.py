@@ -18,6 +18,8 @@ from latentia import (
     AutoencoderKLPipeline,
     AutoencoderPipeline,
     CLIPPipeline,
+    CyclePipeline,
+    CycleTranslator,
     DCGANDiscriminator,
     DCGANGenerator,
     DDIMScheduler,
@@ -25,11 +27,13 @@ from latentia import (
     FlowPipeline,
     GANPipeline,
     HashedWords,
+    ImageTranslator,
     LatentDiffusionPipeline,
     LatentMixture,
     NormalizingFlow,
     RecurrentAutoencoder,
     RecurrentAutoencoderPipeline,
+    TranslationPipeline,
     UnconditionalDiffusionPipeline,
     VAEPipeline,
     VQPriorPipeline,
@@ -204,6 +208,27 @@ def clip():
     return CLIPPipeline(tokenizer, text.eval(), image.eval(), scale=20.0)
 
 
+# ------------------------------------------------------------ image to image
+
+
+def translation(degradation=None, channels=(1, 3), **config):
+    small = {"block_out_channels": (4, 8), "dropout": 0.5, "keep_dropout": True}
+    return TranslationPipeline(ImageTranslator(*channels, **small, **config).eval(), degradation)
+
+
+def cycle():
+    network = CycleTranslator(1, 3, block_out_channels=(4, 8), num_res_blocks=1, dropout=0.5, keep_dropout=True)
+    return CyclePipeline(network.eval())
+
+
+def inputs(n: int, channels: int = 1) -> dict[str, Any]:
+    return {"image": random_images(n, channels, 16, 16)}
+
+
+def holed(n: int) -> dict[str, Any]:
+    return {**inputs(n, 3), "mask": torch.ones(16, 16).tril()}
+
+
 GREY, SMALL = (1, 16, 16), (1, 8, 8)
 PIPELINES = [
     Entry(
@@ -357,4 +382,46 @@ PIPELINES = [
     ),
     Entry("vq-prior-text", seed(lambda: vq_prior(text=True)), SMALL, (4, 4), prompts, likelihood=prompts),
     Entry("clip", seed(clip), (3, 16, 16), (16,), ask=None),
+    Entry(
+        "translation",
+        seed(translation),
+        (3, 16, 16),
+        None,
+        inputs,
+        refusals=(
+            (lambda pipe: pipe(), "image is missing: TranslationPipeline makes images from images"),
+            (lambda pipe: pipe(random_images(1, 3, 16, 16)), r'must have 1 channels, got 3.*convert\("L"\)'),
+            (lambda pipe: pipe(random_images(1, 1, 2, 16)), "at least 4 pixels each way"),
+            (lambda pipe: pipe(**holed(1) | inputs(1)), "mask must be left out. This network was trained without"),
+            (lambda pipe: pipe(**inputs(2), batch_size=3), "batch_size is 3, but image are given for 2"),
+            (lambda pipe: TranslationPipeline(pipe.translator, {"name": "gray"}), 'Did you mean "grey"'),
+            (lambda pipe: TranslationPipeline(pipe.translator, {"kind": "grey"}), 'must have a "name"'),
+        ),
+    ),
+    Entry(
+        "translation-masked",
+        seed(lambda: translation({"name": "masked"}, (4, 3), output="hole")),
+        (3, 16, 16),
+        None,
+        holed,
+        refusals=(
+            (lambda pipe: pipe(**inputs(1, 3)), "mask is missing: it says where new pixels are made"),
+            (
+                lambda pipe: pipe(**inputs(1, 3), mask=torch.ones(8, 8)),
+                "mask must have the size of the image, 16 by 16",
+            ),
+            (lambda pipe: pipe(**inputs(3, 3), mask=torch.ones(2, 16, 16)), "one for each of 3 images; got 2"),
+        ),
+    ),
+    Entry(
+        "cycle",
+        seed(cycle),
+        (3, 16, 16),
+        None,
+        inputs,
+        refusals=(
+            (lambda pipe: pipe(**inputs(1), direction="back"), 'direction must be .*Did you mean "backward"'),
+            (lambda pipe: pipe(**inputs(1), direction="backward"), "must have 3 channels, got 1"),
+        ),
+    ),
 ]

@@ -10,9 +10,11 @@ from latentia import (
     VAE,
     VQVAE,
     Autoencoder,
+    CycleTranslator,
     DCGANDiscriminator,
     DCGANGenerator,
     DigitClassifier,
+    ImageTranslator,
     InceptionV3,
     LatentMixture,
     LatentVAE,
@@ -181,6 +183,10 @@ def _class_and_context(b: int) -> dict[str, Any]:
     return {"class_labels": torch.arange(b) % 10, "context": torch.randn(b, 2)}
 
 
+def _dropout_seeds(b: int) -> dict[str, Any]:
+    return {"dropout_seeds": torch.arange(b)}
+
+
 def _times(b: int) -> dict[str, Any]:
     return {"timesteps": torch.arange(b) * 100}
 
@@ -196,6 +202,27 @@ ZOO = [
     _unet("unet-classes", (1, 8, 8), extra=_labels, num_class_embeds=10),
     _unet("unet-target-time", (1, 8, 8), extra=_target, target_time=True),
     _unet("unet-text", (3, 16, 16), extra=_context, cross_attention_dim=12),
+    *(
+        Entry(
+            f"translator-{config['architecture']}-{config['output']}",
+            lambda config=config, size=size: ImageTranslator(*size[:2], block_out_channels=(4, 8), **config),
+            lambda b, size=size: {"sample": torch.rand(b, size[0], 14, 18) * 2 - 1, **_dropout_seeds(b)},
+            lambda b, size=size: (b, size[1], 14, 18),
+        )
+        for size, config in (
+            ((3, 1), {"architecture": "unet", "output": "image", "norm": "group", "dropout": 0.5}),
+            ((1, 1), {"architecture": "unet", "output": "residual", "dropout": 0.5, "keep_dropout": True}),
+            ((1, 3), {"architecture": "resnet", "output": "luminance", "num_res_blocks": 1, "norm": "none"}),
+            ((4, 3), {"architecture": "resnet", "output": "hole", "num_res_blocks": 2, "dropout": 0.5}),
+        )
+    ),
+    Entry(
+        "cycle-translator",
+        lambda: CycleTranslator(2, 2, block_out_channels=(4, 8), num_res_blocks=1, dropout=0.5, keep_dropout=True),
+        lambda b: {"a": torch.rand(b, 2, 12, 16), "b": torch.rand(b, 2, 12, 16), **_dropout_seeds(b)},
+        lambda b: (b, 2, 12, 16),
+        through=lambda out: torch.cat([*out.values()]),
+    ),
     *(
         Entry(
             f"classifier-{size}",

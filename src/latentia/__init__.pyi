@@ -23,6 +23,8 @@ from .models.patchgan import PatchDiscriminator as PatchDiscriminator
 from .models.priors import LatentMixture as LatentMixture
 from .models.priors import PositionPrior as PositionPrior
 from .models.text import HashedWords as HashedWords
+from .models.translator import CycleTranslator as CycleTranslator
+from .models.translator import ImageTranslator as ImageTranslator
 from .models.unet import UNet2D as UNet2D
 from .models.vae import VAE as VAE
 from .models.vqvae import VQVAE as VQVAE
@@ -36,6 +38,8 @@ from .pipelines.gan import GANPipeline as GANPipeline
 from .pipelines.latent_diffusion import LatentDiffusionPipeline as LatentDiffusionPipeline
 from .pipelines.recurrent_autoencoder import RecurrentAutoencoderPipeline as RecurrentAutoencoderPipeline
 from .pipelines.text_to_image import TextToImagePipeline as TextToImagePipeline
+from .pipelines.translation import CyclePipeline as CyclePipeline
+from .pipelines.translation import TranslationPipeline as TranslationPipeline
 from .pipelines.vae import VAEPipeline as VAEPipeline
 from .pipelines.vq_prior import VQPriorPipeline as VQPriorPipeline
 from .pipelines.vqvae import VQVAEPipeline as VQVAEPipeline

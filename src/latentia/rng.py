@@ -113,6 +113,10 @@ class Rng:
         pairs = torch.cat([_high(bits, 24), bits.bitwise_and_(_LOW_24)], 1)
         return pairs[:, :size].float().mul_(2.0**-24).reshape(self.count, *shape)
 
+    def seeds(self, stream: str) -> Tensor:
+        """A seed for each element, any int64, (count,): of `uniform_of_seeds`."""
+        return self._bits(stream, 1)[:, 0]
+
     def stratified(self, stream: str) -> Tensor:
         """U[0, 1), float32, of shape (count,): one in each of `global_batch` equal intervals, in turn."""
         shift = Rng(self.seed, self.position, 1, 0, 1, self.device).uniform(stream)
@@ -125,6 +129,26 @@ class Rng:
         elements = torch.arange(first, first + self.count, device=self.device).mul_(_signed(_GAMMA << 32))
         numbers = torch.arange(1, size + 1, device=self.device).mul_(_signed(_GAMMA)).add_(seed_from(self.seed, stream))
         return _mix(elements[:, None] + numbers)
+
+
+def uniform_of_seeds(seeds: Tensor, key: int, shape: tuple[int, ...]) -> Tensor:
+    """U[0, 1), float32, of shape (B, *shape): multiples of 2^-24 that are a function of a seed each and of `key`.
+
+    Args:
+        seeds: int64 (B,), on the device of the numbers.
+        key: of the use, another one for each use of the same seeds.
+        shape: of the numbers of a seed.
+
+    Example:
+        >>> few, many = (uniform_of_seeds(torch.tensor(seeds), 1, (3,)) for seeds in ([7], [5, 7]))
+        >>> bool((few[0] == many[1]).all())
+        True
+    """
+    size = math.prod(shape)
+    numbers = torch.arange(1, (size + 1) // 2 + 1, device=seeds.device).mul_(_signed(_GAMMA)).add_(_signed(key))
+    bits = _mix(_mix(seeds.clone())[:, None] + numbers)
+    pairs = torch.cat([_high(bits, 24), bits.bitwise_and_(_LOW_24)], 1)
+    return pairs[:, :size].float().mul_(2.0**-24).reshape(len(seeds), *shape)
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -15,11 +15,13 @@ from latentia import (
     VAE,
     VQVAE,
     Autoencoder,
+    CycleTranslator,
     DCGANDiscriminator,
     DCGANGenerator,
     DDIMScheduler,
     DDPMScheduler,
     HashedWords,
+    ImageTranslator,
     MLPDiscriminator,
     PatchDiscriminator,
     RecurrentAutoencoder,
@@ -29,6 +31,7 @@ from latentia.losses.adversarial import gan_discriminator_loss, gan_generator_lo
 from latentia.losses.augmentation import AdaptiveAugmentation, ReplayPool, random_affine, random_augment
 from latentia.losses.autoregressive import code_loss
 from latentia.losses.contrastive import contrastive_loss
+from latentia.losses.cycle import cycle_discriminator_loss, cycle_loss
 from latentia.losses.diffusion import diffusion_loss
 from latentia.losses.diffusion_augmentation import DiffusionAugmentation
 from latentia.losses.flow_maps import mean_flow_loss, shortcut_loss
@@ -36,6 +39,7 @@ from latentia.losses.flow_matching import flow_matching_loss
 from latentia.losses.perceptual_compression import patch_discriminator_loss, perceptual_compression_loss
 from latentia.losses.quantisation import CodebookUpdate, vqvae_loss
 from latentia.losses.reconstruction import autoencoder_loss
+from latentia.losses.translation import StepImages, translation_discriminator_loss, translation_loss
 from latentia.losses.vae_gan import vae_gan_discriminator_loss, vae_gan_loss
 from latentia.losses.vae_objectives import OBJECTIVES
 from latentia.losses.variational import elbo_loss, iwae_loss
@@ -152,6 +156,25 @@ def kl_networks() -> tuple[Any, Any]:
     return on_meta(network), on_meta(PatchDiscriminator(1, (8, 8)))
 
 
+def translated(objective: str) -> dict[str, torch.Tensor]:
+    """The translator's loss, or with hinge the discriminator's."""
+    translator = on_meta(ImageTranslator(1, 1, block_out_channels=(4, 8), dropout=0.5))
+    networks, pairs = (translator, on_meta(PatchDiscriminator(2, (4, 8)))), batch(condition=torch.zeros(B, 1, 8, 8))
+    made, options = StepImages(), {"discriminator": networks[1], "feature_weight": 1.0, "objective": objective}
+    values = translation_loss(translator, pairs, rng(), made=made, **options)
+    if objective == "relativistic":
+        return values
+    return translation_discriminator_loss(networks[1], pairs, rng(), made=made, objective=objective)
+
+
+def cycled(domain: str | None) -> dict[str, torch.Tensor]:
+    translator = on_meta(CycleTranslator(1, 1, block_out_channels=(4, 8), num_res_blocks=1))
+    patches, pairs = on_meta(PatchDiscriminator(1, (4, 8))), batch(condition=torch.zeros(B, 1, 8, 8))
+    made, pool = StepImages(), on_meta(ReplayPool(8, (1, 8, 8)))
+    values = cycle_loss(translator, patches, patches, pairs, rng(), made=made)
+    return values if domain is None else cycle_discriminator_loss(patches, domain, pairs, rng(), made=made, replay=pool)
+
+
 class Transformer(torch.nn.Embedding):
     """Stands for a `code_transformer`: that of transformers reads a value of its mask."""
 
@@ -218,6 +241,11 @@ CASES = [
     Case("patch-discriminator", lambda: patch_discriminator_loss(
         *reversed(kl_networks()), batch(), rng(), latent_shape=LATENTS
     )),
+    *(Case(f"translation-{objective}", lambda objective=objective: translated(objective)) for objective in (
+        "relativistic", "hinge"
+    )),
+    Case("cycle", lambda: cycled(None)),
+    Case("cycle-discriminator", lambda: cycled("a")),
     *(Case(f"diffusion-{kind}", lambda kind=kind: diffusion_loss(
         unet(num_class_embeds=10), DDPMScheduler(prediction_type=kind).to(META), batch(), rng(),
         weighting="min_snr", time_sampling="logit_normal",

@@ -211,8 +211,12 @@ def test_an_auxiliary_classifier_is_one_more_layer():
 def test_dropout_can_be_the_source_of_noise():
     z = torch.randn(2, 4)
     kept, dropped = generator(dropout=0.5, keep_dropout=True).eval(), generator(dropout=0.5).eval()
-    assert not torch.equal(kept(z).sample, kept(z).sample)
-    assert torch.equal(dropped(z).sample, dropped(z).sample)
+    seeds = torch.tensor([3, 4])
+    assert torch.equal(kept(z).sample, kept(z).sample)  # of seed 0
+    assert torch.equal(kept(z, dropout_seeds=seeds).sample, kept(z, dropout_seeds=seeds).sample)
+    assert not torch.equal(kept(z, dropout_seeds=seeds).sample, kept(z, dropout_seeds=seeds + 1).sample)
+    torch.testing.assert_close(kept(z[1:], dropout_seeds=seeds[1:]).sample, kept(z, dropout_seeds=seeds).sample[1:])
+    assert torch.equal(dropped(z, dropout_seeds=seeds).sample, dropped(z).sample)
     dropped.train()
     assert not torch.equal(dropped(z).sample, dropped(z).sample)
 
@@ -226,7 +230,8 @@ def test_dropout_as_noise_comes_from_the_seed_of_the_image():
     assert not torch.equal(one, pipe(generator=torch.Generator().manual_seed(0), **asked).images)
     state = torch.random.get_rng_state()
     few, many = (pipe(n, generator=torch.Generator().manual_seed(3), output_type="latent").images for n in (2, 5))
-    assert torch.equal(few, many[:2]) and torch.equal(state, torch.random.get_rng_state())
+    decoded = (pipe.decode(torch.ones(1, 4), output_type="latent") for _ in range(2))
+    assert torch.equal(few, many[:2]) and torch.equal(*decoded) and torch.equal(state, torch.random.get_rng_state())
 
 
 def test_an_affine_generator_is_one_layer():

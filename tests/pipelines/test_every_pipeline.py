@@ -310,7 +310,7 @@ def test_output_types_agree(entry):
         sample(entry, pipe, 1, output_type="pill")
 
 
-@every
+@over(lambda entry: entry.latent)
 def test_bytes_arrays_tensors_and_files_are_the_same_images(entry):
     pipe, shape = BUILT[entry.name], (2, *entry.image[1:], entry.image[0])
     array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -388,7 +388,9 @@ def test_what_makes_no_sense_is_refused(entry):
     pipe = BUILT[entry.name]
     channels, height, width = entry.image
     wrong = torch.zeros(1, channels + 1, height, width)
-    calls = [(lambda p: encode(entry, p, wrong), "must have .* channels"), *entry.refusals]
+    calls = [*entry.refusals]
+    if "encode" in pipe.words:
+        calls.append((lambda p: encode(entry, p, wrong), "must have .* channels"))
     if entry.ask and "batch_size" in inspect.signature(type(pipe).__call__).parameters:
         calls.append((lambda p: p(**entry.ask(1) | {"batch_size": 0}), "batch_size must be at least 1; got 0"))
     for call, text in calls:
@@ -407,7 +409,7 @@ def drawn(pipe, asked):
     pipe.set_progress_bar_config(disable=True)
     images = pipe(**asked, generator=torch.Generator().manual_seed(7), output_type="latent").images
     return hashlib.sha256(images.numpy().tobytes()).hexdigest()
-jobs = json.load(open(sys.argv[1]))
+jobs = json.load(open(sys.argv[1]), object_hook=lambda x: torch.tensor(x["tensor"]) if {*x} == {"tensor"} else x)
 theirs = [drawn(diffusers.DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline", trust_remote_code=True),
                 asked) for folder, asked in jobs]
 import latentia
@@ -426,7 +428,8 @@ def saved(make_once):
             folder = root / entry.name
             BUILT[entry.name].save_pretrained(folder)
             (folder / "pipeline.py").write_text(diffusers_pipeline(read_index(folder), str(folder)))
-        (root / "jobs.json").write_text(json.dumps([(str(root / entry.name), entry.ask(2)) for entry in asked]))
+        jobs = [(str(root / entry.name), entry.ask(2)) for entry in asked]
+        (root / "jobs.json").write_text(json.dumps(jobs, default=lambda tensor: {"tensor": tensor.tolist()}))
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(root / "modules")}
         command = [sys.executable, "-W", "ignore", "-c", FRESH, str(root / "jobs.json")]
         done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
@@ -472,7 +475,7 @@ def test_saved_again_it_names_no_folder_of_this_machine(entry, saved, tmp_path):
 # Mean distance from float32 on the CPU, over the spread of the values; of a bound in nats, which sums over pixels, over
 # its size. bfloat16 has 8 bits, of which two steps through ten layers cost about two. Latents near two rows of a
 # codebook may take the other one.
-TOLERANCES = {"continuous": 0.05, "indices": 0.1, "embeddings": 0.05}
+TOLERANCES = {"continuous": 0.05, "indices": 0.1, "embeddings": 0.05, None: 0.05}
 GPU = [("cuda", torch.float32), ("cuda", torch.bfloat16)] if torch.cuda.is_available() else []
 
 

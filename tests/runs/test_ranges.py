@@ -20,6 +20,7 @@ SHARED = {type(getattr(RunArguments(), field.name)) for field in dataclasses.fie
 WITHOUT_OTHERS = (
     "autoencoder",
     "autoencoder_kl",
+    "cycle",
     "ddpm",
     "flow",
     "flow_plane",
@@ -27,6 +28,7 @@ WITHOUT_OTHERS = (
     "gan_plane",
     "recurrent_autoencoder",
     "text_encoder",
+    "translation",
     "vae",
     "vae_gan",
     "vqvae",
@@ -34,6 +36,7 @@ WITHOUT_OTHERS = (
 SMALL = {  # what makes a first step quick
     "autoencoder": {"latent_dim": 2, "prior_samples": 40, "prior_components": 2},
     "autoencoder_kl": {"block_out_channels": [8, 8], "perceptual_weight": 0.0, "discriminator_channels": [4, 4]},
+    "cycle": {"dataset_name": "emoji", "image_column": "noto", "target_column": "twemoji", "num_res_blocks": 1},
     "ddpm": {"block_out_channels": [8], "attention_head_dim": 8, "num_inference_steps": 1},
     "flow": {"num_layers": 2, "hidden_sizes": [4, 4], "num_stages": 1},
     "flow_plane": {"num_layers": 2, "hidden_sizes": [4]},
@@ -41,6 +44,7 @@ SMALL = {  # what makes a first step quick
     "gan_plane": {},
     "recurrent_autoencoder": {"latent_dim": 2, "hidden_size": 4, "prior_samples": 40, "prior_components": 2},
     "text_encoder": {"dataset_name": "emoji", "width": 32, "text_layers": 1, "image_layers": 1},
+    "translation": {"degrade": "noised", "block_out_channels": [4, 4], "discriminator_channels": [4, 4]},
     "vae": {"latent_dim": 2, "hidden_sizes": [4]},
     "vae_gan": {"block_out_channels": [4], "latent_dim": 2, "discriminator_block_out_channels": [4]},
     "vqvae": {"block_out_channels": [4], "latent_channels": 2, "codebook_size": 8, "prior_samples": 40},

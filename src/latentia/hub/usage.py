@@ -14,6 +14,7 @@ from latentia.safety import read_json
 _CAPTIONS = {
     "reconstructions": "Reconstructions",
     "embeddings": "Captions by their images, each with the images that it retrieves",
+    "translations": "Inputs, outputs and targets, side by side",
 }
 _PRIORS = {  # a density fitted to latents or codes, which samples are drawn from
     "PositionPrior": "Samples of a prior that takes the codes of an image as independent",
@@ -24,6 +25,7 @@ _LIMITS = {
     "samples": "It makes images like those of {} and knows nothing else.",
     "reconstructions": "It encodes and decodes images like those of {}, and has nothing to sample new ones from.",
     "embeddings": "It compares images and texts like those of {} and makes neither.",
+    "translations": "It translates images like the inputs of {} and knows nothing else.",
 }
 
 
@@ -34,14 +36,14 @@ class Usage:
     Args:
         code: Python lines that use the pipeline `pipe`. Default: draw one sample.
         imports: modules that the lines need besides latentia.
-        gives: "samples", "reconstructions" (an autoencoder without a prior) or "embeddings".
+        gives: "samples", "reconstructions" (an autoencoder without a prior), "embeddings" or "translations".
         caption: of an image of what it gives.
         classes: names of the classes that it is conditioned on, or their indices as texts; empty: none.
     """
 
     code: Sequence[str] = ('pipe().images[0].save("sample.png")',)
     imports: Sequence[str] = ()
-    gives: Literal["samples", "reconstructions", "embeddings"] = "samples"
+    gives: Literal["samples", "reconstructions", "embeddings", "translations"] = "samples"
     caption: str = "Samples"
     classes: Sequence[str] = ()
 
@@ -82,6 +84,14 @@ def pipeline_usage(kind: type, config: Mapping[str, Any], parts: Iterable[Mappin
     if getattr(kind, "latents", None) == "embeddings":
         code = [*_image(merged), 'probabilities = pipe(image, ["a heart", "a star"])', "vector = pipe.encode(image)"]
         return Usage(tuple(code), ("PIL.Image",), "embeddings", _CAPTIONS["embeddings"])
+    if getattr(kind, "needs_image", False):
+        masked = (config.get("degradation") or {}).get("name") == "masked"
+        if masked:  # whose networks take the mask as one more channel
+            merged["in_channels"] = merged.get("out_channels")
+        opened, mask = _image(merged), 'mask = PIL.Image.open("mask.png").convert("L")'
+        call = f'pipe(image{", mask=mask" * masked}).images[0].save("translated.png")'
+        code = [*opened, *([mask] if masked else []), call]
+        return Usage(tuple(code), ("PIL.Image",), "translations", _CAPTIONS["translations"])
     if getattr(kind, "needs_prior", False) and "prior" not in present:
         code = [*_image(merged), "latents = pipe.encode(image)", 'pipe.decode(latents)[0].save("again.png")']
         return Usage(tuple(code), ("PIL.Image",), "reconstructions", _CAPTIONS["reconstructions"])

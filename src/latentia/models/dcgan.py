@@ -6,7 +6,6 @@ from itertools import pairwise
 from typing import Annotated, Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from latentia.models.layers.discriminator import (
     init_weights,
     pack_samples,
 )
+from latentia.models.layers.dropout import SeededDropout
 from latentia.models.layers.mlp import make_activation
 from latentia.models.layers.norm import add_spectral_norm, make_norm
 from latentia.models.modeling import ModelMixin
@@ -30,26 +30,6 @@ from latentia.models.outputs import DiscriminatorOutput, GeneratorOutput
 GENERATOR_NORMS = ("batch", "instance", "none")
 DISCRIMINATOR_NORMS = ("batch", "instance", "spectral", "none")
 _BETWEEN_ACTIVATIONS = ("batch", "instance")
-
-
-class NoisyDropout(nn.Module):
-    """Dropout that can stay on in evaluation, as a source of noise.
-
-    Args:
-        p: share of values set to 0.
-        keep: whether it stays on.
-
-    Example:
-        >>> NoisyDropout(0.0, keep=True)(torch.ones(2))
-        tensor([1., 1.])
-    """
-
-    def __init__(self, p: float, keep: bool):
-        super().__init__()
-        self.p, self.keep = p, keep
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.p, training=self.training or self.keep)
 
 
 class DCGANGenerator(ModelMixin, ConfigMixin):
@@ -71,8 +51,8 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
         num_class_embeds: number of classes; `None` (default): no labels.
         text_embed_dim: dimensions of a caption's vector, of any length; `None` (default): no captions.
         dropout: share of values set to 0 in each stage. Default 0.
-        keep_dropout: whether it stays on in evaluation, as a second source of noise, which torch's global generator
-            drives; `GANPipeline` seeds that for each image. Default False.
+        keep_dropout: whether it stays on in evaluation, as a second source of noise, a function of the seed of each
+            image. Default False.
 
     Raises:
         UsageError: a size that is halved to nothing, numbers out of range, unknown names; labels or captions that
@@ -120,10 +100,10 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
             nn.Unflatten(1, (channels[0], *top)),  # (B, C, h, w)
         )
         self.up_blocks = nn.Sequential()
-        for (a, b), size in zip(pairwise(channels), reversed(sizes)):
+        for place, ((a, b), size) in enumerate(zip(pairwise(channels), reversed(sizes))):
             block = [make_norm(norm, a), make_activation(activation, negative_slope=LEAKY_SLOPE)]
             if dropout:
-                block.append(NoisyDropout(dropout, keep_dropout))
+                block.append(SeededDropout(dropout, keep_dropout, place))
             if upsample == "resize":
                 block += [nn.Upsample(size), nn.Conv2d(a, b, 3, padding=1)]
             else:
@@ -139,6 +119,7 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
         class_labels: Tensor | None = None,
         text_embeds: Tensor | None = None,
         return_dict: bool = True,
+        dropout_seeds: Tensor | None = None,
     ) -> GeneratorOutput | tuple[Tensor]:
         """Generate images.
 
@@ -146,18 +127,28 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
             latents: noise, (B, latent_dim).
             class_labels: integers in [0, num_class_embeds), (B,).
             text_embeds: vectors of the captions, (B, text_embed_dim).
+            dropout_seeds: int64 (B,), see `SeededDropout`; `None` (default): torch's generator in training, else 0.
             return_dict: `False` returns the tuple `(sample,)`.
         """
         check_latents(latents, self.config.latent_dim)
         embedding = self.condition(class_labels, text_embeds)
         if embedding is not None:
             latents = torch.cat([latents, embedding], 1)
-        sample = self.up_blocks(self.project_in(latents)).tanh()
+        x = self.project_in(latents)
+        for layer in [layer for block in self.up_blocks for layer in block.children()]:
+            x = layer(x, dropout_seeds) if isinstance(layer, SeededDropout) else layer(x)
+        sample = x.tanh()
         return GeneratorOutput(sample) if return_dict else (sample,)
 
-    def decode(self, latents: Tensor, class_labels: Tensor | None = None, text_embeds: Tensor | None = None) -> Tensor:
+    def decode(
+        self,
+        latents: Tensor,
+        class_labels: Tensor | None = None,
+        text_embeds: Tensor | None = None,
+        dropout_seeds: Tensor | None = None,
+    ) -> Tensor:
         """The images alone, as a VAE's decoder returns them."""
-        return self(latents, class_labels, text_embeds).sample
+        return self(latents, class_labels, text_embeds, dropout_seeds=dropout_seeds).sample
 
 
 class DCGANDiscriminator(ModelMixin, ConfigMixin):

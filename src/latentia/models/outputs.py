@@ -25,8 +25,8 @@ class DiscriminatorOutput(BaseOutput):
 
     Args:
         logits: (B / pack,), positive for real; or (B, 1, h, w), one for each patch.
-        features: the input of the last layer, or the output of the layer that was asked for, (B / pack, F); None of a
-            discriminator of patches.
+        features: the input of the last layer, or the output of the layer that was asked for, (B / pack, F); of a
+            discriminator of patches all activations, (B, F), if they are asked for, else None.
         class_logits: of the auxiliary classifier, (B / pack, num_aux_classes); None without.
     """
 

@@ -1,5 +1,6 @@
 """PatchGAN: a discriminator of patches, which sees texture and not composition."""
 
+import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
@@ -77,12 +78,17 @@ class PatchDiscriminator(ModelMixin, ConfigMixin):
         """Height and width in pixels of the smallest image, which has one logit."""
         return 3 * 2 ** (len(self.config.block_out_channels) - 1)
 
-    def forward(self, sample: Tensor, return_dict: bool = True) -> DiscriminatorOutput | tuple[Tensor]:
+    def forward(
+        self, sample: Tensor, return_dict: bool = True, with_features: bool = False
+    ) -> DiscriminatorOutput | tuple[Tensor]:
         """Logits (B, 1, h, w) of the patches of images.
 
         Args:
             sample: (B, in_channels, H, W) in [-1, 1].
             return_dict: `False` returns the tuple `(logits,)`.
+            with_features: whether to give the activations of all layers but the last, (B, F), each over the number of
+                its values and of layers, so that the sum of absolute differences is the mean of the layers' mean ones
+                (pix2pixHD, Wang et al., 2017, 1711.11585, eq. 4). Default False.
         """
         least = self.least_size
         if sample.ndim != 4 or sample.shape[1] != self.config.in_channels or min(sample.shape[2:]) < least:
@@ -90,5 +96,10 @@ class PatchDiscriminator(ModelMixin, ConfigMixin):
                 f"sample must be of shape (B, {self.config.in_channels}, H, W) with at least {least} pixels each way; "
                 f"got {tuple(sample.shape)}. Smaller images need fewer block_out_channels."
             )
-        logits = self.layers(sample)
-        return DiscriminatorOutput(logits) if return_dict else (logits,)
+        x, active, count = sample, [], len(self.config.block_out_channels)
+        for layer in self.layers:
+            x = layer(x)
+            if with_features and isinstance(layer, nn.LeakyReLU):
+                active.append(x.flatten(1) / (x[0].numel() * count))
+        features = torch.cat(active, 1) if with_features else None
+        return DiscriminatorOutput(x, features) if return_dict else (x,)

@@ -122,33 +122,54 @@ def load_data(args: DataArguments):
     Raises:
         UsageError: neither or both of dataset_name and train_data_dir.
     """
+    return load_images(data_source(args), **data_options(args), streaming=args.streaming)
+
+
+def data_source(args: DataArguments) -> str | Path:
+    """What `load_images` reads.
+
+    Raises:
+        UsageError: neither or both of dataset_name and train_data_dir.
+    """
     if (args.dataset_name is None) == (args.train_data_dir is None):
         given = "neither" if args.dataset_name is None else "both"
         raise UsageError(
             f"Give dataset_name (a Hub id, digits or emoji) or train_data_dir (a folder or parquet); got {given}."
         )
-    folder = args.train_data_dir or ""
     if "" in (args.dataset_name, args.train_data_dir):
         raise UsageError("dataset_name and train_data_dir must not be empty; got ''.")
+    return args.dataset_name or path_or_pattern(args.train_data_dir or "")
+
+
+def path_or_pattern(folder: str) -> str | Path:
+    """A path, or the text itself if it is a pattern of paths and no path.
+
+    Example:
+        >>> path_or_pattern("images"), path_or_pattern("images/*.parquet")
+        (PosixPath('images'), 'images/*.parquet')
+    """
     pattern = any(sign in folder for sign in "*?[") and not user_path(folder).exists()
-    return load_images(
-        args.dataset_name or (folder if pattern else Path(folder)),
-        split=args.split,
-        config_name=args.dataset_config_name,
-        revision=args.dataset_revision,
-        image_column=args.image_column,
-        label_column=args.label_column,
-        caption_column=args.caption_column,
-        resolution=args.resolution,
-        channels=args.channels,
-        center_crop=args.center_crop,
-        random_flip=args.random_flip,
-        max_samples=args.max_train_samples,
-        on_bad_image=args.on_bad_image,
-        cache_dir=args.cache_dir,
-        num_workers=args.dataloader_num_workers,
-        streaming=args.streaming,
-    )
+    return folder if pattern else Path(folder)
+
+
+def data_options(args: DataArguments) -> dict[str, Any]:
+    """How `load_images` reads it, but for `streaming`."""
+    return {
+        "split": args.split,
+        "config_name": args.dataset_config_name,
+        "revision": args.dataset_revision,
+        "image_column": args.image_column,
+        "label_column": args.label_column,
+        "caption_column": args.caption_column,
+        "resolution": args.resolution,
+        "channels": args.channels,
+        "center_crop": args.center_crop,
+        "random_flip": args.random_flip,
+        "max_samples": args.max_train_samples,
+        "on_bad_image": args.on_bad_image,
+        "cache_dir": args.cache_dir,
+        "num_workers": args.dataloader_num_workers,
+    }
 
 
 def checkpoint_gradients(network: nn.Module) -> bool:

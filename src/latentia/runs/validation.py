@@ -33,6 +33,7 @@ from latentia.runs.classes import classes_of
 from latentia.training.loop import Hook, Progress
 
 _CHUNK = 100  # images at a time
+_SETS = 24  # samples in a grid that shows others beside them
 
 
 class Samples(NamedTuple):
@@ -41,10 +42,13 @@ class Samples(NamedTuple):
     Args:
         images: (B, C, H, W) in [-1, 1], on the CPU.
         labels: the class, prompt or the like of each image; None if there are none.
+        beside: what is shown beside each image of a grid: name -> (B, C, H, W), in the order of the columns, the images
+            themselves included; None: the images alone are shown.
     """
 
     images: Tensor
     labels: Sequence[str] | None = None
+    beside: Mapping[str, Tensor] | None = None
 
 
 class Sampler(Protocol):
@@ -113,8 +117,16 @@ def reconstructor(pipeline: Callable[[Any], Any], network: Any, data: Dataset) -
 
 
 def draw_grid(samples: Samples) -> Image.Image:
-    """A grid of samples, each with its label if there are any."""
-    return image_grid(samples.images, tile_labels=samples.labels)
+    """A grid of samples, each with its label if there are any, or with what is shown beside it."""
+    if samples.beside is None:
+        return image_grid(samples.images, tile_labels=samples.labels)
+    channels = max(x.shape[1] for x in samples.beside.values())
+    shown = [x[:_SETS].expand(-1, channels, -1, -1) for x in samples.beside.values()]
+    repeated = min(3, len(shown[0]))
+    titles = [*samples.beside] * repeated
+    tiles = torch.stack(shown, 1).flatten(0, 1)
+    blank = tiles.new_ones(-len(tiles) % len(titles), *tiles.shape[1:])
+    return image_grid(torch.cat([tiles, blank]), len(titles), column_labels=titles)
 
 
 @contextmanager
