@@ -1,6 +1,6 @@
 """Image-to-image translation: an image in, an image out; of a translator of pairs, or of both directions of a cycle."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -107,10 +107,23 @@ class TranslationPipeline(DiffusionPipeline):
                 raise UsageError(f"mask must be one, or one for each of {batch_size} images; got {len(inside)}.")
             x = masked(x, (inside > 0).to(x.dtype).expand(batch_size, -1, -1, -1))
 
-        def translate(x: Tensor, seeds: Tensor) -> Tensor:
-            return self.translator(x, seeds).sample
+        images = self.translate(x, image_generators(generator, batch_size))
+        self.maybe_free_model_hooks()
+        output = to_output(images, output_type)
+        return ImagePipelineOutput(images=output) if return_dict else (output,)
 
-        return _finish(self, self.translator, translate, x, generator, output_type, return_dict)
+    @torch.no_grad()
+    def translate(self, inputs: Tensor, generators: list[torch.Generator]) -> Tensor:
+        """Outputs of inputs as the network takes them, and as the batches of `PairedImages` hold them.
+
+        Args:
+            inputs: (B, C, H, W) in [-1, 1]; enlarged, of a network that enlarges; with their mask, of one that fills.
+            generators: one for each, of dropout that stays on.
+
+        Returns:
+            (B, D, H, W) in [-1, 1].
+        """
+        return _translate(self, lambda x, seeds: self.translator(x, seeds).sample, inputs, generators)
 
 
 class CyclePipeline(DiffusionPipeline):
@@ -174,11 +187,26 @@ class CyclePipeline(DiffusionPipeline):
         x = _input(self, self.translator, image, config.in_channels if direction == "forward" else config.out_channels)
         batch_size = count_images(batch_size, image=x)
 
-        def translate(x: Tensor, seeds: Tensor) -> Tensor:
-            return self.translator.translate(x, direction, seeds)
+        images = self.translate(
+            x.expand(batch_size, -1, -1, -1), image_generators(generator, batch_size), direction=direction
+        )
+        self.maybe_free_model_hooks()
+        output = to_output(images, output_type)
+        return ImagePipelineOutput(images=output) if return_dict else (output,)
 
-        x = x.expand(batch_size, -1, -1, -1)
-        return _finish(self, self.translator, translate, x, generator, output_type, return_dict)
+    @torch.no_grad()
+    def translate(self, inputs: Tensor, generators: list[torch.Generator], *, direction: str = "forward") -> Tensor:
+        """Images of the other domain, as tensors.
+
+        Args:
+            inputs: (B, C, H, W) in [-1, 1].
+            generators: one for each, of dropout that stays on.
+            direction: as for the call.
+
+        Returns:
+            (B, D, H, W) in [-1, 1].
+        """
+        return _translate(self, lambda x, seeds: self.translator.translate(x, direction, seeds), inputs, generators)
 
 
 def _degradation(saved: Mapping[str, Any]) -> Degradation:
@@ -193,14 +221,11 @@ def _input(pipe: Any, network: Any, image: Images | None, channels: int) -> Tens
     return from_input(image, channels=channels, device=pipe._execution_device, dtype=network.dtype)
 
 
-def _finish(
-    pipe: Any, network: Any, translate: Any, x: Tensor, generator: Generators, output_type: str, return_dict: bool
-) -> ImagePipelineOutput | tuple:
-    """The images of inputs, in chunks of one size, so that an image does not depend on those beside it."""
-    seeds = dropout_seeds(image_generators(generator, len(x)), x.device)
+def _translate(
+    pipe: Any, network: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, generators: list[torch.Generator]
+) -> Tensor:
+    """In chunks of one size, so that an image does not depend on those beside it."""
+    x = inputs.to(pipe._execution_device, pipe.translator.dtype)
     size = chunk_size(x.shape[2] * x.shape[3], x.device.type)
-    with evaluating(network):
-        images = in_chunks(translate, x, seeds, size=size)
-    pipe.maybe_free_model_hooks()
-    output = to_output(images, output_type)
-    return ImagePipelineOutput(images=output) if return_dict else (output,)
+    with evaluating(pipe.translator):
+        return in_chunks(network, x, dropout_seeds(generators, x.device), size=size)

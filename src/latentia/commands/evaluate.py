@@ -9,6 +9,7 @@ What makes images is a `Source`; from the images on, everything is the same for 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from latentia.commands.measurement import (
 from latentia.commands.output import open_output
 from latentia.commands.reference import Reference, data_options, find_reference
 from latentia.commands.sources import Source, open_source
+from latentia.commands.translation import measure_translation
 from latentia.data import ImageData
 from latentia.errors import Count, Natural, Seed, Size, UsageError, check_arguments
 from latentia.evaluation import (
@@ -39,6 +41,7 @@ from latentia.evaluation import (
     Reconstruction,
     Report,
     Sample,
+    TranslationScores,
     check_metrics,
     save_figures,
     score,
@@ -74,6 +77,7 @@ class Evaluation:
         likelihood: of held-out images; None where the family defines none or none was asked for.
         latents: how they are structured, likewise.
         reconstruction: of held-out images, likewise.
+        translation: scores of an image-to-image pipeline beside the baselines of its task; None for others.
         noise: what images of noise get with the same extractor.
         runs_of: what several runs are compared as, together; None for a source of its own.
         failed: whether this run failed, see `failed` in compare.py; None if that was not asked.
@@ -94,6 +98,7 @@ class Evaluation:
     likelihood: Likelihood | None
     latents: LatentStructure | None = None
     reconstruction: Reconstruction | None = None
+    translation: TranslationScores | None = None
     noise: NoiseFloor | None = None
     runs_of: str | None = None
     failed: bool | None = None
@@ -114,6 +119,7 @@ class Evaluation:
             "likelihood": asdict(self.likelihood) if self.likelihood else None,
             "latents": self.latents.to_dict() if self.latents else None,
             "reconstruction": asdict(self.reconstruction) if self.reconstruction else None,
+            "translation": self.translation.to_dict() if self.translation else None,
             "noise": asdict(self.noise) if self.noise else None,
             "runs_of": self.runs_of, "failed": self.failed,
             "data": self.data, "latentia": version("latentia"),
@@ -127,7 +133,7 @@ class Evaluation:
         if self.about.get("training_seconds") is not None:
             facts.append(f"trained for {self.about['training_seconds']:.0f} s")
         lines = [self.report.table(), f"{self.source}: {', '.join(facts)}"]
-        parts = (self.likelihood, self.latents, self.reconstruction)
+        parts = (self.likelihood, self.latents, self.reconstruction, self.translation)
         return "\n".join([*lines, *(part.text() for part in parts if part)])
 
     def save(
@@ -199,7 +205,8 @@ def evaluate(
     Args:
         source: a saved pipeline (folder or Hub id); a folder of images; a .npy or .npz file; "module:function" for a
             function (count, seed) -> images; or a baseline, "pca" or "kde". In Python also a pipeline, a function, a
-            tensor or images. Of an autoencoder without a prior, reconstructions are measured.
+            tensor or images. Of an autoencoder without a prior, reconstructions are measured; of an image-to-image
+            pipeline translations of held-out inputs, beside the baselines of the task.
         data: the real images, at least 2 n: digits, emoji, factors, a folder, parquet, or a data set on the Hub. If not
             given, those that the source was trained on, read as its run read them. Take the training split, or copies
             go unnoticed.
@@ -258,7 +265,13 @@ def options(words: Sequence[str]) -> dict[str, Option]:
 
 def open_from(source: Any, reference: Reference, options: Mapping[str, Any]) -> Source:
     """The opened source, whose reconstructions, if it makes nothing else, are of held-out images."""
-    return open_source(source, reference.images, held_out=lambda: reference.held_out(len(reference.images)), **options)
+
+    def inputs() -> tuple[Tensor, str] | None:
+        found = reference.held_out_pairs(len(reference.images))
+        return None if found is None else (found.inputs, found.about)
+
+    held_out = partial(reference.held_out, len(reference.images))
+    return open_source(source, reference.images, held_out=held_out, inputs=inputs, **options)
 
 
 def check_steps(sources: Sequence[Source], num_inference_steps: int | None) -> None:
@@ -342,6 +355,7 @@ def measure_source(
         likelihood=measure_likelihood(opened, reference, likelihood_images, seed),
         latents=measure_latents(opened, reference, extractor, latent_images, seed),
         reconstruction=measure_reconstruction(opened, reference, real.sample, extractor, count),
+        translation=measure_translation(opened, reference, real.sample, extractor, n),
         noise=real.noise,
         card=card if opened.samples else None,
     )

@@ -12,23 +12,26 @@ from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from latentia.data import ImageData
+from latentia.data import ImageData, PairedImages
 from latentia.errors import DataError, MissingSplitError, UsageError, did_you_mean
 from latentia.files.reading import user_path
 from latentia.functional.settings import check_settings
 from latentia.pipelines.capabilities import Option
-from latentia.runs.arguments import DataArguments, RunArguments
+from latentia.runs.arguments import DataArguments, RunArguments, check_ranges
 from latentia.runs.command_line import read_config, with_values
+from latentia.runs.pairs import PairArguments, UnpairedArguments, load_paired
 from latentia.runs.start import load_data
 
 CONFIG = "training_config.json"
 _NAMES = ("dataset_name", "train_data_dir")  # which data; `data` of a command names either
 _FLAGS = [field.name for field in fields(DataArguments) if field.name not in _NAMES]
+_OF_PAIRS = [field.name for field in fields(PairArguments)]
 _OF_IMAGES = ("resolution", "channels", "center_crop", "on_bad_image")  # hold for any data: of the images a model makes
 _WITHOUT_EFFECT: dict[str, Any] = {
     "random_flip": False,
@@ -37,17 +40,30 @@ _WITHOUT_EFFECT: dict[str, Any] = {
 }  # on the images themselves; a folder of others starts no processes and writes nothing elsewhere
 
 
+class HeldOutPairs(NamedTuple):
+    """Inputs as networks take them, (N, C, H, W) in [-1, 1]; targets, uint8; labels of the inputs; what they are."""
+
+    inputs: Tensor
+    targets: Tensor
+    labels: Tensor | None
+    about: str
+
+
 @dataclass
 class Reference:
     """The real images that sources are compared with.
 
     Args:
-        images: the images.
+        images: the images; of pairs the targets.
         arguments: the flags that they were read by; None for images given in Python.
+        pairs: the images with the inputs that they are made from; None for images alone.
+        pair_arguments: the flags of the targets; None for images alone.
     """
 
     images: ImageData
     arguments: DataArguments | None = None
+    pairs: PairedImages | None = None
+    pair_arguments: UnpairedArguments | None = None
 
     @cached_property
     def test(self) -> ImageData | None:
@@ -55,9 +71,32 @@ class Reference:
         if self.arguments is None:
             return None
         try:
-            return load_data(replace(self.arguments, split="test"))
+            if self.test_pairs is not None:
+                return self.test_pairs.targets
+            return None if self.pairs is not None else load_data(replace(self.arguments, split="test"))
         except MissingSplitError:
             return None
+
+    @cached_property
+    def test_pairs(self) -> PairedImages | None:
+        """The pairs of the split "test"; None if the data has none, or no pairs."""
+        if self.arguments is None or self.pairs is None or self.pair_arguments is None:
+            return None
+        try:
+            arguments = replace(self.arguments, split="test")
+            return load_paired(arguments, self.pair_arguments, paired=self.pairs.paired)
+        except MissingSplitError:
+            return None
+
+    def held_out_pairs(self, count: int) -> HeldOutPairs | None:
+        """At most `count` pairs, of the test split if there is one; None for images alone."""
+        if self.pairs is None:
+            return None
+        chosen, seen = (self.pairs, "training") if self.test_pairs is None else (self.test_pairs, "test")
+        inputs = chosen.inputs if isinstance(chosen.inputs, ImageData) else chosen.targets
+        rows = [torch.linspace(0, len(x) - 1, min(count, len(chosen), len(inputs))).long() for x in (inputs, chosen)]
+        labels = None if inputs.labels is None else inputs.labels[rows[0]]
+        return HeldOutPairs(chosen.conditions(rows[0]), chosen.images[rows[1]], labels, f"{seen} images")
 
     def held_out(self, count: int) -> tuple[Tensor, Tensor | None, str]:
         """At most `count` images, uint8, and their labels, of the test split if there is one; and what they are."""
@@ -80,13 +119,20 @@ def find_reference(data: Any, sources: Sequence[Any], settings: Mapping[str, Any
             that is read as a stream.
         DataError: the data cannot be read.
     """
+    known = [*_FLAGS, *_OF_PAIRS]
     for key in settings:
-        if key not in _FLAGS:
-            raise UsageError(f"{key} must be left out: there is no such argument.{did_you_mean(key, _FLAGS)}")
+        if key not in known:
+            raise UsageError(f"{key} must be left out: there is no such argument.{did_you_mean(key, known)}")
+    targets = {key: settings[key] for key in settings if key in _OF_PAIRS}
+    settings = {key: settings[key] for key in settings if key not in targets}
     check_settings(DataArguments, settings)
+    check_settings(PairArguments, targets)
+    check_ranges(SimpleNamespace(pairs=PairArguments(**targets)))
     if isinstance(data, ImageData):
-        if settings:
-            raise UsageError(f"{next(iter(settings))} must be left out where data are images already, not a name.")
+        if settings or targets:
+            raise UsageError(
+                f"{next(iter({**settings, **targets}))} must be left out where data are images already, not a name."
+            )
         return Reference(data)
     if not isinstance(data, str | Path | None):
         raise UsageError(f"data must be the name of a data set, or ImageData; got {type(data).__name__}.")
@@ -98,7 +144,11 @@ def find_reference(data: Any, sources: Sequence[Any], settings: Mapping[str, Any
             "for a part of a large data set."
         )
     try:
-        return Reference(load_data(arguments), arguments)
+        of_targets = pair_arguments([*runs], targets)
+        if of_targets is None:
+            return Reference(load_data(arguments), arguments)
+        pairs = load_paired(arguments, of_targets, paired=isinstance(of_targets, PairArguments))
+        return Reference(pairs.targets, arguments, pairs, of_targets)
     except DataError as error:
         if data is not None or arguments.train_data_dir is None or Path(arguments.train_data_dir).exists():
             raise
@@ -132,6 +182,34 @@ def _chosen(data: str | Path | None, runs: dict[str, DataArguments], settings: M
     return DataArguments(**name, **{key: values.pop() for key, values in shared.items() if len(values) == 1})
 
 
+def pair_arguments(runs: Sequence[str], settings: Mapping[str, Any]) -> UnpairedArguments | None:
+    """The flags of the targets: those of the first run on pairs, where settings do not override them; else settings.
+
+    Args:
+        runs: folders of runs.
+        settings: fields of `PairArguments`; another way to name the targets takes the place of the run's.
+
+    Returns:
+        `PairArguments`, or `UnpairedArguments` of a run without pairs; None if there are none.
+    """
+    for run in runs:
+        given = {key: value for key, value in read_config(user_path(run) / CONFIG).items() if key in _OF_PAIRS}
+        if any(value is not None for value in given.values()):
+            kind = PairArguments if "degrade" in given else UnpairedArguments  # a run without pairs has no such flag
+            if kind is UnpairedArguments and (odd := settings.keys() - given.keys()):
+                raise UsageError(f"{min(odd)} must be left out: {run} was trained without pairs.")
+            kept = {} if settings else given
+            return replace(with_values(SimpleFlags(kind()), kept, source=run).pairs, **settings)
+    return PairArguments(**settings) if settings else None
+
+
+@dataclass(frozen=True)
+class SimpleFlags:
+    """One group of flags, as `with_values` fills them in."""
+
+    pairs: UnpairedArguments
+
+
 def run_arguments(source: Any) -> DataArguments | None:
     """The flags of the data of a run, from its folder; None for a source that is no such folder, or names no data.
 
@@ -152,15 +230,19 @@ def run_arguments(source: Any) -> DataArguments | None:
 @cache
 def data_options() -> dict[str, Option]:
     """The flags of the data for a command line: name to type, default and help, from `DataArguments`."""
-    lines: Any = ast.parse(inspect.getsource(DataArguments)).body[0]
+    return {name: option for kind in (DataArguments, PairArguments) for name, option in _options_of(kind).items()}
+
+
+def _options_of(kind: type) -> dict[str, Option]:
+    lines: Any = ast.parse(inspect.getsource(kind)).body[0]
     helps = {
         field.target.id: text.value.value  # type: ignore[union-attr, attr-defined] # a name, and a text below it
         for field, text in pairwise(lines.body)
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
     }
-    hints = typing.get_type_hints(DataArguments)
+    hints = typing.get_type_hints(kind)
     return {
         field.name: Option(hints[field.name], field.default, f"{helps[field.name]} Of the run if not given.")
-        for field in fields(DataArguments)
-        if field.name in _FLAGS
+        for field in fields(kind)
+        if field.name in (*_FLAGS, *_OF_PAIRS)
     }

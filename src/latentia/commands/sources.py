@@ -50,6 +50,8 @@ class Source:
         decode: latents -> images in [-1, 1]; None as for `encode`.
         latent_path: "lerp" or "slerp", the path between two latents.
         reconstruct: images in [-1, 1] -> the same, encoded and decoded; None if the family has none.
+        translate: inputs in [-1, 1], as the network takes them -> images; None if it is no image-to-image pipeline.
+        cycle: inputs -> their way to the other domain and back; None if it does not know both directions.
         samples: whether it makes images of its own; if not, `draw` gives reconstructions of held-out images.
     """
 
@@ -65,6 +67,8 @@ class Source:
     decode: Callable[[Tensor], Tensor] | None = None
     latent_path: Literal["lerp", "slerp"] = "lerp"
     reconstruct: Callable[[Tensor], Tensor] | None = None
+    translate: Callable[[Tensor], Tensor] | None = None
+    cycle: Callable[[Tensor], Tensor] | None = None
     samples: bool = True
     notes: tuple[str, ...] = ()
 
@@ -78,6 +82,7 @@ def open_source(
     revision: str | None = None,
     device: str | torch.device | None = None,
     held_out: Callable[[], tuple[Tensor, Any, str]] | None = None,
+    inputs: Callable[[], tuple[Tensor, str] | None] = lambda: None,
 ) -> Source:
     """Open a source of images by what a user writes.
 
@@ -93,6 +98,8 @@ def open_source(
         device: where a pipeline runs; None is the process's own.
         held_out: () -> uint8 images, their labels and what they are: those that an autoencoder without a prior
             reconstructs; None for those of `real`.
+        inputs: () -> what an image-to-image pipeline translates, as the network takes it, and what it is; None, the
+            default: there are no pairs.
 
     Raises:
         UsageError: `source` is none of these.
@@ -120,7 +127,7 @@ def open_source(
     elif text:
         source = load_pipeline(text, revision)
     if hasattr(source, "save_pretrained") and callable(source):
-        return _pipeline(source, text, real, seed, num_inference_steps, device, held_out)
+        return _pipeline(source, text, real, seed, num_inference_steps, device, held_out, inputs)
     if callable(source):
         return _function(source, text or getattr(source, "__name__", type(source).__name__), real, seed)
     return _fixed("images", source, real, {"kind": "images"})
@@ -136,7 +143,14 @@ def load_pipeline(source: str | Path, revision: str | None = None) -> Any:
 
 
 def _pipeline(
-    pipe: Any, text: str, real: ImageData, seed: int, steps: int | None, device: Any, held_out: Callable | None
+    pipe: Any,
+    text: str,
+    real: ImageData,
+    seed: int,
+    steps: int | None,
+    device: Any,
+    held_out: Callable | None,
+    inputs: Callable[[], tuple[Tensor, str] | None],
 ) -> Source:
     pipe.to(PartialState().device if device is None else device)
     pipe.set_progress_bar_config(disable=True)
@@ -192,6 +206,8 @@ def _pipeline(
         notes=notes,
         **_latents(pipe, able, options),
     )
+    if able.translates:
+        return _translating(source, pipe, seed, inputs(), fitting)
     if able.samples:
         return source
     chosen, _, what = (real.images, None, "training images") if held_out is None else held_out()
@@ -203,6 +219,41 @@ def _pipeline(
         samples=False,
         about={**about, "kind": f"reconstructions of {what}"},
         notes=(f"it has no prior to sample from, so its images here are reconstructions of {what}",),
+    )
+
+
+def _translating(source: Source, pipe: Any, seed: int, given: tuple[Tensor, str] | None, fitting: Callable) -> Source:
+    """The source whose images are translations of held-out inputs."""
+    if given is None:
+        raise UsageError(
+            f"data must be pairs, as {type(pipe).__name__} makes images from images: give target_data_dir, "
+            "target_column or degrade beside data."
+        )
+    chosen, what = given
+
+    def translate(inputs: Tensor, **options: Any) -> Tensor:
+        made = []
+        for start in range(0, len(inputs), 100):
+            part = inputs[start : start + 100]
+            seeds = (seed_from(seed, "sample", start + i) for i in range(len(part)))
+            generators = [torch.Generator().manual_seed(one) for one in seeds]
+            made.append(pipe.translate(part, generators, **options).cpu().float())
+        return torch.cat(made)
+
+    cycle = None
+    if "direction" in inspect.signature(pipe.translate).parameters:
+
+        def cycle(inputs: Tensor) -> Tensor:
+            return translate(translate(inputs), direction="backward")
+
+    return replace(
+        source,
+        draw=lambda start, stop: fitting(translate(chosen[start:stop])),
+        translate=translate,
+        cycle=cycle,
+        count=len(chosen),
+        about={**source.about, "kind": f"translations of {what}"},
+        notes=(*source.notes, f"its images are translations of {what}"),
     )
 
 

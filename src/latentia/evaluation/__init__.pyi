@@ -132,6 +132,9 @@ from .retrieval import Retrieval as Retrieval
 from .retrieval import retrieval_scores as retrieval_scores
 from .samples import Sample as Sample
 from .samples import measure as measure
+from .translation import TranslationScores as TranslationScores
+from .translation import translation_scores as translation_scores
+from .translation_baselines import translation_baselines as translation_baselines
 from .two_sample import Augmentation as Augmentation
 from .two_sample import TrainOnSynthetic as TrainOnSynthetic
 from .two_sample import TwoSampleTest as TwoSampleTest

@@ -25,6 +25,11 @@ DIRECTIONS = ("forward", "backward")
 _NOISY = 3  # stages of the U-Net with dropout, the deepest ones
 
 
+def _has_bias(norm: str) -> bool:
+    """Whether a convolution before this norm has a bias: instance norm would cancel it."""
+    return norm != "instance"
+
+
 class _UNet(nn.Module):
     """Stages of stride 2 on the way in, mirrored on the way out, each beside the one of its size (pix2pix, 6.1.1)."""
 
@@ -35,12 +40,14 @@ class _UNet(nn.Module):
         for i, width in enumerate(widths):
             between = norm if 0 < i < last else "none"  # not of the image, nor of what may be one pixel
             active = [nn.LeakyReLU(LEAKY_SLOPE)] if i else []
-            self.down.append(nn.Sequential(*active, nn.Conv2d(channels, width, 4, 2, 1), make_norm(between, width)))
+            conv = nn.Conv2d(channels, width, 4, 2, 1, bias=_has_bias(between))
+            self.down.append(nn.Sequential(*active, conv, make_norm(between, width)))
             channels = width
         for i in range(last, -1, -1):
             out = widths[i - 1] if i else out_channels
             taken = channels if i == last else 2 * channels
-            layers = nn.ModuleList([nn.ReLU(), nn.ConvTranspose2d(taken, out, 4, 2, 1)])
+            bias = not i or _has_bias(norm)
+            layers = nn.ModuleList([nn.ReLU(), nn.ConvTranspose2d(taken, out, 4, 2, 1, bias=bias)])
             if i:
                 layers.append(make_norm(norm, out))
                 if last - i < _NOISY:
@@ -82,14 +89,16 @@ class _ResNet(nn.Module):
     ):
         super().__init__()
         first, *rest = widths
-        layers: list[nn.Module] = [nn.ReflectionPad2d(3), nn.Conv2d(in_channels, first, 7), make_norm(norm, first)]
+        bias = _has_bias(norm)
+        layers: list[nn.Module] = [nn.ReflectionPad2d(3), nn.Conv2d(in_channels, first, 7, bias=bias)]
+        layers.append(make_norm(norm, first))
         for a, b in zip(widths, rest):
-            layers += [nn.ReLU(), nn.Conv2d(a, b, 3, 2, 1), make_norm(norm, b)]
+            layers += [nn.ReLU(), nn.Conv2d(a, b, 3, 2, 1, bias=bias), make_norm(norm, b)]
         self.down = nn.Sequential(*layers, nn.ReLU())
         self.blocks = nn.ModuleList([_Residual(widths[-1], norm, p, keep, i) for i in range(blocks)])
         layers = []
         for a, b in zip(reversed(rest), reversed(widths[:-1])):
-            layers += [nn.ConvTranspose2d(a, b, 3, 2, 1, 1), make_norm(norm, b), nn.ReLU()]
+            layers += [nn.ConvTranspose2d(a, b, 3, 2, 1, 1, bias=bias), make_norm(norm, b), nn.ReLU()]
         self.up = nn.Sequential(*layers, nn.ReflectionPad2d(3), nn.Conv2d(first, out_channels, 7))
 
     def forward(self, x: Tensor, seeds: Tensor | None) -> Tensor:
