@@ -68,6 +68,7 @@ class DiffusionPipeline(DiffusersPipeline):
     model_cpu_offload_seq: Any  # a text in every family
     # What a pipeline can do is declared by its class, and by the properties below where it depends on the components;
     # `latentia.pipelines.capabilities` explains each and reads them all.
+    modality: str = "image"
     conditions: tuple[str, ...] = ()
     latents: Latents | None = None
     latent_conditions: tuple[str, ...] = ()

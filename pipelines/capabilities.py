@@ -28,8 +28,9 @@ class Likelihood:
     Args:
         kind: "exact" or "lower bound".
         of: "256 bins", a probability of images of 8 bits; "density", a density on [-1, 1], to be taken of dequantised
-            images; "binarised pixels", a probability after dynamic binarisation; "indices", a probability of the
-            codebook indices of an image and of no pixels.
+            images; "binarised pixels", a probability after dynamic binarisation; "levels", of pixels of fewer
+            levels than 256; "indices", a probability of the codebook indices of an image and of no pixels; "text", a
+            probability of characters.
 
     Example:
         >>> str(Likelihood("lower bound", "256 bins")), str(Likelihood("lower bound", "binarised pixels"))
@@ -39,12 +40,16 @@ class Likelihood:
     """
 
     kind: Literal["exact", "lower bound"]
-    of: Literal["256 bins", "density", "binarised pixels", "indices"]
+    of: Literal["256 bins", "density", "binarised pixels", "levels", "indices", "text"]
 
     def __str__(self) -> str:
         if (self.kind, self.of) == ("exact", "density"):  # of the bytes themselves its mean is a bound
             return "exact density of dequantised pixels"
-        more = {"binarised pixels": ", dynamic binarisation", "indices": ", of the codes and not of the pixels"}
+        more = {
+            "levels": ", of pixels of fewer levels",
+            "binarised pixels": ", dynamic binarisation",
+            "indices": ", of the codes and not of the pixels",
+        }
         return self.kind + more.get(self.of, "")
 
 
@@ -78,6 +83,7 @@ class Capabilities:
         likelihood: what `log_likelihood` gives; `None`: there is none.
         words: those of encode, decode, interpolate and log_likelihood that it has.
         num_classes: how many classes can be asked for; `None`: none.
+        modality: what it makes: "image", or "text".
         samples: whether it makes images of its own; an autoencoder without a prior does not.
         translates: whether it makes images only from an `image` that it is given.
         options: arguments of `pipe(...)` that can be typed, conditions included, by name. A pipeline whose call takes
@@ -91,6 +97,7 @@ class Capabilities:
     likelihood: Likelihood | None
     words: tuple[str, ...]
     num_classes: int | None
+    modality: str
     samples: bool
     translates: bool
     options: dict[str, Option]
@@ -127,6 +134,7 @@ def capabilities(pipe: Any) -> Capabilities:
         words=getattr(pipe, "words", ()),
         num_classes=num_classes,
         translates=getattr(pipe, "needs_image", False),
+        modality=getattr(pipe, "modality", "image"),
         samples=not getattr(pipe, "needs_prior", False) or pipe.prior is not None,
         options=options,
     )

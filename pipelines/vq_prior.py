@@ -19,6 +19,7 @@ from latentia.pipelines.codebook import codebook_size, decode_codes, encode_imag
 from latentia.pipelines.images import Images, check_output_type, to_output
 from latentia.pipelines.texts import warn_of_cuts
 from latentia.pipelines.threads import tokenize
+from latentia.pipelines.tokens import inverse_cdf, make_processors
 
 Texts = str | Sequence[str] | None
 
@@ -104,7 +105,7 @@ class VQPriorPipeline(DiffusionPipeline):
         The Curious Case of Neural Text Degeneration (Holtzman et al., 2019, 1904.09751), eq. 2, for `top_p`.
         """
         check_output_type(output_type)
-        processors = _processors(temperature, top_k, top_p)
+        processors = make_processors(temperature, top_k, top_p)
         labels = self._class_indices(class_labels, required=True)
         count = count_images(batch_size, class_labels=labels, prompt=prompt or None)
         prefix = self._prefix(prompt, class_labels, count)
@@ -197,45 +198,6 @@ def text_tokens(tokenizer: Any, texts: list[str]) -> Tensor:
         torch.Size([2, 6])
     """
     return tokenize(tokenizer, texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
-
-
-def inverse_cdf(scores: Tensor, uniform: Tensor) -> Tensor:
-    r"""The first k with \(\sum_{j \le k} p_j > u\), \(p = \mathrm{softmax}\) of the scores; never one of p = 0.
-
-    Args:
-        scores: (B, K); minus infinity for what must not be drawn.
-        uniform: u in [0, 1), float32, (B,).
-
-    Returns:
-        int64 (B, 1).
-
-    Example:
-        >>> inverse_cdf(torch.tensor([[0.2, 0.0, 0.8]]).log().expand(3, 3), torch.tensor([0.1, 0.2001, 0.9])).tolist()
-        [[0], [2], [2]]
-    """
-    mass = scores.double().softmax(-1).cumsum(-1)
-    return torch.searchsorted(mass, uniform[:, None] * mass[:, -1:], right=True)
-
-
-def _processors(temperature: float, top_k: int | None, top_p: float) -> Any:
-    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
-    if not 0 < temperature < math.inf:
-        raise UsageError(
-            f"temperature must be above 0 and finite; got {temperature}. For the likeliest codes give top_k=1."
-        )
-    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
-        raise UsageError(f"top_k must be an integer of at least 1, or None for all codes; got {top_k}.")
-    if not 0 < top_p <= 1:
-        raise UsageError(f"top_p must be in (0, 1]; got {top_p}.")
-    chosen = LogitsProcessorList()
-    if temperature != 1:
-        chosen.append(TemperatureLogitsWarper(float(temperature)))
-    if top_k is not None:
-        chosen.append(TopKLogitsWarper(top_k))
-    if top_p < 1:
-        chosen.append(TopPLogitsWarper(top_p))
-    return chosen
 
 
 def _check(vqvae: Any, transformer: Any, tokenizer: Any) -> None:

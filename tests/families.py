@@ -221,4 +221,26 @@ FAMILIES = [
         splits=False,  # each image is told from the others of its micro-batch
     ),
     Family("vq_prior", "train_vq_prior.py", "--vqvae {parts} --width 32 --layers 1 --dropout 0 --class_conditional"),
+    Family(
+        "text",
+        "train_text.py",
+        "--width 16 --layers 1 --heads 2 --dropout 0.1",
+        data=("--dataset_name", "moby_dick", "--context_length", "16", "--eval_characters", "0"),
+        same=NO_DROPOUT,
+        scored=("--validation_steps", "1", "--eval_characters", "600", "--max_train_steps", "2"),
+    ),
+    Family("pixelcnn", "train_pixelcnn.py", "--levels 17 --hidden_channels 8 --layers 2 --class_conditional"),
+    Family(
+        "pixel_transformer",
+        "train_pixelcnn.py",
+        "--architecture transformer --levels 2 --width 16 --transformer_layers 1 --heads 2",
+        at_night=True,
+    ),
+    Family(
+        "made",
+        "train_pixelcnn.py",
+        "--architecture made --levels 2 --hidden_sizes 16",
+        refuses=NO_BLOCKS,
+        at_night=True,
+    ),
 ]

@@ -12,11 +12,14 @@ from helpers import quiet
 from tiny_pipelines import COSINE, FLOW, WORDS, kl, text_pipeline, texts, unet, vqvae
 
 from latentia import (
+    MADE,
     VAE,
     VQVAE,
     Autoencoder,
     AutoencoderKLPipeline,
     AutoencoderPipeline,
+    AutoregressivePipeline,
+    CausalTransformer,
     CLIPPipeline,
     CyclePipeline,
     CycleTranslator,
@@ -26,6 +29,7 @@ from latentia import (
     DDPMScheduler,
     FlowPipeline,
     GANPipeline,
+    GatedPixelCNN,
     HashedWords,
     ImageTranslator,
     LatentDiffusionPipeline,
@@ -199,6 +203,12 @@ def vq_prior(classes=None, text=False):
     for weight in transformer.parameters():  # far from the start, where all codes are alike
         torch.nn.init.normal_(weight, std=0.3)
     return VQPriorPipeline(small_vqvae(), transformer.eval(), tokenizer, NAMES if classes else None)
+
+
+def autoregressive(network, classes=None, **config):
+    """Far from the start, where all levels are alike."""
+    made = network(levels=5, num_class_embeds=classes, **config)
+    return AutoregressivePipeline(spread(made), NAMES if classes else None)
 
 
 def clip():
@@ -381,6 +391,29 @@ PIPELINES = [
         likelihood=labels,
     ),
     Entry("vq-prior-text", seed(lambda: vq_prior(text=True)), SMALL, (4, 4), prompts, likelihood=prompts),
+    Entry(
+        "pixelcnn",
+        seed(lambda: autoregressive(GatedPixelCNN, sample_size=8, hidden_channels=8, layers=2)),
+        SMALL,
+        refusals=(
+            (lambda pipe: pipe(known_rows=2), "known_rows are of image, which is missing; got 2"),
+            (lambda pipe: pipe(image=random_images(1, 1, 8, 8), known_rows=9), "known_rows must be .*in .0, 8.; got 9"),
+            (lambda pipe: pipe(top_p=0.0), "top_p must be in"),
+            (lambda pipe: AutoregressivePipeline(CausalTransformer()), "got CausalTransformer of sequences"),
+        ),
+    ),
+    Entry(
+        "pixel-transformer-classes",
+        seed(
+            lambda: autoregressive(
+                CausalTransformer, 3, shape=(3, 4, 4), width=16, layers=2, heads=2, positions="learned"
+            )
+        ),
+        (3, 4, 4),
+        ask=lambda n: {"batch_size": n, **labels(n), "temperature": 0.9},
+        likelihood=labels,
+    ),
+    Entry("made", seed(lambda: autoregressive(MADE, sample_size=8, hidden_sizes=(64,))), SMALL),
     Entry("clip", seed(clip), (3, 16, 16), (16,), ask=None),
     Entry(
         "translation",

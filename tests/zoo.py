@@ -7,13 +7,16 @@ from typing import Any
 import torch
 
 from latentia import (
+    MADE,
     VAE,
     VQVAE,
     Autoencoder,
+    CausalTransformer,
     CycleTranslator,
     DCGANDiscriminator,
     DCGANGenerator,
     DigitClassifier,
+    GatedPixelCNN,
     ImageTranslator,
     InceptionV3,
     LatentMixture,
@@ -175,6 +178,19 @@ def _vector_flow(architecture: str, extra: Callable = lambda b: {}, **config):
     )
 
 
+def _tokens(name: str, network, size: tuple[int, ...], extra: Callable = lambda b: {}, **config):
+    return Entry(
+        f"autoregressive-{name}",
+        lambda: network(**config),
+        lambda b: {"tokens": torch.randint(0, 5, (b, *size)), **extra(b)},
+        lambda b: (b, *size, 5),
+    )
+
+
+def _ten(b: int) -> dict[str, Any]:
+    return {"class_labels": torch.arange(b) % 10}
+
+
 def _noise(b: int) -> dict[str, Any]:
     return {"noise": torch.randn(b, 1, 8, 16), "class_labels": torch.arange(b) % 10}
 
@@ -320,4 +336,13 @@ ZOO = [
         lambda b: {"sample": torch.randn(b, 2), "timesteps": torch.arange(b)},
         lambda b: (b,),
     ),
-]
+    _tokens("text", CausalTransformer, (9,), levels=5, shape=(9,), width=16, layers=2, heads=2, dropout=0.1),
+    _tokens("pixels", CausalTransformer, (3, 2, 4), _ten, levels=5, shape=(3, 2, 4), width=16, layers=1, heads=2,
+            positions="learned", num_class_embeds=10),
+    _tokens("pixelcnn", GatedPixelCNN, (1, 8, 16), sample_size=(8, 16), levels=5, hidden_channels=8, layers=3),
+    _tokens("pixelcnn-colour", GatedPixelCNN, (3, 4, 4), _ten, sample_size=4, in_channels=3, levels=5, layers=2,
+            hidden_channels=8, first_kernel_size=3, dropout=0.1, num_class_embeds=10),
+    _tokens("made", MADE, (1, 4, 4), sample_size=4, levels=5, hidden_sizes=(32, 32)),
+    _tokens("made-classes", MADE, (3, 2, 2), _ten, sample_size=2, in_channels=3, levels=5, hidden_sizes=(32,),
+            num_class_embeds=10),
+]  # fmt: skip

@@ -6,6 +6,7 @@ from .hub.card import model_card as model_card
 from .hub.push import push_to_hub as push_to_hub
 from .models.autoencoder import Autoencoder as Autoencoder
 from .models.autoencoder import RecurrentAutoencoder as RecurrentAutoencoder
+from .models.autoregressive import CausalTransformer as CausalTransformer
 from .models.classifier import DigitClassifier as DigitClassifier
 from .models.dcgan import (
     DCGANDiscriminator as DCGANDiscriminator,
@@ -16,10 +17,12 @@ from .models.dcgan import (
 from .models.flow import NormalizingFlow as NormalizingFlow
 from .models.inception import InceptionV3 as InceptionV3
 from .models.latent_vae import LatentVAE as LatentVAE
+from .models.made import MADE as MADE
 from .models.mlp_gan import MLPDiscriminator as MLPDiscriminator
 from .models.mlp_gan import MLPGenerator as MLPGenerator
 from .models.modeling import ModelMixin as ModelMixin
 from .models.patchgan import PatchDiscriminator as PatchDiscriminator
+from .models.pixelcnn import GatedPixelCNN as GatedPixelCNN
 from .models.priors import LatentMixture as LatentMixture
 from .models.priors import PositionPrior as PositionPrior
 from .models.text import HashedWords as HashedWords
@@ -30,6 +33,7 @@ from .models.vae import VAE as VAE
 from .models.vqvae import VQVAE as VQVAE
 from .pipelines.autoencoder import AutoencoderPipeline as AutoencoderPipeline
 from .pipelines.autoencoder_kl import AutoencoderKLPipeline as AutoencoderKLPipeline
+from .pipelines.autoregressive import AutoregressivePipeline as AutoregressivePipeline
 from .pipelines.base import DiffusionPipeline as DiffusionPipeline
 from .pipelines.clip import CLIPPipeline as CLIPPipeline
 from .pipelines.diffusion import UnconditionalDiffusionPipeline as UnconditionalDiffusionPipeline
@@ -37,6 +41,7 @@ from .pipelines.flow import FlowPipeline as FlowPipeline
 from .pipelines.gan import GANPipeline as GANPipeline
 from .pipelines.latent_diffusion import LatentDiffusionPipeline as LatentDiffusionPipeline
 from .pipelines.recurrent_autoencoder import RecurrentAutoencoderPipeline as RecurrentAutoencoderPipeline
+from .pipelines.text import TextPipeline as TextPipeline
 from .pipelines.text_to_image import TextToImagePipeline as TextToImagePipeline
 from .pipelines.translation import CyclePipeline as CyclePipeline
 from .pipelines.translation import TranslationPipeline as TranslationPipeline

@@ -22,6 +22,7 @@ from latentia.data import (
     PlaneData,
     StreamedImages,
     TableData,
+    TextData,
     load_images,
     load_table,
     stacked_images,
@@ -32,6 +33,7 @@ from latentia.training.loop import Batches
 N = 11
 LABELS = [0, 1, 2, 1, 0, 2, 2, 1, 0, 1, 2]
 CAPTIONS = [f"text {i % 7}" for i in range(N)]
+LINES = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"[: 8 * N + 3]
 
 
 def pixels(seed: int = 0, channels: int = 1, size: int = 4) -> torch.Tensor:
@@ -152,6 +154,10 @@ DATA_SETS = {
     "tensor of rows": Entry(
         lambda path: TableData(torch.arange(3.0 * N).view(N, 3), labels=LABELS),
         lambda path: TableData(torch.arange(3.0 * N).view(N, 3), labels=LABELS[::-1]), (3,), captions=False,
+    ),
+    "text": Entry(
+        lambda path: TextData(LINES, 8), lambda path: TextData(LINES[::-1], 8), (8,), labels=False, captions=False,
+        random=True,
     ),
 }  # fmt: skip
 
@@ -280,7 +286,7 @@ def test_all_fingerprints_differ(tmp_path):
 
 def test_the_description_is_json_and_says_what_the_data_are(entry, data):
     about = json.loads(json.dumps(data.describe()))
-    assert about["modality"] == data.modality in ("image", "latent", "point", "table row")
+    assert about["modality"] == data.modality in ("image", "latent", "point", "table row", "text")
     assert about["shape"] == [*entry.shape] and about["fingerprint"] == data.fingerprint
     assert about["label_names"] == data.label_names and about["captions"] == entry.captions
     assert about["kind"]

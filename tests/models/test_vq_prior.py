@@ -17,7 +17,8 @@ from latentia.errors import CheckpointError, UsageError
 from latentia.losses.autoregressive import code_log_probs, code_loss
 from latentia.models.clip import train_tokenizer
 from latentia.models.vq_prior import code_prefix, code_transformer
-from latentia.pipelines.vq_prior import _processors, inverse_cdf, text_tokens
+from latentia.pipelines.tokens import inverse_cdf, make_processors
+from latentia.pipelines.vq_prior import text_tokens
 from latentia.rng import Rng
 from latentia.runs.command_line import parse_arguments
 
@@ -131,7 +132,7 @@ def test_only_codes_are_drawn_even_if_all_else_is_likelier():
 def exact(scores, **options):
     """Shares of 100 000 even numbers in [0, 1)."""
     grid = (torch.arange(100_000) + 0.5) / 100_000
-    processed = _processors(**{"temperature": 1.0, "top_k": None, "top_p": 1.0, **options})(None, scores[None])
+    processed = make_processors(**{"temperature": 1.0, "top_k": None, "top_p": 1.0, **options})(None, scores[None])
     return torch.bincount(inverse_cdf(processed.expand(len(grid), -1), grid)[:, 0], minlength=len(scores)) / len(grid)
 
 

@@ -26,7 +26,9 @@ WITHOUT_OTHERS = (
     "flow_plane",
     "gan",
     "gan_plane",
+    "pixelcnn",
     "recurrent_autoencoder",
+    "text",
     "text_encoder",
     "translation",
     "vae",
@@ -42,7 +44,9 @@ SMALL = {  # what makes a first step quick
     "flow_plane": {"num_layers": 2, "hidden_sizes": [4]},
     "gan": {"block_out_channels": [4], "latent_dim": 2},
     "gan_plane": {},
+    "pixelcnn": {"hidden_channels": 4, "layers": 1, "first_kernel_size": 3},
     "recurrent_autoencoder": {"latent_dim": 2, "hidden_size": 4, "prior_samples": 40, "prior_components": 2},
+    "text": {"dataset_name": "moby_dick", "context_length": 8, "width": 8, "layers": 1, "eval_characters": 0},
     "text_encoder": {"dataset_name": "emoji", "width": 32, "text_layers": 1, "image_layers": 1},
     "translation": {"degrade": "noised", "block_out_channels": [4, 4], "discriminator_channels": [4, 4]},
     "vae": {"latent_dim": 2, "hidden_sizes": [4]},
@@ -108,7 +112,7 @@ def test_a_legal_number_reaches_the_first_step(script, tmp_path, monkeypatch, ca
     monkeypatch.setattr(run, "train", first_step)
     output = {"output_dir": str(tmp_path / "run"), "max_train_steps": 2, "train_batch_size": 8}
     output |= {} if script.endswith("_plane") else {"dataset_name": "digits"}
-    output |= {} if script.endswith("_plane") or script == "text_encoder" else {"eval_num_samples": 0}
+    output |= {} if script.endswith("_plane") or script in ("text", "text_encoder") else {"eval_num_samples": 0}
     small = with_values(example.Arguments(), output | SMALL[script], "run.yaml")
     reached = 0
     for name, value, legal, filled in tried(small, only_own=script != "vae"):

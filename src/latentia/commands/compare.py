@@ -18,6 +18,7 @@ from latentia.commands.evaluate import (
 from latentia.commands.measurement import check_options, find_extractor, measure_real
 from latentia.commands.output import open_output
 from latentia.commands.reference import data_options, find_reference
+from latentia.commands.sources import modality_of
 from latentia.data import ImageData
 from latentia.errors import Count, Natural, Seed, Size, UsageError, check_arguments
 from latentia.evaluation import check_metrics, plot_precision_recall, small_table, text_table, write_page
@@ -125,6 +126,9 @@ def compare(
         raise UsageError(f"sources must be at least two; got {len(runs)}. To measure one, use evaluate.")
     check_metrics(metrics)
     check_options(device, reconstruction_images)
+    for _, _, source in runs:
+        if (modality := modality_of(source)) != "image":
+            raise UsageError(f"sources must make images; {source} makes a {modality}. Score it with evaluate.")
     reference = find_reference(data, [source for _, _, source in runs], settings)
     opening = {"seed": seed, "num_inference_steps": num_inference_steps, "device": device}
     checked = [open_from(source, reference, opening) for _, _, source in runs]

@@ -30,7 +30,8 @@ from latentia.commands.measurement import (
 )
 from latentia.commands.output import open_output
 from latentia.commands.reference import Reference, data_options, find_reference
-from latentia.commands.sources import Source, open_source
+from latentia.commands.sources import Source, load_pipeline, modality_of, open_source
+from latentia.commands.texts import evaluate_texts
 from latentia.commands.translation import measure_translation
 from latentia.data import ImageData
 from latentia.errors import Count, Natural, Seed, Size, UsageError, check_arguments
@@ -199,6 +200,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure the images of a source: every metric that applies, beside what real images get at the same n.
 
+    Of a pipeline that writes texts: bits per character of the test part, and scores of n samples beside real text.
+
     Under `accelerate launch` (`accelerate launch -m latentia evaluate ...`) the processes share the work, and each
     returns the same result as one alone would.
 
@@ -244,6 +247,17 @@ def evaluate(
     """
     check_metrics(metrics)
     check_options(device, reconstruction_images)
+    if modality_of(source, revision) == "text":
+        of_images = {
+            "extractor": extractor, "metrics": metrics, "num_inference_steps": num_inference_steps,
+            "likelihood_images": likelihood_images, "latent_images": latent_images,
+            "reconstruction_images": reconstruction_images, **settings,
+        }  # fmt: skip
+        if isinstance(data, ImageData):
+            raise UsageError("data must name a text, as the source writes texts; got ImageData.")
+        pipe = load_pipeline(source, revision)
+        found: Any = evaluate_texts(pipe, str(source), data, n=n, seed=seed, device=device, unused=of_images)
+        return found
     reference = find_reference(data, [source], settings)
     opening = {"seed": seed, "num_inference_steps": num_inference_steps, "revision": revision, "device": device}
     opened = open_from(source, reference, opening)

@@ -1,4 +1,4 @@
-"""Sample images from any saved pipeline, as PNG files that carry their recipe, and a sheet of them all."""
+"""Sample images or texts from any saved pipeline: PNG files that carry their recipe and a sheet, or text files."""
 
 import inspect
 import itertools
@@ -20,10 +20,10 @@ from PIL.PngImagePlugin import PngInfo
 from latentia.commands.output import open_output
 from latentia.commands.sources import load_pipeline
 from latentia.data.decode import BadImage, open_image
-from latentia.errors import Count, Seed, UsageError, check_arguments, check_choice, did_you_mean
+from latentia.errors import Count, Seed, UsageError, check_arguments, check_choice, counted, did_you_mean
 from latentia.evaluation import image_grid
 from latentia.files.reading import open_file, read_bytes, user_path
-from latentia.files.writing import write_image
+from latentia.files.writing import write_image, write_json, write_text
 from latentia.functional.settings import check_types
 from latentia.hub.load import INDEX_NAME, pipeline_class, read_index
 from latentia.pipelines.arguments import image_generators
@@ -50,22 +50,30 @@ _OF_EACH = {
 
 @dataclass(frozen=True)
 class Generated:
-    """Sampled images.
+    """Sampled images or texts.
 
     Args:
-        images: the images, which `generate` samples while they are gone through; see `Samples`.
+        images: the images or texts, which `generate` samples while they are gone through; see `Samples`.
         recipes: of each, all that is needed to sample it again. No folder of this machine is in it but `source`'s name.
+        modality: "image" or "text".
     """
 
-    images: Sequence[Image.Image]
+    images: Sequence[Any]
     recipes: list[dict[str, Any]]
+    modality: str = "image"
 
     def text(self) -> str:
-        """How many, and of what."""
+        """How many, and of what; of texts the first."""
+        if self.modality == "text":
+            return (
+                f"{counted(len(self.images), 'text')} of {self.recipes[0]['class']}; the first:\n\n{self.images[0]}\n"
+            )
         return f"{len(self.images)} images of {self.recipes[0]['class']}, each with its recipe in the PNG's text."
 
     def save(self, output_dir: str | Path = "outputs/generated", *, overwrite: bool = False) -> list[Path]:
         """Write 00000.png, 00001.png, ... with their recipes as JSON in the PNG's text "latentia", and a sheet of them.
+
+        Texts are written as 00000.txt, 00001.txt, ..., with all recipes in recipes.json.
 
         Images are written as they are made, so an interruption leaves those that are done. The sheet lies beside the
         folder, as outputs/generated_sheet.png, so that the folder holds samples alone: it can be evaluated, or trained
@@ -82,6 +90,8 @@ class Generated:
             UsageError: the folder holds something already, or cannot be written.
             KeyboardInterrupt: says how many images are written.
         """
+        if self.modality == "text":
+            return self._save_texts(output_dir, overwrite)
         path = Path(output_dir).resolve()
         path = path.with_name(f"{path.name}_sheet.png")
         _check_sheet(path)
@@ -112,25 +122,32 @@ class Generated:
             write_image(path, sheet, pnginfo=_info({**common, "images": len(shown)}))
         return [folder, path]
 
+    def _save_texts(self, output_dir: str | Path, overwrite: bool) -> list[Path]:
+        with open_output(output_dir, "generate", overwrite) as folder:
+            for i, text in enumerate(self.images):
+                write_text(folder / f"{i:05d}.txt", text, durable=False)
+            write_json(folder / "recipes.json", self.recipes)
+        return [folder]
 
-class Samples(Sequence[Image.Image]):
-    """Images that are sampled in batches while they are gone through, and are held once one is asked for by its index.
+
+class Samples(Sequence[Any]):
+    """Images or texts that are sampled in batches while they are gone through; held once one is asked for by its index.
 
     Args:
         batches: starts the sampling. The first batch is sampled at once, so that wrong arguments are found.
         count: how many images there are.
     """
 
-    def __init__(self, batches: Callable[[], Iterator[list[Image.Image]]], count: int):
+    def __init__(self, batches: Callable[[], Iterator[list[Any]]], count: int):
         self._batches, self._count = batches, count
-        self._held: list[Image.Image] | None = None
+        self._held: list[Any] | None = None
         rest = batches()
-        self._begun: Iterator[list[Image.Image]] | None = itertools.chain([next(rest)], rest)
+        self._begun: Iterator[list[Any]] | None = itertools.chain([next(rest)], rest)
 
     def __len__(self) -> int:
         return self._count
 
-    def __iter__(self) -> Iterator[Image.Image]:
+    def __iter__(self) -> Iterator[Any]:
         if self._held is not None:
             return iter(self._held)
         begun, self._begun = self._begun or self._batches(), None
@@ -153,14 +170,14 @@ def generate(
     revision: str | None = None,
     **options: Any,
 ) -> Generated:
-    """Sample images from any saved pipeline, as PNG files that carry their recipe, and a sheet of them all.
+    """Sample images or texts from any saved pipeline: PNG files that carry their recipe and a sheet, or text files.
 
     Options of the pipeline itself, such as prompt, class_labels or num_inference_steps, are those of its call:
     `latentia generate FOLDER --help` lists them.
 
     Args:
         source: a saved pipeline, a folder or "user/name" on the Hub.
-        num_images: how many; several prompts or class labels are given out in turn.
+        num_images: how many images or texts; several prompts or class labels are given out in turn.
         sampler: the saved scheduler, or another one over the same noise, for diffusion.
         seed: the same seed gives the same images, however many are sampled.
         revision: branch, tag or commit on the Hub.
@@ -208,7 +225,7 @@ def generate(
         if (values := _listed(given.get(key)))
     }
 
-    def batches() -> Iterator[list[Image.Image]]:
+    def batches() -> Iterator[list[Any]]:
         generator = torch.Generator().manual_seed(seed)
         for start in range(0, num_images, _CHUNK):
             part = slice(start, min(start + _CHUNK, num_images))
@@ -218,7 +235,8 @@ def generate(
                 asked["batch_size"] = count
             # Of one generator diffusers' own pipelines draw a batch at once, and an image would depend on the others.
             own = isinstance(pipe, DiffusionPipeline)
-            yield pipe(generator=generator if own else image_generators(generator, count), **asked).images
+            out = pipe(generator=generator if own else image_generators(generator, count), **asked)
+            yield out.texts if able.modality == "text" else out.images
 
     defaults = {
         key: option.default
@@ -253,7 +271,7 @@ def generate(
         }
         for i in range(num_images)
     ]
-    return Generated(Samples(batches, num_images), recipes)
+    return Generated(Samples(batches, num_images), recipes, able.modality)
 
 
 def options(words: Sequence[str]) -> dict[str, Option]:

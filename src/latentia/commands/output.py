@@ -13,7 +13,7 @@ from latentia.training.state import lock
 _LOCK = ".lock"
 _PLOTS = ("neighbours", "features", "classes", "precision_recall")
 _GRIDS = ("samples", "samples_preview", "real", "real_preview")
-_EVALUATION = ("index.html", "metrics.json", *(f"{name}.png" for name in (*_PLOTS, *_GRIDS)))
+_EVALUATION = ("index.html", "metrics.json", "samples.txt", *(f"{name}.png" for name in (*_PLOTS, *_GRIDS)))
 _COMPARISON = ("index.html", "comparison.json", "precision_recall.png")
 # What each command writes into its folder, as patterns of `ownership.delete`; with `overwrite` no other file goes.
 WRITTEN = {
@@ -21,7 +21,7 @@ WRITTEN = {
     "evaluate": _EVALUATION,
     "compare": (*_COMPARISON, *(f"[0-9]*/{name}" for name in (MARK, *_EVALUATION))),
     "embed": ("latents.parquet", "embedding.json", "pca.png", "tsne.png"),
-    "generate": ("[0-9][0-9][0-9][0-9][0-9]*.png",),
+    "generate": ("[0-9][0-9][0-9][0-9][0-9]*.png", "[0-9][0-9][0-9][0-9][0-9]*.txt", "recipes.json"),
 }
 
 

@@ -21,6 +21,7 @@ from latentia.errors import DataError, UsageError, did_you_mean
 from latentia.evaluation.baselines import KernelDensitySampler, PCASampler
 from latentia.files.reading import read_object, user_path
 from latentia.functional.pixels import from_uint8, to_uint8
+from latentia.hub.load import INDEX_NAME, pipeline_class, read_index
 from latentia.pipelines.base import DiffusionPipeline
 from latentia.pipelines.capabilities import Capabilities, capabilities
 from latentia.pipelines.images import from_input
@@ -142,6 +143,21 @@ def load_pipeline(source: str | Path, revision: str | None = None) -> Any:
         enable_progress_bar()
 
 
+def modality_of(source: Any, revision: str | None = None) -> str:
+    """What a saved pipeline makes, read from its index alone; "image" for any other source.
+
+    Example:
+        >>> modality_of("pca")
+        'image'
+    """
+    if not isinstance(source, str | Path):
+        return "image"
+    folder = user_path(source)
+    if not (folder / INDEX_NAME).is_file():
+        return "image"
+    return getattr(pipeline_class(read_index(folder), str(folder / INDEX_NAME)), "modality", "image")
+
+
 def _pipeline(
     pipe: Any,
     text: str,
@@ -155,6 +171,8 @@ def _pipeline(
     pipe.to(PartialState().device if device is None else device)
     pipe.set_progress_bar_config(disable=True)
     able, name = capabilities(pipe), Path(text).name or type(pipe).__name__
+    if able.modality != "image":
+        raise UsageError(f"{text or name} makes no images; it makes a {able.modality}. Try latentia evaluate {text}.")
     default = able.options.get("num_inference_steps")
     options = {} if steps is None or default is None else {"num_inference_steps": steps}
     captions = real.captions if "prompt" in able.conditions else []

@@ -22,3 +22,5 @@ from .stacked import stacked_images as stacked_images
 from .streaming import StreamedImages as StreamedImages
 from .tables import TableData as TableData
 from .tables import load_table as load_table
+from .texts import TextData as TextData
+from .texts import load_text as load_text

@@ -51,6 +51,7 @@ def model_card(
     lineage: Mapping[str, str] | None = None,
     grid: str | None = "samples/grid.png",
     reconstructions: str | None = None,
+    excerpt: str | None = None,
     usage: Usage | None = None,
     repo_id: str | None = None,
     limits: Sequence[str] = (),
@@ -83,6 +84,7 @@ def model_card(
         lineage: versions and commit, as in {"torch": "2.13.0", "commit": "866f060"}.
         grid: an image of what the pipeline gives, relative to the folder; None for none.
         reconstructions: an image of data beside their reconstructions, likewise. Default None.
+        excerpt: a text that the pipeline gives, shown as it is. Default None.
         usage: how the pipeline is called and what it gives; None (default): it samples without conditions.
         repo_id: "user/name", if it is known.
         limits: sentences about limitations of the model.
@@ -134,6 +136,7 @@ def model_card(
         "",
         f"{pipeline_class} of the {_escape(family)} family, trained on {_escape(dataset)} with latentia.",
         *(line for path, caption in images.values() if path for line in ("", f"![{caption}]({path})")),
+        *([] if excerpt is None else ["", "A sample:", "", *(f"    {line}" for line in excerpt.splitlines())]),
     ]
     training = [] if recipe is None else _training(recipe, command, hardware, minutes, epochs, seed, lineage or {})
     unranked = [metric for metric in metrics if not _ranked(metric)]

@@ -26,6 +26,7 @@ _LIMITS = {
     "reconstructions": "It encodes and decodes images like those of {}, and has nothing to sample new ones from.",
     "embeddings": "It compares images and texts like those of {} and makes neither.",
     "translations": "It translates images like the inputs of {} and knows nothing else.",
+    "texts": "It writes texts like {}, character by character, knows nothing else, and may repeat spans of it.",
 }
 
 
@@ -36,14 +37,14 @@ class Usage:
     Args:
         code: Python lines that use the pipeline `pipe`. Default: draw one sample.
         imports: modules that the lines need besides latentia.
-        gives: "samples", "reconstructions" (an autoencoder without a prior), "embeddings" or "translations".
+        gives: "samples", "reconstructions" (an autoencoder without a prior), "embeddings", "translations" or "texts".
         caption: of an image of what it gives.
         classes: names of the classes that it is conditioned on, or their indices as texts; empty: none.
     """
 
     code: Sequence[str] = ('pipe().images[0].save("sample.png")',)
     imports: Sequence[str] = ()
-    gives: Literal["samples", "reconstructions", "embeddings", "translations"] = "samples"
+    gives: Literal["samples", "reconstructions", "embeddings", "translations", "texts"] = "samples"
     caption: str = "Samples"
     classes: Sequence[str] = ()
 
@@ -92,6 +93,8 @@ def pipeline_usage(kind: type, config: Mapping[str, Any], parts: Iterable[Mappin
         call = f'pipe(image{", mask=mask" * masked}).images[0].save("translated.png")'
         code = [*opened, *([mask] if masked else []), call]
         return Usage(tuple(code), ("PIL.Image",), "translations", _CAPTIONS["translations"])
+    if getattr(kind, "modality", "image") == "text":
+        return Usage(("print(pipe(length=500).texts[0])",), gives="texts")
     if getattr(kind, "needs_prior", False) and "prior" not in present:
         code = [*_image(merged), "latents = pipe.encode(image)", 'pipe.decode(latents)[0].save("again.png")']
         return Usage(tuple(code), ("PIL.Image",), "reconstructions", _CAPTIONS["reconstructions"])

@@ -46,3 +46,14 @@ class ClassifierOutput(BaseOutput):
 
     logits: Tensor
     features: Tensor = UNSET
+
+
+@dataclass
+class AutoregressiveOutput(BaseOutput):
+    """The distribution of each value given those before it.
+
+    Args:
+        logits: (B, *shape, K), unnormalised log p(x_i = k | x_1, ..., x_{i-1}) of each of the values of a sample.
+    """
+
+    logits: Tensor

@@ -20,7 +20,7 @@ from huggingface_hub.utils import validate_repo_id
 from latentia.errors import HubError, UsageError, counted, escaped
 from latentia.evaluation import plot_curves
 from latentia.files.reading import MAX_LOG, read_bytes
-from latentia.files.writing import make_folder, write_image, write_json, write_text
+from latentia.files.writing import write_json, write_text
 from latentia.hub.card import model_card, redact_command
 from latentia.hub.folder_card import update_card
 from latentia.hub.push import check_license, push_to_hub
@@ -28,21 +28,19 @@ from latentia.hub.usage import pipeline_usage
 from latentia.pipelines.base import DiffusionPipeline
 from latentia.runs.command_line import flat_values
 from latentia.runs.program import lineage, program
-from latentia.runs.validation import Validation, draw_grid
 from latentia.training.checkpoint import read_own
 from latentia.training.loop import Result
 from latentia.training.ownership import RUN, claim, delete, list_export, listed
 from latentia.training.progress import read_log
 
 INTERRUPTED = 75  # EX_TEMPFAIL: start the same command again
-_RECONSTRUCTION = "reconstruction"  # name of the sampler that draws images beside their reconstructions
 
 
 def export_run(
     run: Any,
     result: Result,
     pipeline: Callable[[], Any],
-    validation: Validation,
+    validation: Any,
     limits: Callable[[], Sequence[str]] = tuple,
 ) -> None:
     """Export the pipeline of a finished run with its card and images, and push it if asked to.
@@ -51,7 +49,7 @@ def export_run(
         run: the `Run`.
         result: of its training.
         pipeline: makes the pipeline; called only if it is exported.
-        validation: scores the pipeline if that was not done.
+        validation: a `Validation`, or another one with its members: scores the pipeline if that was not done.
         limits: what the card says of the limits of the model; called at the end.
     """
     args, folder, progress = run.args, run.folder, result.progress
@@ -61,7 +59,8 @@ def export_run(
         if validation.report is None:  # the run was finished before, but killed while it was being exported
             validation.score(progress)
         report = validation.report
-        _draw(folder, args, validation, progress.step)
+        shown = validation.finish(progress.step)
+        _draw_loss(folder)
         pipe, said = pipeline(), list(limits())
         parts = [part.config for part in pipe.components.values() if isinstance(getattr(part, "config", None), Mapping)]
         summary = _summary(run, result, said) | {
@@ -84,7 +83,7 @@ def export_run(
             seed=args.optimization.seed,
             command=as_utf8(summary["command"]),
             lineage=summary["lineage"],
-            reconstructions="samples/reconstructions.png" if _RECONSTRUCTION in validation.pipelines else None,
+            **shown,
             usage=pipeline_usage(type(pipe), pipe.config, parts),
             repo_id=args.hub.hub_model_id,
             limits=as_utf8(said),
@@ -171,17 +170,8 @@ def _exported_step(folder: Path) -> int | None:
     return summary.get("steps") if whole else None
 
 
-def _draw(folder: Path, args: Any, validation: Validation, step: int) -> None:
-    """The final grids and the loss curve."""
-    samples = folder / "samples"
-    make_folder(samples)
-    first = next(iter(validation.pipelines))
-    for name, target in ((first, "grid.png"), (_RECONSTRUCTION, "reconstructions.png")):
-        drawn = samples / validation.grid_name(step, name)
-        if drawn.exists():
-            shutil.copyfile(drawn, samples / target)
-        elif name in validation.pipelines:  # the run was finished before, but killed while it drew
-            write_image(samples / target, draw_grid(validation.pipelines[name](64, args.optimization.seed)))
+def _draw_loss(folder: Path) -> None:
+    """The loss curve."""
     log = folder / "metrics.jsonl"  # which others may have deleted meanwhile
     rows = read_log(read_bytes(log, MAX_LOG)) if log.is_file() else []
     keys = sorted({key for row in rows for key in row if key.endswith("/loss")})

@@ -222,7 +222,7 @@ class Run:
         *,
         weights: Prepared | None = None,
         samplers: Mapping[str, Sampler] | None = None,
-        validation: Validation | None = None,
+        validation: Any = None,
         hooks: Sequence[Hook] = (),
         limits: Callable[[], Sequence[str]] = tuple,
         **sampling: Any,
@@ -235,7 +235,7 @@ class Run:
             weights: the network that the pipeline is built around; `None` (default): the one prepared first.
             samplers: name -> `Sampler`, see `Validation`; `None` (default): samples of the pipeline from the averaged
                 weights, "ema", and beside them from the "raw" ones, conditioned on what the data have.
-            validation: `None` (default): a `Validation` of the samplers.
+            validation: `None` (default): a `Validation` of the samplers; of other modalities one with its members.
             hooks: what else to do on the way.
             limits: called at the end: what the card says of the limits of the model.
             **sampling: options of the pipeline's call for the default samplers.
@@ -318,7 +318,7 @@ class Run:
         self,
         result: Result,
         pipeline: Callable[[], Any] | None = None,
-        validation: Validation | None = None,
+        validation: Any = None,
         limits: Callable[[], Sequence[str]] = tuple,
     ) -> int:
         """Export the pipeline with its card and curves, write the summary, and push if asked to.

@@ -26,6 +26,7 @@ FILES = ("README.md", "loss.png", "model_index.json", "run_summary.json")
 FOLDERS = ("samples", ".export")
 WRITTEN = (  # below them
     *("samples/step-*.png", "samples/grid.png", "samples/reconstructions.png", "samples/*-labels.txt"),
+    *("samples/step-*.txt", "samples/samples.txt"),
     *("logs/*/events.out.tfevents.*", "logs/*/hparams.yml", "logs/*/*/events.out.tfevents.*"),
 )
 _LAUNCHER_MARKS = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")  # set for the processes that one starts

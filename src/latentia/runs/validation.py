@@ -1,5 +1,6 @@
 """Validation: sample grids and scores while a network trains."""
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from latentia.training.loop import Hook, Progress
 
 _CHUNK = 100  # images at a time
 _SETS = 24  # samples in a grid that shows others beside them
+_RECONSTRUCTION = "reconstruction"  # name of the sampler that draws images beside their reconstructions
 
 
 class Samples(NamedTuple):
@@ -205,6 +207,19 @@ class Validation:
                 write_text(folder / f"{name}-labels.txt", "".join(f"{label}\n" for label in samples.labels))
             for tracker in self.trackers:
                 _track(tracker, f"samples/{name}", grid, progress.step)
+
+    def finish(self, step: int) -> dict[str, Any]:
+        """Write the final grids, and return what the model card shows of them."""
+        samples = self.folder / "samples"
+        make_folder(samples)
+        first = next(iter(self.pipelines))
+        for name, target in ((first, "grid.png"), (_RECONSTRUCTION, "reconstructions.png")):
+            drawn = samples / self.grid_name(step, name)
+            if drawn.exists():
+                shutil.copyfile(drawn, samples / target)
+            elif name in self.pipelines:  # the run was finished before, but killed while it drew
+                write_image(samples / target, draw_grid(self.pipelines[name](64, self.args.optimization.seed)))
+        return {"reconstructions": "samples/reconstructions.png" if _RECONSTRUCTION in self.pipelines else None}
 
     def score(self, progress: Progress) -> dict[str, float]:
         """The metrics of `--eval_metrics`, each with its real-data score, if a feature extractor fits the images."""

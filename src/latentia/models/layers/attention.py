@@ -9,6 +9,29 @@ from latentia.models.layers.norm import GroupNorm, group_count
 from latentia.models.layers.residual import zero_init
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """Scaled dot-product attention.
+
+    Args:
+        q: queries, (B, heads, L, head_dim).
+        k, v: keys and values, (B, heads, S, head_dim).
+        mask: bool, broadcasting with (B, heads, L, S), True where a key counts; `None` (default): all count.
+        causal: whether query i counts keys 0 to i alone. Default False.
+
+    Returns:
+        (B, heads, L, head_dim).
+
+    Example:
+        >>> attend(*torch.randn(3, 2, 4, 5, 8), causal=True).shape
+        torch.Size([2, 4, 5, 8])
+    """
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # its kernel is many times slower than float32's
+        with full_precision("cpu"):
+            h = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask, is_causal=causal)
+            return h.to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+
+
 class AttentionBlock(nn.Module):
     """Self-attention over the pixels and, where there is a context, cross-attention to it; a residual branch.
 
@@ -41,12 +64,7 @@ class AttentionBlock(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = self._split(q), self._split(k), self._split(v)
-        if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # its kernel is many times slower than float32's
-            with full_precision("cpu"):
-                h = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask).to(q.dtype)
-        else:
-            h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return h.transpose(1, 2).flatten(2)  # (B, tokens, channels)
+        return attend(q, k, v, mask=mask).transpose(1, 2).flatten(2)  # (B, tokens, channels)
 
     def forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
         """Images of the same shape.
