@@ -43,7 +43,7 @@ def test_parts_are_by_position_and_leave_nothing_out(sources):
     assert load_text(sources / "book.txt", 8, split="train[:10%]").text == parts[0][: round(0.1 * len(parts[0]))]
 
 
-def test_the_shipped_text_is_whole_and_its_parts_share_their_characters():
+def test_the_parts_of_the_shipped_text_share_its_characters():
     data = load_text("moby_dick", 64)
     assert len(data.vocabulary) == 83 and len(data.tokens) == 1_071_285
     assert data.text.startswith("CHAPTER 1. Loomings.\n\nCall me Ishmael.")
@@ -62,7 +62,7 @@ def test_windows_are_spans_of_the_text_and_reach_all_of_it():
     assert (counts > 0).all() and counts.max() < 60  # about 22 each
 
 
-def test_characters_that_training_did_not_have_are_named_or_replaced(tmp_path):
+def test_unknown_characters_are_named_or_replaced(tmp_path):
     text = "abc\n" * 50 + "ab\u00e9c\n" + "abc\n" * 2
     (tmp_path / "a.txt").write_text(text)
     with pytest.raises(DataError, match=r"part .* of a.txt holds '\\xe9' \(U\+00E9\) in line 1, column 1.*unknown"):
