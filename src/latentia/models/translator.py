@@ -201,8 +201,7 @@ class ImageTranslator(ModelMixin, ConfigMixin):
                 f"{tuple(sample.shape)}. Smaller images need fewer block_out_channels."
             )
         height, width = sample.shape[2:]
-        stages = len(config.block_out_channels) - (config.architecture == "resnet")
-        more = [-side % 2**stages for side in (width, height)]
+        more = [-side % least for side in (width, height)]
         x = F.pad(sample, (0, more[0], 0, more[1]), mode="replicate") if any(more) else sample
         x = self.body(x, dropout_seeds)[..., :height, :width]
         made = self._finish(x.to(torch.promote_types(x.dtype, torch.float32)), sample)
