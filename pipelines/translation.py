@@ -1,7 +1,7 @@
 """Image-to-image translation: an image in, an image out; of a translator of pairs, or of both directions of a cycle."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
@@ -159,7 +159,7 @@ class CyclePipeline(DiffusionPipeline):
         self,
         image: Images | None = None,
         *,
-        direction: Literal["forward", "backward"] = "forward",
+        direction: str = "forward",
         batch_size: int | None = None,
         generator: Generators = None,
         output_type: str = "pil",

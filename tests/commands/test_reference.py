@@ -21,6 +21,7 @@ from latentia.errors import DataError, MissingSplitError, UsageError
 from latentia.runs.arguments import DataArguments, RunArguments
 from latentia.runs.classes import classes_of
 from latentia.runs.command_line import flat_values
+from latentia.runs.pairs import PairArguments
 
 FAST = {"metrics": ["kid"], "extractor": "digits"}
 
@@ -117,7 +118,9 @@ def test_flags_override_the_run_and_are_all_there(photos, tmp_path, capsys):
     main([*words, "--extractor", "digits", "--metrics", "kid", "--output_dir", str(tmp_path / "out")])
     assert "of 103 real images" in capsys.readouterr().out
     known = set(reference.data_options()) | {"dataset_name", "train_data_dir"}
-    assert known == set(vars(DataArguments())) and all(option.help for option in reference.data_options().values())
+    assert known == {*vars(DataArguments()), *vars(PairArguments())} and all(
+        option.help for option in reference.data_options().values()
+    )
     with pytest.raises(UsageError, match=r'reolution must be left out.*Did you mean "resolution"'):
         evaluate(run, reolution=8)
     with pytest.raises(UsageError, match="resolution must be left out where data are images already"):

@@ -67,7 +67,7 @@ def test_features_are_compared_layer_by_layer():
     torch.testing.assert_close(values["feature"], torch.stack(expected).mean())
 
 
-def test_a_discriminator_that_knows_nothing_has_the_loss_of_chance():
+def test_a_blind_discriminator_has_the_loss_of_chance():
     class Zero(nn.Module):
         def forward(self, x):
             return SimpleNamespace(logits=torch.zeros(len(x), 1, 2, 2))
@@ -79,7 +79,7 @@ def test_a_discriminator_that_knows_nothing_has_the_loss_of_chance():
     torch.testing.assert_close(found["loss"], torch.tensor(math.log(2)))  # half of 2 log 2
 
 
-def test_the_discriminator_sees_the_outputs_of_its_step_without_their_graph():
+def test_the_discriminator_sees_the_outputs_of_its_step():
     network, critic, made = translator(dropout=0.5), patches(), StepImages()
     translation_loss(network, pairs(), RNG, discriminator=critic, made=made)
     (output,) = made.take(RNG)
@@ -107,7 +107,7 @@ class Mirror(nn.Module):
         return CycleOutput(-a, -b, a, b, -a if identity else None, -b if identity else None)
 
 
-def test_a_perfect_cycle_costs_nothing_and_its_identity_what_it_changes():
+def test_a_perfect_cycle_costs_only_its_identity():
     batch, critic = pairs(), patches(1)
     values = cycle_loss(Mirror(), critic, critic, batch, RNG, adversarial_weight=0.0, identity_weight=1.0)
     assert values["cycle_a"] == values["cycle_b"] == 0
