@@ -71,7 +71,11 @@ def test_channels_last_gives_the_same(entry):
 # Tracing takes seconds: of networks with the same code one, the others at night.
 TRACED_AT_NIGHT = {
     *("unet-8", "unet-rectangular-rgba", "unet-64-deep", "unet-all-attend", "unet-learned-variance", "inception"),
+    *("unet-no-attention", "autoencoder-tied", "autoencoder-resize", "vae-gamma", "vae-mixture", "vae-samples"),
+    *("vae-no-likelihood", "generator-resize", "discriminator-spectral", "discriminator-instance"),
+    *("discriminator-patch-spectral", "discriminator-patch-none", "discriminator-mlp-times"),
     *("flow-nice", "flow-realnvp", "flow-glow", "flow-variational"),
+    *("vector-flow-nice", "vector-flow-iaf", "vector-flow-spline_maf"),
 }
 
 

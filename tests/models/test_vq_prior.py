@@ -356,7 +356,7 @@ def run(example, folder, network, *argv, data="digits"):
     "data, flags",
     [
         ("digits", ()),
-        ("digits", ("--class_conditional",)),
+        pytest.param("digits", ("--class_conditional",), marks=pytest.mark.nightly),
         ("emoji", ("--caption", "--max_tokens", "6", "--vocab_size", "300")),
     ],
     ids=["plain", "classes", "captions"],

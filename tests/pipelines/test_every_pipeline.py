@@ -34,6 +34,10 @@ def over(able=lambda entry: True):
 
 
 every = over()
+THREADS_AT_NIGHT = {  # which share their pipeline with another entry
+    *("diffusion-classes", "diffusion-ode", "latent-flow", "text-to-image-pixels", "vae-without-likelihood"),
+    *("vae-prior", "vae-gamma", "vae-categories", "gan-classes", "normalizing-flow", "vqvae-fsq", "vq-prior-classes"),
+}
 samplers = over(lambda entry: entry.ask)
 
 
@@ -108,7 +112,10 @@ def eager_threads():
     sys.setswitchinterval(before)
 
 
-@every
+@pytest.mark.parametrize(
+    "entry",
+    [pytest.param(e, id=e.name, marks=[pytest.mark.nightly] * (e.name in THREADS_AT_NIGHT)) for e in PIPELINES],
+)
 def test_threads_get_what_calls_in_turn_get(entry, eager_threads):
     pipe = entry.build()
     for network in pipe.components.values():

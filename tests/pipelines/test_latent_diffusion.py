@@ -359,7 +359,7 @@ def run(example, autoencoder, folder, *argv):
     "flags",
     [
         ("--class_conditional", "--prediction_type", "epsilon", "--loss_weighting", "min_snr"),
-        ("--prediction_type", "flow"),
+        pytest.param(("--prediction_type", "flow"), marks=pytest.mark.nightly),
     ],
     ids=["classes", "flow"],
 )

@@ -247,7 +247,10 @@ def run(folder, encoder, *argv):
     return module.main(parse_arguments(module.Arguments, [*words, *map(str, argv)], description="", prog="train"))
 
 
-@pytest.mark.parametrize("kind", ["latents", "pixels", "flow"])
+@pytest.mark.parametrize(
+    "kind",
+    ["latents", pytest.param("pixels", marks=pytest.mark.nightly), pytest.param("flow", marks=pytest.mark.nightly)],
+)
 def test_the_example_resumes_bit_equal_and_leaves_a_pipeline(tmp_path, encoder, autoencoder, kind):
     flags = ["--patch_size", 2] if kind == "pixels" else ["--autoencoder", autoencoder]
     flags += ["--prediction_type", "flow"] if kind == "flow" else ["--loss_weighting", "min_snr"]

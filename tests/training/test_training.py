@@ -826,8 +826,16 @@ def signalled(phases: list[Phase], at: int, *numbers: int) -> list[Phase]:
     return phases
 
 
+@pytest.fixture
+def hangup():
+    """SIGHUP as in a terminal: a run leaves it ignored where it was, as under `nohup`."""
+    old = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, old)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_ends_the_run_with_a_checkpoint(whole, tmp_path, number):
+def test_a_signal_ends_the_run_with_a_checkpoint(whole, tmp_path, number, hangup):
     folder, make, _, batch = whole
     handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)]
     _, result = run(tmp_path, N, phases=signalled(make(), 4, number), batch_size=batch, checkpoint_every=None)
