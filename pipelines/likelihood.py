@@ -115,3 +115,39 @@ def probability_flow(scheduler: Any) -> tuple[Velocity, float, float]:
         return predict_velocity(kind, network(x, t), x, angle.cos().view(each), angle.sin().view(each))
 
     return velocity, float(angles[0]), float(angles[-1])
+
+
+def rectified_velocity(scheduler: Any) -> Velocity:
+    r"""The velocity of a denoising network on straight lines, whatever it predicts: that of flow matching.
+
+    The probability-flow ODE of a variance-preserving diffusion, \(x = \cos\phi\, x_0 + \sin\phi\, \epsilon\), passes
+    the points of \(x_t = (1 - t)\, x_0 + t\, \epsilon\) at \(\tan\phi = t / (1 - t)\), but for a scale; there both have
+    the same expected \(\epsilon - x_0\).
+
+    Returns:
+        (network, t, x_t) -> the velocity at times t in [0, 1], (B,), of the shape of x_t, (B, ...).
+
+    Raises:
+        UsageError: as of `probability_flow`.
+
+    Elucidating the Design Space (Karras et al., 2022, 2206.00364), appendix B; Lipman et al., 2022, 2210.02747.
+
+    Example:
+        >>> from latentia import DDIMScheduler
+        >>> velocity = rectified_velocity(DDIMScheduler(prediction_type="epsilon"))
+        >>> ones = torch.ones(1, 1)  # with eps = 1 and x_t = 1, x_0 = 1
+        >>> bool(velocity(lambda x, t: ones, torch.tensor([0.5]), ones).abs() < 1e-5)
+        True
+    """
+    velocity, start, stop = probability_flow(scheduler)
+    if is_flow(scheduler):
+        return velocity
+
+    def rectified(network: Network, t: Tensor, x: Tensor) -> Tensor:
+        angle, each = torch.atan2(t, 1 - t).clamp(start, stop), (-1, *(1,) * (x.ndim - 1))
+        cos, sin = angle.cos().view(each), angle.sin().view(each)
+        x = x / (t.square() + (1 - t).square()).sqrt().view(each)
+        v = velocity(network, angle, x)
+        return (sin * x + cos * v) - (cos * x - sin * v)  # eps - x_0
+
+    return rectified

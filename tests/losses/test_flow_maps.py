@@ -61,17 +61,37 @@ def score(network, loss):
     return float(gradients.mean() / (gradients.std() / 20**0.5))
 
 
-@pytest.mark.parametrize("loss", [partial(mean_flow_loss, adaptive_power=0.0), shortcut_loss], ids=["mean", "shortcut"])
-def test_the_exact_flow_map_is_a_stationary_point(loss):
-    loss = partial(loss, flow_share=0.0)
+def test_the_exact_flow_map_is_a_stationary_point_of_mean_flow():
+    loss = partial(mean_flow_loss, adaptive_power=0.0, flow_share=0.0)
     assert abs(score(Exact(), loss)) < 4
     assert abs(score(Exact(instantaneous=True), loss)) > 20
 
 
 def test_two_short_steps_of_the_exact_map_are_one_long():
-    exact = shortcut_loss(Exact(), batch(), Rng(0, 0, N, 0, N), flow_share=0.0)["loss"]
-    other = shortcut_loss(Exact(instantaneous=True), batch(), Rng(0, 0, N, 0, N), flow_share=0.0)["loss"]
-    assert exact < 1e-8 and other > 1e-3
+    """The shortest are Euler steps with the velocity, whose error falls with their length."""
+
+    def error(network, most_steps):
+        loss = shortcut_loss(network, batch(), Rng(0, 0, N, 0, N), flow_share=0.0, most_steps=most_steps)
+        return loss["loss"].item()
+
+    assert error(Exact(), 2**16) < 1e-7 < 1e-3 < error(Exact(instantaneous=True), 2**16)
+    assert error(Exact(), 2) > 0.01
+
+
+def test_the_shortest_steps_take_the_velocity():
+    """Else no length of a step is bound to it, as networks tell steps of length 0 from others."""
+
+    class Recorder(Exact):
+        def forward(self, x, t, target_timestep):
+            self.asked = [*getattr(self, "asked", []), (t - target_timestep) / 1000]
+            return super().forward(x, t, target_timestep)
+
+    network = Recorder()
+    shortcut_loss(network, batch(), Rng(0, 0, N, 0, N), flow_share=0.0, most_steps=8)
+    first, second, step = network.asked
+    torch.testing.assert_close(first, torch.where(step < 0.26, 0.0, step / 2))
+    torch.testing.assert_close(second, first)
+    assert step.unique().tolist() == pytest.approx([0.25, 0.5, 1.0])
 
 
 @pytest.mark.parametrize("loss", [mean_flow_loss, shortcut_loss])

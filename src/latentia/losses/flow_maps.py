@@ -21,6 +21,8 @@ from latentia.losses.networks import config_of, unwrap
 from latentia.losses.times import sample_times, times_at
 from latentia.rng import Rng
 
+Teacher = Callable[[Tensor, Tensor, Conditions], Tensor]
+
 
 @check_arguments
 def mean_flow_loss(
@@ -37,6 +39,7 @@ def mean_flow_loss(
     class_dropout: Share = 0.1,
     empty_text: tuple[Tensor, Tensor] | None = None,
     coupling_size: Size | None = None,
+    teacher: Teacher | None = None,
 ) -> dict[str, Tensor]:
     r"""Mean flow: regress the mean velocity on the identity between it and the velocity.
 
@@ -55,6 +58,8 @@ def mean_flow_loss(
             weight. Default 1.
         class_dropout, empty_text: as in `latentia.losses.diffusion.diffusion_loss`.
         coupling_size: as in `flow_matching_loss`. Default none.
+        teacher: (x_t, t, conditions) -> a trained velocity in the place of \(\epsilon - x_0\), such as a guided one,
+            for distillation. `None` (default): none.
 
     Returns:
         "loss", and "error", the squared error per pixel without the weight.
@@ -77,7 +82,8 @@ def mean_flow_loss(
     jumps = _jumps(rng, flow_share)
     t, r = torch.maximum(first, second), torch.minimum(first, second)
     r = torch.where(_mask(jumps, rng), r, t)
-    x_t, v = torch.lerp(x0, eps, _wide(t, x0)), eps - x0
+    x_t = torch.lerp(x0, eps, _wide(t, x0))
+    v = eps - x0 if teacher is None else teacher(x_t, t, conditions)
     target = v.clone()
     if len(jumps):
         some = {name: value[jumps] for name, value in conditions.items()}
@@ -111,19 +117,20 @@ def shortcut_loss(
     class_dropout: Share = 0.1,
     empty_text: tuple[Tensor, Tensor] | None = None,
     coupling_size: Size | None = None,
+    teacher: Teacher | None = None,
 ) -> dict[str, Tensor]:
     r"""Shortcut models: one step of length 2d leads to where two steps of length d lead.
 
     Images with a step are trained on the mean of the network's own two velocities,
     \(u(x_t, t, t - d)\) and \(u(x_{t-d}, t - d, t - 2d)\), without gradient, where 2d is 1, 1/2, 1/4, ... and t a
-    multiple of 2d; all others on the velocity of flow matching at r = t.
+    multiple of 2d; all others on the velocity of flow matching at r = t. The shortest steps d take the velocity itself.
 
     Args:
         unet, batch, rng, num_train_timesteps: as for `mean_flow_loss`.
         time_sampling, time_loc, time_scale: density of the times of flow matching. Default uniform.
         flow_share: share of images that learn the velocity, in [0, 1]. Default .75.
-        most_steps: a power of two; the shortest step is one of so many. Default 128.
-        class_dropout, empty_text, coupling_size: as for `mean_flow_loss`.
+        most_steps: a power of two; the shortest step d is one of so many. Default 128.
+        class_dropout, empty_text, coupling_size, teacher: as for `mean_flow_loss`.
 
     Returns:
         "loss", a mean over pixels.
@@ -144,21 +151,25 @@ def shortcut_loss(
         raise UsageError(f"most_steps must be a power of two from 2 on; got {most_steps}.")
     x0, eps, conditions = _start(unet, batch, rng, class_dropout, empty_text, coupling_size)
     jumps = _jumps(rng, flow_share)
-    halvings = (rng.uniform("step size") * (most_steps.bit_length() - 1)).floor()  # 2d = 2^-halvings
+    levels = most_steps.bit_length() - 1
+    halvings = (rng.uniform("step size") * levels).floor()  # 2d = 2^-halvings
     step = 0.5**halvings
     grid = (1 + (rng.uniform("target times") * 2**halvings).floor()) * step  # t in {2d, 4d, ..., 1}
     stepping = _mask(jumps, rng)
     t = torch.where(stepping, grid, sample_times(rng, time_sampling, time_loc, time_scale))
     r = torch.where(stepping, grid - step, t)
-    x_t, target = torch.lerp(x0, eps, _wide(t, x0)), eps - x0
+    x_t = torch.lerp(x0, eps, _wide(t, x0))
+    target = eps - x0 if teacher is None else teacher(x_t, t, conditions)
     if len(jumps):
         some = {name: value[jumps] for name, value in conditions.items()}
         velocity = _velocity(unwrap(unet), num_train_timesteps)
         start, middle, end = t[jumps], (t - step / 2)[jumps], r[jumps]
+        shortest = halvings[jumps] == levels - 1
         with torch.no_grad():
-            first = velocity(x_t[jumps], start, middle, some)
+            first = velocity(x_t[jumps], start, torch.where(shortest, start, middle), some)
             between = x_t[jumps] - _wide(start - middle, x0) * first
-            target[jumps] = (first + velocity(between, middle, end, some)) / 2
+            second = velocity(between, middle, torch.where(shortest, middle, end), some)
+            target[jumps] = (first + second) / 2
     return {"loss": F.mse_loss(_velocity(unet, num_train_timesteps)(x_t, t, r, conditions), target)}
 
 
