@@ -178,14 +178,18 @@ def start(starter, tmp_path):
 
 @pytest.fixture(scope="session")
 def parts(make_once):
-    """A saved pipeline that holds a small autoencoder, and beside it a small text encoder."""
-    from latentia import VQVAE, VQVAEPipeline
+    """A saved pipeline that holds a small autoencoder, and beside it a small text encoder and a diffusion pipeline."""
+    from tiny_pipelines import unet
+
+    from latentia import VQVAE, DDIMScheduler, UnconditionalDiffusionPipeline, VQVAEPipeline
     from latentia.models.clip import clip_towers, train_tokenizer
 
     def make(folder: Path) -> None:
         torch.manual_seed(0)
         vqvae = VQVAE(sample_size=8, in_channels=1, block_out_channels=(4,), codebook_size=6)
         VQVAEPipeline(vqvae).save_pretrained(folder)
+        teacher = UnconditionalDiffusionPipeline(unet(1, classes=10), DDIMScheduler(), unconditional=True)
+        teacher.save_pretrained(folder / "teacher")
         tokenizer = train_tokenizer(["a red heart"], 300, 8)
         tokenizer.save_pretrained(folder / "tokenizer")
         clip_towers(tokenizer, 8, width=32, text_layers=1, image_layers=1)[0].save_pretrained(folder / "text_encoder")

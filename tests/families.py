@@ -28,7 +28,7 @@ class Family:
     Args:
         name: of the family, or of a variant of its training.
         script: in `examples/`.
-        flags: of the script; "{parts}" is a folder with a small autoencoder and a small text encoder.
+        flags: of the script; "{parts}" is a folder with a small autoencoder, text encoder and diffusion pipeline.
         data: flags of the data set.
         refuses: those of `MODES` that the script refuses, and words of the error.
         same: flags without which splitting a batch changes numbers: each process draws dropout for itself.
@@ -204,6 +204,12 @@ FAMILIES = [
         buffers=("images", "filled"),
     ),
     Family("latent_diffusion", "train_latent_diffusion.py", f"{UNET} --autoencoder {{parts}}"),
+    Family(
+        "distillation",
+        "train_distillation.py",
+        "--teacher {parts}/teacher --class_conditional --guidance_scale 2 --num_inference_steps 1",
+        at_night=True,
+    ),
     Family(
         "text_to_image",
         "train_text_to_image.py",

@@ -166,6 +166,7 @@ def test_every_flag_of_a_command_has_a_help_text(command):
 
 
 SEARCHED = {  # a term of the field -> the page that must be found by it, in its title or first paragraph
+    "distillation": "few-steps.md",
     "inpainting": "image-to-image.md",
     "super-resolution": "image-to-image.md",
     "img2img": "image-to-image.md",
