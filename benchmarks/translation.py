@@ -5,7 +5,7 @@
 Emoji of 32 x 32 pixels come with the package; `--emoji` is a folder of parquet files of the same set at 64 x 64, with
 the columns noto and twemoji, and `--mnist` one of MNIST. Each task trains by the training script itself and is scored
 on the test part as `latentia evaluate` scores it, beside the baselines of the task. Weights of the objective and
-numbers of steps were chosen with `--validate`, which holds the last tenth of the training part out and scores on it.
+numbers of steps can be chosen with `--validate`, which holds the last tenth of the training part out and scores on it.
 `--tasks` runs some tasks and adds them to the results that are there. `throughput` trains the networks of the published
 pix2pix for 256 x 256 pixels, in this library's loop and in a bare one that was written independently, in turns.
 """
@@ -44,27 +44,29 @@ import train_cycle  # noqa: E402
 import train_translation  # noqa: E402
 
 PLAIN = {"adversarial_weight": 0.0}
-SMALL = {"block_out_channels": (16, 32, 64, 64), "discriminator_channels": (16, 32, 64)}
-STYLES = {"image_column": "noto", "target_column": "twemoji"}
+STYLES = {"image_column": "noto", "target_column": "twemoji", "block_out_channels": (16, 32, 64, 64)}
+PATCHES = {"discriminator_channels": (16, 32, 64)}
+CYCLE = {"architecture": "unet", "block_out_channels": (8, 16, 32), "discriminator_channels": (8, 16), "pool_size": 64}
 # Task -> model -> flags of the training script. The data are added to them.
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
-    "styles": {
-        "L1": {**STYLES, **PLAIN, "max_train_steps": 1500},
-        "pix2pix": {**STYLES, "feature_weight": 10.0, "l1_weight": 30.0, "max_train_steps": 1500},
-    },
-    "colour": {"pix2pix": {"image_column": "noto", "degrade": "grey", "max_train_steps": 1000}},
     "enlarge_digits": {
-        "L1": {"degrade": "smaller", "strength": 2.0, "block_out_channels": (32, 64, 64), **PLAIN,
-               "max_train_samples": 20_000, "max_train_steps": 1500},
+        "L1": {"degrade": "smaller", "strength": 2.0, "block_out_channels": (16, 32, 64), **PLAIN,
+               "max_train_samples": 20_000, "max_train_steps": 1200},
     },
+    "styles": {
+        "L1": {**STYLES, **PLAIN, "max_train_steps": 700},
+        "pix2pix": {**STYLES, **PATCHES, "feature_weight": 10.0, "l1_weight": 30.0, "max_train_steps": 700},
+    },
+    "colour": {
+        "pix2pix": {"image_column": "noto", "degrade": "grey", "block_out_channels": (16, 32, 64, 64), **PATCHES,
+                    "max_train_steps": 500},
+    },
+    "inverted": {"CycleGAN": {**CYCLE, "max_train_steps": 700}},
+    "coloured": {"CycleGAN": {**CYCLE, "max_train_steps": 700}},
     "enlarge_emoji": {
-        "L1": {"degrade": "smaller", "strength": 4.0, "image_column": "noto", "block_out_channels": (32, 64, 64, 64),
-               **PLAIN, "max_train_steps": 800},
+        "L1": {"degrade": "smaller", "strength": 4.0, "image_column": "noto", "block_out_channels": (16, 32, 64, 64),
+               **PLAIN, "max_train_steps": 400},
     },
-    "inverted": {"CycleGAN": {"block_out_channels": (16, 32), "num_res_blocks": 2, "discriminator_channels": (16, 32),
-                              "max_train_steps": 1500}},
-    "coloured": {"CycleGAN": {"block_out_channels": (16, 32), "num_res_blocks": 2, "discriminator_channels": (16, 32),
-                              "max_train_steps": 1500}},
 }  # fmt: skip
 TASKS = (*RECIPES, "throughput")
 INK, PAPER = (1.0, 0.4, -0.6), (-0.9, -0.6, 0.1)  # of coloured digits: orange on dark blue

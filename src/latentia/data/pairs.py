@@ -327,7 +327,7 @@ def _check_partners(inputs: Any, targets: Any, options: dict[str, Any]) -> None:
             shown = ", ".join(alone[:3]) + (", ..." if len(alone) > 3 else "")
             raise DataError(
                 f"{counted(len(alone), 'image')} of {here} must have a partner of the same name in {there}: {shown}. "
-                "Add or remove images; suffixes may differ. For images that are no pairs there is train_cycle."
+                "Add or remove images; suffixes may differ. Of images without pairs learns `latentia train cycle`."
             )
     if files[0] != files[1]:
         raise DataError(f"{inputs} and {targets} list their images in another order; give all files one suffix.")

@@ -68,7 +68,7 @@ def load_paired(data: DataArguments, pairs: UnpairedArguments, *, paired: bool =
     targets: str | Path | None = None if folder is None else path_or_pattern(folder)
     degrade, strength = getattr(pairs, "degrade", None), getattr(pairs, "strength", None)
     if targets is None and pairs.target_column is None and degrade is None:
-        more = ", or degrade, a function of the images" if paired else ""
+        more = ". To make the inputs of the images themselves, give degrade" if paired else ""
         raise UsageError(
             f"The targets are missing: give target_data_dir, a second folder, or target_column, a second column{more}."
         )
