@@ -18,6 +18,7 @@ from .models.flow import NormalizingFlow as NormalizingFlow
 from .models.inception import InceptionV3 as InceptionV3
 from .models.latent_vae import LatentVAE as LatentVAE
 from .models.made import MADE as MADE
+from .models.mlp_denoiser import MLPDenoiser as MLPDenoiser
 from .models.mlp_gan import MLPDiscriminator as MLPDiscriminator
 from .models.mlp_gan import MLPGenerator as MLPGenerator
 from .models.modeling import ModelMixin as ModelMixin
@@ -25,6 +26,8 @@ from .models.patchgan import PatchDiscriminator as PatchDiscriminator
 from .models.pixelcnn import GatedPixelCNN as GatedPixelCNN
 from .models.priors import LatentMixture as LatentMixture
 from .models.priors import PositionPrior as PositionPrior
+from .models.table_encoder import TableEncoder as TableEncoder
+from .models.table_vae import TableVAE as TableVAE
 from .models.text import HashedWords as HashedWords
 from .models.translator import CycleTranslator as CycleTranslator
 from .models.translator import ImageTranslator as ImageTranslator

@@ -145,7 +145,7 @@ def load_table(source: str | Path, *, label_column: str | None = None, max_sampl
     path = user_path(source)
     if max_samples is not None and max_samples < 1:
         raise UsageError(f"max_samples must be at least 1; got {max_samples}.")
-    table = _read(path)
+    table = read_columns(path)
     if label_column and label_column not in table.column_names:
         raise UsageError(f'label_column must be one of {table.column_names}; got "{label_column}".')
     if label_column is None and "label" in table.column_names:
@@ -201,13 +201,24 @@ def is_table(source: str | Path) -> bool:
     return not holds_images(path)
 
 
-def _read(path: Path) -> pa.Table:
+def read_columns(path: Path, every: bool = False) -> pa.Table:
+    """The columns of a file of a table.
+
+    Args:
+        path: a .csv, .tsv or .parquet file.
+        every: whether columns of texts and dates are read too, and empty cells of texts, "NA", "null" and the like are
+            missing values. Default: columns of numbers, and in a CSV file texts as they are.
+
+    Raises:
+        UsageError: another kind of file.
+        DataError: it cannot be read, or two columns have one name.
+    """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise UsageError(f"a table must be a file of {', '.join(SUFFIXES)}; got {path}.")
     check_file(path, error=DataError)
     if suffix == ".parquet":
-        return _read_parquet(path)
+        return _read_parquet(path, every)
     try:
         with open_file(path, error=DataError) as file:
             first = file.readline(_LONGEST_HEAD)
@@ -217,6 +228,7 @@ def _read(path: Path) -> pa.Table:
             path,
             read_options=pyarrow.csv.ReadOptions(encoding="utf-16" if wide else "utf-8"),
             parse_options=pyarrow.csv.ParseOptions(delimiter=sign),
+            convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=every),
         )
     except Exception as error:  # of arrow, and of Python for a text of another encoding
         raise DataError(f"{path} cannot be read as a table: {error}") from error
@@ -226,13 +238,15 @@ def _read(path: Path) -> pa.Table:
     return table.rename_columns(names)
 
 
-def _read_parquet(path: Path) -> pa.Table:
-    """The columns of numbers and texts; any other as one of nulls."""
+def _read_parquet(path: Path, every: bool) -> pa.Table:
+    """The columns of numbers and dictionaries, with `every` of plain texts and times too; any other as one of nulls."""
     opened = open_parquet(path)
     schema, rows = opened.schema_arrow, opened.metadata.num_rows
     if rows * len(schema) > _MAX_VALUES:
         raise DataError(f"{path} has {rows} rows of {len(schema)} columns; at most {_MAX_VALUES} values are read.")
     plain = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_dictionary)
+    if every:
+        plain += (pa.types.is_string, pa.types.is_large_string, pa.types.is_temporal, pa.types.is_decimal)
     names = [field.name for field in schema if any(fits(field.type) for fits in plain)]
     try:
         found = opened.read(columns=names)

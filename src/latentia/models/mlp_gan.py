@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
 from latentia.errors import Size, UsageError, check_arguments, check_choice
 from latentia.functional.checks import check_latents
+from latentia.functional.tabular import relax_row
 from latentia.models.layers.conditioning import ConditionEmbedding
 from latentia.models.layers.discriminator import (
     LEAKY_SLOPE,
@@ -29,9 +31,12 @@ class MLPGenerator(ModelMixin, ConfigMixin):
         out_dim: dimensions D of a point. Default 2.
         hidden_sizes: width of each hidden layer. Default (8,), GAN Lab's (Kahng et al., 2018, 1809.01587).
         activation: a name in `models.layers.convolution.ACTIVATIONS`. Default "relu".
+        num_class_embeds: number of classes of the condition; `None` (default): no labels.
+        categories: sizes of blocks at the end of a point that are probabilities, as of the rows of a table, see
+            `latentia.functional.tabular`. Default (): none.
 
     Raises:
-        UsageError: numbers below 1, an unknown name; labels, noise of another width.
+        UsageError: numbers below 1, an unknown name; labels that are missing or not expected, noise of another width.
 
     Example:
         >>> import torch
@@ -47,11 +52,16 @@ class MLPGenerator(ModelMixin, ConfigMixin):
         out_dim: Size = 2,
         hidden_sizes: tuple[Size, ...] = (8,),
         activation: str = "relu",
+        num_class_embeds: Size | None = None,
+        categories: tuple[Size, ...] = (),
     ):
         super().__init__()
-        self.condition = ConditionEmbedding(None, None)
-        self.layers = nn.Sequential(*dense((latent_dim, *hidden_sizes), activation, LEAKY_SLOPE))
-        self.out = nn.Linear((latent_dim, *hidden_sizes)[-1], out_dim)
+        if sum(categories) > out_dim:
+            raise UsageError(f"categories must be blocks of a point of {out_dim} values; got {categories}.")
+        self.condition = ConditionEmbedding(num_class_embeds, None)
+        sizes = (latent_dim + self.condition.width, *hidden_sizes)
+        self.layers = nn.Sequential(*dense(sizes, activation, LEAKY_SLOPE))
+        self.out = nn.Linear(sizes[-1], out_dim)
 
     def forward(
         self,
@@ -60,10 +70,11 @@ class MLPGenerator(ModelMixin, ConfigMixin):
         text_embeds: Tensor | None = None,
         return_dict: bool = True,
     ) -> GeneratorOutput | tuple[Tensor]:
-        """Points (B, out_dim) of noise (B, latent_dim); it takes no labels and no captions."""
+        """Points (B, out_dim) of noise (B, latent_dim), and labels (B,) if it has classes; it takes no captions."""
         check_latents(latents, self.config.latent_dim)
-        self.condition(class_labels, text_embeds)  # refuses both
-        sample = self.out(self.layers(latents))
+        condition = self.condition(class_labels, text_embeds)
+        x = latents if condition is None else torch.cat([latents, condition.to(latents.dtype)], 1)
+        sample = relax_row(self.out(self.layers(x)), self.config.categories)
         return GeneratorOutput(sample) if return_dict else (sample,)
 
     def decode(self, latents: Tensor, class_labels: Tensor | None = None, text_embeds: Tensor | None = None) -> Tensor:
@@ -79,11 +90,11 @@ class MLPDiscriminator(ModelMixin, ConfigMixin):
         hidden_sizes: width of each hidden layer. Default (8,).
         activation: "leaky_relu" (default, slope 0.2) or another name in `latentia.models.layers.mlp.ACTIVATIONS`.
         norm: "none" (default) or "spectral".
-        minibatch_std, pack, num_timesteps: as for `DCGANDiscriminator`.
+        minibatch_std, pack, num_timesteps, num_class_embeds: as for `DCGANDiscriminator`.
 
     Raises:
-        UsageError: numbers below 1, an unknown name; labels, points of another width, a batch that groups or packs do
-            not divide.
+        UsageError: numbers below 1, an unknown name; labels that are missing or not expected, points of another width,
+            a batch that groups or packs do not divide.
 
     Example:
         >>> import torch
@@ -104,14 +115,15 @@ class MLPDiscriminator(ModelMixin, ConfigMixin):
         minibatch_std: int | None = None,
         pack: Size = 1,
         num_timesteps: Size | None = None,
+        num_class_embeds: Size | None = None,
     ):
         super().__init__()
         check_choice("norm", norm, ("spectral", "none"))
-        check_groups(pack, minibatch_std)
+        check_groups(pack, minibatch_std, num_class_embeds)
         sizes = (in_dim * pack, *hidden_sizes)
         self.layers = nn.Sequential(*dense(sizes, activation, LEAKY_SLOPE))
         self.minibatch_std = MinibatchStd(minibatch_std) if minibatch_std else nn.Identity()
-        self.head = DiscriminatorHead(sizes[-1] + bool(minibatch_std), num_timesteps=num_timesteps)
+        self.head = DiscriminatorHead(sizes[-1] + bool(minibatch_std), num_class_embeds, num_timesteps=num_timesteps)
         if norm == "spectral":
             add_spectral_norm(self)
 
@@ -123,7 +135,7 @@ class MLPDiscriminator(ModelMixin, ConfigMixin):
         return_dict: bool = True,
         timesteps: Tensor | None = None,
     ) -> DiscriminatorOutput | tuple[Any, ...]:
-        """Logits of points (B, in_dim), and their times (B,) as in `DCGANDiscriminator`; no labels and no captions."""
+        """Logits of points (B, in_dim), with labels and times (B,) as in `DCGANDiscriminator`; no captions."""
         if sample.ndim != 2 or sample.shape[1] != self.config.in_dim:
             raise UsageError(f"sample must be points (B, {self.config.in_dim}); got {tuple(sample.shape)}.")
         x = self.layers(pack_samples(sample, self.config.pack))
