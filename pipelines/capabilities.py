@@ -30,7 +30,8 @@ class Likelihood:
         of: "256 bins", a probability of images of 8 bits; "density", a density on [-1, 1], to be taken of dequantised
             images; "binarised pixels", a probability after dynamic binarisation; "levels", of pixels of fewer
             levels than 256; "indices", a probability of the codebook indices of an image and of no pixels; "text", a
-            probability of characters.
+            probability of characters; "rows", a probability of the classes and rounded numbers of the rows of a table,
+            and a density of its other numbers.
 
     Example:
         >>> str(Likelihood("lower bound", "256 bins")), str(Likelihood("lower bound", "binarised pixels"))
@@ -40,7 +41,7 @@ class Likelihood:
     """
 
     kind: Literal["exact", "lower bound"]
-    of: Literal["256 bins", "density", "binarised pixels", "levels", "indices", "text"]
+    of: Literal["256 bins", "density", "binarised pixels", "levels", "indices", "text", "rows"]
 
     def __str__(self) -> str:
         if (self.kind, self.of) == ("exact", "density"):  # of the bytes themselves its mean is a bound

@@ -7,11 +7,13 @@ from pathlib import Path
 STEPS = 6
 DIGITS = ("--dataset_name", "digits", "--max_train_samples", "48", "--eval_num_samples", "0")
 EMOJI = ("--dataset_name", "emoji", *DIGITS[2:])
+TABLE = ("--dataset_name", "people", "--max_train_samples", "60", "--eval_num_samples", "0")
 COMMON = (
     *("--max_train_steps", f"{STEPS}", "--checkpointing_steps", "2", "--train_batch_size", "8", "--logging_steps", "1"),
     *("--lr_warmup_steps", "2", "--adam_epsilon", "1e-3"),
 )
 SCORED = ("--validation_steps", "1", "--eval_num_samples", "16", "--eval_metrics", "fd", "--max_train_steps", "2")
+TABLE_SCORED = (*SCORED[:5], "ks", *SCORED[6:])
 MODES = {
     "bf16": ("--mixed_precision", "bf16"),
     "fp16": ("--mixed_precision", "fp16"),
@@ -225,6 +227,41 @@ FAMILIES = [
         scored=("--validation_steps", "1", "--eval_steps", "1", "--max_train_steps", "2"),
         same=NO_DROPOUT,
         splits=False,  # each image is told from the others of its micro-batch
+    ),
+    Family(
+        "table_diffusion",
+        "train_table.py",
+        "--family diffusion --hidden_sizes 8 --num_train_timesteps 4 --components 2",
+        data=TABLE,
+        scored=TABLE_SCORED,
+        refuses=NO_BLOCKS,
+    ),
+    Family(
+        "table_gan",
+        "train_table.py",
+        "--family gan --hidden_sizes 8 --latent_dim 4 --components 2",
+        data=TABLE,
+        scored=TABLE_SCORED,
+        refuses=NO_BLOCKS | {"compile": "second derivatives"},
+        at_night=True,
+    ),
+    Family(
+        "table_flow",
+        "train_table.py",
+        "--family flow --hidden_sizes 8 --num_layers 2 --components 2",
+        data=TABLE,
+        scored=TABLE_SCORED,
+        refuses=NO_BLOCKS,
+        at_night=True,
+    ),
+    Family(
+        "table_vae",
+        "train_table.py",
+        "--family vae --hidden_sizes 8 --latent_dim 3 --components 2",
+        data=TABLE,
+        scored=TABLE_SCORED,
+        refuses=NO_BLOCKS,
+        at_night=True,
     ),
     Family("vq_prior", "train_vq_prior.py", "--vqvae {parts} --width 32 --layers 1 --dropout 0 --class_conditional"),
     Family(

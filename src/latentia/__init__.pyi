@@ -44,6 +44,10 @@ from .pipelines.flow import FlowPipeline as FlowPipeline
 from .pipelines.gan import GANPipeline as GANPipeline
 from .pipelines.latent_diffusion import LatentDiffusionPipeline as LatentDiffusionPipeline
 from .pipelines.recurrent_autoencoder import RecurrentAutoencoderPipeline as RecurrentAutoencoderPipeline
+from .pipelines.table_diffusion import TableDiffusionPipeline as TableDiffusionPipeline
+from .pipelines.table_families import TableFlowPipeline as TableFlowPipeline
+from .pipelines.table_families import TableGANPipeline as TableGANPipeline
+from .pipelines.table_families import TableVAEPipeline as TableVAEPipeline
 from .pipelines.text import TextPipeline as TextPipeline
 from .pipelines.text_to_image import TextToImagePipeline as TextToImagePipeline
 from .pipelines.translation import CyclePipeline as CyclePipeline

@@ -194,6 +194,8 @@ SEARCHED = {  # a term of the field -> the page that must be found by it, in its
     "PixelCNN": "autoregressive.md",
     "MADE": "autoregressive.md",
     "causal transformer": "autoregressive.md",
+    "CSV": "tables.md",
+    "synthetic": "tables.md",
     "DDPM": "diffusion.md",
     "CLIP": "text-encoders.md",
     "text-to-image": "text-to-image.md",

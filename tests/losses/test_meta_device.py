@@ -22,9 +22,11 @@ from latentia import (
     DDPMScheduler,
     HashedWords,
     ImageTranslator,
+    MLPDenoiser,
     MLPDiscriminator,
     PatchDiscriminator,
     RecurrentAutoencoder,
+    TableVAE,
     UNet2D,
 )
 from latentia.losses.adversarial import gan_discriminator_loss, gan_generator_loss, gan_penalty_loss
@@ -39,6 +41,7 @@ from latentia.losses.flow_matching import flow_matching_loss
 from latentia.losses.perceptual_compression import patch_discriminator_loss, perceptual_compression_loss
 from latentia.losses.quantisation import CodebookUpdate, vqvae_loss
 from latentia.losses.reconstruction import autoencoder_loss
+from latentia.losses.tables import table_diffusion_loss, table_elbo_loss
 from latentia.losses.translation import StepImages, translation_discriminator_loss, translation_loss
 from latentia.losses.vae_gan import vae_gan_discriminator_loss, vae_gan_loss
 from latentia.losses.vae_objectives import OBJECTIVES
@@ -263,6 +266,10 @@ CASES = [
     Case("codes", lambda: code_loss(
         on_meta(Transformer(7, 7)),
         on_meta({"prefix": torch.zeros(B, 1, dtype=torch.long), "codes": torch.zeros(B, 4, dtype=torch.long)}), rng(),
+    )),
+    Case("table-elbo", lambda: table_elbo_loss(on_meta(TableVAE(6, (2, 3))), on_meta({"x": torch.zeros(B, 6)}), rng())),
+    Case("table-diffusion", lambda: table_diffusion_loss(
+        on_meta(MLPDenoiser(6, (2, 3))), DDPMScheduler().to(META), on_meta({"x": torch.zeros(B, 6)}), rng()
     )),
     Case("contrastive", lambda: contrastive_loss(
         *(on_meta(torch.ones(B, 3)).requires_grad_() for _ in range(2)), on_meta(torch.tensor(2.0)),

@@ -4,6 +4,7 @@
     latentia train vae --dataset_name digits       runs the script train_vae.py
     latentia train vae --help                      shows the flags of that script
     accelerate launch -m latentia train vae ...    runs it on several processes
+    latentia train vae --train_data_dir table.csv  of a table: train_table.py with --family vae
     latentia train --eject vae                     writes train_vae.py into the current folder, to be changed
 
 A family is the name of a script of `latentia.examples` without "train_". There is no list of them: the package is read.
@@ -13,6 +14,7 @@ import ast
 import pkgutil
 import runpy
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +26,7 @@ from latentia.functional.settings import check_types
 
 SCRIPTS = "latentia.examples"
 _PREFIX = "train_"
+_OF_TABLES = {"vae": "vae", "gan": "gan", "flow": "flow", "ddpm": "diffusion"}  # family -> --family of train_table.py
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ def train(
 
     Args:
         family: name of a training script without "train_", such as vae; all are listed if not given.
-        flags: of the script, as on its command line; `--help` lists them.
+        flags: of the script, as on its command line; `--help` lists them. Of a table, a CSV or parquet file or the name
+            of one, vae, gan, flow and ddpm run the script table with `--family`.
         eject: write the script to a file instead of running it, so that you can change it.
         output: where `eject` writes; train_FAMILY.py in the current folder if not given. It must not exist.
 
@@ -102,6 +106,8 @@ def train(
         return _eject(family, Path(output or f"{_PREFIX}{family}.py"))
     if output is not None:
         raise UsageError("output is for eject only; a training script takes its own output_dir, after the family.")
+    if family in _OF_TABLES and any(map(_names_table, _data_of(flags))):
+        family, flags = "table", ("--family", _OF_TABLES[family], *flags)
     before = sys.argv
     sys.argv = [before[0], *flags]
     sys.modules.pop(f"{SCRIPTS}.{_PREFIX}{family}", None)  # if it was imported: runpy warns, as it is run anew
@@ -123,6 +129,24 @@ def families() -> dict[str, str]:
         name.removeprefix(_PREFIX): (ast.get_docstring(ast.parse(_source(name))) or "").partition("\n")[0]
         for name in sorted(scripts)
     }
+
+
+def _data_of(flags: Sequence[str]) -> list[str]:
+    """The values of the flags that name the data."""
+    found = []
+    for word, following in zip(flags, [*flags[1:], ""]):
+        name, equals, value = word.partition("=")
+        if name.replace("-", "_") in ("__dataset_name", "__train_data_dir"):
+            found.append(value if equals else following)
+    return found
+
+
+def _names_table(data: str) -> bool:
+    """Whether data are a table: a shipped one, or a file of one."""
+    from latentia.data.shipped_tables import SHIPPED  # with numpy, which listing the families needs not
+    from latentia.data.tables import SUFFIXES, is_table
+
+    return data in SHIPPED or (data.lower().endswith(SUFFIXES) and is_table(data))
 
 
 def _source(script: str) -> str:

@@ -256,10 +256,10 @@ class EncodedRows:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the values and the encoding."""
+        """Changes with the values, the columns and the layout; what was fitted to them follows from them."""
         digest = hashlib.blake2b(np.ascontiguousarray(self.table.values).data, digest_size=32).hexdigest()
         columns = [column.to_dict() for column in self.table.columns]
-        return key_of(["mixed table", digest, columns, self.encoder.fingerprint, self.label_names])
+        return key_of(["mixed table", digest, columns, self.encoder.config.layout, self.label_names])
 
     def describe(self) -> dict[str, Any]:
         """Source, rows, columns with their kinds, and the target; for a model card."""

@@ -244,7 +244,7 @@ def _read_parquet(path: Path, every: bool) -> pa.Table:
     schema, rows = opened.schema_arrow, opened.metadata.num_rows
     if rows * len(schema) > _MAX_VALUES:
         raise DataError(f"{path} has {rows} rows of {len(schema)} columns; at most {_MAX_VALUES} values are read.")
-    plain = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_dictionary)
+    plain: tuple[Any, ...] = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_dictionary)
     if every:
         plain += (pa.types.is_string, pa.types.is_large_string, pa.types.is_temporal, pa.types.is_decimal)
     names = [field.name for field in schema if any(fits(field.type) for fits in plain)]

@@ -24,6 +24,7 @@ _PRIORS = {  # a density fitted to latents or codes, which samples are drawn fro
 _LIMITS = {
     "samples": "It makes images like those of {} and knows nothing else.",
     "reconstructions": "It encodes and decodes images like those of {}, and has nothing to sample new ones from.",
+    "rows": "It makes rows like those of {} and knows nothing else. It gives no guarantee of privacy.",
     "embeddings": "It compares images and texts like those of {} and makes neither.",
     "translations": "It translates images like the inputs of {} and knows nothing else.",
     "texts": "It writes texts like {}, character by character, knows nothing else, and may repeat spans of it.",
@@ -37,14 +38,15 @@ class Usage:
     Args:
         code: Python lines that use the pipeline `pipe`. Default: draw one sample.
         imports: modules that the lines need besides latentia.
-        gives: "samples", "reconstructions" (an autoencoder without a prior), "embeddings", "translations" or "texts".
+        gives: "samples", "reconstructions" (an autoencoder without a prior), "embeddings", "translations", "texts" or
+            "rows" (of a table).
         caption: of an image of what it gives.
         classes: names of the classes that it is conditioned on, or their indices as texts; empty: none.
     """
 
     code: Sequence[str] = ('pipe().images[0].save("sample.png")',)
     imports: Sequence[str] = ()
-    gives: Literal["samples", "reconstructions", "embeddings", "translations", "texts"] = "samples"
+    gives: Literal["samples", "reconstructions", "embeddings", "translations", "texts", "rows"] = "samples"
     caption: str = "Samples"
     classes: Sequence[str] = ()
 
@@ -82,6 +84,9 @@ def pipeline_usage(kind: type, config: Mapping[str, Any], parts: Iterable[Mappin
     merged: dict[str, Any] = {}
     for part in parts:
         merged = {**part, **{key: value for key, value in merged.items() if value is not None}}
+    if getattr(kind, "modality", None) == "table":
+        lines = ("rows = pipe(1000).rows", 'rows.to_csv("rows.csv", index=False)')
+        return Usage(lines, gives="rows", caption="Columns of real and of generated rows")
     if getattr(kind, "latents", None) == "embeddings":
         code = [*_image(merged), 'probabilities = pipe(image, ["a heart", "a star"])', "vector = pipe.encode(image)"]
         return Usage(tuple(code), ("PIL.Image",), "embeddings", _CAPTIONS["embeddings"])

@@ -90,4 +90,4 @@ def table_diffusion_loss(denoiser: Any, scheduler: Any, batch: Mapping[str, Any]
             for clean, dirty, guess in zip(blocks, noisy, logits)
         ]
         found["categories"] = steps * torch.stack(terms).mean(0).mean()
-    return {"loss": sum(found.values()), **{name: value.detach() for name, value in found.items()}}
+    return {"loss": torch.stack([*found.values()]).sum(), **{name: value.detach() for name, value in found.items()}}

@@ -1,6 +1,7 @@
 """MLPDenoiser: the network of a diffusion model of vectors, such as the encoded rows of a table."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -42,7 +43,7 @@ class MLPDenoiser(ModelMixin, ConfigMixin):
         torch.Size([4, 5])
     """
 
-    _skip_layerwise_casting_patterns = ("out",)  # whose dtype is read
+    _skip_layerwise_casting_patterns: Any = ("out",)  # whose dtype is read
 
     @register_to_config
     @check_arguments

@@ -1,13 +1,10 @@
 """TableEncoder: rows of tables of mixed kinds as vectors for networks, and back without loss."""
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils import BaseOutput
@@ -153,14 +150,6 @@ class TableEncoder(ModelMixin, ConfigMixin):
         shares = self._of_bits("shares")
         return torch.cat([shares[j, :count] / len(self.counts) for j, count in enumerate(self.counts)])
 
-    @property
-    def fingerprint(self) -> str:
-        """Changes with the columns and what was fitted."""
-        digest = hashlib.blake2b(json.dumps([dict(column) for column in self.config.columns]).encode(), digest_size=16)
-        for name in ("mixtures", "shares", "ends"):
-            digest.update(np.ascontiguousarray(getattr(self, name).cpu().numpy()).data)
-        return digest.hexdigest() + self.config.layout
-
     def encode(self, values: Tensor, u: Tensor | None = None) -> Tensor:
         """Encoded rows (B, D), float64, of values (B, C), NaN where they are missing.
 
@@ -229,8 +218,8 @@ class TableEncoder(ModelMixin, ConfigMixin):
     def log_det(self, values: Tensor, u: Tensor) -> Tensor:
         r"""\(\log |\partial z / \partial x|\) of the numbers, and the log-size of each interval: (B,), float64.
 
-        Added to the log-density of `encode(values, u)` in the layout "scores", its mean over u is a lower bound of the
-        log-probability of a row; the density of those numbers that have no step.
+        Added to the log-density of `encode(values, u)`, its mean over u is a lower bound of the log-probability of a
+        row; the density of those numbers that have no step. In the layout "one_hot" it is of the numbers alone.
         """
         x = self._checked(values)
         numbers, mixtures = x[:, self._numbers], self._of_bits("mixtures")
@@ -240,6 +229,8 @@ class TableEncoder(ModelMixin, ConfigMixin):
         normal = -0.5 * z.square() - 0.5 * math.log(2 * math.pi)
         sizes = mixture_log_density(places, *mixtures) + torch.where(steps > 0, steps, 1).log()
         found = torch.where(gaps, 0.0, sizes).sum(1) - normal[:, : len(self._numbers)].sum(1)
+        if self.config.layout == "one_hot":
+            return found
         shares, indices = self._of_bits("shares"), self._indices(x)
         for j in range(len(self.counts)):
             found = found + shares[j].log()[indices[:, j]]

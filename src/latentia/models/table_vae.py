@@ -1,6 +1,7 @@
 """TableVAE: a variational autoencoder of the encoded rows of a table."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -55,7 +56,7 @@ class TableVAE(ModelMixin, ConfigMixin):
         (torch.Size([4, 5]), torch.Size([2]))
     """
 
-    _skip_layerwise_casting_patterns = ("posterior", "out")  # whose dtypes are read
+    _skip_layerwise_casting_patterns: Any = ("posterior", "out")  # whose dtypes are read
 
     @register_to_config
     @check_arguments

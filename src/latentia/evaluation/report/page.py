@@ -23,6 +23,8 @@ HEADLINES = 5  # rows that are shown unfolded
 _FIGURES = (  # file, heading, what it shows
     ("samples", "Samples", "the first generated images"),
     ("neighbours", "Nearest real images", "generated images, each with its nearest real images"),
+    ("columns", "Columns", "distribution of each column, generated and real"),
+    ("correlations", "Correlations", "correlations of all numbers and categories, real and generated"),
     ("features", "Features in the plane", "features of generated and real images in the plane"),
     ("classes", "Classes", "share of each class among generated and real images"),
 )

@@ -5,6 +5,7 @@ from statistics import stdev
 from typing import Any, NamedTuple
 
 from latentia.evaluation.metrics import METRICS
+from latentia.evaluation.table_metrics import TABLE_METRICS
 
 NEAR = 10  # a value within so many half-widths of the range of real images is near it
 
@@ -94,7 +95,7 @@ def table(results: Sequence[dict[str, Any]]) -> list[Row]:
     rows, shown = [], list(columns(results).values())
     for key in dict.fromkeys(key for result in results for key in result["scores"]):
         scores = [[run["scores"][key] for run in runs if key in run["scores"]] for runs in shown]
-        one, metric = next(found[0] for found in scores if found), METRICS[key]
+        one, metric = next(found[0] for found in scores if found), {**METRICS, **TABLE_METRICS}[key]
         real = _measured(one["real"], one["real_low"], one["real_high"])
         cells = [
             _measured(s[0]["value"], s[0]["low"], s[0]["high"]) if len(s) == 1 else _mean([x["value"] for x in s])
@@ -263,9 +264,10 @@ def facts(results: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Conditions that are equal for all sources: label to text."""
     one = results[0]
     data = one.get("data", {})
+    kind = "rows" if data.get("modality") == "table row" else "images"
     named = [data.get("name", data["kind"]), f"({data.get('split', 'all')}),"] if data else []
     return {
-        "Data": " ".join(map(str, [*named, one["n_real"], "images"])),
+        "Data": " ".join(map(str, [*named, one["n_real"], kind])),
         "Samples": f"{one['n']} of each",
         "Features": f"{one['extractor']} {one['extractor_sha256'][:8]}",
         "Seed": str(one["seed"]),
