@@ -1,6 +1,5 @@
 """Figures of tables: the distribution of each column, generated beside real, and all correlations."""
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +93,9 @@ def _plain(text: str) -> str:
 
 
 def _image(figure) -> Image.Image:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=90)
-    return Image.open(buffer).convert("RGB")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_dpi(90)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
