@@ -6,6 +6,7 @@ import pytest
 from latentia.data.mixed import load_mixed_table
 from latentia.data.table_columns import TableColumn
 from latentia.errors import UsageError
+from latentia.evaluation.report.table_report import score_table
 from latentia.evaluation.table_metrics import (
     Rows,
     TablePair,
@@ -14,7 +15,6 @@ from latentia.evaluation.table_metrics import (
     correlation_difference,
     detection,
     ks_statistics,
-    score_table,
     total_variations,
     usefulness,
 )

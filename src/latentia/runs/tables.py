@@ -12,7 +12,8 @@ from latentia.data.mixed import HELD_OUT, MixedTable, load_mixed_table
 from latentia.data.shipped_tables import SHIPPED
 from latentia.errors import Count, Natural, Range, UsageError
 from latentia.evaluation.report.columns import draw_columns
-from latentia.evaluation.table_metrics import Rows, TableReport, check_table_metrics, score_table
+from latentia.evaluation.report.table_report import TableReport, score_table
+from latentia.evaluation.table_metrics import Rows, check_table_metrics
 from latentia.files.writing import make_folder, write_image
 from latentia.models.table_encoder import TableEncoder
 from latentia.training.loop import Hook
