@@ -33,7 +33,6 @@ from latentia.pipelines.capabilities import capabilities
 from latentia.runs.classes import classes_of
 from latentia.training.loop import Hook, Progress
 
-RECONSTRUCTION = "reconstruction"  # name of the sampler that draws images beside their reconstructions
 _CHUNK = 100  # images at a time
 _SETS = 24  # samples in a grid that shows others beside them
 _RECONSTRUCTION = "reconstruction"  # name of the sampler that draws images beside their reconstructions
