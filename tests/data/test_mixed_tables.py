@@ -48,7 +48,7 @@ def source(request, tmp_path):
     return files.get(request.param, frame)
 
 
-def test_kinds_are_found_and_values_come_back_from_every_source(source):
+def test_kinds_are_found_and_values_come_back(source):
     table = load_mixed_table(source)
     assert {column.name: column.kind for column in table.columns} == KINDS
     assert [column.unit for column in table.columns][4:6] == ["day", "second"]
@@ -60,7 +60,7 @@ def test_kinds_are_found_and_values_come_back_from_every_source(source):
 
 
 @pytest.mark.parametrize("layout", ["one_hot", "scores"])
-def test_an_encoding_is_inverted_exactly_wherever_values_are_placed(layout):
+def test_an_encoding_is_inverted_wherever_values_are_placed(layout):
     table = load_mixed_table(mixed())
     encoder = TableEncoder.fit(table.columns, table.values[:150], layout)  # the rest was not seen
     values = torch.from_numpy(table.values)

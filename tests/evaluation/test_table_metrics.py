@@ -52,7 +52,7 @@ def test_the_correlation_difference_is_that_of_the_process():
     assert abs(correlation_difference(*joined) - 2 * np.sqrt(2 / np.pi)) < 0.02  # corr(z, z > 0) = sqrt(2 / pi)
 
 
-def test_detection_is_chance_for_one_process_and_sure_for_two():
+def test_detection_is_chance_for_one_process():
     real = normal(1000, 0.8)
     for trees in (False, True):
         assert abs(detection(pair(normal(1000, 0.8, seed=1), real), trees) - 0.5) < 0.06
@@ -61,7 +61,7 @@ def test_detection_is_chance_for_one_process_and_sure_for_two():
     assert detection(apart, False) < 0.6 < 0.65 < detection(apart, True)
 
 
-def test_copies_are_seen_and_distances_are_relative_to_held_out_rows():
+def test_copies_are_seen_and_distances_are_relative():
     train, held_out = normal(2000), normal(500, seed=1)
     copied = Rows(NUMBERS, train.values[:300])
     assert copies(TablePair(copied, train, held_out, copied)) == 1
@@ -71,7 +71,7 @@ def test_copies_are_seen_and_distances_are_relative_to_held_out_rows():
     assert abs(closest_ratio(TablePair(fresh, train, held_out, fresh)) - 1) < 0.2
 
 
-def test_rows_of_the_process_are_as_useful_as_real_ones_and_noise_is_not():
+def test_rows_of_the_process_are_useful_and_noise_is_not():
     def made(n, seed, noise=False):
         random = np.random.default_rng(seed)
         x = random.normal(size=(n, 2))
@@ -83,7 +83,7 @@ def test_rows_of_the_process_are_as_useful_as_real_ones_and_noise_is_not():
     assert usefulness(TablePair(held_out, train, held_out, made(1000, 3, noise=True))) < 0.7
 
 
-def test_a_report_has_every_metric_beside_that_of_held_out_rows():
+def test_a_report_has_real_data_scores():
     table = load_mixed_table("people", max_samples=1200)
     train, held_out = (Rows(part.columns, part.values, table.target) for part in table.parts())
     report = score_table(train, train, held_out)

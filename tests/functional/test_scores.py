@@ -27,7 +27,7 @@ def test_one_gaussian_is_standardised():
     torch.testing.assert_close(mixture_scores(x, *one), (x - 3) / 2, atol=1e-9, rtol=1e-9)
 
 
-def test_scores_equal_the_distribution_function_of_scipy_in_both_tails():
+def test_scores_equal_those_of_scipy_in_both_tails():
     x = torch.tensor([-60.0, -40.0, -39.99, -5.0, 0.0, 20.0, 45.0]).double()
     w, m, s = (part[0].numpy() for part in MIXTURE)
     below = (w * norm.cdf((x.numpy()[:, None] - m) / s)).sum(1)

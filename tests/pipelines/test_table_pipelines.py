@@ -184,7 +184,7 @@ def plain(rows=4000):
     return load_mixed_table(pd.DataFrame({"a": 3 + 2 * x[:, 0], "b": -1e-3 * x[:, 1]}))
 
 
-def test_a_copula_has_the_correlations_and_margins_of_the_data():
+def test_a_copula_has_correlations_and_margins():
     """Of normal numbers they are known: rho = -0.8, and of 8000 samples the error is about .005."""
     table = plain()
     encoder = TableEncoder.fit(table.columns, table.values, "scores")
@@ -195,7 +195,7 @@ def test_a_copula_has_the_correlations_and_margins_of_the_data():
     assert abs(found.a.mean() - 3) < 0.1 and abs(found.a.std() - 2) < 0.1
 
 
-def test_the_likelihood_of_a_copula_of_normal_numbers_is_their_density():
+def test_the_likelihood_of_a_copula_is_the_density():
     table = plain()
     encoder = TableEncoder.fit(table.columns, table.values, "scores")
     rows = encoder.encode(torch.from_numpy(table.values))

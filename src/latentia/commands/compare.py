@@ -19,6 +19,7 @@ from latentia.commands.measurement import check_options, find_extractor, measure
 from latentia.commands.output import open_output
 from latentia.commands.reference import data_options, find_reference
 from latentia.commands.sources import modality_of
+from latentia.commands.tables import compare_tables, is_of_tables
 from latentia.data import ImageData
 from latentia.errors import Count, Natural, Seed, Size, UsageError, check_arguments
 from latentia.evaluation import check_metrics, plot_precision_recall, small_table, text_table, write_page
@@ -124,6 +125,17 @@ def compare(
     runs = [(i, *run) for i, source in enumerate(sources) for run in _runs(source)]
     if len(runs) < 2:
         raise UsageError(f"sources must be at least two; got {len(runs)}. To measure one, use evaluate.")
+    if any(is_of_tables(source, data) for _, _, source in runs):
+        of_images = {
+            "extractor": extractor, "num_inference_steps": num_inference_steps, "likelihood_images": likelihood_images,
+            "latent_images": latent_images, "reconstruction_images": reconstruction_images, **settings,
+        }  # fmt: skip
+        if any(name for _, name, _ in runs):
+            raise UsageError("sources of rows are compared one by one; give each without name=.")
+        rows: Any = compare_tables(
+            [source for _, _, source in runs], data, n=n, metrics=metrics, seed=seed, device=device, unused=of_images
+        )
+        return rows
     check_metrics(metrics)
     check_options(device, reconstruction_images)
     for _, _, source in runs:

@@ -31,6 +31,7 @@ from latentia.commands.measurement import (
 from latentia.commands.output import open_output
 from latentia.commands.reference import Reference, data_options, find_reference
 from latentia.commands.sources import Source, load_pipeline, modality_of, open_source
+from latentia.commands.tables import evaluate_table, is_of_tables
 from latentia.commands.texts import evaluate_texts
 from latentia.commands.translation import measure_translation
 from latentia.data import ImageData
@@ -200,6 +201,9 @@ def evaluate(
 ) -> Evaluation:
     """Measure the images of a source: every metric that applies, beside what real images get at the same n.
 
+    Of a source of rows of a table, a pipeline, a CSV or parquet file or the baseline "copula": columns, correlations,
+    use, detection and copies, each beside held-out rows.
+
     Of a pipeline that writes texts: bits per character of the test part, and scores of n samples beside real text.
 
     Under `accelerate launch` (`accelerate launch -m latentia evaluate ...`) the processes share the work, and each
@@ -245,6 +249,15 @@ def evaluate(
         >>> evaluation.report.n, evaluation.about["kind"]
         (100, 'baseline')
     """
+    if is_of_tables(source, data):
+        of_images = {
+            "extractor": extractor, "num_inference_steps": num_inference_steps, "likelihood_images": likelihood_images,
+            "latent_images": latent_images, "reconstruction_images": reconstruction_images, **settings,
+        }  # fmt: skip
+        rows: Any = evaluate_table(
+            source, data, n=n, metrics=metrics, seed=seed, revision=revision, device=device, unused=of_images
+        )
+        return rows
     check_metrics(metrics)
     check_options(device, reconstruction_images)
     if modality_of(source, revision) == "text":

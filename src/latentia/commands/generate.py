@@ -1,4 +1,4 @@
-"""Sample images or texts from any saved pipeline: PNG files that carry their recipe and a sheet, or text files."""
+"""Sample images, texts or rows from any saved pipeline: PNG files that carry their recipe, text files, or a CSV."""
 
 import inspect
 import itertools
@@ -19,6 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from latentia.commands.output import open_output
 from latentia.commands.sources import load_pipeline
+from latentia.commands.tables import GeneratedRows
 from latentia.data.decode import BadImage, open_image
 from latentia.errors import Count, Seed, UsageError, check_arguments, check_choice, counted, did_you_mean
 from latentia.evaluation import image_grid
@@ -177,7 +178,7 @@ def generate(
 
     Args:
         source: a saved pipeline, a folder or "user/name" on the Hub.
-        num_images: how many images or texts; several prompts or class labels are given out in turn.
+        num_images: how many images, texts or rows; several prompts or class labels are given out in turn.
         sampler: the saved scheduler, or another one over the same noise, for diffusion.
         seed: the same seed gives the same images, however many are sampled.
         revision: branch, tag or commit on the Hub.
@@ -263,6 +264,10 @@ def generate(
             "torch": torch.__version__,
         },
     }
+    if able.modality == "table":
+        made = pipe(num_images, generator=torch.Generator().manual_seed(seed), **shared).rows
+        rows: Any = GeneratedRows(made, {**common, "rows": num_images})
+        return rows
     recipes = [
         {
             **common,

@@ -11,7 +11,7 @@ from latentia.training.ownership import MARK, claim, delete, probe
 from latentia.training.state import lock
 
 _LOCK = ".lock"
-_PLOTS = ("neighbours", "features", "classes", "precision_recall")
+_PLOTS = ("neighbours", "features", "classes", "precision_recall", "columns", "correlations")
 _GRIDS = ("samples", "samples_preview", "real", "real_preview")
 _EVALUATION = ("index.html", "metrics.json", "samples.txt", *(f"{name}.png" for name in (*_PLOTS, *_GRIDS)))
 _COMPARISON = ("index.html", "comparison.json", "precision_recall.png")
@@ -21,7 +21,7 @@ WRITTEN = {
     "evaluate": _EVALUATION,
     "compare": (*_COMPARISON, *(f"[0-9]*/{name}" for name in (MARK, *_EVALUATION))),
     "embed": ("latents.parquet", "embedding.json", "pca.png", "tsne.png"),
-    "generate": ("[0-9][0-9][0-9][0-9][0-9]*.png", "[0-9][0-9][0-9][0-9][0-9]*.txt", "recipes.json"),
+    "generate": ("[0-9][0-9][0-9][0-9][0-9]*.png", "[0-9][0-9][0-9][0-9][0-9]*.txt", "recipes.json", "rows.csv"),
 }
 
 
