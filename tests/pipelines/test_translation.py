@@ -13,6 +13,7 @@ import latentia
 from latentia import CyclePipeline, CycleTranslator, ImageTranslator, TranslationPipeline
 from latentia.commands.evaluate import evaluate
 from latentia.commands.generate import generate
+from latentia.data import ImageData
 from latentia.errors import UsageError
 from latentia.functional.degradation import larger
 from latentia.runs.command_line import with_values
@@ -125,6 +126,13 @@ def test_two_folders_of_ones_own_become_a_pipeline(tmp_path):
     assert [*scores] == ["model", "regression", "nearest neighbour"] and found.translation.paired
     assert "translations of 6 training images, with their targets:" in found.text()
     assert json.loads(json.dumps(found.to_dict()))["translation"]["n"] == 6
+    found.save(tmp_path / "page")
+    page = (tmp_path / "page/index.html").read_text()
+    assert "PSNR, dB of translations" in page and "Baselines: regression" in page
+    with pytest.raises(UsageError, match="other holds inputs; give the folder of their targets"):
+        evaluate(tmp_path / "run", str(tmp_path / "other"), n=6, extractor=Quarters())
+    with pytest.raises(UsageError, match="data must be pairs, as TranslationPipeline makes images from images"):
+        evaluate(pipe, ImageData(torch.zeros(20, 1, 16, 16, dtype=torch.uint8)), n=6, extractor=Quarters())
 
 
 def test_a_cycle_is_scored_without_pairs(tmp_path):

@@ -95,7 +95,8 @@ class Reference:
         chosen, seen = (self.pairs, "training") if self.test_pairs is None else (self.test_pairs, "test")
         inputs = chosen.inputs if isinstance(chosen.inputs, ImageData) else chosen.targets
         rows = [torch.linspace(0, len(x) - 1, min(count, len(chosen), len(inputs))).long() for x in (inputs, chosen)]
-        labels = None if inputs.labels is None else inputs.labels[rows[0]]
+        known = inputs.labels is not None and inputs.label_names == chosen.label_names
+        labels = inputs.labels[rows[0]] if known and inputs.labels is not None else None
         return HeldOutPairs(chosen.conditions(rows[0]), chosen.images[rows[1]], labels, f"{seen} images")
 
     def held_out(self, count: int) -> tuple[Tensor, Tensor | None, str]:
@@ -147,6 +148,9 @@ def find_reference(data: Any, sources: Sequence[Any], settings: Mapping[str, Any
         of_targets = pair_arguments([*runs], targets)
         if of_targets is None:
             return Reference(load_data(arguments), arguments)
+        owned = {name for run in runs.values() for name in (run.dataset_name, run.train_data_dir)}
+        if data is not None and str(data) not in owned and not targets and of_targets.target_data_dir is not None:
+            raise UsageError(f"target_data_dir is missing: {data} holds inputs; give the folder of their targets.")
         pairs = load_paired(arguments, of_targets, paired=isinstance(of_targets, PairArguments))
         return Reference(pairs.targets, arguments, pairs, of_targets)
     except DataError as error:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from latentia.evaluation.metrics import METRICS
 from latentia.evaluation.table_metrics import TABLE_METRICS
+from latentia.evaluation.translation import SCORES
 
 NEAR = 10  # a value within so many half-widths of the range of real images is near it
 
@@ -111,6 +112,7 @@ def table(results: Sequence[dict[str, Any]]) -> list[Row]:
         rows.append(Row("Bits per dimension", bits, Cell(""), "lower", "Likelihood", meaning))
     rows += _latent_rows(shown)
     rows += _reconstruction_rows(shown)
+    rows += _translation_rows(shown)
     for key, fact in FACTS.items():
         values = [[run[key] for run in runs if run.get(key) is not None] for runs in shown]
         if any(values):
@@ -167,6 +169,26 @@ def _reconstruction_rows(shown: Sequence[list[dict[str, Any]]]) -> list[Row]:
         )
         for key, (title, meaning) in _RECONSTRUCTIONS.items()
     ]
+
+
+def _translation_rows(shown: Sequence[list[dict[str, Any]]]) -> list[Row]:
+    """Scores of translations, if any run has them, with those of the baselines in words."""
+    found = [[run["translation"]["scores"] for run in runs if run.get("translation")] for runs in shown]
+    one = next((runs[0] for runs in found if runs), None)
+    if one is None:
+        return []
+    rows = []
+    for key, (title, better) in SCORES.items():
+        values = [[scores["model"][key] for scores in runs if key in scores["model"]] for runs in found]
+        if not any(values):
+            continue
+        beside = [f"{name} {number(scores[key])}" for name, scores in one.items() if name != "model" and key in scores]
+        meaning = f"Baselines: {', '.join(beside)}." if beside else "There is no baseline."
+        direction = better if better in ("lower", "higher") else ""
+        rows.append(
+            Row(f"{title} of translations", [_mean(x) for x in values], Cell(""), direction, "Translations", meaning)
+        )
+    return rows
 
 
 def _mean(values: Sequence[float]) -> Cell:
