@@ -89,8 +89,8 @@ def main() -> None:
         "diffusion": train("ddpm", teacher, *source, *once, *network),
         "flow": train("ddpm", args.folder / "flow", *source, *once, *network, *flow),
         "scratch": train("ddpm", args.folder / "scratch", *source, *twice, *network, *flow, "--few_steps", "mean_flow"),
-        "mean_flow": train("distillation", args.folder / "mean_flow", *student),
-        "shortcut": train("distillation", args.folder / "shortcut", *student, "--method", "shortcut"),
+        "mean_flow": train("distillation", args.folder / "mean_flow", *student, "--method", "mean_flow"),
+        "shortcut": train("distillation", args.folder / "shortcut", *student),
     }
     solver = load(teacher)
     solver.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(solver.scheduler.config)

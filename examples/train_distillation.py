@@ -19,7 +19,7 @@ from torch import Tensor
 
 from latentia import DiffusionPipeline, UNet2D
 from latentia.data import cached_captions
-from latentia.errors import Finite, Positive, Share, UsageError
+from latentia.errors import Finite, Share, UsageError
 from latentia.pipelines.likelihood import rectified_velocity
 from latentia.pipelines.texts import embed_texts, max_tokens, text_fingerprint
 from latentia.runs.arguments import ClassArguments, OptimizationArguments, RunArguments
@@ -36,14 +36,10 @@ class DistillationArguments:
 
     teacher: str | None = None
     """Folder or Hub id of a trained pipeline of diffusion or flow matching, whose network is a UNet2D."""
-    method: Literal["mean_flow", "shortcut"] = "mean_flow"
-    """Objective of the student's steps: mean_flow by a derivative, or shortcut by two steps of half the length."""
+    method: Literal["shortcut", "mean_flow"] = "shortcut"
+    """Objective of the student's steps: shortcut by two steps of half the length, or mean_flow by a derivative."""
     guidance_scale: Finite = 1.0
     """Classifier-free guidance of the teacher, which the student learns; 1: none."""
-    time_loc: Finite = 0.0
-    """Centre of the logit-normal density of times; lower means less noise."""
-    time_scale: Positive = 1.0
-    """Width of the logit-normal density."""
     flow_share: Share = 0.5
     """Share of images that learn the velocity itself; the others learn a step."""
 
@@ -145,16 +141,15 @@ def main(args: Arguments) -> int:
     student.load_state_dict({**student.state_dict(), **matching(pipe.unet, student)})
     unet = run.prepare("unet", student.to(memory_format=torch.channels_last))
     pipe.unet.requires_grad_(False).to(run.device, memory_format=torch.channels_last)
-    times = {"time_sampling": "logit_normal", "time_loc": chosen.time_loc, "time_scale": chosen.time_scale}
     loss = partial(
         FEW_STEPS[chosen.method],
         unet.network,
         num_train_timesteps=UNIT,
+        time_sampling="uniform",
         flow_share=chosen.flow_share,
         class_dropout=0.0,
         empty_text=empty,
         teacher=teacher_velocity(pipe, chosen.guidance_scale, empty),
-        **times,
     )
     scheduler = FlowMatchEulerDiscreteScheduler(UNIT)
     options = {"unconditional": False}

@@ -12,6 +12,7 @@ from latentia import DDIMScheduler, DDPMScheduler, UnconditionalDiffusionPipelin
 from latentia.errors import NumericsError, UsageError
 from latentia.functional.diffusion import predict_eps, predict_velocity
 from latentia.pipelines.capabilities import Likelihood, capabilities
+from latentia.pipelines.likelihood import rectified_velocity
 from latentia.schedulers.diffusion import make_alpha_bar
 
 MEAN, STD = 0.3, 0.4
@@ -99,6 +100,15 @@ def test_an_exact_network_has_the_likelihood_of_its_data(scheduler, options):
         torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-6)
     named = pipe.log_likelihood(X, method="ode", class_labels=["one", "two", "two", "one", "two"], **options)
     assert torch.equal(named, found)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS.values(), ids=SCHEDULERS)
+def test_every_network_has_the_velocity_of_flow_matching(scheduler):
+    exact, flow = Exact(scheduler), Exact(FLOW())
+    velocity = rectified_velocity(scheduler)
+    t = torch.tensor([0.1, 0.3, 0.5, 0.8, 0.95], dtype=torch.float64)
+    found = velocity(lambda x, time: exact(x, time).sample, t, X)
+    torch.testing.assert_close(found, flow(X, 1000 * t).sample, atol=1e-6, rtol=1e-6)
 
 
 def test_the_velocity_of_each_prediction_is_the_same():
