@@ -286,7 +286,7 @@ def test_all_fingerprints_differ(tmp_path):
 
 def test_the_description_is_json_and_says_what_the_data_are(entry, data):
     about = json.loads(json.dumps(data.describe()))
-    assert about["modality"] == data.modality in ("image", "latent", "point", "table row", "text")
+    assert about["modality"] == data.modality in ("image", "latent", "point", "table row", "text window")
     assert about["shape"] == [*entry.shape] and about["fingerprint"] == data.fingerprint
     assert about["label_names"] == data.label_names and about["captions"] == entry.captions
     assert about["kind"]

@@ -226,6 +226,8 @@ def generate(
         if (values := _listed(given.get(key)))
     }
 
+    made = "texts" if able.modality == "text" else "images"
+
     def batches() -> Iterator[list[Any]]:
         generator = torch.Generator().manual_seed(seed)
         for start in range(0, num_images, _CHUNK):
@@ -236,8 +238,7 @@ def generate(
                 asked["batch_size"] = count
             # Of one generator diffusers' own pipelines draw a batch at once, and an image would depend on the others.
             own = isinstance(pipe, DiffusionPipeline)
-            out = pipe(generator=generator if own else image_generators(generator, count), **asked)
-            yield out.texts if able.modality == "text" else out.images
+            yield getattr(pipe(generator=generator if own else image_generators(generator, count), **asked), made)
 
     defaults = {
         key: option.default

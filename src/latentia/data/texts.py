@@ -55,7 +55,7 @@ class TextData:
         'to be'
     """
 
-    modality = "text"
+    modality = "text window"
     endless = False
     labels: None = None
     label_names: list[str] | None = None
