@@ -38,7 +38,10 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "diffusion": ("ddpm", ("--max_train_steps", "500", "--block_out_channels", "32", "64")),
     "latent diffusion": ("latent_diffusion", ("--max_train_steps", "1000", "--block_out_channels", "32", "64")),
 }
-AUTOENCODER = ("--max_train_steps", "600", "--block_out_channels", "16", "32", "--train_batch_size", "32")
+AUTOENCODER = (
+    *("--max_train_steps", "600", "--train_batch_size", "32"),
+    *("--block_out_channels", "16", "32", "--discriminator_channels", "16", "32"),
+)
 
 
 def run(kind: str, folder: Path, *flags: str) -> None:

@@ -178,7 +178,7 @@ def stability(args: argparse.Namespace) -> dict[str, Any]:
             flags = ["--seed", str(seed), "--learning_rate", str(2e-3 * factor), "--max_train_steps", "300"]
             train("flow", folder, "--dataset_name", "digits", "--eval_num_samples", "0", *flags)
             lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-            finals.append(next(line["bits_per_dim"] for line in reversed(lines) if "bits_per_dim" in line))
+            finals.append(next(line["flow/bits_per_dim"] for line in reversed(lines) if "flow/bits_per_dim" in line))
         rows[f"learning rate x {factor}"] = {"finished": len(finals), "bits per dimension": finals}
         print(factor, finals, flush=True)
     return rows
