@@ -248,6 +248,12 @@ def _translating(source: Source, pipe: Any, seed: int, given: tuple[Tensor, str]
             "target_column or degrade beside data."
         )
     chosen, what = given
+    channels = pipe.translator.config.in_channels
+    if chosen.shape[1] != channels:
+        raise UsageError(
+            f"data must be pairs with inputs of {channels} channels, as {type(pipe).__name__} was trained on; got "
+            f"{chosen.shape[1]}. Leave target_column, degrade and channels as they were in training."
+        )
 
     def translate(inputs: Tensor, **options: Any) -> Tensor:
         made = []

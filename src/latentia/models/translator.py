@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +9,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from latentia.errors import Range, Rate, Size, UsageError, check_arguments, check_choice
+from latentia.errors import Rate, Size, UsageError, check_arguments, check_choice
 from latentia.functional.degradation import with_luminance
 from latentia.models.layers.discriminator import LEAKY_SLOPE, init_weights
 from latentia.models.layers.dropout import SeededDropout
@@ -151,7 +150,7 @@ class ImageTranslator(ModelMixin, ConfigMixin):
         out_channels: Size = 3,
         architecture: str = "unet",
         block_out_channels: tuple[Size, ...] = (64, 128, 256, 512),
-        num_res_blocks: Annotated[int, Range(0, most=2**10)] = 6,
+        num_res_blocks: Size = 6,
         norm: str = "instance",
         dropout: Rate = 0.0,
         keep_dropout: bool = False,
@@ -267,7 +266,7 @@ class CycleTranslator(ModelMixin, ConfigMixin):
         out_channels: Size = 3,
         architecture: str = "resnet",
         block_out_channels: tuple[Size, ...] = (64, 128, 256),
-        num_res_blocks: Annotated[int, Range(0, most=2**10)] = 6,
+        num_res_blocks: Size = 6,
         norm: str = "instance",
         dropout: Rate = 0.0,
         keep_dropout: bool = False,
