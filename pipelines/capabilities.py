@@ -38,6 +38,8 @@ class Likelihood:
         ('lower bound', 'lower bound, dynamic binarisation')
         >>> str(Likelihood("exact", "density"))
         'exact density of dequantised pixels'
+        >>> str(Likelihood("exact", "levels"))
+        'exact, of the fewer levels that bytes fall into'
     """
 
     kind: Literal["exact", "lower bound"]
@@ -47,7 +49,7 @@ class Likelihood:
         if (self.kind, self.of) == ("exact", "density"):  # of the bytes themselves its mean is a bound
             return "exact density of dequantised pixels"
         more = {
-            "levels": ", of pixels of fewer levels",
+            "levels": ", of the fewer levels that bytes fall into",
             "binarised pixels": ", dynamic binarisation",
             "indices": ", of the codes and not of the pixels",
         }

@@ -269,7 +269,7 @@ def _levelled(cell: Cell, real: Cell, better: str) -> Cell:
     return cell._replace(level="near" if near else "far")
 
 
-_OTHER_VALUES = {"binarisation": "binarised", "of the codes": "codes"}
+_OTHER_VALUES = {"binarisation": "binarised", "of the codes": "codes", "fewer levels": "levels"}
 
 
 def _bits(likelihoods: Sequence[dict[str, Any]]) -> Cell:
