@@ -95,7 +95,7 @@ def pipeline_usage(kind: type, config: Mapping[str, Any], parts: Iterable[Mappin
         if masked:  # whose networks take the mask as one more channel
             merged["in_channels"] = merged.get("out_channels")
         opened, mask = _image(merged), 'mask = PIL.Image.open("mask.png").convert("L")'
-        call = f'pipe(image{", mask=mask" * masked}).images[0].save("translated.png")'
+        call = f'pipe(image{", mask=mask" * masked}).images[0].save("sample.png")'
         code = [*opened, *([mask] if masked else []), call]
         return Usage(tuple(code), ("PIL.Image",), "translations", _CAPTIONS["translations"])
     if getattr(kind, "modality", "image") == "text":
