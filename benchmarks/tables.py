@@ -1,6 +1,6 @@
 """Tables: every family of `latentia train table` beside SDV's CTGAN, TVAE and Gaussian copula, in one run.
 
-    python -m venv sdv && sdv/bin/pip install sdv        # an environment of its own
+    python -m venv sdv && sdv/bin/pip install sdv==2.0.0        # an environment of its own
     python benchmarks/tables.py --sdv sdv/bin/python
     python benchmarks/tables.py --parts metrics --sdv sdv/bin/python
 
@@ -60,15 +60,16 @@ columns = {name: {"sdtype": kind} for name, kind in json.loads(kinds).items()}
 for name, column in columns.items():
     if column["sdtype"] == "datetime":
         column["datetime_format"] = "%Y-%m-%d"
+        frame[name] = frame[name].astype("datetime64[ns]")  # else all dates are of January 1970, under pandas 3
 metadata = Metadata.load_from_dict({"tables": {"t": {"columns": columns}}})
 torch.manual_seed(0)
 made = {"ctgan": CTGANSynthesizer, "tvae": TVAESynthesizer, "copula": GaussianCopulaSynthesizer}[kind]
 options = {} if kind == "copula" else {"epochs": int(epochs), "enable_gpu": False}
 model = made(metadata, **options)
 started = time.process_time()
-model.fit(frame)
+model.fit({"t": frame})
 seconds = time.process_time() - started
-model.sample(int(count)).to_parquet(output)
+model.sample(int(count))["t"].to_parquet(output)
 print(json.dumps({"seconds": seconds}))
 """
 SDMETRICS = """
