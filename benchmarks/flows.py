@@ -9,7 +9,9 @@ mixture of ten, and the density of the data where it has a closed form. `images`
 of each architecture, then the density of all test images under uniform dequantisation. `speed`: log_prob and samples of
 1024 points, ours over the faster of the two libraries, with networks of equal sizes, each the best of several rounds in
 turn. `stability`: ten seeds of Glow on the digits at the default rate and at three times it. `flow_gan`: one network
-trained by likelihood, adversarially and by both, on MNIST. Each part replaces its own rows of the result alone.
+trained by likelihood, adversarially and by both, on MNIST. `overhead`: processor time of the training loop, its start
+and end included, over that of a bare one, in turns: the same RealNVP of the digits, batches and optimizer. Each part
+replaces its own rows of the result alone.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import json
 import os
 import platform
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -26,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
@@ -33,11 +37,16 @@ from latentia import FlowPipeline, NormalizingFlow
 from latentia.data import load_images
 from latentia.data.plane import PLANES
 from latentia.evaluation import bits_per_dimension, dequantise, load_extractor, predict
+from latentia.functional.flows import dequantize
 from latentia.functional.pixels import from_uint8
+from latentia.losses.likelihood import flow_loss
+from latentia.rng import Rng
+from latentia.training.loop import Phase
+from latentia.training.loop import train as fit
 
 HERE = Path(__file__).resolve().parent
 SHAPES = ["moons", "circles", "2spirals", "checkerboard", "8gaussians", "ring", "grid"]
-PARTS = ("plane", "images", "speed", "stability", "flow_gan")
+PARTS = ("plane", "images", "speed", "stability", "flow_gan", "overhead")
 
 
 def head() -> str:
@@ -213,6 +222,50 @@ def flow_gan(args: argparse.Namespace) -> dict[str, Any]:
     return rows
 
 
+def overhead(args: argparse.Namespace) -> dict[str, Any]:
+    """Medians over rounds, of processor time, which other work on the machine does not enter."""
+    steps, batch = 100, 64
+    data = load_images("digits")
+
+    def phase() -> Phase:
+        torch.manual_seed(0)
+        flow = NormalizingFlow(sample_size=8, num_layers=8, hidden_sizes=(64, 64), num_stages=2)
+        flow.initialize(dequantize(data.batch(0, 256)["x"]))
+        optimizer = torch.optim.Adam(flow.parameters(), 1e-3)
+        return Phase("flow", lambda x, rng: flow_loss(flow, x, rng), flow, optimizer, max_grad_norm=50.0)
+
+    def bare() -> float:
+        made = phase()
+        parameters = list(made.trains.parameters())
+        made.trains.train()
+        started = time.process_time()
+        for k in range(0, steps * batch, batch):
+            made.loss(data.batch(k, k + batch), Rng(0, k, batch, 0, batch))["loss"].backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 50.0)
+            made.optimizer.step()
+            made.optimizer.zero_grad()
+        return (time.process_time() - started) / steps
+
+    def ours() -> float:
+        made, accelerator = phase(), Accelerator(cpu=True)
+        folder = args.folder / "overhead"
+        folder.mkdir(parents=True, exist_ok=True)
+        options = {"output_dir": folder, "max_steps": steps, "batch_size": batch, "checkpoint_every": None}
+        started = time.process_time()
+        fit(accelerator, [made], data, resume="none", **options)
+        return (time.process_time() - started) / steps
+
+    times: dict[str, list[float]] = {"bare": [], "latentia": []}
+    for k in range(args.overhead_rounds):
+        for name, run in (("bare", bare), ("latentia", ours))[:: 1 if k % 2 else -1]:
+            times[name].append(1000 * run())
+    middle = {name: statistics.median(values) for name, values in times.items()}
+    rows = {f"{name} ms per step": round(value, 2) for name, value in middle.items()}
+    rows["overhead"] = round(middle["latentia"] / middle["bare"] - 1, 4)
+    print(rows, flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["plane", "speed", "stability"])
@@ -223,6 +276,7 @@ def main() -> None:
     parser.add_argument("--flow_gan_architecture", default="nice")
     parser.add_argument("--flow_gan_steps", type=int, default=1500)
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--overhead_rounds", type=int, default=9)
     parser.add_argument("--folder", type=Path, default=Path("outputs/flows"))
     parser.add_argument("--output", type=Path, default=HERE / "results" / "flows.json")
     args = parser.parse_args()
