@@ -1,4 +1,4 @@
-"""Distil a diffusion or flow-matching pipeline into one that samples in 1 to 8 steps, on images of the teacher's kind.
+"""Train a few-step student of a diffusion or flow-matching pipeline: distillation into 1 to 8 network evaluations.
 
     accelerate launch examples/train_ddpm.py --dataset_name digits --class_conditional --output_dir outputs/digits
     accelerate launch examples/train_distillation.py --dataset_name digits --class_conditional \\
