@@ -164,7 +164,7 @@ def load_text(
     Example:
         >>> data = load_text("moby_dick", 64, split="test")
         >>> data, data.text[:9]
-        (TextData(moby_dick: 59516 characters of 83, in windows of 64), 's Ahab’s ')
+        (TextData(moby_dick: 59516 characters of 83, in windows of 64), 'ecy, gree')
     """
     part, rows = parse_split(split)
     if part not in SPLITS:
