@@ -149,7 +149,7 @@ def step_end(unet: Any, scheduler: Any, timesteps: Tensor, i: int) -> Tensor | N
     Raises:
         UsageError: such a network under a scheduler that is not Euler's method of a flow.
     """
-    if not unet.config.get("target_time", False):
+    if not getattr(unet.config, "target_time", False):
         return None
     if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         raise UsageError(

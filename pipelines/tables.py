@@ -81,7 +81,8 @@ class TablePipeline(DiffusionPipeline):
                 met &= test(decoded[:, c].cpu().numpy())
             kept = torch.from_numpy(np.flatnonzero(met))
             places = torch.tensor(pending)[kept].to(found.device)
-            found[places], values[places] = rows[kept.to(rows.device)].to(found), decoded[kept.to(rows.device)]
+            found[places] = rows[kept.to(rows.device)].to(found)
+            values[places] = decoded[kept.to(decoded.device)].to(values.device)
             pending = [i for i, fits in zip(pending, met) if not fits]
             if not pending:
                 break

@@ -107,6 +107,11 @@ CALLS: dict[str, tuple[Callable[..., Any], Any]] = {
         (COLOUR, torch.tensor([53.0, 80.0, 67.0]), torch.tensor([32.0, 79.0, -107.0])),
     ),
     "mean_color": (ev.mean_color, (COLOUR,)),
+    "translation_scores": (lambda x, y: ev.translation_scores({"model": x}, y), (GREY[:6], BYTES)),
+    "translation_baselines": (
+        lambda x, y: [method(x[:4]) for method in ev.translation_baselines(x, y).values()],
+        (GREY, MORE),
+    ),
     "palette": (lambda x: ev.palette(x, ["red cat", "blue dog"] * 4), (COLOUR,)),
     "srgb_to_lab": (ev.srgb_to_lab, (COLOUR,)),
     "vendi_score": (ev.vendi_score, (FEATURES,)),

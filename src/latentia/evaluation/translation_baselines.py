@@ -1,6 +1,7 @@
 """Baselines of image-to-image translation, fitted to training pairs: what a network has to be better than."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,7 @@ def translation_baselines(
     """
     if task == "masked":
         return {"mean fill": mean_fill}
+    inputs, targets = inputs.float(), targets.float()
     found: dict[str, Baseline] = {}
     if task != "edges" and inputs.shape[1] in (1, targets.shape[1]):
         found["bicubic" if task == "smaller" else "identity"] = lambda x: x.expand(-1, targets.shape[1], -1, -1)
@@ -52,7 +54,11 @@ def translation_baselines(
         name = "bicubic and regression" if task == "smaller" else "regression"
         found[name] = patch_regression(inputs, targets, scale)
     found["nearest neighbour"] = nearest_neighbour(inputs, targets)
-    return found
+    return {name: partial(_in_float32, method) for name, method in found.items()}
+
+
+def _in_float32(method: Baseline, x: Tensor) -> Tensor:
+    return method(x.float())
 
 
 def nearest_neighbour(inputs: Tensor, targets: Tensor) -> Baseline:
@@ -133,7 +139,7 @@ def _pixels(y: Tensor, place: tuple[int, int], scale: int, shared: bool) -> Tens
 
 
 def _ridge(a: Tensor, b: Tensor) -> Tensor:
-    return torch.linalg.solve(a.T @ a + RIDGE * len(a) * torch.eye(a.shape[1], dtype=a.dtype), a.T @ b)
+    return torch.linalg.solve(a.T @ a + RIDGE * len(a) * torch.eye(a.shape[1]).to(a), a.T @ b)
 
 
 def best_hue(targets: Tensor) -> Tensor:
@@ -147,12 +153,12 @@ def best_hue(targets: Tensor) -> Tensor:
         0
     """
     y = targets[:: max(1, len(targets) // 100)]
-    grey, best, least = luminance(y), torch.zeros(1, 3, 1, 1), torch.inf
+    grey, best, least = luminance(y), y.new_zeros(1, 3, 1, 1), torch.inf
     angles = torch.arange(_HUES) * (2 * torch.pi / _HUES)
     # Two directions without luminance span all hues: blue against yellow, and red against cyan.
     blue, red = torch.tensor([-0.114, -0.114, 0.886]), torch.tensor([0.701, -0.299, -0.299])
     hues = torch.cat([s * (angles.cos()[:, None] * blue + angles.sin()[:, None] * red) for s in _CHROMAS])
-    for hue in torch.cat([torch.zeros(1, 3), hues]).view(-1, 1, 3, 1, 1):
+    for hue in torch.cat([torch.zeros(1, 3), hues]).to(y).view(-1, 1, 3, 1, 1):
         found = float(color_difference(with_luminance(grey + hue, grey), y).mean())
         if found < least:
             best, least = hue, found

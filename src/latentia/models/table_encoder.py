@@ -177,7 +177,7 @@ class TableEncoder(ModelMixin, ConfigMixin):
         return torch.cat([scores, *(column[:, None] for column in columns)], 1)
 
     def decode(self, rows: Tensor, within: bool = False) -> Tensor:
-        """Values (B, C), float64, of encoded rows (B, D): the inverse of `encode` for any `u`.
+        """Values (B, C), float64, on the encoder's device, of encoded rows (B, D): the inverse of `encode` for any `u`.
 
         Args:
             rows: of a block the largest value is the category.
@@ -278,7 +278,7 @@ class TableEncoder(ModelMixin, ConfigMixin):
     def _checked_rows(self, rows: Tensor) -> Tensor:
         if rows.ndim != 2 or rows.shape[1] != self.width:
             raise UsageError(f"rows must have shape (B, {self.width}); got {tuple(rows.shape)}.")
-        return rows
+        return rows.to(self.unit.device)
 
     def _of_bits(self, name: str) -> Tensor:
         return getattr(self, name).view(torch.float64).clone()
