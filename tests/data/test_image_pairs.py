@@ -21,7 +21,7 @@ def write(folder, images: dict[str, np.ndarray]):
 
 
 def ramps(n: int, height: int = 9, width: int = 12) -> np.ndarray:
-    """Images of which every pixel is another value, so that crops and flips can be told."""
+    """Images of which every pixel is another value, so that crops and flips show."""
     values = np.arange(height * width, dtype=np.uint8).reshape(height, width)
     return np.stack([values + 20 * i for i in range(n)])
 
