@@ -40,8 +40,10 @@ class Mutant:
     tests: str
 
 
-GUARD = """    if accelerator.scaler is None and not math.isfinite(float(norm)):
-        raise"""
+PHASES, NONFINITE = "src/latentia/training/phases.py", "src/latentia/training/nonfinite.py"
+GUARD = """        if accelerator.scaler is None:
+            self.guard.check("gradient", phase, norm)
+"""
 MUTANTS = [
     Mutant(
         "rotate_first",
@@ -79,8 +81,8 @@ MUTANTS = [
     Mutant(
         "global_draws",
         "dropout draws from a generator whose state no checkpoint holds",
-        LOOP,
-        (("        seed_global(phase_seed, accelerator.device)\n", ""),),
+        PHASES,
+        (("            seed_global(phase_seed, accelerator.device)\n", ""),),
         "tests/training/test_training.py",
     ),
     Mutant(
@@ -123,23 +125,49 @@ MUTANTS = [
     Mutant(
         "checked_after_the_update",
         "a gradient that is not finite is noticed when the weights have it already",
-        LOOP,
-        ((GUARD, "    plain_optimizer(phase.optimizer).step()\n" + GUARD),),
+        PHASES,
+        ((GUARD, "        plain_optimizer(phase.optimizer).step()\n" + GUARD),),
         "tests/training/test_training.py -k finite",
     ),
     Mutant(
         "loss_unchecked",
         "a loss that is not finite is not noticed",
-        LOOP,
-        (("    if finite.item() < 1:\n", "    if finite.item() < 0:\n"),),
+        PHASES,
+        (('            self.guard.check("loss", phase, totals["loss"])\n', "            pass\n"),),
         "tests/training/test_training.py -k finite",
     ),
     Mutant(
         "each_for_itself",
         "one process stops for a loss that is not finite and the other does not know",
-        LOOP,
-        (('        finite = accelerator.reduce(finite, "sum") / accelerator.num_processes\n', "        pass\n"),),
+        NONFINITE,
+        (
+            (
+                'several = kind == "loss" and self.accelerator.num_processes > 1',
+                'several = kind == "loss" and self.accelerator.num_processes > 2',
+            ),
+        ),
         "tests/contracts/test_faults.py -k not_finite",
+    ),
+    Mutant(
+        "flag_holds_nothing_back",
+        "a value that is not finite is noticed on the device, and the optimizer steps all the same",
+        NONFINITE,
+        (("plain_optimizer(phase.optimizer).found_inf = self.found\n", "pass\n"),),
+        "tests/training/test_nonfinite.py",
+    ),
+    Mutant(
+        "steps_after_a_bad_one_count",
+        "steps that were held back after one that was not finite are not made again",
+        NONFINITE,
+        (("        progress.images = bad.mark.progress.images + self.global_batch\n", ""),),
+        "tests/training/test_nonfinite.py",
+    ),
+    Mutant(
+        "saved_before_it_is_read",
+        "a checkpoint or an image is made before the flags of the steps before it are read",
+        LOOP,
+        ((" or last or saved or asked or bool(due):", " or last or asked:"),),
+        "tests/training/test_nonfinite.py",
     ),
     Mutant(
         "gate_at_download_only",
@@ -171,11 +199,11 @@ MUTANTS = [
     Mutant(
         "schedule_of_the_first",
         "both players learn at the rate of the first",
-        LOOP,
+        PHASES,
         (
             (
-                "                    factor = phase.learning_rate(step)\n",
-                "                    factor = phases[0].learning_rate(step)\n",
+                "                factor = phase.learning_rate(progress.step)\n",
+                "                factor = self.phases[0].learning_rate(progress.step)\n",
             ),
         ),
         "tests/training/test_training.py",
@@ -217,17 +245,17 @@ MUTANTS = [
         "deaf_while_sampling",
         "a signal amid sampling waits until all samples are drawn",
         LOOP,
-        (("if due else []), stop.polled():\n", "if due else []):\n"),),
+        ((", stop.polled():\n", ":\n"),),
         "tests/training/test_training.py -k signal",
     ),
     Mutant(
         "equal_noise",
         "all processes draw the same noise",
-        LOOP,
+        PHASES,
         (
             (
-                "global_batch, offset, batch_size, device)",
-                "global_batch, 0, batch_size, device)",
+                "self.global_batch, offset, self.batch_size, device)",
+                "self.global_batch, 0, self.batch_size, device)",
             ),
         ),
         "tests/contracts/test_faults.py -k equal_one",
@@ -299,19 +327,19 @@ MUTANTS = [
     Mutant(
         "unscaled_twice",
         "fp16: the gradient is divided by the scale once for each optimizer over the same parameters",
-        LOOP,
+        PHASES,
         (("accelerator.unscale_gradients(phase.optimizer)", "accelerator.unscale_gradients()"),),
         "tests/training/test_training.py -k fp16",
     ),
     Mutant(
         "clipped_before_the_scale",
         "fp16: gradients are clipped while they are multiplied by the scale",
-        LOOP,
+        PHASES,
         (
-            ("    accelerator.unscale_gradients(phase.optimizer)\n", ""),
+            ("        accelerator.unscale_gradients(phase.optimizer)\n", ""),
             (
-                "    if isinstance(norm, DTensor):\n",
-                "    accelerator.unscale_gradients(phase.optimizer)\n    if isinstance(norm, DTensor):\n",
+                "        if isinstance(norm, DTensor):\n",
+                "        accelerator.unscale_gradients(phase.optimizer)\n        if isinstance(norm, DTensor):\n",
             ),
         ),
         "tests/training/test_training.py -k fp16",

@@ -22,6 +22,7 @@ from latentia.runs.command_line import run_script
 from latentia.runs.perceptual import perceptual_term
 from latentia.runs.run import Run
 from latentia.runs.validation import Samples, reconstructor
+from latentia.training.nonfinite import has_flags
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def main(args: Arguments) -> int:
     autoencoder = run.prepare("autoencoder", GaussianAutoencoder(vae))
     discriminator = None
     if adversarial:
-        adam = partial(torch.optim.Adam, lr=chosen.discriminator_learning_rate, betas=(0.5, options.adam_beta2))
+        rates = {"lr": chosen.discriminator_learning_rate, "betas": (0.5, options.adam_beta2)}
+        adam = partial(torch.optim.Adam, **rates, fused=has_flags(run.accelerator))
         discriminator = run.prepare("discriminator", critic, optimizer=adam, ema=False)
     small = side // 2 ** (len(args.model.block_out_channels) - 1)
     latent_shape = (args.model.latent_channels, small, small)

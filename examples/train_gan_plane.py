@@ -100,7 +100,7 @@ class Scaled(PlaneData):
 
     def batch(self, start: int, stop: int, *, seed: int = 0, device="cpu") -> dict:
         points = self.plane.points(start, stop, seed, "batch")
-        return {"x": self.scale(points).to(device)}
+        return {"x": self.scale(points).to(device, non_blocking=True)}
 
     def scale(self, points: torch.Tensor) -> torch.Tensor:
         return (points - self.mean) * self.factor

@@ -127,8 +127,9 @@ def main(args: Arguments) -> int:
         images, captions = batch["x"], batch["captions"]
         tokens = tokenizer(captions, padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
         images = random_affine(images, rng) if args.contrastive.augment else images
-        groups = torch.tensor([numbers[caption] for caption in captions], device=images.device)
-        return contrastive_loss(*clip.network(tokens["input_ids"].to(images.device), images), groups=groups)
+        groups = torch.tensor([numbers[caption] for caption in captions])
+        groups, ids = (x.to(images.device, non_blocking=True) for x in (groups, tokens["input_ids"]))
+        return contrastive_loss(*clip.network(ids, images), groups=groups)
 
     def pipeline(weights=clip.final) -> CLIPPipeline:
         weights.eval()

@@ -38,6 +38,7 @@ class Family:
         buffers: ends of names of buffers whose changes are no measure of training: counts, images, and statistics that
             each forward pass adds to, so each micro-batch.
         splits: whether a step of micro-batches equals one of the whole batch.
+        waits: what makes a step wait for the device. Default: nothing.
         at_night: a variant whose parts other kinds of training test by day; its own battery is of `make nightly`.
     """
 
@@ -50,6 +51,7 @@ class Family:
     scored: tuple[str, ...] = SCORED
     buffers: tuple[str, ...] = ()
     splits: bool = True
+    waits: str = ""
     at_night: bool = False
 
     def command(self, folder: Path, parts: Path, *more: str) -> list[str]:
@@ -68,6 +70,7 @@ FAMILIES = [
         "flow_matching",
         "train_ddpm.py",
         f"{UNET} --class_conditional --prediction_type flow --coupling_size 4",
+        waits="noise is assigned to images on the CPU",
         at_night=True,
     ),
     *(
@@ -191,8 +194,7 @@ FAMILIES = [
     Family(
         "restoration",
         "train_translation.py",
-        "--block_out_channels 4 8 --degrade masked --discriminator_channels 4 --adversarial_weight 0 --architecture "
-        "resnet --num_res_blocks 1",
+        "--block_out_channels 4 8 --degrade masked --adversarial_weight 0 --architecture resnet --num_res_blocks 1",
         refuses=NO_BLOCKS,
         at_night=True,
     ),
@@ -263,7 +265,12 @@ FAMILIES = [
         refuses=NO_BLOCKS,
         at_night=True,
     ),
-    Family("vq_prior", "train_vq_prior.py", "--vqvae {parts} --width 32 --layers 1 --dropout 0 --class_conditional"),
+    Family(
+        "vq_prior",
+        "train_vq_prior.py",
+        "--vqvae {parts} --width 32 --layers 1 --dropout 0 --class_conditional",
+        waits="transformers reads whether several sequences are packed into one",
+    ),
     Family(
         "text",
         "train_text.py",

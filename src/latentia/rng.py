@@ -8,6 +8,7 @@ own device.
 
 import hashlib
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -127,8 +128,13 @@ class Rng:
         """Bits of size x 64 for each element, int64 (count, size)."""
         first = self.position + self.start
         elements = torch.arange(first, first + self.count, device=self.device).mul_(_signed(_GAMMA << 32))
-        numbers = torch.arange(1, size + 1, device=self.device).mul_(_signed(_GAMMA)).add_(seed_from(self.seed, stream))
-        return _mix(elements[:, None] + numbers)
+        return _mix(elements[:, None] + _counters(self.seed, stream, size, self.device))
+
+
+@lru_cache(maxsize=32)
+def _counters(seed: int, stream: str, size: int, device: torch.device) -> Tensor:
+    """Number times GAMMA of each of an element's numbers, under the key of a stream; equal in all steps of a run."""
+    return torch.arange(1, size + 1, device=device).mul_(_signed(_GAMMA)).add_(seed_from(seed, stream))
 
 
 def uniform_of_seeds(seeds: Tensor, key: int, shape: tuple[int, ...]) -> Tensor:

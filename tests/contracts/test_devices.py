@@ -1,10 +1,12 @@
-"""No training mixes tensors of two devices. The second device is that of devices.py, so no GPU is needed."""
+"""No training mixes tensors of two devices, or waits for one. The second is that of devices.py: no GPU is needed."""
+
+import contextlib
 
 import numpy as np
 import pytest
 import torch
 from children import ended, enter, run_example
-from devices import CPU, DEVICE, MixedDevices, device_of, separate_device
+from devices import CPU, DEVICE, MixedDevices, device_of, separate_device, waits, watched
 from families import FAMILIES
 
 
@@ -53,14 +55,31 @@ def on_the_device(log: str, env: dict[str, str], script: str, argv: list[str]) -
     enter(log, env)
     from accelerate import Accelerator
 
+    from latentia.training import nonfinite, phases
+
+    nonfinite.FLAGGED = ("cpu",)
+    real, seen = phases.Steps.run, []
+
+    def run(steps, data, progress):
+        """The steps after the first, in which nothing waits, and each kind of phase at least once."""
+        seen.extend(phase.name for phase in steps.phases if not progress.step % phase.every)
+        with watched() if progress.step else contextlib.nullcontext():
+            return real(steps, data, progress)
+
+    phases.Steps.run = run
     with separate_device() as device:
         Accelerator.device = property(lambda self: device)
-        run_example(script, argv)
+        try:
+            run_example(script, argv)
+        finally:
+            print(f"phases {sorted({*seen})}, {len(waits)} waits", *sorted({*waits}), sep="\n")
 
 
 @pytest.mark.fault
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_training_mixes_no_devices(family, start, parts, tmp_path):
-    """Training with images and scores on the way, and the export at the end."""
-    code, text = ended(start(on_the_device, family.script, family.command(tmp_path, parts, *family.scored)))
+    """Training with images and scores on the way, and the export at the end; no step waits for the device."""
+    flags = (*family.scored, "--max_train_steps", "3", "--logging_steps", "3")
+    code, text = ended(start(on_the_device, family.script, family.command(tmp_path, parts, *flags)))
     assert code == 0 and "1 x cpu:0" in text, text
+    assert (", 0 waits" not in text) == bool(family.waits), text

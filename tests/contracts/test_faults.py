@@ -62,10 +62,13 @@ def players(log: str, env: dict[str, str], folder: str, batch_size: int, accumul
     from torch import nn
 
     from latentia.errors import NumericsError
-    from latentia.training import checkpoint
+    from latentia.training import checkpoint, nonfinite
     from latentia.training.ema import EMA
     from latentia.training.loop import Phase, train
 
+    late, trouble = trouble.endswith(", late"), trouble.removesuffix(", late")
+    if late:  # as on a GPU
+        nonfinite.FLAGGED = ("cpu",)
     accelerator = Accelerator(cpu=True)
     rank = accelerator.process_index
     if trouble.startswith("slow disk"):
@@ -78,7 +81,7 @@ def players(log: str, env: dict[str, str], folder: str, batch_size: int, accumul
     if trouble == "batch statistics":
         d = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.LeakyReLU(), nn.Linear(4, 1)).double()
     average = EMA(g, 0.9)
-    g_opt, d_opt = torch.optim.Adam(g.parameters(), lr=0.01), torch.optim.Adam(d.parameters(), lr=0.01)
+    g_opt, d_opt = (torch.optim.Adam(net.parameters(), lr=0.01, fused=late) for net in (g, d))
     g, d, g_opt, d_opt = accelerator.prepare(g, d, g_opt, d_opt)
 
     def critic(batch, rng):
@@ -97,6 +100,8 @@ def players(log: str, env: dict[str, str], folder: str, batch_size: int, accumul
 
     phases = [Phase("d", critic, d, d_opt), Phase("g", generator, g, g_opt, every=2, ema=average)]
     options = {"batch_size": batch_size, "accumulate": accumulate, "log_every": 1, "checkpoint_every": 1}
+    if late:
+        options |= {"log_every": 4, "checkpoint_every": 2}
     options["max_skips"] = int(trouble == "nan once")
     if "stopped" in trouble:
         options["checkpoint_every"] = None
@@ -521,7 +526,7 @@ def test_nobody_waits_for_ever(start, tmp_path):
     assert code not in (0, 75) and "Timed out" in text, text
 
 
-@pytest.mark.parametrize("trouble", ["", "nan once"])
+@pytest.mark.parametrize("trouble", ["", "nan once", "nan once, late"])
 def test_two_players_on_two_processes_equal_one(start, tmp_path, trouble):
     """Also where one process meets a loss that is not finite, and all pass over that step."""
     one, two = tmp_path / "one", tmp_path / "two"
@@ -549,9 +554,10 @@ def test_two_forwards_with_batch_statistics_on_two_processes(start, tmp_path):
     assert len(steps_logged(tmp_path / "run")) == 6
 
 
-def test_a_loss_that_is_not_finite_on_one_process_stops_all(start, tmp_path):
+@pytest.mark.parametrize("trouble", ["nan", "nan, late"])
+def test_a_loss_that_is_not_finite_on_one_process_stops_all(start, tmp_path, trouble):
     folder = tmp_path / "run"
-    for child in ranks(start, players, str(folder), 3, 2, "nan"):
+    for child in ranks(start, players, str(folder), 3, 2, trouble):
         code, text = ended(child, 60)
         assert code == 3 and 'loss of phase "d" is not finite at step 3 ' in text, text
     assert max(p.name for p in (folder / "checkpoints").iterdir()) == "checkpoint-2"

@@ -158,7 +158,7 @@ class PlaneData:
             {"x": float32 (B, 2)}, not confined to [-1, 1].
         """
         check_positions(start, stop)
-        return {"x": self.plane.points(start, stop, seed, "batch").to(device)}
+        return {"x": self.plane.points(start, stop, seed, "batch").to(device, non_blocking=True)}
 
 
 def find_plane(name: str) -> Plane:

@@ -1,13 +1,40 @@
 """Checks of the values of tensors, each of which reads a value back from its device."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from latentia.errors import UsageError, format_number
 
+_unread = False
+
+
+@contextmanager
+def unread_values(active: bool = True) -> Iterator[None]:
+    """Take all conditions on values for true meanwhile, in all threads: to read one makes an accelerator wait.
+
+    Args:
+        active: `False` changes nothing. Default True.
+
+    Example:
+        >>> with unread_values():
+        ...     is_false(torch.tensor(1) > 2)
+        False
+    """
+    global _unread
+    before = _unread
+    _unread = before or active
+    try:
+        yield
+    finally:
+        _unread = before
+
 
 def is_false(condition: Tensor) -> bool:
-    """Whether a condition on values fails; never where there are no values: on `meta`, and while torch.compile traces.
+    """Whether a condition on values fails; never where there are no values: on `meta`, while torch.compile traces, and
+    within `unread_values`.
 
     Args:
         condition: bool, ().
@@ -16,7 +43,7 @@ def is_false(condition: Tensor) -> bool:
         >>> is_false(torch.tensor(1) > 2), is_false(torch.tensor(1, device="meta") > 2)
         (True, False)
     """
-    return not (condition.is_meta or torch.compiler.is_compiling()) and not bool(condition)
+    return not (condition.is_meta or torch.compiler.is_compiling() or _unread) and not bool(condition)
 
 
 def check_values(name: str, values: Tensor, low: float, high: float, *, advice: str = "") -> None:

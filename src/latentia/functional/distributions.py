@@ -40,7 +40,8 @@ def log_normal(z: Tensor, mean: Tensor | float = 0.0, log_variance: Tensor | flo
         >>> log_normal(torch.zeros(2, 3)) / -math.log(2 * math.pi)  # three halves each
         tensor([1.5000, 1.5000])
     """
-    log_variance = torch.as_tensor(log_variance, dtype=z.dtype, device=z.device)
+    if not isinstance(log_variance, Tensor):
+        log_variance = torch.full((), log_variance, dtype=z.dtype, device=z.device)
     return -0.5 * ((z - mean).square() * (-log_variance).exp() + log_variance + math.log(2 * math.pi)).sum(-1)
 
 

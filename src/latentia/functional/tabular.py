@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from latentia.functional.distributions import gaussian_log_prob
@@ -62,7 +61,8 @@ def one_hot_of(probabilities: Tensor, u: Tensor) -> Tensor:
     """
     ends = probabilities.cumsum(-1)
     chosen = (u[:, None] * ends[:, -1:] >= ends[:, :-1]).sum(-1)
-    return F.one_hot(chosen, probabilities.shape[-1]).to(probabilities.dtype)
+    categories = torch.arange(probabilities.shape[-1], device=u.device)  # F.one_hot reads the indices on some devices
+    return (chosen[:, None] == categories).to(probabilities.dtype)
 
 
 def row_log_likelihood(x: Tensor, location: Tensor, log_scale: Tensor, categories: Sequence[int]) -> Tensor:

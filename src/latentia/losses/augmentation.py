@@ -156,7 +156,7 @@ class AdaptiveAugmentation(nn.Module):
     def collect(self, margins: Tensor, rng: Rng) -> None:
         """Note the signs of a micro-batch. Given the same one again, as after an fp16 overflow, the last counts."""
         signs = margins.detach().sign().double()
-        self._parts[rng.slice.start] = torch.stack([signs.sum(), signs.new_tensor(float(signs.numel()))])
+        self._parts[rng.slice.start] = torch.stack([signs.sum(), signs.new_full((), signs.numel())])
 
     @torch.no_grad()
     def update(self, batch: Mapping[str, Any], rng: Rng) -> dict[str, Tensor]:
@@ -173,11 +173,11 @@ class AdaptiveAugmentation(nn.Module):
             self.signs += total[0]
             self.count += total[1]
             self._overfitting = overfitting = self.signs / self.count
-            if self.count >= self.window:
-                step = self.count / self.images * (overfitting - self.target).sign()
-                self.p.copy_((self.p + step).clamp(0, self.most))
-                self.signs.zero_()
-                self.count.zero_()
+            step = self.count / self.images * (overfitting - self.target).sign()
+            full = self.count >= self.window  # not read, as an accelerator would wait for it
+            self.p.copy_(torch.where(full, (self.p + step).clamp(0, self.most), self.p))
+            self.signs.masked_fill_(full, 0)
+            self.count.masked_fill_(full, 0)
         noted = self.p.new_zeros(()) if self._overfitting is None else self._overfitting
         length = getattr(self.operation, "length", None)
         chain = {} if length is None else {"length": length(self.p)}
@@ -244,13 +244,14 @@ class ReplayPool(nn.Module):
             self._parts = {}
             if dist.is_available() and dist.is_initialized():
                 dist.all_reduce(fresh)
-            capacity, filled = len(self.images), int(self.filled)
-            if filled < capacity:
-                room = min(capacity - filled, len(fresh))
-                self.images[filled : filled + room] = fresh[:room]
-                self.filled += room
-            else:
-                self.images[slots[swapped]] = fresh[swapped]
+            # How full the pool is is not read, as an accelerator would wait for it: samples without a place put back
+            # what lies there.
+            capacity = len(self.images)
+            rows = self.filled + torch.arange(len(fresh), device=fresh.device)
+            places = torch.where(self.filled < capacity, rows % capacity, slots)
+            placed = ((rows < capacity) | swapped).view(-1, *[1] * (fresh.ndim - 1))
+            self.images.index_copy_(0, places, torch.where(placed, fresh, self.images[places]))
+            self.filled.add_(len(fresh)).clamp_(max=capacity)
         return {"filled": self.filled / len(self.images)}
 
     def _plan(self, rng: Rng, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -262,8 +263,8 @@ class ReplayPool(nn.Module):
                 f"{capacity}. Use a larger pool or a smaller train_batch_size."
             )
         generator = torch.Generator().manual_seed(seed_from(rng.seed, "replay", rng.position))
-        slots = torch.randperm(capacity, generator=generator)[:n].to(device)
-        swapped = torch.rand(n, generator=generator).to(device) < 0.5
+        slots = torch.randperm(capacity, generator=generator)[:n].to(device, non_blocking=True)
+        swapped = (torch.rand(n, generator=generator) < 0.5).to(device, non_blocking=True)
         return slots, swapped & (self.filled.to(device) == capacity)
 
 

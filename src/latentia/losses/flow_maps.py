@@ -196,7 +196,7 @@ def _jumps(rng: Rng, flow_share: float) -> Tensor:
     share, tiny = 1 - flow_share, 1e-9
     places = range(rng.start, rng.start + rng.count)
     chosen = [i for i, k in enumerate(places) if int(share * (k + 1) + tiny) > int(share * k + tiny)]
-    return torch.tensor(chosen, dtype=torch.long, device=rng.device)
+    return torch.tensor(chosen, dtype=torch.long).to(rng.device, non_blocking=True)
 
 
 def _mask(indices: Tensor, rng: Rng) -> Tensor:

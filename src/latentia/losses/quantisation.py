@@ -121,7 +121,7 @@ class CodebookUpdate:
         area = output.codes[0].numel()
         generator = torch.Generator().manual_seed(seed_from(rng.seed, "codebook restarts", rng.position))
         chosen = torch.randperm(rng.global_batch * area, generator=generator)  # of the latents of all processes
-        chosen = chosen[torch.arange(size) % len(chosen)].to(z.device) - rng.slice.start * area
+        chosen = chosen[torch.arange(size) % len(chosen)].to(z.device, non_blocking=True) - rng.slice.start * area
         here = (chosen >= 0) & (chosen < len(z))
         candidates = torch.where(here[:, None], z[chosen.clamp(0, len(z) - 1)], 0)
         self._parts[rng.slice.start] = [counts.to(z.dtype), sums, candidates]

@@ -121,7 +121,7 @@ def autoencoder_loss(
 
     gap = out.reconstruction.float() - x
     error = RECONSTRUCTIONS[reconstruction](gap)
-    count = torch.tensor(float(x[0].numel()), device=x.device)
+    count = torch.full((), float(x[0].numel()), device=x.device)
     if mask:
         counts = batch["mask"].bool()[..., None]
         error = torch.where(counts, error, 0.0)

@@ -206,7 +206,8 @@ def coefficients(table: torch.Tensor, t: Times, x: torch.Tensor) -> torch.Tensor
 def move(table: torch.Tensor, device: str | torch.device) -> torch.Tensor:
     """The tensor on `device`, in float32 where that has no float64."""
     single = table.dtype == torch.float64 and torch.device(device).type == "mps"
-    return table.to(device, torch.float32 if single else table.dtype)
+    dtype = torch.float32 if single else table.dtype
+    return table.to(device, dtype, non_blocking=table.device.type == "cpu")
 
 
 def working_dtype(x: torch.Tensor) -> torch.dtype:

@@ -42,12 +42,27 @@ class EMA:
         self.steps = torch.zeros((), dtype=torch.int64)
 
     @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        """Take in the weights of `module`, which has the structure of the one given at the start."""
+    def update(self, module: nn.Module, held_back: Tensor | None = None) -> None:
+        """Take in the weights of `module`, which has the structure of the one given at the start.
+
+        Args:
+            module: the network in training.
+            held_back: float (), on its device: where it is 1 the average stays, but counts the update. Its weights are
+                finite then, while buffers may be anything. `None` (default): it is 0.
+        """
         n = int(self.steps)
         decay = min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
         self.steps += 1
         mean, new = list(_tensors(self.module)), list(_tensors(module))
+        if held_back is not None:
+            count = sum(1 for _ in module.parameters())
+            moves = torch._foreach_sub(new[:count], mean[:count])
+            torch._foreach_mul_(moves, (1 - held_back) * (1 - decay))
+            torch._foreach_add_(mean[:count], moves)
+            for old, now in zip(mean[count:], new[count:]):
+                now = old.lerp(now, 1 - decay) if old.is_floating_point() else now
+                old.copy_(torch.where(held_back > 0, old, now))
+            return
         real = [i for i, tensor in enumerate(mean) if tensor.is_floating_point()]
         torch._foreach_lerp_([mean[i] for i in real], [new[i] for i in real], 1 - decay)
         for i in set(range(len(mean))) - set(real):

@@ -5,31 +5,27 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from latentia.errors import NumericsError, UsageError, check_range
+from latentia.errors import UsageError, check_range
 from latentia.files.writing import write_json
-from latentia.rng import Rng, seed_from, seed_global
 from latentia.training import checkpoint as ckpt
-from latentia.training.ema import EMA
+from latentia.training.nonfinite import Nonfinite
 from latentia.training.ownership import FILES, LONGEST, RUN, claim, clean, disk_errors, probe
+from latentia.training.phases import Phase, Steps
 from latentia.training.progress import Log, Progress, peak_memory
 from latentia.training.sharding import joined, shard, whole
 from latentia.training.signals import Signals, Stopped
-from latentia.training.skips import Skips
 from latentia.training.state import (
     changed_versions,
     check_config,
     lock,
-    plain_optimizer,
     restore,
     stateful_parts,
     versions,
@@ -47,33 +43,6 @@ class Batches(Protocol):
     def fingerprint(self) -> str: ...
 
     def batch(self, start: int, stop: int, *, seed: int, device: torch.device) -> dict[str, Any]: ...
-
-
-@dataclass
-class Phase:
-    """One phase of a training step.
-
-    Args:
-        name: used in logs and checkpoints, such as "unet" or "discriminator".
-        loss: (batch, rng) -> {"loss": scalar to minimise, **metrics}; it closes over the prepared networks.
-        trains: the only network whose parameters get gradients in this phase, as `accelerator.prepare` returned it.
-        optimizer: over its parameters, prepared; `None` for an update rule without gradients.
-        learning_rate: step -> factor of the optimizer's initial rate; a function, so there is no state to save.
-        every: run in every n-th step. Default 1.
-        after: steps before the first in which it runs. Default 0.
-        max_grad_norm: clip the gradient to this Euclidean norm; `None` (default): no clipping.
-        ema: the average to update after each step of this phase.
-    """
-
-    name: str
-    loss: Callable[[dict[str, Any], Rng], dict[str, Tensor]]
-    trains: nn.Module
-    optimizer: Any = None
-    learning_rate: Callable[[int], float] = field(default=lambda step: 1.0)
-    every: int = 1
-    after: int = 0
-    max_grad_norm: float | None = None
-    ema: EMA | None = None
 
 
 @dataclass
@@ -160,7 +129,7 @@ def train(
         config: what must be equal for a checkpoint to be continued; it is stored in each.
         arguments: all flags, written to `training_config.json` once it is clear that the run may start.
         log_every: steps between lines of `metrics.jsonl`.
-        max_skips: steps of the run that may be passed over because a loss or gradient is not finite, see `Skips`;
+        max_skips: steps of the run that may be passed over because a loss or gradient is not finite, see `Nonfinite`;
             0 (default): the first one ends it.
 
     Returns:
@@ -176,9 +145,8 @@ def train(
     check_range("checkpoints_limit", checkpoints_limit, 2, integer=True)
     folder = Path(output_dir)
     root = folder / "checkpoints"
-    world, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
-    local_batch = batch_size * accumulate
-    global_batch = local_batch * world
+    world, device = accelerator.num_processes, accelerator.device
+    global_batch = batch_size * accumulate * world
     config = json.loads(
         json.dumps({**(config or {}), "global_batch": global_batch, "seed": seed, "data": data.fingerprint})
     )
@@ -186,9 +154,8 @@ def train(
     for network in averages:
         shard(accelerator, network)
     stateful = stateful_parts(accelerator, phases)
-    parameters = {phase.name: [p for p in phase.trains.parameters() if p.requires_grad] for phase in phases}
-    plain = {phase.name: accelerator.unwrap_model(phase.trains) for phase in phases}
-    base_rates = {p.name: [g["lr"] for g in p.optimizer.param_groups] for p in phases if p.optimizer is not None}
+    guard = Nonfinite(accelerator, phases, max_skips)
+    steps = Steps(accelerator, phases, guard, seed, batch_size, accumulate)
 
     with ExitStack() as stack:
         if accelerator.is_main_process:
@@ -215,7 +182,8 @@ def train(
         if accelerator.is_main_process:
             with disk_errors(folder):
                 write_json(folder / "training_config.json", arguments or {})
-        stack.callback(_put_back, phases, base_rates, parameters)
+        stack.callback(steps.put_back)
+        stack.enter_context(guard)
         stop = stack.enter_context(Signals())
         log = stack.enter_context(Log(accelerator, folder, progress, max_steps))
         resumed_from = str(found) if found else None
@@ -234,56 +202,45 @@ def train(
 
         for phase in phases:
             phase.trains.train()
-        skips = Skips(accelerator, phases, max_skips)
+        unread: list[tuple[int, dict[str, Any]]] = []  # metrics of steps whose values were not read yet
         first_images, train_seconds, started = progress.images, 0.0, time.perf_counter()
         while progress.step < max_steps:
-            # Fetch the step's micro-batches, then let each due phase run through all of them and step once.
-            micros = []
-            for k in range(accumulate):
-                offset = rank * local_batch + k * batch_size
-                position = progress.images + offset
-                batch = data.batch(position, position + batch_size, seed=seed, device=device)
-                micros.append((batch, Rng(seed, progress.images, global_batch, offset, batch_size, device)))
-            step, metrics = progress.step, {}
-            with skips.skip_nonfinite(progress):
-                for phase in phases:
-                    if step % phase.every or step < phase.after:
-                        continue
-                    if phase.optimizer is not None:
-                        factor = phase.learning_rate(step)
-                        for group, rate in zip(phase.optimizer.param_groups, base_rates[phase.name]):
-                            group["lr"] = rate * factor
-                        metrics[f"{phase.name}/lr"] = phase.optimizer.param_groups[0]["lr"]
-                    _only_trains(phase, phases, parameters)
-                    values = _take(accelerator, phase, phases, micros, seed, progress, parameters[phase.name])
-                    metrics |= {f"{phase.name}/{key}": value for key, value in values.items()}
-                    if phase.optimizer is not None and phase.ema is not None:
-                        phase.ema.update(plain[phase.name])
+            step = progress.step
+            with guard.step(progress, global_batch):
+                unread.append((step, steps.run(data, progress)))
                 progress.step += 1
             progress.images += global_batch
+            stepped, last = progress.step > step, progress.step == max_steps
+            due = [hook for hook in hooks if last or (stepped and hook.every and progress.step % hook.every == 0)]
+            saved = last or bool(stepped and checkpoint_every and progress.step % checkpoint_every == 0)
+            asked = stop.raised and world == 1  # several processes agree on it where they read
+            if reading := guard.is_due(progress.step, log_every) or last or saved or asked or bool(due):
+                guard.read(progress)
+                if stepped and progress.step <= step:  # a step was passed over, so what was due comes later
+                    stepped, last, saved, due = False, False, False, []
             taken = time.perf_counter() - started
             progress.seconds, train_seconds = progress.seconds + taken, train_seconds + taken
-            stepped, last = progress.step > step, progress.step == max_steps
+            if reading:
+                for at, metrics in unread:
+                    if at < progress.step:  # else it is made again
+                        log.add(metrics)
+                unread.clear()
             if stepped:
-                log.add(metrics)
                 log.step(log_every)
             else:
                 log.write({"skipped": progress.skipped})
-            due = [hook for hook in hooks if last or (stepped and hook.every and progress.step % hook.every == 0)]
-            saved = last or bool(stepped and checkpoint_every and progress.step % checkpoint_every == 0)
             if saved:  # before images and scores, whose failure must not cost the weights
                 save()
-            try:
-                with whole(accelerator, [*plain.values(), *averages] if due else []), stop.polled():
-                    log.describe("validate" if due else "train")
+            log.describe("validate" if due else "train")
+            if due:
+                # What a hook leaves unmade when the run is asked to stop can be made again from the checkpoint.
+                with suppress(Stopped), whole(accelerator, [*steps.plain.values(), *averages]), stop.polled():
                     for hook in due:
                         if accelerator.is_main_process and not stop.raised:
                             with disk_errors(folder):
                                 found_by_hook = hook.call(progress)
                             log.write(found_by_hook or {})
-            except Stopped:
-                pass  # what the hook was about to make can be made again from the checkpoint
-            interrupted = stop.agreed(accelerator)
+            interrupted = reading and stop.agreed(accelerator)
             if interrupted and not saved:
                 save()
             if interrupted:
@@ -291,103 +248,6 @@ def train(
             started = time.perf_counter()  # hooks and saves are not training time
     rate = (progress.images - first_images) / max(train_seconds, 1e-9)
     return Result("finished", progress, resumed_from, rate, peak_memory(device))
-
-
-def _take(accelerator, phase: Phase, phases, micros, seed: int, progress: Progress, parameters) -> dict[str, Tensor]:
-    """One phase: all micro-batches and one update. On fp16 overflow the scaler lowers its factor and it is repeated."""
-    for _ in range(128):
-        values = _run(accelerator, phase, phases, micros, seed, progress)
-        if phase.optimizer is None:
-            return values
-        norm = _step(accelerator, phase, parameters, progress)
-        if not getattr(phase.optimizer, "step_was_skipped", False):
-            return {**values, "grad_norm": norm}
-    raise NumericsError(
-        f'The gradient of phase "{phase.name}" overflows at step {progress.step + 1} ({progress.images} images) at any '
-        "scale. Nothing was updated with it; the last checkpoint is good. Use mixed_precision bf16 or no."
-    )
-
-
-def _check_values(phase: Phase, values: Any) -> dict[str, Any]:
-    """What the loss of a phase returned: a dict, with a scalar "loss" to minimise if the phase has an optimizer."""
-    where = f'loss of phase "{phase.name}" must'
-    if not isinstance(values, Mapping):
-        raise UsageError(f'{where} return a dict, {{"loss": scalar, ...}}; got {type(values).__name__}.')
-    loss = values.get("loss")
-    if phase.optimizer is not None and (not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad):
-        given = f"only {', '.join(map(str, values))}" if loss is None else type(loss).__name__
-        if isinstance(loss, Tensor):
-            given = f"shape {tuple(loss.shape)}" if loss.ndim else "a tensor without gradient"
-        raise UsageError(f'{where} hold "loss", a tensor of one number that depends on the network; got {given}.')
-    return dict(values)
-
-
-def _run(accelerator, phase: Phase, phases, micros, seed: int, progress: Progress) -> dict[str, Tensor]:
-    """All micro-batches of one phase: losses averaged, gradients accumulated, synchronised with the last one."""
-    totals: dict[str, Tensor] = {}
-    for k, (batch, rng) in enumerate(micros):
-        # Whatever draws from the global generators (dropout) is a function of the position too.
-        phase_seed = seed_from(seed, "global", phase.name, progress.images, accelerator.process_index, k)
-        seed_global(phase_seed, accelerator.device)
-        with ExitStack() as unsynced:
-            for other in phases:
-                if other.trains is not phase.trains or k < len(micros) - 1:
-                    unsynced.enter_context(accelerator.no_sync(other.trains))
-            if phase.optimizer is None:
-                with torch.no_grad():
-                    values = _check_values(phase, phase.loss(batch, rng))
-            else:
-                values = _check_values(phase, phase.loss(batch, rng))
-                accelerator.backward(values["loss"] / len(micros))
-        for key, value in values.items():
-            number = torch.as_tensor(value, device=accelerator.device)
-            totals[key] = totals.get(key, 0) + number.detach().float() / len(micros)
-    finite = torch.isfinite(totals["loss"]).float() if "loss" in totals else torch.ones((), device=accelerator.device)
-    if accelerator.num_processes > 1:
-        finite = accelerator.reduce(finite, "sum") / accelerator.num_processes
-    if finite.item() < 1:
-        raise NumericsError(
-            f'The loss of phase "{phase.name}" is not finite at step {progress.step + 1} ({progress.images} images). '
-            "Nothing was updated with it; the last checkpoint is good. Lower learning_rate, or train without fp16."
-        )
-    return totals
-
-
-def _step(accelerator, phase: Phase, parameters, progress: Progress) -> Tensor:
-    # accelerate's clip_grad_norm_ divides by fp16's scale once for every optimizer, and several may share parameters.
-    accelerator.unscale_gradients(phase.optimizer)
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if phase.max_grad_norm is not None:
-        nn.utils.clip_grads_with_norm_(parameters, phase.max_grad_norm, norm)
-    if isinstance(norm, DTensor):
-        norm = norm.full_tensor()
-    if accelerator.scaler is None and not math.isfinite(float(norm)):
-        raise NumericsError(
-            f'The gradient of phase "{phase.name}" is not finite at step {progress.step + 1} ({progress.images} '
-            "images). Nothing was updated with it; the last checkpoint is good. Lower learning_rate."
-        )
-    # The wrapper is for the scaler; without one it only looks for a package on the disk at every step.
-    optimizer = phase.optimizer if accelerator.scaler is not None else plain_optimizer(phase.optimizer)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm
-
-
-def _only_trains(phase: Phase, phases: Sequence[Phase], parameters: Mapping[str, list[nn.Parameter]]) -> None:
-    if len(phases) > 1:
-        own = {id(p) for p in parameters[phase.name]}
-        for parameter in (p for group in parameters.values() for p in group):
-            parameter.requires_grad_(id(parameter) in own)
-
-
-def _put_back(phases: Sequence[Phase], base_rates, parameters) -> None:
-    """Leave the networks and optimizers as they were given, so that `train` can be called with them again."""
-    for phase in phases:
-        for parameter in parameters[phase.name]:
-            parameter.requires_grad_(True)
-        if phase.optimizer is not None:
-            for group, rate in zip(phase.optimizer.param_groups, base_rates[phase.name]):
-                group["lr"] = rate
 
 
 def _check_call(phases: Sequence[Phase], max_skips: int, **at_least_one: int) -> None:
