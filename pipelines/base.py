@@ -73,12 +73,17 @@ class DiffusionPipeline(DiffusersPipeline):
     latents: Latents | None = None
     latent_conditions: tuple[str, ...] = ()
     latent_path: LatentPath = "lerp"
-    needs_image: bool = False  # whether the call makes images only from an `image`
+    needs_image: bool = False  # whether the call makes images only from an image, and `translate` from its tensor
     needs_prior: bool = False  # whether there is nothing to sample from while its component `prior` is None
 
     @property
     def likelihood(self) -> Likelihood | None:
         """What `log_likelihood` gives; None if the family defines none."""
+        return None
+
+    @property
+    def input_channels(self) -> int | None:
+        """Channels of the images that it makes images from, as `translate` takes them; None if it needs none."""
         return None
 
     @property

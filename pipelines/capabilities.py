@@ -13,8 +13,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 import docstring_parser
 from PIL import Image
 
-# Everything that a sample may be conditioned on. Texts and labels are for each image; the last three are images.
-CONDITIONS = ("class_labels", "prompt", "negative_prompt", "image", "mask", "low_resolution")
+# Everything that a sample may be conditioned on. Texts and labels are for each image; the last four are images.
+CONDITIONS = ("class_labels", "prompt", "negative_prompt", "image", "mask", "low_resolution", "control_image")
 Latents = Literal["continuous", "indices", "embeddings"]
 LatentPath = Literal["lerp", "slerp"]
 _WRITTEN = (Image.Image, str, float, int, bool)  # what can be typed, an image as its path; the first that fits
@@ -127,6 +127,8 @@ def capabilities(pipe: Any) -> Capabilities:
     absent = set() if num_classes else {"class_labels"}
     if not getattr(pipe, "is_text_conditional", True):
         absent |= {"prompt", "negative_prompt"}
+    if getattr(pipe, "input_channels", True) is None:
+        absent |= {"control_image"}
     conditions = tuple(name for name in conditions if name not in absent)
     return Capabilities(
         conditions=conditions,

@@ -7,26 +7,33 @@ import torch
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
+from latentia.data.pairs import Degradation
 from latentia.errors import UsageError, check_choice, check_range
-from latentia.functional.bounds import diffusion_bound_term
 from latentia.functional.interpolation import interpolate
 from latentia.pipelines.arguments import Generators, check_call, count_images, draw_noise, image_generators, renamed
 from latentia.pipelines.base import DiffusionPipeline, Labels
 from latentia.pipelines.capabilities import Likelihood
+from latentia.pipelines.control import (
+    Control,
+    check_controlnet,
+    condition_config,
+    control_of,
+    degradation_of,
+    denoiser,
+    saved_degradation,
+)
 from latentia.pipelines.denoising import Callback, Steps
 from latentia.pipelines.image_conditioning import source_image, super_resolution
 from latentia.pipelines.images import Images, check_output_type, from_input, to_output
 from latentia.pipelines.latents import check_latents, check_unet, latent_shape, sample_shape
-from latentia.pipelines.likelihood import ode_log_likelihood, rademacher
+from latentia.pipelines.likelihood import bound_log_likelihood, ode_log_likelihood, rademacher
 from latentia.pipelines.sampling import (
     Conditioning,
     check_scheduler,
-    check_steps,
     class_conditioning,
     initial_sample,
     invert_ode,
     is_flow,
-    noise_schedule,
     predict,
     sample_ode,
     scale_input,
@@ -35,7 +42,6 @@ from latentia.pipelines.sampling import (
     step_options,
     takes_variance,
 )
-from latentia.schedulers.ddpm import DDPMScheduler
 
 
 class UnconditionalDiffusionPipeline(DiffusionPipeline):
@@ -47,6 +53,10 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         label_names: names of the classes, in the order of their indices; `None` (default): none.
         unconditional: whether the network was trained with class dropout, as guidance and sampling without a class
             need. Default True.
+        controlnet: a `ControlNet2D`, by which a network that was trained without conditioning images is conditioned on
+            them; `None` (default): none.
+        degradation: what the images of training became conditioning images by, "name" and "strength" of
+            `latentia.data.Degradation`; `None` (default): nothing, they were images of their own, or there were none.
 
     Example:
         >>> from latentia import DDIMScheduler, UNet2D
@@ -59,12 +69,14 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
 
     unet: Any
     scheduler: Any
+    controlnet: Any
 
-    model_cpu_offload_seq = "unet"
+    model_cpu_offload_seq = "controlnet->unet"
+    _optional_components = ["controlnet"]  # noqa: RUF012 (diffusers adds lists)
 
-    conditions = ("class_labels", "image", "mask", "low_resolution")
+    conditions = ("class_labels", "image", "mask", "low_resolution", "control_image")
     latents = "continuous"
-    latent_conditions = ("class_labels",)
+    latent_conditions = ("class_labels", "control_image")
     latent_path = "slerp"
 
     def __init__(
@@ -73,13 +85,31 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         scheduler,
         label_names: Sequence[str] | Mapping[str, str] | None = None,
         unconditional: bool = True,
+        controlnet=None,
+        degradation: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         check_unet(unet, "a UNet2D or UNet2DModel")
         check_scheduler(scheduler)
-        self.register_modules(unet=unet, scheduler=scheduler)
+        check_controlnet(unet, controlnet)
+        self.register_modules(unet=unet, scheduler=scheduler, controlnet=controlnet)
         self._register_label_names(label_names)
-        self.register_to_config(unconditional=unconditional)
+        self.register_to_config(unconditional=unconditional, degradation=saved_degradation(degradation))
+
+    @property
+    def degradation(self) -> Degradation | None:
+        """What the images of training became conditioning images by; None for images of their own, and for none."""
+        return degradation_of(self.config.degradation)
+
+    @property
+    def input_channels(self) -> int | None:
+        """Channels of the conditioning images; None for a network that was trained without."""
+        return condition_config(self.unet, self.controlnet)[0]
+
+    @property
+    def needs_image(self) -> bool:  # type: ignore[override]  # it depends on the network
+        """Whether the network was trained with conditioning images."""
+        return self.input_channels is not None
 
     @property
     def likelihood(self) -> Likelihood:
@@ -108,12 +138,15 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         mask_image: Images | None = None,
         strength: float | None = None,
         low_resolution: Images | None = None,
+        control_image: Images | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> ImagePipelineOutput | tuple:
         r"""Sample images; with `image` img2img, with `mask` inpainting, with `low_resolution` super-resolution.
+
+        With `control_image` images are made from images, by a network that was trained to.
 
         Args:
             batch_size: number of images; `None` (default): as many as `class_labels` or `latents`, else 1.
@@ -140,6 +173,9 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
             low_resolution: small images that the blocks of pixels of the large ones shall have as their means, one or
                 one for each (Wang et al., 2022, 2212.00490); before clipping and rounding they do. `None` (default):
                 none.
+            control_image: the conditioning images, of a network that was trained with them, and of no other: one, or
+                one for each image. Of one that was trained to fill holes give `image` and `mask`, of one that was
+                trained to enlarge `low_resolution`.
             output_type: "pil", "np" ((B, H, W, C) in [0, 1]), "pt" ((B, C, H, W) in [0, 1]) or "latent" (raw).
             return_dict: `False` returns the tuple `(images,)`.
             callback_on_step_end: called with (pipeline, step index, time step, {"latents": x}) after each step; may
@@ -160,9 +196,14 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         shape = latent_shape(None, self.unet, height, width, device)
         source = source_image(image, mask, strength, channels=shape[0], size=shape[1:], device=device)
         low = super_resolution(low_resolution, channels=shape[0], size=shape[1:], device=device)
-        given = {"image": source and source.image, "low_resolution": low and low.low}
+        control = control_of(self, control_image, shape[1:], source, low)
+        given = {
+            "image": source and source.image,
+            "low_resolution": low and low.low,
+            "control_image": control and control.condition,
+        }
         batch_size = count_images(batch_size, {"latents": latents}, class_labels=labels, **given)
-        conditioning = self._conditioning(labels, batch_size, guidance_scale)
+        conditioning = self._conditioning(labels, batch_size, guidance_scale, control)
         generators = image_generators(generator, batch_size)
         if latents is not None:
             check_latents(latents, self.unet)
@@ -176,36 +217,49 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
             step_options(scheduler, generators, eta, use_clipped_model_output),
             takes_variance(scheduler),
         )
-        x, times = initial_sample(scheduler, noise), scheduler.timesteps
+        x, times, network = initial_sample(scheduler, noise), scheduler.timesteps, self._network
         if source is not None:  # img2img
             source = source.expand(batch_size)
             x, times = source.start(scheduler, noise, count)
         for i, t in steps.over(times):
             model_input = scale_input(scheduler, x, t)
-            target = step_end(self.unet, scheduler, times, i)
-            output = predict(self.unet, model_input, t, conditioning, with_variance, target)
+            target = step_end(network, scheduler, times, i)
+            output = predict(network, model_input, t, conditioning, with_variance, target)
             if low is not None:  # super-resolution
                 output = low.correct(scheduler, output, model_input, t)
             x = scheduler.step(output, t, x, **options).prev_sample
             if source is not None:  # inpainting
                 x = source.keep_known(x, scheduler, noise, times[i + 1 :])
             x, conditioning = steps.end(i, t, x, conditioning)
-        x = x if low is None else low.project(x)
+        x = x if low is None else low.keep(x)
+        x = x if control is None else control.expand(batch_size).keep(x)
         x = x if source is None else source.composite(x)
 
         self.maybe_free_model_hooks()
         images = to_output(x, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
+    def translate(self, inputs: Tensor, generators: list[torch.Generator], *, num_inference_steps: int = 50) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] of conditioning images as the batches of `PairedImages` hold them."""
+        options: dict[str, Any] = {"num_inference_steps": num_inference_steps, "generator": generators}
+        found: Any = self(control_image=inputs, output_type="latent", **options)
+        return found.images.clamp(-1, 1)
+
     @torch.no_grad()
     def encode(
-        self, images: Images, *, class_labels: Labels = None, num_inference_steps: int = 50, refinements: int = 2
+        self,
+        images: Images,
+        *,
+        class_labels: Labels = None,
+        control_image: Images | None = None,
+        num_inference_steps: int = 50,
+        refinements: int = 2,
     ) -> Tensor:
         """DDIM inversion: the noise from which deterministic DDIM makes these images.
 
         Args:
             images: images, or what `from_input` takes.
-            class_labels: as for sampling.
+            class_labels, control_image: as for sampling.
             num_inference_steps: of the run that is inverted. Default 50.
             refinements: evaluations per step; each beyond the first solves the implicit step better (Pan et al., 2023,
                 2309.04907). Default 2.
@@ -216,20 +270,28 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         DDIM (Song et al., 2020, 2010.02502), section 4.3.
         """
         x = self._input(images)
-        conditioning = self._conditioning(self._class_indices(class_labels, len(x)), len(x))
-        return invert_ode(self.unet, self.scheduler, x, conditioning, num_inference_steps, refinements)
+        control = control_of(self, control_image, (x.shape[2], x.shape[3]))
+        conditioning = self._conditioning(self._class_indices(class_labels, len(x)), len(x), control=control)
+        return invert_ode(self._network, self.scheduler, x, conditioning, num_inference_steps, refinements)
 
     @torch.no_grad()
     def decode(
-        self, latents: Tensor, *, class_labels: Labels = None, num_inference_steps: int = 50, output_type: str = "pil"
+        self,
+        latents: Tensor,
+        *,
+        class_labels: Labels = None,
+        control_image: Images | None = None,
+        num_inference_steps: int = 50,
+        output_type: str = "pil",
     ) -> Any:
         """The images that deterministic DDIM makes of noise, (B, C, H, W); the inverse of `encode`."""
         check_output_type(output_type)
         check_latents(latents, self.unet)
         labels = self._class_indices(class_labels, len(latents))
-        conditioning = self._conditioning(labels, len(latents))
+        control = control_of(self, control_image, (latents.shape[2], latents.shape[3]))
+        conditioning = self._conditioning(labels, len(latents), control=control)
         x = latents.to(self._execution_device, self.unet.dtype)
-        return to_output(sample_ode(self.unet, self.scheduler, x, conditioning, num_inference_steps), output_type)
+        return to_output(sample_ode(self._network, self.scheduler, x, conditioning, num_inference_steps), output_type)
 
     def interpolate(
         self,
@@ -238,13 +300,18 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         steps: int = 8,
         *,
         class_labels: Labels = None,
+        control_image: Images | None = None,
         num_inference_steps: int = 50,
         output_type: str = "pil",
     ) -> Any:
         """Interpolate two images: `steps` of them on the great circle between their noises, both ends included."""
         check_output_type(output_type)
         check_range("steps", steps, 2)
-        options: dict[str, Any] = {"class_labels": class_labels, "num_inference_steps": num_inference_steps}
+        options: dict[str, Any] = {
+            "class_labels": class_labels,
+            "control_image": control_image,
+            "num_inference_steps": num_inference_steps,
+        }
         path = interpolate(self.encode(a, **options), self.encode(b, **options), steps, "slerp")
         return self.decode(path, output_type=output_type, **options)
 
@@ -254,6 +321,7 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         images: Images,
         *,
         class_labels: Labels = None,
+        control_image: Images | None = None,
         method: str | None = None,
         num_inference_steps: int | None = None,
         probes: int | None = 1,
@@ -273,7 +341,7 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
 
         Args:
             images: images, or what `from_input` takes.
-            class_labels: as for sampling.
+            class_labels, control_image: as for sampling.
             method: "bound" or "ode"; `None` (default): "ode" of flow matching, which has no bound, else "bound".
             num_inference_steps: of the bound, length of the chain whose bound it is; `None` (default): all that were
                 trained. Of the ODE, steps of the classical Runge-Kutta method, four evaluations each; `None`: adaptive.
@@ -297,36 +365,30 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         method = ("ode" if is_flow(self.scheduler) else "bound") if method is None else method
         check_choice("method", method, ("bound", "ode"))
         generators = image_generators(generator, len(x0))
-        conditioning = self._conditioning(self._class_indices(class_labels, len(x0)), len(x0))
+        control = control_of(self, control_image, (x0.shape[2], x0.shape[3]))
+        conditioning = self._conditioning(self._class_indices(class_labels, len(x0)), len(x0), control=control)
         if method == "ode":
             check_range("probes", probes, 1, integer=True)
             check_range("num_inference_steps", num_inference_steps, 1, integer=True)
             check_range("tolerance", tolerance, 0, closed="neither")
             signs = None if probes is None else rademacher(generators, probes, x0)
             solver = (num_inference_steps, tolerance, self.progress_bar)
-            return ode_log_likelihood(self.unet, self.scheduler, x0, conditioning, signs, *solver).float()
-        learned = self.unet.config.out_channels == 2 * self.unet.config.in_channels
-        kind = "learned_range" if learned else "fixed_large"
-        scheduler = noise_schedule(self.scheduler, DDPMScheduler, variance_type=kind)
-        steps = scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
-        check_steps(self.scheduler, steps)
-        scheduler.set_timesteps(steps, device=x0.device)
-        first, last = scheduler.timesteps[0], scheduler.timesteps[-1]
-        alpha_bar = scheduler.alphas_cumprod[first].float()
-        # L_T = KL(q(x_T | x_0) || N(0, 1))
-        total = 0.5 * (alpha_bar * x0.float().square() - alpha_bar - torch.log1p(-alpha_bar)).flatten(1).sum(1)
-        for t in self.progress_bar(scheduler.timesteps):
-            x_t = scheduler.add_noise(x0, draw_noise(generators, x0.shape[1:], x0.device, x0.dtype), t)
-            prediction = predict(self.unet, x_t, t, conditioning, with_variance=True)
-            mean, log_variance, _ = scheduler.reverse(prediction, t, x_t)
-            q_mean, q_log_variance = scheduler.posterior(x0, t, x_t)
-            total = total + diffusion_bound_term(x0, mean, log_variance, q_mean, q_log_variance, t == last)
-        return -total
+            return ode_log_likelihood(self._network, self.scheduler, x0, conditioning, signs, *solver).float()
+        return bound_log_likelihood(
+            self._network, self.scheduler, x0, conditioning, generators, num_inference_steps, self.progress_bar
+        )
 
     def _input(self, images: Images) -> Tensor:
         channels, *size = sample_shape(self.unet)
         place = {"device": self._execution_device, "dtype": self.unet.dtype}
         return from_input(images, channels=channels, size=(size[0], size[1]), **place)
 
-    def _conditioning(self, labels: Tensor | None, count: int, guidance_scale: float = 1.0) -> Conditioning | None:
-        return class_conditioning(self.unet, labels, count, guidance_scale, self.config.unconditional)
+    @property
+    def _network(self) -> Any:
+        return denoiser(self.unet, self.controlnet)
+
+    def _conditioning(
+        self, labels: Tensor | None, count: int, guidance_scale: float = 1.0, control: Control | None = None
+    ) -> Conditioning | None:
+        found = class_conditioning(self.unet, labels, count, guidance_scale, self.config.unconditional)
+        return found if control is None else control.expand(count).join(found, self.unet.dtype)

@@ -182,6 +182,14 @@ class SuperResolution:
         gap = self.low.to(x) - F.avg_pool2d(x, self.factor)
         return x + F.interpolate(gap, scale_factor=float(self.factor), mode="nearest")
 
+    def keep(self, x: Tensor) -> Tensor:
+        """The finished images, in [-1, 1] with the right means: of the detail in each block as much as fits."""
+        mean = F.interpolate(self.low.to(x), scale_factor=float(self.factor), mode="nearest")
+        detail = self.project(x) - mean
+        room = torch.where(detail > 0, 1 - mean, 1 + mean) / detail.abs().clamp(min=1e-6)
+        share = -F.max_pool2d(-room, self.factor)  # the least of a block
+        return mean + detail * F.interpolate(share, scale_factor=float(self.factor), mode="nearest").clamp(0, 1)
+
     def correct(self, scheduler: Any, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """The network's output at (x, t), changed so that the clean image that it predicts is projected.
 

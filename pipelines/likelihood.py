@@ -1,4 +1,4 @@
-"""Exact likelihood of denoising networks by the change of variables along their probability-flow ODE."""
+"""Likelihood of denoising networks: exact by the change of variables along their ODE, or the bound of their chain."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from latentia.errors import UsageError
+from latentia.functional.bounds import diffusion_bound_term
 from latentia.functional.continuous_flow import flow_log_density
 from latentia.functional.diffusion import predict_velocity
-from latentia.pipelines.arguments import draw_uniform
-from latentia.pipelines.sampling import Conditioning, chunk_size, is_flow, noise_schedule
+from latentia.pipelines.arguments import draw_noise, draw_uniform
+from latentia.pipelines.sampling import Conditioning, check_steps, chunk_size, is_flow, noise_schedule, predict
 from latentia.schedulers.ddpm import DDPMScheduler
 from latentia.schedulers.diffusion import check_division, make_alpha_bar, move
 
@@ -151,3 +152,45 @@ def rectified_velocity(scheduler: Any) -> Velocity:
         return (sin * x + cos * v) - (cos * x - sin * v)  # eps - x_0
 
     return rectified
+
+
+def bound_log_likelihood(
+    unet: Any,
+    scheduler: Any,
+    x: Tensor,
+    conditioning: Conditioning | None,
+    generators: list[torch.Generator],
+    num_inference_steps: int | None,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Tensor:
+    """The variational bound of a diffusion chain, each term estimated with one draw of noise.
+
+    Args:
+        unet, x, conditioning: as for `ode_log_likelihood`.
+        scheduler: with a schedule of betas.
+        generators: one for each image, for the noise.
+        num_inference_steps: length of the chain; `None`: all steps that were trained.
+        progress: wraps the time steps.
+
+    Returns:
+        (B,), in nats, float32.
+
+    Raises:
+        UsageError: another kind of scheduler, or more steps than were trained.
+    """
+    learned = unet.config.out_channels == 2 * unet.config.in_channels
+    chain = noise_schedule(scheduler, DDPMScheduler, variance_type="learned_range" if learned else "fixed_large")
+    steps = chain.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
+    check_steps(scheduler, steps)
+    chain.set_timesteps(steps, device=x.device)
+    first, last = chain.timesteps[0], chain.timesteps[-1]
+    alpha_bar = chain.alphas_cumprod[first].float()
+    # L_T = KL(q(x_T | x_0) || N(0, 1))
+    total = 0.5 * (alpha_bar * x.float().square() - alpha_bar - torch.log1p(-alpha_bar)).flatten(1).sum(1)
+    for t in progress(chain.timesteps):
+        x_t = chain.add_noise(x, draw_noise(generators, x.shape[1:], x.device, x.dtype), t)
+        prediction = predict(unet, x_t, t, conditioning, with_variance=True)
+        mean, log_variance, _ = chain.reverse(prediction, t, x_t)
+        q_mean, q_log_variance = chain.posterior(x, t, x_t)
+        total = total + diffusion_bound_term(x, mean, log_variance, q_mean, q_log_variance, t == last)
+    return -total

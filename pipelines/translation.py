@@ -14,6 +14,7 @@ from latentia.functional.degradation import larger, masked
 from latentia.models.translator import DIRECTIONS
 from latentia.pipelines.arguments import Generators, check_call, count_images, dropout_seeds, image_generators
 from latentia.pipelines.base import DiffusionPipeline
+from latentia.pipelines.control import degradation_of, saved_degradation
 from latentia.pipelines.image_conditioning import mask_of
 from latentia.pipelines.images import Images, check_output_type, from_input, to_output
 from latentia.pipelines.sampling import chunk_size
@@ -48,14 +49,17 @@ class TranslationPipeline(DiffusionPipeline):
         if hasattr(translator, "translate"):
             raise UsageError("translator must be an ImageTranslator; got a CycleTranslator, which has a CyclePipeline.")
         self.register_modules(translator=translator)
-        made = None if degradation is None else _degradation(degradation)
-        saved = None if made is None else {"name": made.name, "strength": made.strength}
-        self.register_to_config(degradation=saved)
+        self.register_to_config(degradation=saved_degradation(degradation))
 
     @property
     def degradation(self) -> Degradation | None:
         """What the inputs of the network were made by; None for images of their own."""
-        return None if self.config.degradation is None else _degradation(self.config.degradation)
+        return degradation_of(self.config.degradation)
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of the inputs as the network takes them."""
+        return self.translator.config.in_channels
 
     @check_call
     @torch.no_grad()
@@ -153,6 +157,11 @@ class CyclePipeline(DiffusionPipeline):
             raise UsageError(f"translator must be a CycleTranslator; got {type(translator).__name__}.")
         self.register_modules(translator=translator)
 
+    @property
+    def input_channels(self) -> int:
+        """Channels of the inputs of the direction forward."""
+        return self.translator.config.in_channels
+
     @check_call
     @torch.no_grad()
     def __call__(
@@ -207,12 +216,6 @@ class CyclePipeline(DiffusionPipeline):
             (B, D, H, W) in [-1, 1].
         """
         return _translate(self, lambda x, seeds: self.translator.translate(x, direction, seeds), inputs, generators)
-
-
-def _degradation(saved: Mapping[str, Any]) -> Degradation:
-    if not isinstance(saved, Mapping) or not {"name"} <= {*saved} <= {"name", "strength"}:
-        raise UsageError(f'degradation must have a "name" and may have a "strength"; got {saved!r}.')
-    return Degradation(saved["name"], saved.get("strength"))
 
 
 def _input(pipe: Any, network: Any, image: Images | None, channels: int) -> Tensor:

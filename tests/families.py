@@ -207,6 +207,23 @@ FAMILIES = [
         refuses=NO_BLOCKS,
         buffers=("images", "filled"),
     ),
+    Family(
+        "diffusion_on_images",
+        "train_ddpm.py",
+        f"{UNET} --degrade masked --class_conditional",
+        at_night=True,
+    ),
+    Family(
+        "control_branch",
+        "train_ddpm.py",
+        "--control_from {parts}/teacher --degrade edges --class_conditional --num_inference_steps 1",
+    ),
+    Family(
+        "latent_diffusion_on_images",
+        "train_latent_diffusion.py",
+        f"{UNET} --autoencoder {{parts}} --degrade smaller",
+        at_night=True,
+    ),
     Family("latent_diffusion", "train_latent_diffusion.py", f"{UNET} --autoencoder {{parts}}"),
     Family(
         "distillation",

@@ -21,6 +21,7 @@ from latentia import (
     AutoregressivePipeline,
     CausalTransformer,
     CLIPPipeline,
+    ControlNet2D,
     CyclePipeline,
     CycleTranslator,
     DCGANDiscriminator,
@@ -45,6 +46,7 @@ from latentia import (
 )
 from latentia.models.clip import clip_towers
 from latentia.models.vq_prior import code_transformer
+from latentia.pipelines.images import to_output
 
 NAMES = ["cat", "dog", "owl"]
 STEPS = {"num_inference_steps": 2}
@@ -119,6 +121,25 @@ def pixel_diffusion(classes=None, scheduler=None):
 
 def latent_diffusion(vae, scheduler, classes=3, **config):
     return LatentDiffusionPipeline(vae(), unet(classes=classes, **config), scheduler, NAMES if classes else None)
+
+
+def on_images(degradation=None, channels=3, scale=1, latent=False):
+    """Diffusion that is conditioned on images, by a branch over latents and by more channels over pixels."""
+    if not latent:
+        network = unet(3, 16, condition_channels=channels)
+        return UnconditionalDiffusionPipeline(network, DDIMScheduler(**COSINE), degradation=degradation)
+    vae, network = kl(), unet(classes=3)
+    branch = spread(ControlNet2D.from_unet(network, condition_channels=channels, condition_scale=scale))
+    options = {"controlnet": branch, "degradation": degradation}
+    return LatentDiffusionPipeline(vae, network, DDIMScheduler(**COSINE), NAMES, **options)
+
+
+def with_control(n: int) -> dict[str, Any]:
+    return {**labels(n), **control(n, 3)}
+
+
+def control(n: int, channels: int = 1) -> dict[str, Any]:
+    return {"control_image": to_output(random_images(n, channels, 16, 16))}
 
 
 def guided(n: int) -> dict[str, Any]:
@@ -293,6 +314,38 @@ PIPELINES = [
         (4, 8, 8),
         lambda n: {"batch_size": n, **STEPS},
         short=STEPS,
+    ),
+    Entry(
+        "latent-diffusion-control",
+        seed(lambda: on_images(latent=True, scale=2)),
+        GREY,
+        (4, 8, 8),
+        lambda n: {"batch_size": n, **with_control(n), **STEPS, "guidance_scale": 2.0},
+        with_control,
+        short=STEPS,
+        refusals=(
+            (lambda pipe: pipe(), "control_image must be given, as this network was trained on pairs; got none"),
+            (lambda pipe: pipe(control_image=random_images(1, 3, 8, 8)), "control_image must be 16 high and 16 wide"),
+            (lambda pipe: pipe(control_image=random_images(1, 1, 16, 16)), "control_image must have 3 channels, got 1"),
+            (lambda pipe: pipe(control_image=9 * random_images(1, 3, 16, 16)), r"control_image must lie in \[-1, 1\]"),
+            (lambda pipe: pipe(low_resolution=random_images(1, 1, 8, 8)), "low_resolution must be left out over"),
+        ),
+    ),
+    Entry(
+        "diffusion-edges",
+        seed(lambda: on_images({"name": "edges"}, 1)),
+        (3, 16, 16),
+        (3, 16, 16),
+        lambda n: {"batch_size": n, **control(n), **STEPS},
+        control,
+        short=STEPS,
+        refusals=(
+            (lambda pipe: pipe(), 'control_image must be given, as this network was trained with degrade "edges"'),
+            (
+                lambda pipe: pipe(control_image=random_images(1, 3, 16, 16)),
+                r'control_image must have 1 channels, got 3. Convert them first: image.convert\("L"\)',
+            ),
+        ),
     ),
     Entry(
         "text-to-image",

@@ -12,6 +12,7 @@ from latentia import (
     VQVAE,
     Autoencoder,
     CausalTransformer,
+    ControlNet2D,
     CycleTranslator,
     DCGANDiscriminator,
     DCGANGenerator,
@@ -65,6 +66,15 @@ def _unet(name: str, image: tuple[int, int, int], out: int | None = None, extra:
         inputs,
         lambda b: (b, out or channels, height, width),
     )
+
+
+def _condition(b: int) -> dict[str, Any]:
+    return {"condition": torch.rand(b, 2, 16, 16) * 2 - 1}
+
+
+def _control(b: int) -> dict[str, Any]:
+    x = {"sample": torch.randn(b, 1, 8, 8), "timestep": torch.randint(0, 1000, (b,))}
+    return {**x, **_labels(b), **_condition(b)}
 
 
 def _labels(b: int) -> dict[str, Any]:
@@ -219,6 +229,16 @@ ZOO = [
     _unet("unet-learned-variance", (3, 16, 16), out=6),
     _unet("unet-classes", (1, 8, 8), extra=_labels, num_class_embeds=10),
     _unet("unet-target-time", (1, 8, 8), extra=_target, target_time=True),
+    _unet("unet-condition", (4, 8, 8), extra=_condition, condition_channels=2, condition_scale=2),
+    Entry(
+        "controlnet",
+        lambda: ControlNet2D(
+            2, 2, 8, 1, block_out_channels=(8, 16), layers_per_block=1, attention_head_dim=8, num_class_embeds=10
+        ),
+        _control,
+        lambda b: (b, 16, 4, 4),
+        lambda out: torch.cat([part.flatten() for part in (out.middle, *out.down)]),
+    ),
     _unet("unet-text", (3, 16, 16), extra=_context, cross_attention_dim=12),
     *(
         Entry(

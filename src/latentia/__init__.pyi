@@ -8,6 +8,7 @@ from .models.autoencoder import Autoencoder as Autoencoder
 from .models.autoencoder import RecurrentAutoencoder as RecurrentAutoencoder
 from .models.autoregressive import CausalTransformer as CausalTransformer
 from .models.classifier import DigitClassifier as DigitClassifier
+from .models.control import ControlNet2D as ControlNet2D
 from .models.dcgan import (
     DCGANDiscriminator as DCGANDiscriminator,
 )

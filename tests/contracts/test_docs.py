@@ -188,6 +188,7 @@ SEARCHED = {  # a term of the field -> the page that must be found by it, in its
     "beta-TCVAE": "which-vae.md",
     "VQ-VAE": "vqvae.md",
     "normalizing flow": "flows.md",
+    "ControlNet": "control.md",
     "pix2pix": "translation.md",
     "CycleGAN": "translation.md",
     "colourisation": "translation.md",

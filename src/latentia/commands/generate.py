@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from types import GenericAlias
@@ -17,13 +16,13 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from latentia.commands.image_files import batches_of, count_of, described, image_files, opened
 from latentia.commands.output import open_output
 from latentia.commands.sources import load_pipeline
 from latentia.commands.tables import GeneratedRows
-from latentia.data.decode import BadImage, open_image
 from latentia.errors import Count, Seed, UsageError, check_arguments, check_choice, counted, did_you_mean
 from latentia.evaluation import image_grid
-from latentia.files.reading import open_file, read_bytes, user_path
+from latentia.files.reading import open_file, user_path
 from latentia.files.writing import write_image, write_json, write_text
 from latentia.functional.settings import check_types
 from latentia.hub.load import INDEX_NAME, pipeline_class, read_index
@@ -164,7 +163,7 @@ class Samples(Sequence[Any]):
 @check_arguments
 def generate(
     source: str | Path,
-    num_images: Count = 8,
+    num_images: Count | None = None,
     *,
     sampler: Literal["saved", "ddim", "ddpm", "dpm-solver++"] = "saved",
     seed: Seed = 0,
@@ -178,12 +177,14 @@ def generate(
 
     Args:
         source: a saved pipeline, a folder or "user/name" on the Hub.
-        num_images: how many images, texts or rows; several prompts or class labels are given out in turn.
+        num_images: how many images, texts or rows; several prompts, class labels or image files are given out in turn.
+            None: 8, or one for each of several image files.
         sampler: the saved scheduler, or another one over the same noise, for diffusion.
         seed: the same seed gives the same images, however many are sampled.
         revision: branch, tag or commit on the Hub.
-        **options: of the pipeline's call; images are paths. None and empty ones keep the pipeline's own default. A text
-            among class_labels is the name of a class, or, where there is none of that name, an index.
+        **options: of the pipeline's call; images are files or folders of them, one or several. None and empty ones keep
+            the pipeline's own default. A text among class_labels is the name of a class, or, where there is none of
+            that name, an index.
 
     Returns:
         The images, which are sampled while they are gone through or saved, and a recipe for each.
@@ -214,9 +215,12 @@ def generate(
         given["class_labels"] = [
             int(x) if str(x).isdecimal() and len(str(x)) < 19 and x not in names else x for x in labels
         ]
-    files = {key: Path(given[key]) for key in given if able.options[key].type is Image.Image}
+    files = {key: image_files(key, given[key]) for key in given if able.options[key].type is Image.Image}
+    per_image = count_of(files)
+    num_images = num_images or (per_image if per_image > 1 else 8)
     shared = {key: value for key, value in given.items() if key not in files and key not in _OF_EACH}
-    opened = {key: _opened(key, path) for key, path in files.items()}
+    for key, paths in files.items():
+        opened(key, paths[0])  # what cannot be read is said before networks are moved
     _choose(pipe, sampler)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -230,15 +234,15 @@ def generate(
 
     def batches() -> Iterator[list[Any]]:
         generator = torch.Generator().manual_seed(seed)
-        for start in range(0, num_images, _CHUNK):
-            part = slice(start, min(start + _CHUNK, num_images))
-            count = part.stop - part.start
-            asked = {**shared, **opened, **{key: values[part] for key, values in of_each.items()}}
-            if "prompt" not in asked:  # which says how many
-                asked["batch_size"] = count
-            # Of one generator diffusers' own pipelines draw a batch at once, and an image would depend on the others.
-            own = isinstance(pipe, DiffusionPipeline)
-            yield getattr(pipe(generator=generator if own else image_generators(generator, count), **asked), made)
+        for begin in range(0, num_images, _CHUNK):
+            for start, stop, images in batches_of(files, begin, min(begin + _CHUNK, num_images)):
+                asked = {**shared, **images, **{key: values[start:stop] for key, values in of_each.items()}}
+                if "prompt" not in asked:  # which says how many
+                    asked["batch_size"] = stop - start
+                # Of one generator diffusers' own pipelines draw a batch at once, and an image would depend on others.
+                own = isinstance(pipe, DiffusionPipeline)
+                drawn = generator if own else image_generators(generator, stop - start)
+                yield getattr(pipe(generator=drawn, **asked), made)
 
     defaults = {
         key: option.default
@@ -254,10 +258,7 @@ def generate(
         "seed": seed,
         **defaults,
         **shared,
-        **{
-            key: {"name": path.name, "sha256": sha256(read_bytes(path, error=UsageError)).hexdigest()}
-            for key, path in files.items()
-        },
+        **{key: described(paths[0]) for key, paths in files.items() if len(paths) == 1},
         "device": pipe.device.type,
         "versions": {
             "latentia": version("latentia"),
@@ -269,10 +270,12 @@ def generate(
         made = pipe(num_images, generator=torch.Generator().manual_seed(seed), **shared).rows
         rows: Any = GeneratedRows(made, {**common, "rows": num_images})
         return rows
+    several = {key: [described(path) for path in paths] for key, paths in files.items() if len(paths) > 1}
     recipes = [
         {
             **common,
             "index": i,
+            **{key: several[key][i % per_image] for key in several},
             **{name: of_each[key][i] if key in of_each else None for key, (name, _) in _OF_EACH.items()},
         }
         for i in range(num_images)
@@ -307,8 +310,9 @@ def options(words: Sequence[str]) -> dict[str, Option]:
 
 
 def _typed(name: str, option: Option) -> Option:
-    kind: Any = _OF_EACH[name][1] if name in _OF_EACH else Path if option.type is Image.Image else option.type
-    if name in _OF_EACH:
+    picture = option.type is Image.Image
+    kind: Any = _OF_EACH[name][1] if name in _OF_EACH else Path if picture else option.type
+    if name in _OF_EACH or picture:
         return replace(option, type=GenericAlias(tuple, (kind, ...)), default=())
     if option.default is None or option.default is inspect.Parameter.empty:
         return replace(option, type=kind | None, default=None)
@@ -321,13 +325,6 @@ def _is_empty(value: Any) -> bool:
 
 def _listed(value: Any) -> list[Any]:
     return [] if value is None else [value] if isinstance(value, str | int) else list(value)
-
-
-def _opened(argument: str, path: Path) -> Image.Image:
-    try:
-        return open_image(path)
-    except BadImage as error:
-        raise UsageError(f"{argument} must be an image; {path} {error}.") from error
 
 
 def _choose(pipe: Any, sampler: str) -> None:

@@ -225,7 +225,7 @@ def _pipeline(
         **_latents(pipe, able, options),
     )
     if able.translates:
-        return _translating(source, pipe, seed, inputs(), fitting)
+        return _translating(source, pipe, seed, inputs(), fitting, options)
     if able.samples:
         return source
     chosen, _, what = (real.images, None, "training images") if held_out is None else held_out()
@@ -240,7 +240,14 @@ def _pipeline(
     )
 
 
-def _translating(source: Source, pipe: Any, seed: int, given: tuple[Tensor, str] | None, fitting: Callable) -> Source:
+def _translating(
+    source: Source,
+    pipe: Any,
+    seed: int,
+    given: tuple[Tensor, str] | None,
+    fitting: Callable,
+    steps: dict[str, Any],
+) -> Source:
     """The source whose images are translations of held-out inputs."""
     if given is None:
         raise UsageError(
@@ -248,7 +255,7 @@ def _translating(source: Source, pipe: Any, seed: int, given: tuple[Tensor, str]
             "target_column or degrade beside data."
         )
     chosen, what = given
-    channels = pipe.translator.config.in_channels
+    channels = pipe.input_channels
     if chosen.shape[1] != channels:
         raise UsageError(
             f"data must be pairs with inputs of {channels} channels, as {type(pipe).__name__} was trained on; got "
@@ -261,7 +268,7 @@ def _translating(source: Source, pipe: Any, seed: int, given: tuple[Tensor, str]
             part = inputs[start : start + 100]
             seeds = (seed_from(seed, "sample", start + i) for i in range(len(part)))
             generators = [torch.Generator().manual_seed(one) for one in seeds]
-            made.append(pipe.translate(part, generators, **options).cpu().float())
+            made.append(pipe.translate(part, generators, **steps, **options).cpu().float())
         return torch.cat(made)
 
     cycle = None
@@ -275,6 +282,10 @@ def _translating(source: Source, pipe: Any, seed: int, given: tuple[Tensor, str]
         draw=lambda start, stop: fitting(translate(chosen[start:stop])),
         translate=translate,
         cycle=cycle,
+        labels=None,
+        log_likelihood=None,
+        encode=None,
+        decode=None,
         count=len(chosen),
         about={**source.about, "kind": f"translations of {what}"},
         notes=(*source.notes, f"its images are translations of {what}"),

@@ -82,6 +82,7 @@ def pipeline_usage(kind: type, config: Mapping[str, Any], parts: Iterable[Mappin
     conditions = getattr(kind, "conditions", inspect.signature(call).parameters)
     present = {name: value[1] for name, value in components(config).items()}
     merged: dict[str, Any] = {}
+    parts = list(parts)
     for part in parts:
         merged = {**part, **{key: value for key, value in merged.items() if value is not None}}
     if getattr(kind, "modality", None) == "table":
@@ -90,7 +91,10 @@ def pipeline_usage(kind: type, config: Mapping[str, Any], parts: Iterable[Mappin
     if getattr(kind, "latents", None) == "embeddings":
         code = [*_image(merged), 'probabilities = pipe(image, ["a heart", "a star"])', "vector = pipe.encode(image)"]
         return Usage(tuple(code), ("PIL.Image",), "embeddings", _CAPTIONS["embeddings"])
-    if getattr(kind, "needs_image", False):
+    control = next((part for part in parts if part.get("condition_channels")), None)
+    if control is not None and "control_image" in conditions:
+        return _control_usage(control, config.get("degradation") or {})
+    if getattr(kind, "needs_image", False) is True:
         masked = (config.get("degradation") or {}).get("name") == "masked"
         if masked:  # whose networks take the mask as one more channel
             merged["in_channels"] = merged.get("out_channels")
@@ -112,6 +116,21 @@ def pipeline_usage(kind: type, config: Mapping[str, Any], parts: Iterable[Mappin
         words.append('prompt="a prompt"')
     caption = _PRIORS.get(present.get("prior", ""), "Samples")
     return Usage((f'pipe({", ".join(words)}).images[0].save("sample.png")',), caption=caption, classes=classes)
+
+
+def _control_usage(part: Mapping[str, Any], degradation: Mapping[str, Any]) -> Usage:
+    """The usage of diffusion that is conditioned on images; `part` is the network that sees them."""
+    name, size = degradation.get("name"), part["sample_size"]
+    channels, scale = part["condition_channels"] - (name == "masked"), part.get("condition_scale") or 1
+    sides = [side * scale for side in (size if isinstance(size, (list, tuple)) else (size, size))]
+    argument = {"masked": "image", "smaller": "low_resolution"}.get(name or "", "control_image")
+    if name == "smaller":
+        sides = [int(side // degradation["strength"]) for side in sides]
+    code = _image({"in_channels": channels, "sample_size": sides})
+    if name == "masked":
+        code.append('mask = PIL.Image.open("mask.png").convert("L")')
+    code.append(f'pipe({argument}=image{", mask=mask" * (name == "masked")}).images[0].save("sample.png")')
+    return Usage(tuple(code), ("PIL.Image",), "translations", _CAPTIONS["translations"])
 
 
 def saved_usage(folder: Path) -> Usage:

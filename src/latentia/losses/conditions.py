@@ -131,16 +131,18 @@ def dropped_conditions(
 ) -> Conditions:
     """The labels and texts of a batch, those of a share of the images left out, for classifier-free guidance.
 
+    A conditioning image is never left out.
+
     Args:
         network: has `num_class_embeds` if it takes labels, which is also the index of "no class".
         batch: "labels" (B,) in [0, num_class_embeds), of which a network without classes takes none; "text" (B, L, D)
-            and "text_mask" (B, L).
+            and "text_mask" (B, L); "condition", conditioning images (B, C, H, W).
         rng: the randomness of this micro-batch.
         dropout: the share, in [0, 1].
         empty_text: hidden states (L, D) and mask (L,) of the empty text.
 
     Returns:
-        "class_labels"; "encoder_hidden_states" and "encoder_attention_mask".
+        "class_labels"; "encoder_hidden_states" and "encoder_attention_mask"; "condition".
 
     Raises:
         UsageError: a dropout or label out of its range, no labels for a network with classes, or texts to leave out and
@@ -155,7 +157,7 @@ def dropped_conditions(
         {'class_labels': tensor([10])}
     """
     check_range("class_dropout", dropout, 0, 1)
-    conditions: Conditions = {}
+    conditions: Conditions = {"condition": batch["condition"]} if "condition" in batch else {}
     classes: Any = getattr(config_of(network), "num_class_embeds", None)
     labels = labels_of(batch, classes) if classes is not None else None
     if labels is None and "text" not in batch:

@@ -69,11 +69,12 @@ def diffusion_loss(
     `prediction_type` says: the noise, the velocity or the clean image. The norm is a mean over pixels.
 
     Args:
-        unet: called as `unet(x_t, t, **conditions)`, with `class_labels`, `encoder_hidden_states` and
-            `encoder_attention_mask` where the batch has them.
+        unet: called as `unet(x_t, t, **conditions)`, with `class_labels`, `encoder_hidden_states`,
+            `encoder_attention_mask` and `condition` where the batch has them.
         scheduler: a `DDPMScheduler` or `DDIMScheduler`.
         batch: "x" in [-1, 1], (B, C, H, W); "labels" (B,) if the network has classes; "text", hidden states
-            (B, L, D), and "text_mask" (B, L), True for tokens, if it is conditioned on texts.
+            (B, L, D), and "text_mask" (B, L), True for tokens, if it is conditioned on texts; "condition",
+            (B, C, H, W) in [-1, 1], if it is conditioned on images.
         rng: the randomness of this micro-batch.
         time_sampling, time_loc, time_scale: see `latentia.losses.times.sample_times`.
         weighting, snr_gamma: see `latentia.functional.diffusion.snr_weight`.

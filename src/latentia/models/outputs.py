@@ -57,3 +57,16 @@ class AutoregressiveOutput(BaseOutput):
     """
 
     logits: Tensor
+
+
+@dataclass
+class ControlNet2DOutput(BaseOutput):
+    """What a control branch adds to a network's features.
+
+    Args:
+        middle: of the middle, (B, C, h, w).
+        down: of each block on the way down, from fine to coarse; (B, C, h, w) each.
+    """
+
+    middle: Tensor
+    down: tuple[Tensor, ...] = UNSET

@@ -1,6 +1,6 @@
 """UNet2D: one network for unconditional, class-conditional and text-conditional diffusion."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,10 @@ class UNet2D(ModelMixin, ConfigMixin):
         dropout: rate inside the residual blocks, in [0, 1). Default 0.
         target_time: condition the network on the time at which a sampling step ends too, as networks are that sample in
             few steps (flow maps: mean flow, shortcut models). Default False.
+        condition_channels: channels of a conditioning image that is concatenated to the noisy one; `None` (default):
+            none.
+        condition_scale: sides of the conditioning image over those of the sample, as of pixels over latents; its pixels
+            become channels. Default 1.
 
     Raises:
         UsageError: a size that cannot be halved often enough, heads that do not divide, numbers out of their range,
@@ -119,6 +123,8 @@ class UNet2D(ModelMixin, ConfigMixin):
         cross_attention_dim: Size | None = None,
         dropout: Rate = 0.0,
         target_time: bool = False,
+        condition_channels: Size | None = None,
+        condition_scale: Size = 1,
     ):
         super().__init__()
         stages = len(block_out_channels)
@@ -147,7 +153,8 @@ class UNet2D(ModelMixin, ConfigMixin):
             return UNetBlock(a, b, emb_dim, dropout, head_dim, cross_attention_dim)
 
         # Down: remember the channels of everything that the way up will concatenate.
-        self.conv_in = nn.Conv2d(in_channels * patch_size**2, width, 3, padding=1)
+        seen = in_channels + (condition_channels or 0) * condition_scale**2
+        self.conv_in = nn.Conv2d(seen * patch_size**2, width, 3, padding=1)
         self.down_blocks, self.downsamplers = nn.ModuleList(), nn.ModuleList()
         skips, channels = [], width
         for stage, width_out in enumerate(block_out_channels):
@@ -247,6 +254,8 @@ class UNet2D(ModelMixin, ConfigMixin):
         encoder_attention_mask: Tensor | None = None,
         return_dict: bool = True,
         target_timestep: Tensor | float | int | None = None,
+        condition: Tensor | None = None,
+        residuals: Sequence[Tensor] | None = None,
     ) -> UNet2DOutput | tuple[Tensor]:
         """Predict the noise, the velocity or the clean image, as in training.
 
@@ -259,11 +268,46 @@ class UNet2D(ModelMixin, ConfigMixin):
             return_dict: `False` returns the tuple `(sample,)`.
             target_timestep: with `target_time`, the time at which the step ends, as `timestep`; the prediction is then
                 the mean velocity from `timestep` to it. `None` (default): `timestep`, for the velocity at that time.
+            condition: with `condition_channels`, the conditioning images, (B, condition_channels, H, W) times
+                `condition_scale`.
+            residuals: what a `ControlNet2D` adds to the features of each block on the way down and of the middle.
 
         Raises:
             UsageError: sides that the stages cannot halve, labels out of their range, or conditions that this network
                 has not or needs.
         """
+        x, skips, run = self._encode(
+            sample,
+            timestep,
+            class_labels,
+            encoder_hidden_states,
+            encoder_attention_mask,
+            target_timestep,
+            condition,
+        )
+        if residuals is not None:
+            *own, middle = residuals
+            x, skips = x + middle, [skip + residual for skip, residual in zip(skips, own, strict=True)]
+        blocks: Any  # a ModuleList
+        for stage, blocks in enumerate(self.up_blocks):
+            for block in blocks:
+                x = run(block, torch.cat([x, skips.pop()], dim=1))
+            if stage < len(self.upsamplers):
+                x = self.upsamplers[stage](x)
+        x = F.pixel_shuffle(self.conv_out(F.silu(self.conv_norm_out(x))), self.config.patch_size)
+        return UNet2DOutput(sample=x) if return_dict else (x,)
+
+    def _encode(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int,
+        class_labels: Tensor | None,
+        encoder_hidden_states: Tensor | None,
+        encoder_attention_mask: Tensor | None,
+        target_timestep: Tensor | float | int | None,
+        condition: Tensor | None,
+    ) -> tuple[Tensor, list[Tensor], Callable[[nn.Module, Tensor], Tensor]]:
+        """The features of the middle and of each block on the way down, and what runs a block with the conditions."""
         factor = self.config.patch_size * 2 ** len(self.downsamplers)
         if any(side % factor for side in sample.shape[-2:]):
             raise UsageError(f"sample must have sides divisible by {factor}; got {tuple(sample.shape[-2:])}.")
@@ -285,7 +329,7 @@ class UNet2D(ModelMixin, ConfigMixin):
                 return self._gradient_checkpointing_func(block, x, emb, encoder_hidden_states, mask)
             return block(x, emb, encoder_hidden_states, mask)
 
-        x = self.conv_in(F.pixel_unshuffle(sample, self.config.patch_size))
+        x = self.conv_in(F.pixel_unshuffle(self._with_condition(sample, condition), self.config.patch_size))
         skips = []
         blocks: Any  # a ModuleList
         for stage, blocks in enumerate(self.down_blocks):
@@ -296,10 +340,17 @@ class UNet2D(ModelMixin, ConfigMixin):
                 x = self.downsamplers[stage](x)
         for block in self.mid_block:
             x = run(block, x)
-        for stage, blocks in enumerate(self.up_blocks):
-            for block in blocks:
-                x = run(block, torch.cat([x, skips.pop()], dim=1))
-            if stage < len(self.upsamplers):
-                x = self.upsamplers[stage](x)
-        x = F.pixel_shuffle(self.conv_out(F.silu(self.conv_norm_out(x))), self.config.patch_size)
-        return UNet2DOutput(sample=x) if return_dict else (x,)
+        return x, skips, run
+
+    def _with_condition(self, sample: Tensor, condition: Tensor | None) -> Tensor:
+        """The sample with the conditioning image as more channels."""
+        channels, scale = self.config.condition_channels, self.config.condition_scale
+        if channels is None:
+            if condition is not None:
+                raise UsageError("condition was given, but this network has none; set condition_channels for it.")
+            return sample
+        wanted = (len(sample), channels, *(scale * side for side in sample.shape[-2:]))
+        if condition is None or tuple(condition.shape) != wanted:
+            given = "none" if condition is None else tuple(condition.shape)
+            raise UsageError(f"condition must be images of shape {wanted}; got {given}.")
+        return torch.cat([sample, F.pixel_unshuffle(condition, scale).to(sample.dtype)], dim=1)

@@ -9,7 +9,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from latentia.data import LatentData, cached_latents
+from latentia.data import LatentData, PairedImages, cached_latents
 from latentia.errors import Finite, Positive, Size, UsageError, did_you_mean
 from latentia.losses.diffusion import diffusion_loss
 from latentia.losses.flow_maps import mean_flow_loss, shortcut_loss
@@ -118,7 +118,7 @@ def latents_of(run: Run, chosen: LatentArguments) -> tuple[Any, LatentData]:
         raise UsageError("autoencoder must name a trained one: latentia train autoencoder_kl")
     vae = load_autoencoder(chosen.autoencoder).requires_grad_(False).to(run.device)
     latents = cached_latents(
-        run.data,
+        run.data.targets if isinstance(run.data, PairedImages) else run.data,
         partial(posterior, vae),
         fingerprint(vae),
         file=chosen.latents_file,

@@ -1,0 +1,230 @@
+"""Diffusion that is conditioned on images: edges, holes, colours and enlargement, beside the baselines of each task.
+
+    python benchmarks/control.py --mnist data/mnist
+
+Emoji of 32 x 32 pixels come with the package; `--mnist` is a folder of parquet files of MNIST. Each network trains by
+the training script itself. Settings of sampling, of this library's networks and of the replacement method alike, are
+chosen on the last 500 training images, which no network is trained on, and scores are of test images.
+
+`edges`: an unconditional network of digits, a control branch on it, and a network that sees the edges as one more
+channel; intersection over union of the edges of the result and of the control. `inpainting`: a network that was trained
+with holes, the replacement method with the unconditional network, and mean fill; PSNR inside of the hole. `colour`:
+CIEDE2000 of emoji coloured from grey. `enlarge`: digits from 14 x 14 to 28 x 28. `--parts` runs some and adds them to
+the results that are there.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lecture_diffusion import environment
+from lecture_vae import rounded
+from torch import Tensor
+
+from latentia import DiffusionPipeline
+from latentia.data import load_images, load_pairs
+from latentia.evaluation import image_grid, load_extractor, translation_baselines, translation_scores
+from latentia.functional.degradation import edges, luminance
+from latentia.functional.pixels import from_uint8, to_uint8
+from latentia.runs.arguments import check_ranges
+from latentia.runs.command_line import with_values
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "examples"))
+import train_ddpm  # noqa: E402
+
+SMALL = {"block_out_channels": (32, 64), "train_batch_size": 32}
+# Name of a run -> flags of the training script and whether it is of digits.
+RUNS: dict[str, tuple[dict[str, Any], bool]] = {
+    "unconditional": ({**SMALL, "max_train_steps": 1500}, True),
+    "branch": ({"train_batch_size": 32, "degrade": "edges", "max_train_steps": 800}, True),
+    "edges": ({**SMALL, "degrade": "edges", "max_train_steps": 800}, True),
+    "holes": ({**SMALL, "degrade": "masked", "max_train_steps": 1200}, True),
+    "enlarge": ({**SMALL, "degrade": "smaller", "max_train_steps": 800}, True),
+    "colour": ({**SMALL, "degrade": "grey", "max_train_steps": 1000}, False),
+}
+PARTS = ("edges", "inpainting", "enlarge", "colour")
+LINE = 0.0  # above it a pixel is of an edge, half of the strongest
+STEPS = (5, 10, 25)
+HELD_OUT = 500
+
+
+def trained(name: str, args: argparse.Namespace) -> tuple[Any, float]:
+    """The pipeline of a run, trained unless its folder is there, and its seconds of training."""
+    folder = Path(args.runs) / name
+    if not (folder / "model_index.json").is_file():
+        flags, digits = RUNS[name]
+        data = {"train_data_dir": str(args.mnist)} if digits else {"dataset_name": "emoji"}
+        split = {"split": "train[:59500]"} if digits else {"split": "train[:90%]"}
+        fixed = {"output_dir": str(folder), "eval_num_samples": 0, "checkpointing_steps": 100_000, "seed": 0}
+        base = {"control_from": str(Path(args.runs) / "unconditional")} if name == "branch" else {}
+        steps = {"max_train_steps": args.steps} if args.steps else {}
+        filled = with_values(train_ddpm.Arguments(), {**fixed, **data, **split, **flags, **base, **steps}, "benchmark")
+        check_ranges(filled)
+        assert train_ddpm.main(filled) == 0
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, json.loads((folder / "run_summary.json").read_text())["training_seconds"]
+
+
+def sample(pipe: Any, count: int, **options: Any) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return pipe(count, generator=generator, output_type="latent", **options).images.clamp(-1, 1)
+
+
+def pairs_of(degrade: str | None, args: argparse.Namespace, split: str, digits: bool = True) -> tuple[Tensor, Tensor]:
+    """Conditioning images and targets of a split, at most `--n`; without a degradation the targets twice."""
+    source = Path(args.mnist) if digits else "emoji"
+    if degrade is None:
+        data: Any = load_images(source, split=split)
+    else:
+        data = load_pairs(source, split=split, degrade=degrade)
+    rows = torch.linspace(0, len(data) - 1, min(args.n, len(data))).long()
+    targets = from_uint8(data.images[rows])
+    return (targets if degrade is None else data.conditions(rows)), targets
+
+
+SPLITS = {True: ("train[59500:]", "test"), False: ("train[90%:]", "test")}
+
+
+def draw(args: argparse.Namespace, name: str, rows: dict[str, Tensor]) -> None:
+    """A grid of ten test images: a row for each of what is given."""
+    shown = torch.linspace(0, len(next(iter(rows.values()))) - 1, 10).long()
+    channels = max(x.shape[1] for x in rows.values())
+    tiles = [x[shown].expand(-1, channels, -1, -1) for x in rows.values()]
+    folder = Path(args.images)
+    folder.mkdir(parents=True, exist_ok=True)
+    image_grid(torch.cat(tiles), 10, row_labels=[*rows]).save(folder / f"control-{name}.png")
+
+
+# ------------------------------------------------------------ parts
+
+
+def iou(images: Tensor, control: Tensor) -> float:
+    """Mean intersection over union of the edges of images and of control images."""
+    a, b = edges(images) > LINE, control > LINE
+    both, either = (a & b).flatten(1).sum(1), (a | b).flatten(1).sum(1)
+    return float((both / either.clamp(min=1)).mean())
+
+
+def edge_control(args: argparse.Namespace) -> dict[str, Any]:
+    (known, _), (control, truth) = (pairs_of("edges", args, split) for split in SPLITS[True])
+    found: dict[str, Any] = {"n": len(control), "iou": {}, "seconds": {}, "steps": {}}
+    rows = {"edges": control}
+    for name in ("unconditional", "branch", "edges"):
+        pipe, found["seconds"][name] = trained(name, args)
+        options = [{"num_inference_steps": count} for count in STEPS]
+        given = [{} if name == "unconditional" else {"control_image": part} for part in (known, control)]
+        best = max(options, key=lambda one: iou(sample(pipe, len(known), **given[0], **one), known))
+        made = sample(pipe, len(control), **given[1], **best)
+        found["iou"][name], found["steps"][name] = iou(made, control), best["num_inference_steps"]
+        rows[name] = made
+    found["iou"]["other real image"] = iou(truth.roll(1, 0), control)
+    found["iou"]["truth"] = iou(truth, control)
+    draw(args, "edges", {**rows, "truth": truth})
+    return found
+
+
+def psnr_inside(images: Tensor, truth: Tensor, mask: Tensor) -> float:
+    """Mean PSNR in dB over the pixels of each hole."""
+    error = ((images - truth).square() * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
+    return float((10 * torch.log10(4 / error.clamp(min=1e-8))).mean())
+
+
+def inpainting(args: argparse.Namespace) -> dict[str, Any]:
+    found: dict[str, Any] = {"psnr_inside_db": {}, "chosen": {}, "outside_changed": {}, "seconds": {}}
+    (known, known_truth), (condition, truth) = (pairs_of("masked", args, split) for split in SPLITS[True])
+    masks = [(x[:, -1:] > 0).float() for x in (known, condition)]
+    rows = {"input": condition[:, :-1]}
+    for name, run in (("replacement", "unconditional"), ("trained with holes", "holes")):
+        pipe, found["seconds"][name] = trained(run, args)
+
+        def fill(images: Tensor, mask: Tensor, options: dict[str, Any], pipe: Any = pipe) -> Tensor:
+            return sample(pipe, len(images), image=images, mask=mask, **options)
+
+        tried = [{"num_inference_steps": count, "eta": eta} for count in STEPS for eta in (0.0, 1.0)]
+        scores = [psnr_inside(fill(known_truth, masks[0], one), known_truth, masks[0]) for one in tried]
+        best = tried[int(torch.tensor(scores).argmax())]
+        made = fill(truth, masks[1], best)
+        found["psnr_inside_db"][name], found["chosen"][name] = psnr_inside(made, truth, masks[1]), best
+        found["outside_changed"][name] = int(((made != truth) & (masks[1] == 0)).sum())
+        rows[name] = made
+    task = translation_baselines(known, known_truth, task="masked", scale=1)
+    for name, baseline in task.items():
+        found["psnr_inside_db"][name] = psnr_inside(baseline(condition), truth, masks[1])
+    draw(args, "inpainting", {**rows, "truth": truth})
+    return {**found, "n": len(truth)}
+
+
+def restored(args: argparse.Namespace, run: str, degrade: str, digits: bool) -> dict[str, Any]:
+    """Scores of colours or enlarged images, and of the baselines of the task."""
+    pipe, seconds = trained(run, args)
+    known, test = (pairs_of(degrade, args, split, digits) for split in SPLITS[digits])
+    fitted = pairs_of(degrade, argparse.Namespace(**{**vars(args), "n": 2000}), "train[:80%]", digits)
+
+    def restore(inputs: Tensor, targets: Tensor, count: int) -> Tensor:
+        if degrade == "smaller":  # the small images are exact in the targets
+            small = torch.nn.functional.avg_pool2d(targets, 2)
+            return sample(pipe, len(targets), low_resolution=small, num_inference_steps=count)
+        return sample(pipe, len(inputs), control_image=inputs, num_inference_steps=count)
+
+    extractor = load_extractor("mnist" if digits else "emoji")
+    key = "psnr" if degrade == "smaller" else "ciede2000"
+
+    def score(outputs: dict[str, Tensor], targets: Tensor) -> Any:
+        return translation_scores(outputs, targets, extractor, about="test images")
+
+    tried = {f"{count} steps": restore(*known, count) for count in STEPS}
+    chosen = score(tried, known[1]).scores
+    values = {name: chosen[name][key] for name in tried}
+    best = (max if degrade == "smaller" else min)(values, key=lambda name: values[name])
+    made = restore(*test, int(best.split()[0]))
+    task = translation_baselines(*fitted, task=degrade, scale=2 if degrade == "smaller" else 1)
+    outputs = {"diffusion": made, **{name: baseline(test[0]) for name, baseline in task.items()}}
+    found: dict[str, Any] = {
+        "scores": score(outputs, test[1]).scores,
+        "chosen": best,
+        "n": len(made),
+        "seconds": seconds,
+    }
+    if degrade == "grey":
+        grey = to_uint8(test[0]).float()
+        found["grey_error_levels"] = float((luminance(to_uint8(made).float()) - grey).abs().max())
+    else:
+        means = (torch.nn.functional.avg_pool2d(x, 2) for x in (made, test[1]))
+        found["block_mean_error"] = float((next(means) - next(means)).abs().max())
+    draw(args, run, {"input": test[0], "diffusion": made, "truth": test[1]})
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mnist", default="mnist", help="folder of parquet files of MNIST")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--n", type=int, default=500, help="test images, and images that settings are chosen on")
+    parser.add_argument("--steps", type=int, help="of every training, in place of the recipe's")
+    parser.add_argument("--runs", default="outputs/control", help="where trained pipelines are, or are put")
+    parser.add_argument("--images", default="outputs/control-images")
+    parser.add_argument("--output", default=str(HERE / "results" / "control.json"))
+    args = parser.parse_args()
+    path = Path(args.output)
+    results = json.loads(path.read_text()) if path.is_file() else {}
+    for part in args.parts:
+        began = time.perf_counter()
+        if part == "edges":
+            found = edge_control(args)
+        elif part == "inpainting":
+            found = inpainting(args)
+        else:
+            found = restored(args, part, {"enlarge": "smaller", "colour": "grey"}[part], part == "enlarge")
+        results[part] = {**rounded(found), "wall_seconds": round(time.perf_counter() - began), **environment()}
+        print(json.dumps({part: results[part]}, indent=1))
+        path.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
