@@ -176,7 +176,7 @@ def restored(args: argparse.Namespace, run: str, degrade: str, digits: bool) -> 
     key = "psnr" if degrade == "smaller" else "ciede2000"
 
     def score(outputs: dict[str, Tensor], targets: Tensor) -> Any:
-        return translation_scores(outputs, targets, extractor, about="test images")
+        return translation_scores(outputs, to_uint8(targets), extractor, about="test images")
 
     tried = {f"{count} steps": restore(*known, count) for count in STEPS}
     chosen = score(tried, known[1]).scores
