@@ -146,15 +146,6 @@ class AutoencoderPipeline(DiffusionPipeline):
         return self.decode(interpolate(ends[0], ends[1], steps, mode), output_type=output_type)
 
     @torch.no_grad()
-    def anomaly_score(self, images: Images) -> Tensor:
-        r"""Anomaly score of each image, its reconstruction error: \(\lVert \hat x - x \rVert^2\), float32, (B,).
-
-        The network learned to describe images like those it was trained on, and what they share does not help with
-        others. A unit is half of the range [-1, 1], squared, summed over the values of an image.
-        """
-        x = self._tensor(images)
-        return in_chunks(lambda x: (self.autoencoder(x).reconstruction - x).float().square().flatten(1).sum(1), x)
-
     def memorisation(self, train: Images, held_out: Images, *, threshold: float = 10.0) -> Memorisation:
         """Detect memorisation: whether latents number the training images instead of describing images.
 

@@ -144,13 +144,6 @@ class AutoregressivePipeline(DiffusionPipeline):
             return importance_weighted_bound(torch.stack(every, 1))
         return self._log_prob(values, class_labels)
 
-    def anomaly_score(self, images: Images, **options: Any) -> Tensor:
-        """Anomaly score: the negative `log_likelihood`, in nats, with its arguments. Larger is less likely.
-
-        Simple images may score as typical although none like them was seen (Nalisnick et al., 2018, 1810.09136).
-        """
-        return -self.log_likelihood(images, **options)
-
     # ------------------------------------------------------------ parts
 
     def _input(self, images: Images) -> Tensor:

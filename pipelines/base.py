@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from huggingface_hub import hf_hub_download, resolve_revision
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionResolutionError
 from torch import Tensor
 
-from latentia.errors import CheckpointError, HubError, LatentiaError, UsageError, did_you_mean
+from latentia.errors import CheckpointError, HubError, LatentiaError, UsageError, check_choice, did_you_mean
 from latentia.hub.load import (
     INDEX_NAME,
     check_components,
@@ -29,6 +29,7 @@ from latentia.hub.load import (
 )
 from latentia.pipelines.capabilities import LatentPath, Latents, Likelihood
 from latentia.pipelines.denoising import OfCall
+from latentia.pipelines.images import AnomalyScore, reconstruction_error
 from latentia.safety import LOADING, check_repository
 
 logger = logging.get_logger(__name__)
@@ -263,6 +264,42 @@ class DiffusionPipeline(DiffusersPipeline):
     def log_likelihood(self, *args: Any, **kwargs: Any) -> Tensor:
         """Log-likelihood of images in nats, one number per image, summed over its pixels."""
         self._cannot("log_likelihood")
+
+    def anomaly_score(self, images: Any, *, score: AnomalyScore | None = None, **options: Any) -> Tensor:
+        """Anomaly score of each image, row or text: the larger, the less it is like what the model was trained on.
+
+        Of a likelihood simple images may score as typical although none like them was seen (Nalisnick et al., 2018,
+        1810.09136).
+
+        Args:
+            images: what `log_likelihood` or `reconstruct` takes.
+            score: "likelihood", the negative `log_likelihood` in nats; "reconstruction", the squared error of
+                `reconstruct` in units of half the range [-1, 1], summed over an image; or "relative_reconstruction",
+                that error over the variance of the image. `None` (default): the first that the pipeline has.
+            **options: of `log_likelihood` or `reconstruct`. Without class_labels a pipeline with classes takes the mean
+                likelihood of its classes or the smallest error.
+
+        Returns:
+            (B,).
+
+        Raises:
+            UsageError: the pipeline has no such score.
+
+        Example:
+            >>> from latentia import Autoencoder, AutoencoderPipeline
+            >>> pipe = AutoencoderPipeline(Autoencoder(sample_size=8, latent_dim=4))
+            >>> pipe.anomaly_score(torch.zeros(2, 1, 8, 8)).shape
+            torch.Size([2])
+        """
+        if score is not None:
+            check_choice("score", score, get_args(AnomalyScore))
+        if score is None:
+            score = "reconstruction" if self.likelihood is None and hasattr(self, "reconstruct") else "likelihood"
+        if score == "likelihood":
+            return -self.log_likelihood(images, **options)
+        if not hasattr(self, "reconstruct"):
+            self._cannot("reconstruct")
+        return reconstruction_error(self, images, options, relative=score == "relative_reconstruction")
 
     def _register_label_names(self, label_names: Sequence[str] | Mapping[str, str] | None) -> None:
         """Save the names of the classes with the pipeline; None: they have none.

@@ -202,13 +202,6 @@ class FlowPipeline(DiffusionPipeline):
             densities.append(self._log_prob(x, class_labels, noise))
         return importance_weighted_bound(torch.stack(densities, 1)) - self._size * math.log(128)
 
-    def anomaly_score(self, images: Images, **options: Any) -> Tensor:
-        """Anomaly score: the negative `log_likelihood`, in nats, with its arguments. Larger is less likely.
-
-        Simple images may score as typical although none like them was seen (Nalisnick et al., 2018, 1810.09136).
-        """
-        return -self.log_likelihood(images, **options)
-
     # ------------------------------------------------------------ parts
 
     @property

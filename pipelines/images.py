@@ -1,7 +1,7 @@
 """Conversion of the images of pipelines: from PIL images, arrays and tensors to [-1, 1], and back."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from latentia.functional.pixels import from_uint8
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 Images = Image.Image | np.ndarray | Tensor | Sequence[Image.Image]
+
+AnomalyScore = Literal["likelihood", "reconstruction", "relative_reconstruction"]
 
 
 def check_output_type(output_type: str, shape: Sequence[int] = (3, 1, 1)) -> None:
@@ -164,3 +166,23 @@ def _stack(images: Sequence[Any]) -> np.ndarray:
             )
     arrays = [np.asarray(image) for image in images]
     return np.stack([array if array.ndim == 3 else array[..., None] for array in arrays])
+
+
+def reconstruction_error(pipe: Any, images: Any, options: dict[str, Any], *, relative: bool) -> Tensor:
+    r"""The squared error of `pipe.reconstruct`, summed over each image, float32 (B,).
+
+    Without labels a pipeline with classes gets the least error of any. The relative one is the fraction of variance
+    unexplained, \(\lVert \hat x - x \rVert^2 / \lVert x - \bar x \rVert^2\), with the mean of each image; a constant
+    image has the variance of rounding to bytes.
+    """
+    by_class = pipe.num_classes and "class_labels" in pipe.latent_conditions and "class_labels" not in options
+    errors = []
+    for condition in [{"class_labels": c} for c in range(pipe.num_classes)] if by_class else [{}]:
+        again = pipe.reconstruct(images, output_type="latent", **condition, **options).float()
+        x = from_input(images, channels=again.shape[1], size=(again.shape[2], again.shape[3]), device=again.device)
+        errors.append((again - x).square().flatten(1).sum(1))
+    error = torch.stack(errors).amin(0)
+    if not relative:
+        return error
+    variance = x.flatten(1).var(1, unbiased=False).clamp_min((2 / 255) ** 2 / 12)
+    return error / (variance * x[0].numel())

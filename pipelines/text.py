@@ -10,13 +10,14 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from latentia.data.texts import decode_text, encode_text
-from latentia.errors import DataError, UsageError, check_range
+from latentia.errors import DataError, UsageError, check_choice, check_range
 from latentia.functional.chunks import in_chunks
 from latentia.losses.autoregressive import token_log_probs
 from latentia.models.autoregressive import CausalTransformer
 from latentia.pipelines.arguments import Generators, check_call, count_images, draw_uniform, image_generators
 from latentia.pipelines.base import DiffusionPipeline
 from latentia.pipelines.capabilities import Likelihood
+from latentia.pipelines.images import AnomalyScore
 from latentia.pipelines.tokens import make_pick
 
 Texts = str | Sequence[str]
@@ -165,6 +166,18 @@ class TextPipeline(DiffusionPipeline):
         lengths = torch.tensor([len(text) for text in ([texts] if isinstance(texts, str) else texts)])
         nats = self.log_likelihood(texts)
         return -nats / lengths.to(nats.device) / math.log(2)
+
+    def anomaly_score(self, images: Texts, *, score: AnomalyScore | None = None, **options: Any) -> Tensor:
+        """Anomaly score of texts, their bits per character, float64, (B,); larger is less likely.
+
+        Args:
+            images: the texts, as for `log_likelihood`.
+            score: "likelihood" or `None` (default), which are the same.
+            **options: none.
+        """
+        if score is not None:
+            check_choice("score", score, ("likelihood",))
+        return self.bits_per_character(images, **options)
 
     # ------------------------------------------------------------ parts
 

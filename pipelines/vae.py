@@ -238,13 +238,6 @@ class VAEPipeline(DiffusionPipeline):
             return importance_weighted_bound(torch.stack(every, 1))
         return self._bound(x, class_labels, samples, generators)
 
-    def anomaly_score(self, images: Images, **options: Any) -> Tensor:
-        """Anomaly score: the negative `log_likelihood`, in nats, with its arguments. Larger is less likely.
-
-        Simple images may score as typical although none like them was seen (Nalisnick et al., 2018, 1810.09136).
-        """
-        return -self.log_likelihood(images, **options)
-
     @torch.no_grad()
     def traversals(
         self,

@@ -196,6 +196,8 @@ SEARCHED = {  # a term of the field -> the page that must be found by it, in its
     "MADE": "autoregressive.md",
     "causal transformer": "autoregressive.md",
     "CSV": "tables.md",
+    "anomaly detection": "anomalies.md",
+    "outlier detection": "anomalies.md",
     "synthetic": "tables.md",
     "DDPM": "diffusion.md",
     "CLIP": "text-encoders.md",

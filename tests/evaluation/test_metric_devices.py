@@ -95,6 +95,8 @@ def folder() -> Path:
 
 # Each function of the room with tensors as arguments: a call, and these tensors.
 CALLS: dict[str, tuple[Callable[..., Any], Any]] = {
+    "conformal_p_values": (ev.conformal_p_values, (FEATURES[:, 0], OTHERS[:, 0])),
+    "ranking_scores": (ev.ranking_scores, (FEATURES[:, 0], LABELS == 0)),
     "class_counts": (ev.class_counts, (LOGITS,)),
     "class_divergence": (ev.class_divergence, (LOGITS, REAL_LOGITS)),
     "class_entropies": (ev.class_entropies, (LOGITS,)),

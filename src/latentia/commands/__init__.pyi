@@ -2,6 +2,7 @@
 
 __all__: list[str]
 
+from .anomalies import anomalies as anomalies
 from .bounds import bounds as bounds
 from .card import card as card
 from .compare import compare as compare

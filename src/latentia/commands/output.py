@@ -17,6 +17,7 @@ _EVALUATION = ("index.html", "metrics.json", "samples.txt", *(f"{name}.png" for 
 _COMPARISON = ("index.html", "comparison.json", "precision_recall.png")
 # What each command writes into its folder, as patterns of `ownership.delete`; with `overwrite` no other file goes.
 WRITTEN = {
+    "anomalies": ("scores.csv", "anomalies.json", "scores.png", "anomalies.png"),
     "bounds": ("bounds.json", "bounds.png"),
     "evaluate": _EVALUATION,
     "compare": (*_COMPARISON, *(f"[0-9]*/{name}" for name in (MARK, *_EVALUATION))),

@@ -260,6 +260,21 @@ def _real(source: Any, data: Any, settings: Mapping[str, Any]) -> tuple[MixedTab
         raise DataError(f"{error} The run was trained on it; if it lies elsewhere now, give data.") from error
 
 
+def held_out_rows(source: Any) -> MixedTable | None:
+    """The rows that a run did not train on, from its folder; None if it is no run, or held none out."""
+    run = _run_of(source)
+    if run is None:
+        return None
+    found = open_table(run).parts(run.held_out_share)[1]
+    return found if len(found) else None
+
+
+def name_of_table(source: Any) -> str | None:
+    """The table that a run was trained on; None if the source is no folder of a run."""
+    run = _run_of(source)
+    return None if run is None else run.dataset_name or run.train_data_dir
+
+
 def _columns(source: Any) -> Any:
     if getattr(source, "modality", None) == "table":
         return source.columns

@@ -67,6 +67,7 @@ def build(
         labels = Labels(picked["label"], plan.label_names or table.columns[picked["label"]].names)
     captions: list[str] | None = [] if "caption" in picked else None
     sizes: list[tuple[int, int]] = []
+    places: list[str] = []
     bad: list[str] = []
     several: list[str] = []
     peak: int | None = None
@@ -105,6 +106,7 @@ def build(
             channels = pixels.shape[0]
             _check_room(folder, pixels.nbytes * len(rows))
         sizes.append((pixels.shape[1], pixels.shape[2]))
+        places.append(where)
         write(np.ascontiguousarray(pixels).data)
     if bad and plan.on_bad_image == "raise":
         raise bad_images(bad, len(rows))
@@ -115,6 +117,7 @@ def build(
         "channels": channels,
         "sizes": [sizes[0]] if len(set(sizes)) == 1 else sizes,
         "count": len(sizes),
+        "names": places,
         "columns": picked,
         "unused_columns": [name for name in table.columns if name not in names],
         "labels": numbers,

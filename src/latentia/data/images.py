@@ -33,6 +33,7 @@ class ImageData:
 
     Attributes:
         left_out: what else of the source was not taken, and why; see `LeftOut`.
+        names: of each image in its source, such as the path in its folder or "train.parquet row 7"; None of a tensor.
 
     Raises:
         UsageError: another type or shape, or labels or captions that do not fit.
@@ -73,6 +74,7 @@ class ImageData:
         self.source: dict[str, Any] = dict(source or {"kind": "tensor"})
         self.skipped: list[str] = list(skipped)
         self.left_out = LeftOut()
+        self.names: list[str] | None = None
         self.notes: list[str] = []  # what a user should know of the images
         self._count = count
         self._pixels = None
@@ -89,7 +91,7 @@ class ImageData:
         rest = (meta["labels"], meta["label_names"], meta["captions"], random_flip)
         columns = {key: meta[key] for key in ("columns", "unused_columns")}
         data._setup(meta["count"], shape, *rest, {**about, **columns}, meta["skipped"])
-        data._digest = meta["blake2b"]
+        data._digest, data.names = meta["blake2b"], meta["names"]
         if len(meta["sizes"]) == 1 and tuple(meta["sizes"][0]) == (height, width):
             data._pixels = torch.from_numpy(flat).view(meta["count"], *shape)
         else:

@@ -20,7 +20,7 @@ from latentia.functional.settings import check_types
 
 logger = get_logger(__name__)
 
-_DECODER = 3  # raise it when the same file would give other pixels or labels
+_DECODER = 4  # raise it when the same file would give other pixels, labels or names
 
 
 def parse_split(split: str) -> tuple[str, Callable[[int], range]]:

@@ -181,6 +181,23 @@ def rows_like(columns: Sequence[TableColumn], source: Any, target: str | None = 
     return MixedTable(tuple(columns), values, target, {"kind": "table", "name": name})
 
 
+def column_texts(source: Any, name: str) -> list[str]:
+    """The values of one column of a source, as for `load_mixed_table`, as texts; "missing" where there is none.
+
+    Raises:
+        UsageError: there is no such column.
+
+    Example:
+        >>> column_texts({"kind": ["good", None, "bad"]}, "kind")
+        ['good', 'missing', 'bad']
+    """
+    read, about, _ = _opened(source)
+    if name not in read.column_names:
+        near = did_you_mean(name, read.column_names)
+        raise UsageError(f'label_column must be one of {read.column_names} of {about}; got "{name}".{near}')
+    return ["missing" if value is None else str(value) for value in read[name].to_pylist()]
+
+
 def _opened(source: Any) -> tuple[pa.Table, str, str | None]:
     """The columns of a source, its name and its target."""
     if hasattr(source, "columns") and hasattr(source, "iloc"):  # a DataFrame, of pandas, which is not imported for it

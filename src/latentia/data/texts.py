@@ -169,7 +169,8 @@ def load_text(
     part, rows = parse_split(split)
     if part not in SPLITS:
         raise MissingSplitError(f'{source} has no split "{part}".{did_you_mean(part, SPLITS)} It has: {_SPLITS_SAID}.')
-    text, about = _read(source, text_column)
+    pieces, about = _read(source, text_column)
+    text = BETWEEN.join(text for _, text in pieces)
     if len(text) > MAX_CHARACTERS:
         raise DataError(f"{source} has {len(text)} characters; at most {MAX_CHARACTERS} are read. Give a part of it.")
     if "\0" in text:
@@ -182,6 +183,33 @@ def load_text(
     wanted = rows(len(chosen))
     about |= {"split": split}
     return TextData(chosen[wanted.start : wanted.stop], context_length, vocabulary, unknown_character, about)
+
+
+def load_texts(source: str | Path, *, text_column: str | None = None) -> tuple[list[str], list[str], dict[str, Any]]:
+    """Load texts one by one: the lines of a file, the files of a folder, or the rows of a column.
+
+    Args:
+        source: as for [`load_text`]. Lines of blanks alone are left out.
+        text_column: of a table; default "text" if there is such a column.
+
+    Returns:
+        The texts; the name of each, such as "line 3"; facts about the source.
+
+    Raises:
+        UsageError, DataError: as in [`load_text`].
+
+    Example:
+        >>> texts, names, about = load_texts("moby_dick")
+        >>> texts[0], names[0]
+        ('CHAPTER 1. Loomings.', 'line 1')
+    """
+    pieces, about = _read(source, text_column)
+    if about["kind"] in ("built in", "text file"):
+        lines = pieces[0][1].splitlines()
+        pieces = [(f"line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not pieces:
+        raise DataError(f"{source} holds no text.")
+    return [text for _, text in pieces], [name for name, _ in pieces], about
 
 
 def find_vocabulary(text: str, unknown_character: str | None = None) -> str:
@@ -265,26 +293,26 @@ def _part(text: str, name: str) -> str:
     return text[round(first * len(text)) : round(last * len(text))]
 
 
-def _read(source: str | Path, text_column: str | None) -> tuple[str, dict[str, Any]]:
-    """The whole text of a source, and facts about it for the model card."""
+def _read(source: str | Path, text_column: str | None) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+    """The texts of a source, each with its name, and facts about the source for the model card."""
     path, about = user_path(source), dict[str, Any]()
     if not path.exists() and str(source) in TEXTS:
         packed = files("latentia.data") / "embedded" / f"{source}.txt.bz2"
         about = {"kind": "built in", "name": str(source), "license": "cc0-1.0"}
-        text, table = bz2.decompress(read_bytes(str(packed), error=DataError)).decode(), False
+        text = bz2.decompress(read_bytes(str(packed), error=DataError)).decode()
+        pieces, table = [(str(source), text)], False
     elif path.is_dir():
         found = sorted(file for file in path.rglob("*.txt") if not file.name.startswith("."))
         if not found:
             raise DataError(f"{path} holds no .txt file. Give a folder of text files, or one file.")
         about = {"kind": "text folder", "name": path.name, "files": len(found)}
-        text, table = BETWEEN.join(_read_file(file) for file in found), False
+        pieces, table = [(file.relative_to(path).as_posix(), _read_file(file)) for file in found], False
     elif path.suffix.lower() in TABLES:
-        rows = _read_column(path, text_column)
-        about = {"kind": "text column", "name": path.name, "rows": len(rows)}
-        text, table = BETWEEN.join(rows), True
+        pieces = [(f"row {row}", text) for row, text in enumerate(_read_column(path, text_column))]
+        about, table = {"kind": "text column", "name": path.name, "rows": len(pieces)}, True
     elif path.exists():
         about, table = {"kind": "text file", "name": path.name}, False
-        text = _read_file(path)
+        pieces = [(path.name, _read_file(path))]
     else:
         raise UsageError(
             f"{source} must be a text file, a folder of .txt files, a table, or one of {', '.join(TEXTS)}; there is no "
@@ -292,7 +320,7 @@ def _read(source: str | Path, text_column: str | None) -> tuple[str, dict[str, A
         )
     if text_column is not None and not table:
         raise UsageError(f"text_column is for tables, and {source} is none; leave it out. Got {text_column}.")
-    return text, about
+    return pieces, about
 
 
 def _read_file(path: Path) -> str:

@@ -1,5 +1,7 @@
 # The public names of the room; `lazy_loader` reads this file, and type checkers do.
 
+from .anomalies import conformal_p_values as conformal_p_values
+from .anomalies import ranking_scores as ranking_scores
 from .baselines import KernelDensitySampler as KernelDensitySampler
 from .baselines import PCASampler as PCASampler
 from .classes import class_counts as class_counts
