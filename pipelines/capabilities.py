@@ -31,7 +31,7 @@ class Likelihood:
             images; "binarised pixels", a probability after dynamic binarisation; "levels", of pixels of fewer
             levels than 256; "indices", a probability of the codebook indices of an image and of no pixels; "text", a
             probability of characters; "rows", a probability of the classes and rounded numbers of the rows of a table,
-            and a density of its other numbers.
+            and a density of its other numbers; "values", a density of the values of time series.
 
     Example:
         >>> str(Likelihood("lower bound", "256 bins")), str(Likelihood("lower bound", "binarised pixels"))
@@ -43,7 +43,7 @@ class Likelihood:
     """
 
     kind: Literal["exact", "lower bound"]
-    of: Literal["256 bins", "density", "binarised pixels", "levels", "indices", "text", "rows"]
+    of: Literal["256 bins", "density", "binarised pixels", "levels", "indices", "text", "rows", "values"]
 
     def __str__(self) -> str:
         if (self.kind, self.of) == ("exact", "density"):  # of the bytes themselves its mean is a bound

@@ -27,12 +27,14 @@ from .models.patchgan import PatchDiscriminator as PatchDiscriminator
 from .models.pixelcnn import GatedPixelCNN as GatedPixelCNN
 from .models.priors import LatentMixture as LatentMixture
 from .models.priors import PositionPrior as PositionPrior
+from .models.series_scaler import SeriesScaler as SeriesScaler
 from .models.table_encoder import TableEncoder as TableEncoder
 from .models.table_vae import TableVAE as TableVAE
 from .models.text import HashedWords as HashedWords
 from .models.translator import CycleTranslator as CycleTranslator
 from .models.translator import ImageTranslator as ImageTranslator
 from .models.unet import UNet2D as UNet2D
+from .models.unet_1d import UNet1D as UNet1D
 from .models.vae import VAE as VAE
 from .models.vqvae import VQVAE as VQVAE
 from .pipelines.autoencoder import AutoencoderPipeline as AutoencoderPipeline
@@ -45,6 +47,7 @@ from .pipelines.flow import FlowPipeline as FlowPipeline
 from .pipelines.gan import GANPipeline as GANPipeline
 from .pipelines.latent_diffusion import LatentDiffusionPipeline as LatentDiffusionPipeline
 from .pipelines.recurrent_autoencoder import RecurrentAutoencoderPipeline as RecurrentAutoencoderPipeline
+from .pipelines.series import SeriesPipeline as SeriesPipeline
 from .pipelines.table_diffusion import TableDiffusionPipeline as TableDiffusionPipeline
 from .pipelines.table_families import TableFlowPipeline as TableFlowPipeline
 from .pipelines.table_families import TableGANPipeline as TableGANPipeline

@@ -11,7 +11,7 @@ from latentia.training.ownership import MARK, claim, delete, probe
 from latentia.training.state import lock
 
 _LOCK = ".lock"
-_PLOTS = ("neighbours", "features", "classes", "precision_recall", "columns", "correlations")
+_PLOTS = ("neighbours", "features", "classes", "precision_recall", "columns", "correlations", "signals", "spectra")
 _GRIDS = ("samples", "samples_preview", "real", "real_preview")
 _EVALUATION = ("index.html", "metrics.json", "samples.txt", *(f"{name}.png" for name in (*_PLOTS, *_GRIDS)))
 _COMPARISON = ("index.html", "comparison.json", "precision_recall.png")
@@ -22,7 +22,10 @@ WRITTEN = {
     "evaluate": _EVALUATION,
     "compare": (*_COMPARISON, *(f"[0-9]*/{name}" for name in (MARK, *_EVALUATION))),
     "embed": ("latents.parquet", "embedding.json", "pca.png", "tsne.png"),
-    "generate": ("[0-9][0-9][0-9][0-9][0-9]*.png", "[0-9][0-9][0-9][0-9][0-9]*.txt", "recipes.json", "rows.csv"),
+    "generate": (
+        *(f"[0-9][0-9][0-9][0-9][0-9]*.{kind}" for kind in ("png", "txt", "wav")),
+        *("recipes.json", "rows.csv", "series.csv", "signals.png"),
+    ),
 }
 
 

@@ -18,6 +18,9 @@ from .plane import PLANES as PLANES
 from .plane import Plane as Plane
 from .plane import PlaneData as PlaneData
 from .plane import gaussian_mixture as gaussian_mixture
+from .series import ScaledSeries as ScaledSeries
+from .series import Series as Series
+from .series import load_series as load_series
 from .stacked import stacked_images as stacked_images
 from .streaming import StreamedImages as StreamedImages
 from .tables import TableData as TableData

@@ -23,7 +23,7 @@ class Dataset(Protocol):
     Nothing is dropped at the end of an epoch.
 
     Attributes:
-        modality: what an element is: "image", "latent", "point", "table row" or "text window".
+        modality: what an element is: "image", "latent", "point", "table row", "text window" or "sequence".
         shape: of one element, without the batch dimension: (C, H, W) of images, (D,) of points and rows.
         fingerprint: changes with the content; a checkpoint is resumed only on data of the same fingerprint.
         endless: whether the data have no length: a stream, or samples from a distribution.

@@ -27,3 +27,19 @@ def length_mask(lengths: Tensor, steps: int) -> Tensor:
             f"{int(lengths.max())}. Leave empty sequences out and cut long ones."
         )
     return torch.arange(steps, device=lengths.device) < lengths[:, None]
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean of each sequence over its channels and the steps that count, (B,); the others get no gradient.
+
+    Args:
+        values: (B, C, T).
+        mask: bool (B, T), True for steps that count, at least one of each sequence.
+
+    Example:
+        >>> masked_mean(torch.tensor([[[1.0, 3.0, 100.0]]]), torch.tensor([[True, True, False]]))
+        tensor([2.])
+    """
+    weight = mask[:, None].to(values.dtype)
+    kept = torch.where(mask[:, None], values, 0)  # no product, as 0 times infinity is no number
+    return kept.sum((1, 2)) / (weight.sum((1, 2)) * values.shape[1])

@@ -21,10 +21,14 @@ _PRIORS = {  # a density fitted to latents or codes, which samples are drawn fro
     "LatentMixture": "Samples of a Gaussian mixture fitted to the latents",
     "LatentVAE": "Samples of a second VAE, fitted to the latents",
 }
+_SIGNALS = {  # modality -> a line that samples, with the class that is asked for, and what the figure shows
+    "series": ('pipe(10, {}output_type="pandas").series.to_csv("series.csv")', "Real and generated series"),
+}
 _LIMITS = {
     "samples": "It makes images like those of {} and knows nothing else.",
     "reconstructions": "It encodes and decodes images like those of {}, and has nothing to sample new ones from.",
     "rows": "It makes rows like those of {} and knows nothing else. It gives no guarantee of privacy.",
+    "signals": "It makes signals like those of {} and knows nothing else.",
     "embeddings": "It compares images and texts like those of {} and makes neither.",
     "translations": "It translates images like the inputs of {} and knows nothing else.",
     "texts": "It writes texts like {}, character by character, knows nothing else, and may repeat spans of it.",
@@ -38,15 +42,15 @@ class Usage:
     Args:
         code: Python lines that use the pipeline `pipe`. Default: draw one sample.
         imports: modules that the lines need besides latentia.
-        gives: "samples", "reconstructions" (an autoencoder without a prior), "embeddings", "translations", "texts" or
-            "rows" (of a table).
+        gives: "samples", "reconstructions" (an autoencoder without a prior), "embeddings", "translations", "texts",
+            "rows" (of a table) or "signals" (time series and sounds).
         caption: of an image of what it gives.
         classes: names of the classes that it is conditioned on, or their indices as texts; empty: none.
     """
 
     code: Sequence[str] = ('pipe().images[0].save("sample.png")',)
     imports: Sequence[str] = ()
-    gives: Literal["samples", "reconstructions", "embeddings", "translations", "texts", "rows"] = "samples"
+    gives: Literal["samples", "reconstructions", "embeddings", "translations", "texts", "rows", "signals"] = "samples"
     caption: str = "Samples"
     classes: Sequence[str] = ()
 
@@ -88,6 +92,11 @@ def pipeline_usage(kind: type, config: Mapping[str, Any], parts: Iterable[Mappin
     if getattr(kind, "modality", None) == "table":
         lines = ("rows = pipe(1000).rows", 'rows.to_csv("rows.csv", index=False)')
         return Usage(lines, gives="rows", caption="Columns of real and of generated rows")
+    if getattr(kind, "modality", None) in _SIGNALS:
+        line, caption = _SIGNALS[kind.modality]  # type: ignore[attr-defined]  # it was just read
+        classes = _classes(config, merged)
+        asked = f"class_labels={classes[0]!r}, " if classes and config.get("label_names") else ""
+        return Usage((line.format(asked),), gives="signals", caption=caption, classes=classes)
     if getattr(kind, "latents", None) == "embeddings":
         code = [*_image(merged), 'probabilities = pipe(image, ["a heart", "a star"])', "vector = pipe.encode(image)"]
         return Usage(tuple(code), ("PIL.Image",), "embeddings", _CAPTIONS["embeddings"])

@@ -136,13 +136,15 @@ def dropped_conditions(
     Args:
         network: has `num_class_embeds` if it takes labels, which is also the index of "no class".
         batch: "labels" (B,) in [0, num_class_embeds), of which a network without classes takes none; "text" (B, L, D)
-            and "text_mask" (B, L); "condition", conditioning images (B, C, H, W).
+            and "text_mask" (B, L); "condition", conditioning images (B, C, H, W); "step_mask" (B, T) of sequences of
+            unequal lengths.
         rng: the randomness of this micro-batch.
         dropout: the share, in [0, 1].
         empty_text: hidden states (L, D) and mask (L,) of the empty text.
 
     Returns:
-        "class_labels"; "encoder_hidden_states" and "encoder_attention_mask"; "condition".
+        "class_labels"; "encoder_hidden_states" and "encoder_attention_mask"; "condition"; "step_mask" of a network that
+        takes one.
 
     Raises:
         UsageError: a dropout or label out of its range, no labels for a network with classes, or texts to leave out and
@@ -158,6 +160,8 @@ def dropped_conditions(
     """
     check_range("class_dropout", dropout, 0, 1)
     conditions: Conditions = {"condition": batch["condition"]} if "condition" in batch else {}
+    if getattr(config_of(network), "masked", False):
+        conditions["step_mask"] = item_of(batch, "step_mask")
     classes: Any = getattr(config_of(network), "num_class_embeds", None)
     labels = labels_of(batch, classes) if classes is not None else None
     if labels is None and "text" not in batch:

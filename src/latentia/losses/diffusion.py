@@ -10,6 +10,7 @@ from torch import Tensor
 from latentia.errors import UsageError
 from latentia.functional.bounds import diffusion_bound_term
 from latentia.functional.diffusion import snr_weight
+from latentia.functional.masks import masked_mean
 from latentia.losses.conditions import dropped_conditions, item_of
 from latentia.losses.times import sample_timesteps
 from latentia.rng import Rng
@@ -107,7 +108,9 @@ def diffusion_loss(
     x_t = scheduler.add_noise(x0, eps, t)
     prediction = unet(x_t, t, **conditions).sample.float()
     channels = x0.shape[1]
-    error = F.mse_loss(prediction[:, :channels], scheduler.target(x0, eps, t), reduction="none").flatten(1).mean(1)
+    errors = F.mse_loss(prediction[:, :channels], scheduler.target(x0, eps, t), reduction="none")
+    counts = conditions.get("step_mask")
+    error = errors.flatten(1).mean(1) if counts is None else masked_mean(errors, counts)
     alpha_bar = scheduler.alphas_cumprod.to(t.device)[t]
     simple = (snr_weight(alpha_bar, scheduler.config.prediction_type, weighting, snr_gamma) * error).mean()
     if prediction.shape[1] == channels:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentia.errors import UsageError, check_range
+from latentia.functional.masks import masked_mean
 from latentia.functional.transport import optimal_assignment
 from latentia.losses.conditions import dropped_conditions, item_of
 from latentia.losses.times import sample_times
@@ -70,6 +71,9 @@ def flow_matching_loss(
     conditions = dropped_conditions(unet, batch, rng, class_dropout, empty_text)
     x_t = torch.lerp(x0, eps, t.view(-1, *[1] * (x0.ndim - 1)))
     prediction = unet(x_t, num_train_timesteps * t, **conditions).sample.float()
+    if "step_mask" in conditions:
+        errors = F.mse_loss(prediction, eps - x0, reduction="none")
+        return {"loss": masked_mean(errors, conditions["step_mask"]).mean()}
     return {"loss": F.mse_loss(prediction, eps - x0)}
 
 

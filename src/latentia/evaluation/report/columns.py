@@ -1,6 +1,7 @@
 """Figures of tables: the distribution of each column, generated beside real, and all correlations."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -47,15 +48,15 @@ def draw_columns(real: Rows, made: Rows | None = None) -> Image.Image:
             panel.bar(at - 0.2, shares[0][shown], 0.4, color=_REAL, alpha=0.45, label="real")
             if made is not None:
                 panel.bar(at + 0.2, shares[1][shown], 0.4, color=_MADE, alpha=0.8, label="generated")
-            texts = [_plain(names[k][:14]) for k in shown]
+            texts = [plain_text(names[k][:14]) for k in shown]
             panel.set_xticks(at, texts, fontsize=7, rotation=30, ha="right")
-        panel.set_title(_plain(column.name[:30]), fontsize=9)
+        panel.set_title(plain_text(column.name[:30]), fontsize=9)
         panel.tick_params(labelsize=7)
         panel.set_yticks([])
     for panel in panels[len(columns) :]:
         panel.set_axis_off()
     panels[0].legend(fontsize=7)
-    return _image(figure)
+    return figure_image(figure)
 
 
 def draw_correlations(real: Rows, made: Rows) -> Image.Image:
@@ -73,7 +74,7 @@ def draw_correlations(real: Rows, made: Rows) -> Image.Image:
         panel.set_title(title, fontsize=9)
         panel.set(xticks=[], yticks=[])
     figure.colorbar(shown, ax=panels, shrink=0.8)
-    return _image(figure)
+    return figure_image(figure)
 
 
 def save_table_figures(folder: Path, real: Rows, made: Rows) -> None:
@@ -87,12 +88,13 @@ def save_table_figures(folder: Path, real: Rows, made: Rows) -> None:
         write_image(folder / f"{name}_preview.png", picture)
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """A text that is no formula for matplotlib."""
     return text.replace("$", r"\$")
 
 
-def _image(figure) -> Image.Image:
+def figure_image(figure: Any) -> Image.Image:
+    """A figure of matplotlib as an image."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure.set_dpi(90)

@@ -25,6 +25,8 @@ _FIGURES = (  # file, heading, what it shows
     ("neighbours", "Nearest real images", "generated images, each with its nearest real images"),
     ("columns", "Columns", "distribution of each column, generated and real"),
     ("correlations", "Correlations", "correlations of all numbers and categories, real and generated"),
+    ("signals", "Signals", "generated signals beside real ones"),
+    ("spectra", "Spectra", "spectra of generated and real signals"),
     ("features", "Features in the plane", "features of generated and real images in the plane"),
     ("classes", "Classes", "share of each class among generated and real images"),
 )

@@ -26,6 +26,7 @@ class ResidualBlock(nn.Module):
         in_channels, out_channels: of the images; a convolution of kernel 1 takes the input to other channels.
         emb_dim: width of the embedding of time and class.
         dropout: rate before the second convolution.
+        kernel_size: odd height and width of both convolutions; (1, 3) for sequences of height 1. Default (3, 3).
 
     Diffusion Models Beat GANs on Image Synthesis (Dhariwal and Nichol, 2021, 2105.05233), eq. 4.
 
@@ -34,14 +35,17 @@ class ResidualBlock(nn.Module):
         torch.Size([2, 16, 4, 4])
     """
 
-    def __init__(self, in_channels: int, out_channels: int, emb_dim: int, dropout: float):
+    def __init__(
+        self, in_channels: int, out_channels: int, emb_dim: int, dropout: float, kernel_size: tuple[int, int] = (3, 3)
+    ):
         super().__init__()
+        padding = (kernel_size[0] // 2, kernel_size[1] // 2)
         self.norm1 = GroupNorm(group_count(in_channels), in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding)
         self.time_emb_proj = nn.Linear(emb_dim, 2 * out_channels)
         self.norm2 = GroupNorm(group_count(out_channels), out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, kernel_size, padding=padding))
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
