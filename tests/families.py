@@ -8,12 +8,14 @@ STEPS = 6
 DIGITS = ("--dataset_name", "digits", "--max_train_samples", "48", "--eval_num_samples", "0")
 EMOJI = ("--dataset_name", "emoji", *DIGITS[2:])
 TABLE = ("--dataset_name", "people", "--max_train_samples", "60", "--eval_num_samples", "0")
+SERIES = ("--dataset_name", "sines_ar2", "--max_train_samples", "60", "--eval_num_samples", "0")
 COMMON = (
     *("--max_train_steps", f"{STEPS}", "--checkpointing_steps", "2", "--train_batch_size", "8", "--logging_steps", "1"),
     *("--lr_warmup_steps", "2", "--adam_epsilon", "1e-3"),
 )
 SCORED = ("--validation_steps", "1", "--eval_num_samples", "16", "--eval_metrics", "fd", "--max_train_steps", "2")
 TABLE_SCORED = (*SCORED[:5], "ks", *SCORED[6:])
+SERIES_SCORED = (*SCORED[:5], "spectrum", *SCORED[6:])
 MODES = {
     "bf16": ("--mixed_precision", "bf16"),
     "fp16": ("--mixed_precision", "fp16"),
@@ -280,6 +282,22 @@ FAMILIES = [
         data=TABLE,
         scored=TABLE_SCORED,
         refuses=NO_BLOCKS,
+        at_night=True,
+    ),
+    Family(
+        "series",
+        "train_series.py",
+        f"{UNET} --attention_head_dim 8 --class_conditional --dropout 0.1",
+        data=SERIES,
+        scored=SERIES_SCORED,
+        same=NO_DROPOUT,
+    ),
+    Family(
+        "series_flow",
+        "train_series.py",
+        f"{UNET} --attention_head_dim 8 --window 16 --prediction_type flow --few_steps shortcut",
+        data=SERIES,
+        scored=SERIES_SCORED,
         at_night=True,
     ),
     Family(

@@ -30,6 +30,7 @@ from latentia import (
     PositionPrior,
     RecurrentAutoencoder,
     TableVAE,
+    UNet1D,
     UNet2D,
 )
 
@@ -75,6 +76,20 @@ def _condition(b: int) -> dict[str, Any]:
 def _control(b: int) -> dict[str, Any]:
     x = {"sample": torch.randn(b, 1, 8, 8), "timestep": torch.randint(0, 1000, (b,))}
     return {**x, **_labels(b), **_condition(b)}
+
+
+def _unet_1d(name: str, shape: tuple[int, int], extra: Callable = lambda b: {}, **config):
+    channels, steps = shape
+
+    def inputs(b: int) -> dict[str, Any]:
+        return {"sample": torch.randn(b, *shape), "timestep": torch.randint(0, 1000, (b,)), **extra(b)}
+
+    config = {"block_out_channels": (8, 16), "attention_head_dim": 8} | config
+    return Entry(f"unet-1d-{name}", lambda: UNet1D(steps, channels, **config), inputs, lambda b: (b, channels, steps))
+
+
+def _labels_and_steps(b: int) -> dict[str, Any]:
+    return {**_labels(b), "step_mask": torch.arange(12) < 3 + torch.arange(b)[:, None] % 10}
 
 
 def _labels(b: int) -> dict[str, Any]:
@@ -240,6 +255,9 @@ ZOO = [
         lambda out: torch.cat([part.flatten() for part in (out.middle, *out.down)]),
     ),
     _unet("unet-text", (3, 16, 16), extra=_context, cross_attention_dim=12),
+    _unet_1d("odd", (2, 13), block_out_channels=(8, 16, 8)),
+    _unet_1d("masked", (1, 12), _labels_and_steps, num_class_embeds=10, masked=True, attention_stages=(True, False)),
+    _unet_1d("target-time", (3, 8), _target, target_time=True, dropout=0.1),
     *(
         Entry(
             f"translator-{config['architecture']}-{config['output']}",

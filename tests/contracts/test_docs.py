@@ -199,6 +199,7 @@ SEARCHED = {  # a term of the field -> the page that must be found by it, in its
     "anomaly detection": "anomalies.md",
     "outlier detection": "anomalies.md",
     "synthetic": "tables.md",
+    "time series": "series.md",
     "DDPM": "diffusion.md",
     "CLIP": "text-encoders.md",
     "text-to-image": "text-to-image.md",

@@ -12,6 +12,7 @@ import torch
 from devices import separate_device
 from PIL import Image
 
+from latentia import SeriesScaler
 from latentia.data import (
     CaptionData,
     Dataset,
@@ -20,10 +21,12 @@ from latentia.data import (
     LatentData,
     PairedImages,
     PlaneData,
+    ScaledSeries,
     StreamedImages,
     TableData,
     TextData,
     load_images,
+    load_series,
     load_table,
     stacked_images,
 )
@@ -75,6 +78,16 @@ def table(path, text: str = "") -> TableData:
     lines = [f"{i},{i * i / 7},name,{'abc'[label]}" for i, label in enumerate(LABELS)]
     path.joinpath("table.csv").write_text("\n".join([f"u,v{text},w,label", *lines]))
     return load_table(path / "table.csv")
+
+
+def series(**options) -> ScaledSeries:
+    """Series of two to five steps, of two channels."""
+    steps = [
+        (i, step, i + step * step, (i * 7 + step) % 5, "abc"[LABELS[i]]) for i in range(N) for step in range(2 + i % 4)
+    ]
+    columns = dict(zip(("series", "time", "u", "v", "label"), zip(*steps)))
+    found = load_series(columns, **options)
+    return ScaledSeries(found, SeriesScaler.fit(found.describe_channels(), found.values, found.lengths))
 
 
 @dataclass
@@ -154,6 +167,9 @@ DATA_SETS = {
     "tensor of rows": Entry(
         lambda path: TableData(torch.arange(3.0 * N).view(N, 3), labels=LABELS),
         lambda path: TableData(torch.arange(3.0 * N).view(N, 3), labels=LABELS[::-1]), (3,), captions=False,
+    ),
+    "series": Entry(
+        lambda path: series(), lambda path: series(drop_columns=["v"]), (2, 5), captions=False,
     ),
     "text": Entry(
         lambda path: TextData(LINES, 8), lambda path: TextData(LINES[::-1], 8), (8,), labels=False, captions=False,
@@ -286,7 +302,7 @@ def test_all_fingerprints_differ(tmp_path):
 
 def test_the_description_is_json_and_says_what_the_data_are(entry, data):
     about = json.loads(json.dumps(data.describe()))
-    assert about["modality"] == data.modality in ("image", "latent", "point", "table row", "text window")
+    assert about["modality"] == data.modality in ("image", "latent", "point", "table row", "text window", "sequence")
     assert about["shape"] == [*entry.shape] and about["fingerprint"] == data.fingerprint
     assert about["label_names"] == data.label_names and about["captions"] == entry.captions
     assert about["kind"]

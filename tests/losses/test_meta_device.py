@@ -27,6 +27,7 @@ from latentia import (
     PatchDiscriminator,
     RecurrentAutoencoder,
     TableVAE,
+    UNet1D,
     UNet2D,
 )
 from latentia.losses.adversarial import gan_discriminator_loss, gan_generator_loss, gan_penalty_loss
@@ -178,6 +179,13 @@ def cycled(domain: str | None) -> dict[str, torch.Tensor]:
     return values if domain is None else cycle_discriminator_loss(patches, domain, pairs, rng(), made=made, replay=pool)
 
 
+def masked_unet() -> tuple[UNet1D, dict[str, Any]]:
+    """A network of sequences of unequal lengths, and a batch of them."""
+    network = UNet1D(6, 2, block_out_channels=(8,), attention_head_dim=8, masked=True)
+    sequences = {"x": torch.zeros(B, 2, 6), "step_mask": torch.ones(B, 6, dtype=torch.bool)}
+    return on_meta(network), on_meta(sequences)
+
+
 class Transformer(torch.nn.Embedding):
     """Stands for a `code_transformer`: that of transformers reads a value of its mask."""
 
@@ -263,6 +271,10 @@ CASES = [
     Case("mean-flow", lambda: mean_flow_loss(unet(target_time=True), batch(), rng())),
     Case("shortcut", lambda: shortcut_loss(unet(target_time=True), batch(), rng())),
     Case("flow-matching-coupled", lambda: flow_matching_loss(unet(), batch(), rng(), coupling_size=B)),
+    Case("diffusion-masked", lambda: diffusion_loss(
+        masked_unet()[0], DDPMScheduler().to(META), masked_unet()[1], rng()
+    )),
+    Case("flow-matching-masked", lambda: flow_matching_loss(*masked_unet(), rng())),
     Case("codes", lambda: code_loss(
         on_meta(Transformer(7, 7)),
         on_meta({"prefix": torch.zeros(B, 1, dtype=torch.long), "codes": torch.zeros(B, 4, dtype=torch.long)}), rng(),

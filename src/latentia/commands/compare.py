@@ -18,6 +18,7 @@ from latentia.commands.evaluate import (
 from latentia.commands.measurement import check_options, find_extractor, measure_real
 from latentia.commands.output import open_output
 from latentia.commands.reference import data_options, find_reference
+from latentia.commands.signals import compare_signals, signal_modality
 from latentia.commands.sources import modality_of
 from latentia.commands.tables import compare_tables, is_of_tables
 from latentia.data import ImageData
@@ -125,6 +126,18 @@ def compare(
     runs = [(i, *run) for i, source in enumerate(sources) for run in _runs(source)]
     if len(runs) < 2:
         raise UsageError(f"sources must be at least two; got {len(runs)}. To measure one, use evaluate.")
+    if signals := next((kind for _, _, source in runs if (kind := signal_modality(source, data))), None):
+        of_images = {
+            "extractor": extractor, "likelihood_images": likelihood_images, "latent_images": latent_images,
+            "reconstruction_images": reconstruction_images, **settings,
+        }  # fmt: skip
+        if any(name for _, name, _ in runs):
+            raise UsageError("sources of time series and sounds are compared one by one; give each without name=.")
+        heard: Any = compare_signals(
+            signals, [source for _, _, source in runs], data, n=n, metrics=metrics, seed=seed, device=device,
+            num_inference_steps=num_inference_steps, unused=of_images,
+        )  # fmt: skip
+        return heard
     if any(is_of_tables(source, data) for _, _, source in runs):
         of_images = {
             "extractor": extractor, "num_inference_steps": num_inference_steps, "likelihood_images": likelihood_images,

@@ -30,6 +30,7 @@ from latentia.commands.measurement import (
 )
 from latentia.commands.output import open_output
 from latentia.commands.reference import Reference, data_options, find_reference
+from latentia.commands.signals import evaluate_signals, signal_modality
 from latentia.commands.sources import Source, load_pipeline, modality_of, open_source
 from latentia.commands.tables import evaluate_table, is_of_tables
 from latentia.commands.texts import evaluate_texts
@@ -249,6 +250,16 @@ def evaluate(
         >>> evaluation.report.n, evaluation.about["kind"]
         (100, 'baseline')
     """
+    if (signals := signal_modality(source, data)) is not None:
+        of_images = {
+            "extractor": extractor, "likelihood_images": likelihood_images, "latent_images": latent_images,
+            "reconstruction_images": reconstruction_images, **settings,
+        }  # fmt: skip
+        heard: Any = evaluate_signals(
+            signals, source, data, n=n, metrics=metrics, seed=seed, num_inference_steps=num_inference_steps,
+            revision=revision, device=device, unused=of_images,
+        )  # fmt: skip
+        return heard
     if is_of_tables(source, data):
         of_images = {
             "extractor": extractor, "num_inference_steps": num_inference_steps, "likelihood_images": likelihood_images,

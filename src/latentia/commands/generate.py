@@ -1,4 +1,4 @@
-"""Sample images, texts or rows from any saved pipeline: PNG files that carry their recipe, text files, or a CSV."""
+"""Sample images, texts, rows or signals from any saved pipeline: PNG files with their recipe, text files, or a CSV."""
 
 import inspect
 import itertools
@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from latentia.commands.image_files import batches_of, count_of, described, image_files, opened
 from latentia.commands.output import open_output
+from latentia.commands.signals import MODALITIES, generate_signals
 from latentia.commands.sources import load_pipeline
 from latentia.commands.tables import GeneratedRows
 from latentia.errors import Count, Seed, UsageError, check_arguments, check_choice, counted, did_you_mean
@@ -270,6 +271,10 @@ def generate(
         made = pipe(num_images, generator=torch.Generator().manual_seed(seed), **shared).rows
         rows: Any = GeneratedRows(made, {**common, "rows": num_images})
         return rows
+    if able.modality in MODALITIES:
+        asked = {**shared, **of_each}
+        signals: Any = generate_signals(pipe, num_images, seed, {**common, **of_each}, **asked)
+        return signals
     several = {key: [described(path) for path in paths] for key, paths in files.items() if len(paths) > 1}
     recipes = [
         {

@@ -334,7 +334,7 @@ class ScaledSeries:
         return len(self.series)
 
     def __repr__(self) -> str:
-        return repr(self.series)
+        return f"Scaled{self.series!r}"
 
     @property
     def fingerprint(self) -> str:

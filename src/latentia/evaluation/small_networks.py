@@ -1,6 +1,7 @@
 """Small networks that metrics of sequences train: a classifier of sequences and a predictor of the next step."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -104,15 +105,8 @@ def separability(real: Tensor, made: Tensor, *, steps: int = 300, seed: int = 0)
         cut = max(1, count // 3)
         x = torch.cat([side[cut:] for side in sides])
         y = torch.arange(2).repeat_interleave(count - cut)
-        channels = x.shape[1]
-        network = fit_network(
-            lambda channels=channels: SequenceClassifier(channels, 2),
-            x,
-            y,
-            F.cross_entropy,
-            steps=steps,
-            seed=seed + fold,
-        )
+        build = partial(SequenceClassifier, x.shape[1], 2)
+        network = fit_network(build, x, y, F.cross_entropy, steps=steps, seed=seed + fold)
         right = [float((in_parts(network, side[:cut]).argmax(1) == k).double().mean()) for k, side in enumerate(sides)]
         found.append(sum(right) / 2)
     return sum(found) / len(found)

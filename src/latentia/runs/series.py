@@ -135,11 +135,11 @@ def score_series(
             f"held_out_share must leave at least {FEWEST} series in each part; {len(train)} are trained on and "
             f"{len(held_out)} are held out."
         )
-    sides = [set_of(side) for side in (made.take(slice(n)), train, held_out, made)]
+    first, known, unseen, many = (set_of(side) for side in (made.take(slice(n)), train, held_out, made))
     return score_signals(
         chosen,
-        SeriesPair(*sides, seed=seed),
-        SeriesPair(sides[2], sides[1], sides[2], sides[1], seed=seed),
+        SeriesPair(first, known, unseen, many, seed),
+        SeriesPair(unseen, known, unseen, known, seed),
         n=n,
         n_held_out=len(held_out),
         n_real=len(train) + len(held_out),
