@@ -47,7 +47,7 @@ class Modality:
         shipped: names of the sets that come with the package.
         baselines: name -> (real signals to train on, count, seed) -> signals, and what it is.
         arguments: the flags of the data of its training script.
-        open: those flags -> signals.
+        from_flags: those flags -> signals.
         load: (source, settings) -> signals of a file or folder.
         fits: whether a source in Python is of it.
         settings: arguments of `evaluate` that say how its data are read.
@@ -60,7 +60,7 @@ class Modality:
     shipped: Sequence[str]
     baselines: Mapping[str, tuple[Callable[[Any, int, int], Any], str]]
     arguments: type
-    open: Callable[[Any], Any]
+    from_flags: Callable[[Any], Any]
     load: Callable[..., Any]
     fits: Callable[[Any], bool]
     settings: Sequence[str]
@@ -108,7 +108,7 @@ MODALITIES: dict[str, Modality] = {
         shipped=tuple(SHIPPED_SERIES),
         baselines={"ar2": (ar2_series, "an AR(2) process, by the Yule-Walker equations")},
         arguments=SeriesArguments,
-        open=open_series,
+        from_flags=open_series,
         load=load_series,
         fits=lambda source: isinstance(source, Series),
         settings=("label_column", "max_train_samples"),
@@ -344,7 +344,7 @@ def _real(how: Modality, source: Any, data: Any, settings: Mapping[str, Any]) ->
             f"one of {', '.join(how.shipped)}."
         )
     try:
-        return how.open(replace(run, **settings)), share
+        return how.from_flags(replace(run, **settings)), share
     except DataError as error:
         if run.train_data_dir is None or Path(run.train_data_dir).exists():
             raise
