@@ -250,37 +250,27 @@ def evaluate(
         >>> evaluation.report.n, evaluation.about["kind"]
         (100, 'baseline')
     """
+    of_images = {
+        "extractor": extractor, "likelihood_images": likelihood_images, "latent_images": latent_images,
+        "reconstruction_images": reconstruction_images, **settings,
+    }  # fmt: skip
+    common: dict[str, Any] = {"n": n, "seed": seed, "device": device}
+    found: Any
     if (signals := signal_modality(source, data)) is not None:
-        of_images = {
-            "extractor": extractor, "likelihood_images": likelihood_images, "latent_images": latent_images,
-            "reconstruction_images": reconstruction_images, **settings,
-        }  # fmt: skip
-        heard: Any = evaluate_signals(
-            signals, source, data, n=n, metrics=metrics, seed=seed, num_inference_steps=num_inference_steps,
-            revision=revision, device=device, unused=of_images,
-        )  # fmt: skip
-        return heard
+        common |= {"metrics": metrics, "num_inference_steps": num_inference_steps, "revision": revision}
+        found = evaluate_signals(signals, source, data, **common, unused=of_images)
+        return found
+    of_images["num_inference_steps"] = num_inference_steps
     if is_of_tables(source, data):
-        of_images = {
-            "extractor": extractor, "num_inference_steps": num_inference_steps, "likelihood_images": likelihood_images,
-            "latent_images": latent_images, "reconstruction_images": reconstruction_images, **settings,
-        }  # fmt: skip
-        rows: Any = evaluate_table(
-            source, data, n=n, metrics=metrics, seed=seed, revision=revision, device=device, unused=of_images
-        )
-        return rows
+        found = evaluate_table(source, data, **common, metrics=metrics, revision=revision, unused=of_images)
+        return found
     check_metrics(metrics)
     check_options(device, reconstruction_images)
     if modality_of(source, revision) == "text":
-        of_images = {
-            "extractor": extractor, "metrics": metrics, "num_inference_steps": num_inference_steps,
-            "likelihood_images": likelihood_images, "latent_images": latent_images,
-            "reconstruction_images": reconstruction_images, **settings,
-        }  # fmt: skip
         if isinstance(data, ImageData):
             raise UsageError("data must name a text, as the source writes texts; got ImageData.")
         pipe = load_pipeline(source, revision)
-        found: Any = evaluate_texts(pipe, str(source), data, n=n, seed=seed, device=device, unused=of_images)
+        found = evaluate_texts(pipe, str(source), data, **common, unused={**of_images, "metrics": metrics})
         return found
     reference = find_reference(data, [source], settings)
     opening = {"seed": seed, "num_inference_steps": num_inference_steps, "revision": revision, "device": device}
