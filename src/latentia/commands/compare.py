@@ -16,9 +16,10 @@ from latentia.commands.evaluate import (
     open_from,
 )
 from latentia.commands.measurement import check_options, find_extractor, measure_real
+from latentia.commands.modalities import signal_modality
 from latentia.commands.output import open_output
 from latentia.commands.reference import data_options, find_reference
-from latentia.commands.signals import compare_signals, signal_modality
+from latentia.commands.signals import compare_signals
 from latentia.commands.sources import modality_of
 from latentia.commands.tables import compare_tables, is_of_tables
 from latentia.data import ImageData

@@ -28,9 +28,10 @@ from latentia.commands.measurement import (
     peak_memory,
     sample_and_measure,
 )
+from latentia.commands.modalities import signal_modality
 from latentia.commands.output import open_output
 from latentia.commands.reference import Reference, data_options, find_reference
-from latentia.commands.signals import evaluate_signals, signal_modality
+from latentia.commands.signals import evaluate_signals
 from latentia.commands.sources import Source, load_pipeline, modality_of, open_source
 from latentia.commands.tables import evaluate_table, is_of_tables
 from latentia.commands.texts import evaluate_texts

@@ -17,8 +17,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from latentia.commands.image_files import batches_of, count_of, described, image_files, opened
+from latentia.commands.modalities import MODALITIES
 from latentia.commands.output import open_output
-from latentia.commands.signals import MODALITIES, generate_signals
+from latentia.commands.signals import generate_signals
 from latentia.commands.sources import load_pipeline
 from latentia.commands.tables import GeneratedRows
 from latentia.errors import Count, Seed, UsageError, check_arguments, check_choice, counted, did_you_mean
