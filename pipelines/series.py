@@ -14,10 +14,18 @@ from latentia.errors import UsageError, check_choice, check_range
 from latentia.functional.masks import length_mask
 from latentia.models.series_scaler import SeriesScaler
 from latentia.pipelines.arguments import Generators, check_call, count_images, draw_uniform, image_generators
-from latentia.pipelines.base import Labels
+from latentia.pipelines.base import DiffusionPipeline, Labels
 from latentia.pipelines.capabilities import Likelihood
 from latentia.pipelines.likelihood import ode_log_likelihood, rademacher
-from latentia.pipelines.signals import SignalPipeline
+from latentia.pipelines.sampling import class_conditioning
+from latentia.pipelines.signals import (
+    check_parts,
+    invert_sequences,
+    path_between,
+    sample_sequences,
+    sequence_shape,
+    sequences_of,
+)
 
 OUTPUT_TYPES = ("series", "pandas", "np", "latent")
 
@@ -30,7 +38,7 @@ class SeriesOutput(BaseOutput):
     lengths: Any
 
 
-class SeriesPipeline(SignalPipeline):
+class SeriesPipeline(DiffusionPipeline):
     """Diffusion and flow matching of time series: sampling, inversion and likelihood.
 
     Series are taken as a `latentia.data.Series`, or as an array or tensor of values, (B, C, L).
@@ -54,7 +62,13 @@ class SeriesPipeline(SignalPipeline):
     """
 
     modality = "series"
+    conditions = ("class_labels",)
+    latents = "continuous"
+    latent_conditions = ("class_labels",)
+    latent_path = "slerp"
     scaler: Any
+    unet: Any
+    scheduler: Any
     model_cpu_offload_seq: Any = "unet->scaler"
 
     def __init__(
@@ -68,10 +82,13 @@ class SeriesPipeline(SignalPipeline):
         super().__init__()
         if not isinstance(scaler, SeriesScaler):
             raise UsageError(f"scaler must be a SeriesScaler; got {type(scaler).__name__}.")
-        self._register(unet, scheduler, label_names, unconditional, scaler=scaler)
-        shape = (len(scaler.config.channels), scaler.config.length)
-        if shape != self.shape:
-            raise UsageError(f"unet must be of {shape[0]} channels and {shape[1]} steps, as scaler; got {self.shape}.")
+        check_parts(unet, scheduler)
+        shape, own = (len(scaler.config.channels), scaler.config.length), sequence_shape(unet)
+        if shape != own:
+            raise UsageError(f"unet must be of {shape[0]} channels and {shape[1]} steps, as scaler; got {own}.")
+        self.register_modules(scaler=scaler, unet=unet, scheduler=scheduler)
+        self._register_label_names(label_names)
+        self.register_to_config(unconditional=unconditional)
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -123,13 +140,21 @@ class SeriesPipeline(SignalPipeline):
         labels = self._class_indices(class_labels)
         count = count_images(batch_size, class_labels=labels)
         generators = image_generators(generator, count)
-        steps = length or self.shape[1]
+        steps = length or sequence_shape(self.unet)[1]
         lengths = torch.full((count,), steps)
         if length is None and not self.scaler.equal_lengths:
             lengths = self.scaler.sample_lengths(draw_uniform(generators, (1,), self._execution_device)[:, 0]).cpu()
         mask = self._mask(lengths, steps)
-        noise = self._noise(generators, steps)
-        x = self._sequences(generators, labels, num_inference_steps, mask, noise, guidance_scale, eta)
+        x = sample_sequences(
+            self,
+            generators,
+            labels,
+            num_inference_steps,
+            length=steps,
+            mask=mask,
+            guidance_scale=guidance_scale,
+            eta=eta,
+        )
         shown = None if labels is None else labels.expand(count).cpu()
         found = self._output(x, lengths, output_type, shown)
         return SeriesOutput(found, lengths) if return_dict else (found, lengths)
@@ -148,7 +173,7 @@ class SeriesPipeline(SignalPipeline):
         """
         x, lengths = self._input(series)
         mask = self._mask(lengths, x.shape[2])
-        return self._invert(x, mask, class_labels, num_inference_steps, refinements)
+        return invert_sequences(self, x, mask, class_labels, num_inference_steps, refinements)
 
     @torch.no_grad()
     def decode(
@@ -169,7 +194,7 @@ class SeriesPipeline(SignalPipeline):
         """
         check_choice("output_type", output_type, OUTPUT_TYPES)
         steps = torch.full((len(latents),), latents.shape[-1]) if lengths is None else torch.as_tensor(lengths).cpu()
-        x = self._from_noise(latents, self._mask(steps, latents.shape[-1]), class_labels, num_inference_steps)
+        x = sequences_of(self, latents, self._mask(steps, latents.shape[-1]), class_labels, num_inference_steps)
         labels = self._class_indices(class_labels, len(latents))
         return self._output(x, steps, output_type, None if labels is None else labels.cpu())
 
@@ -185,7 +210,7 @@ class SeriesPipeline(SignalPipeline):
     ) -> Any:
         """`steps` series on the great circle between the noises of two series, both ends included."""
         options: dict[str, Any] = {"class_labels": class_labels, "num_inference_steps": num_inference_steps}
-        path = self._path(self.encode(a, **options), self.encode(b, **options), steps)
+        path = path_between(self.encode(a, **options), self.encode(b, **options), steps)
         return self.decode(path, output_type=output_type, **options)
 
     @torch.no_grad()
@@ -218,7 +243,8 @@ class SeriesPipeline(SignalPipeline):
         check_range("tolerance", tolerance, 0, closed="neither")
         x, _ = self._input(series)
         x = x.to(self._execution_device, self.unet.dtype)
-        conditioning = self._conditioning(self._class_indices(class_labels, len(x)), len(x), None)
+        labels = self._class_indices(class_labels, len(x))
+        conditioning = class_conditioning(self.unet, labels, len(x), unconditional=self.config.unconditional)
         signs = None if probes is None else rademacher(image_generators(generator, len(x)), probes, x)
         solver = (num_inference_steps, tolerance, self.progress_bar)
         density = ode_log_likelihood(self.unet, self.scheduler, x, conditioning, signs, *solver)
@@ -236,9 +262,9 @@ class SeriesPipeline(SignalPipeline):
         """Scaled sequences (B, C, L), float64, 0 beyond the ends, and the lengths."""
         values = series.values if isinstance(series, Series) else series
         x = torch.as_tensor(values, dtype=torch.float64)
-        if x.ndim != 3 or x.shape[1] != self.shape[0] or not x.numel() or not bool(x.isfinite().all()):
+        if x.ndim != 3 or x.shape[1] != sequence_shape(self.unet)[0] or not x.numel() or not bool(x.isfinite().all()):
             raise UsageError(
-                f"series must be finite values (B, {self.shape[0]}, L), or a latentia.data.Series; got "
+                f"series must be finite values (B, {sequence_shape(self.unet)[0]}, L), or a latentia.data.Series; got "
                 f"{tuple(x.shape)}."
             )
         lengths = torch.from_numpy(series.lengths) if isinstance(series, Series) else torch.full((len(x),), x.shape[2])

@@ -107,7 +107,7 @@ def test_sources_that_are_none_are_refused(tmp_path):
             load_series(source)
 
 
-def test_scaling_is_fitted_to_steps_that_are_there_and_inverted_exactly():
+def test_scaling_is_fitted_to_real_steps_and_inverted_exactly():
     found = load_series(long_table())
     scaler = SeriesScaler.fit(found.describe_channels(), found.values, found.lengths)
     x = scaler.encode(torch.from_numpy(found.values))

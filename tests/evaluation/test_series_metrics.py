@@ -55,7 +55,7 @@ def test_the_spectrum_of_ar2_is_its_closed_form():
     assert np.abs(found - (closed / closed.sum()).numpy()).sum() < 0.1
 
 
-def test_errors_are_zero_of_equal_series_and_one_of_disjoint_spectra():
+def test_errors_are_0_of_equal_series_and_1_of_disjoint_spectra():
     series = ar2(50, 64)
     assert autocorrelation_error(series, series) == spectrum_error(series, series) == 0
     slow, fast = (SeriesSet(np.cos(w * np.pi * np.arange(64))[None, None], np.array([64])) for w in (0.125, 0.5))

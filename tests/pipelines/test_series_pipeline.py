@@ -62,7 +62,7 @@ def test_every_public_pipeline_of_series_is_here():
 def test_a_series_has_the_same_bytes_in_every_batch(name):
     pipe = BUILT[name]
     many = sample(pipe, 35)
-    assert many.shape == (35, *pipe.shape) and len(many.unique(dim=0)) == 35
+    assert many.shape == (35, len(pipe.channels), pipe.scaler.config.length) and len(many.unique(dim=0)) == 35
     for n in (1, 9):
         assert torch.equal(sample(pipe, n), many[:n])
     assert torch.equal(sample(pipe, 1, seed=[seeded(3)]), sample(pipe, 3, seed=[seeded(3), seeded(4), seeded(5)])[:1])
@@ -122,7 +122,7 @@ def test_what_lies_beyond_the_end_changes_nothing():
 
 
 @pytest.mark.parametrize("scheduler", [DDIMScheduler(**COSINE), FlowMatchEulerDiscreteScheduler()])
-def test_encode_and_decode_are_inverse_and_interpolate_has_the_ends(scheduler):
+def test_decode_inverts_encode_and_interpolate_has_the_ends(scheduler):
     pipe = build(scheduler=scheduler)
     options = {"num_inference_steps": 40}
     latents = pipe.encode(EQUAL.take(slice(2)), refinements=4, **options)
@@ -132,7 +132,7 @@ def test_encode_and_decode_are_inverse_and_interpolate_has_the_ends(scheduler):
     assert path.shape == (4, 1, 16) and np.abs(path[[0, 3]] - EQUAL.values[:2]).max() < 0.3
 
 
-def test_the_likelihood_of_a_flow_without_velocity_is_that_of_the_noise():
+def test_a_flow_without_velocity_has_the_likelihood_of_noise():
     pipe = build(scheduler=FlowMatchEulerDiscreteScheduler())
     torch.nn.init.zeros_(pipe.unet.conv_out.weight)
     torch.nn.init.zeros_(pipe.unet.conv_out.bias)
