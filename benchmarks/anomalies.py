@@ -31,7 +31,7 @@ HERE = Path(__file__).resolve().parent
 COMMON = "--eval_num_samples 0 --checkpointing_steps 100000 --train_batch_size 128"
 FLAGS = {
     "autoencoder": ("autoencoder", f"{COMMON} --max_train_steps 1500 --latent_dim 16 --learning_rate 1e-3"),
-    "vae": ("vae", f"{COMMON} --max_train_steps 1500 --latent_dim 16 --learning_rate 1e-3"),
+    "vae": ("vae", f"{COMMON} --max_train_steps 1500 --latent_dim 8 --learning_rate 1e-3"),
 }
 _ERRORS = ("reconstruction", "relative_reconstruction")
 SCORES = {"autoencoder": _ERRORS, "vae": (*_ERRORS, "likelihood")}
