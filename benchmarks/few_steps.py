@@ -1,12 +1,13 @@
-"""Few-step sampling: mean flow and shortcut models beside DDIM, DPM-Solver++ and flow matching.
+"""Few-step sampling: mean flow, shortcut models and reflow beside DDIM, DPM-Solver++ and flow matching.
 
     python benchmarks/few_steps.py --picture docs/images/few-steps.png
     python benchmarks/few_steps.py --train_data_dir <folder with MNIST as parquet> --extractor mnist --steps 1500
 
 All are class-conditional and trained by `latentia train`: a diffusion model, which samples by DDIM and by DPM-Solver++,
-and a flow-matching model for `--steps` each; two students of the diffusion model, which learn its guidance, and a mean
-flow from scratch for twice as many. The Frechet distance is of 2000 samples to the training images, at each number of
-network evaluations; a guided evaluation counts as one.
+and a flow-matching model for `--steps` each; three students of the diffusion model, which learn its guidance, for twice
+as many, but reflow for as many, as each of its steps solves the teacher's ODE; and a mean flow from scratch for twice
+as many. The Frechet distance is of 2000 samples to the training images, at each number of network evaluations; a guided
+evaluation counts as one.
 """
 
 import argparse
@@ -84,13 +85,15 @@ def main() -> None:
     once, twice = (("--max_train_steps", str(k * args.steps)) for k in (1, 2))
     network = ("--block_out_channels", *args.block_out_channels)
     flow, teacher = ("--prediction_type", "flow"), args.folder / "diffusion"
-    student = (*source, *twice, "--teacher", str(teacher), "--guidance_scale", str(GUIDANCE))
+    guided = (*source, "--teacher", str(teacher), "--guidance_scale", str(GUIDANCE))
+    student, straight = (*guided, *twice), (*guided, *once, "--method", "reflow", "--teacher_steps", "4")
     seconds = {
         "diffusion": train("ddpm", teacher, *source, *once, *network),
         "flow": train("ddpm", args.folder / "flow", *source, *once, *network, *flow),
         "scratch": train("ddpm", args.folder / "scratch", *source, *twice, *network, *flow, "--few_steps", "mean_flow"),
         "mean_flow": train("distillation", args.folder / "mean_flow", *student, "--method", "mean_flow"),
         "shortcut": train("distillation", args.folder / "shortcut", *student),
+        "reflow": train("distillation", args.folder / "reflow", *straight),
     }
     solver = load(teacher)
     solver.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(solver.scheduler.config)
@@ -100,6 +103,7 @@ def main() -> None:
         "flow matching": (load(args.folder / "flow"), GUIDANCE, "flow"),
         "mean flow, distilled": (load(args.folder / "mean_flow"), 1.0, "mean_flow"),
         "shortcut, distilled": (load(args.folder / "shortcut"), 1.0, "shortcut"),
+        "reflow, distilled": (load(args.folder / "reflow"), 1.0, "reflow"),
         "mean flow, from scratch": (load(args.folder / "scratch"), GUIDANCE, "scratch"),
     }
     rows, shown = {}, {}

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from latentia import DiffusionPipeline, UNet2D
 from latentia.data import cached_captions
-from latentia.errors import Finite, Share, UsageError
+from latentia.errors import Finite, Share, Size, UsageError
+from latentia.losses.flow_matching import reflow_loss
 from latentia.pipelines.likelihood import rectified_velocity
 from latentia.pipelines.texts import embed_texts, max_tokens, text_fingerprint
-from latentia.runs.arguments import ClassArguments, OptimizationArguments, RunArguments
+from latentia.runs.arguments import ClassArguments, OptimizationArguments, RunArguments, check_unused
 from latentia.runs.command_line import run_script
 from latentia.runs.diffusion import FEW_STEPS, DiffusionEvaluationArguments, LatentArguments, latents_of
 from latentia.runs.run import Run
@@ -36,12 +37,14 @@ class DistillationArguments:
 
     teacher: str | None = None
     """Folder or Hub id of a trained pipeline of diffusion or flow matching, whose network is a UNet2D."""
-    method: Literal["shortcut", "mean_flow"] = "shortcut"
-    """Objective of the student's steps: shortcut by two steps of half the length, or mean_flow by a derivative."""
+    method: Literal["shortcut", "mean_flow", "reflow"] = "shortcut"
+    """Shortcut by two steps of half the length, mean_flow by a derivative, or reflow on straightened pairs."""
     guidance_scale: Finite = 1.0
     """Classifier-free guidance of the teacher, which the student learns; 1: none."""
     flow_share: Share = 0.5
-    """Share of images that learn the velocity itself; the others learn a step."""
+    """Share of images that learn the velocity itself; the others learn a step. Of shortcut and mean_flow."""
+    teacher_steps: Size = 8
+    """Steps of the teacher's ODE that make each pair, two evaluations each. Of reflow."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,9 @@ def teacher_velocity(pipe: Any, guidance_scale: float, empty: tuple[Tensor, Tens
 
 
 def main(args: Arguments) -> int:
-    chosen = args.distillation
+    chosen, usual = args.distillation, DistillationArguments()
+    unused = ["flow_share"] if chosen.method == "reflow" else ["teacher_steps"]
+    check_unused(chosen, usual, f"is not of --method {chosen.method}; leave it out", unused)
     pipe = load_teacher(args)
     vae, encoder = pipe.components.get("vae"), pipe.components.get("text_encoder")
     run = Run(args, family="distillation", **({} if encoder is None else {"pipeline_tag": "text-to-image"}))
@@ -137,19 +142,20 @@ def main(args: Arguments) -> int:
     check_data(run, pipe)
     run.seed()
     config = {key: value for key, value in pipe.unet.config.items() if not key.startswith("_")}
-    student = UNet2D(**config | {"out_channels": config["in_channels"], "target_time": True})
+    straight = chosen.method == "reflow"
+    student = UNet2D(**config | {"out_channels": config["in_channels"], "target_time": not straight})
     student.load_state_dict({**student.state_dict(), **matching(pipe.unet, student)})
     unet = run.prepare("unet", student.to(memory_format=torch.channels_last))
     pipe.unet.requires_grad_(False).to(run.device, memory_format=torch.channels_last)
     loss = partial(
-        FEW_STEPS[chosen.method],
+        reflow_loss if straight else FEW_STEPS[chosen.method],
         unet.network,
         num_train_timesteps=UNIT,
         time_sampling="uniform",
-        flow_share=chosen.flow_share,
         class_dropout=0.0,
         empty_text=empty,
         teacher=teacher_velocity(pipe, chosen.guidance_scale, empty),
+        **({"teacher_steps": chosen.teacher_steps} if straight else {"flow_share": chosen.flow_share}),
     )
     scheduler = FlowMatchEulerDiscreteScheduler(UNIT)
     options = {"unconditional": False}

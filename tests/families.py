@@ -234,6 +234,12 @@ FAMILIES = [
         at_night=True,
     ),
     Family(
+        "reflow",
+        "train_distillation.py",
+        "--teacher {parts}/teacher --class_conditional --method reflow --teacher_steps 1 --num_inference_steps 1",
+        at_night=True,
+    ),
+    Family(
         "text_to_image",
         "train_text_to_image.py",
         "--text_encoder {parts} --block_out_channels 8 8 --attention_head_dim 8 --patch_size 4 --num_inference_steps 1",

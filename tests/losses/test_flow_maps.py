@@ -11,6 +11,7 @@ from latentia import UNet2D
 from latentia.errors import UsageError
 from latentia.functional.continuous_flow import directional_derivative
 from latentia.losses.flow_maps import mean_flow_loss, shortcut_loss
+from latentia.losses.flow_matching import reflow_loss
 from latentia.pipelines.sampling import invert_ode, sample_ode
 from latentia.rng import Rng
 
@@ -102,6 +103,31 @@ def test_without_steps_it_is_flow_matching(loss):
     if loss is shortcut_loss:  # its times are uniform
         assert error.item() == pytest.approx(deviation.square().mean().item(), rel=0.05)
     assert 0 < error < 1 + SPREAD**2
+
+
+def test_reflow_learns_straight_lines_of_the_teacher():
+    teacher, exact = Exact(instantaneous=True), Exact()
+
+    def velocity(x, t, conditions):
+        return teacher(x, 1000 * t, 1000 * t).sample.float()
+
+    class Straight(Exact):
+        """Pairs (eps, s eps): x_t = eps (s + t (1 - s)), whose velocity is eps (1 - s)."""
+
+        def forward(self, x, t):
+            t = t.double().reshape(-1, 1, 1, 1) / 1000
+            return SimpleNamespace(sample=x * (1 - SPREAD) / (SPREAD + t * (1 - SPREAD)))
+
+    class Curved(Exact):
+        def forward(self, x, t):
+            return exact(x, t, t)
+
+    def error(network, steps):
+        loss = reflow_loss(network, batch(), Rng(0, 0, N, 0, N), teacher=velocity, teacher_steps=steps)
+        return loss["loss"].item()
+
+    assert error(Straight(), 64) < 1e-6 < 1e-3 < error(Curved(), 64)
+    assert error(Straight(), 2) > 10 * error(Straight(), 8)  # the error of the solver
 
 
 def test_a_step_may_be_as_long_as_one_likes():

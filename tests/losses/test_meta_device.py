@@ -38,7 +38,7 @@ from latentia.losses.cycle import cycle_discriminator_loss, cycle_loss
 from latentia.losses.diffusion import diffusion_loss
 from latentia.losses.diffusion_augmentation import DiffusionAugmentation
 from latentia.losses.flow_maps import mean_flow_loss, shortcut_loss
-from latentia.losses.flow_matching import flow_matching_loss
+from latentia.losses.flow_matching import flow_matching_loss, reflow_loss
 from latentia.losses.perceptual_compression import patch_discriminator_loss, perceptual_compression_loss
 from latentia.losses.quantisation import CodebookUpdate, vqvae_loss
 from latentia.losses.reconstruction import autoencoder_loss
@@ -269,6 +269,7 @@ CASES = [
     )),
     Case("flow-matching", lambda: flow_matching_loss(unet(), batch(), rng())),
     Case("mean-flow", lambda: mean_flow_loss(unet(target_time=True), batch(), rng())),
+    Case("reflow", lambda: reflow_loss(unet(), batch(), rng(), teacher=lambda x, t, conditions: x, teacher_steps=1)),
     Case("shortcut", lambda: shortcut_loss(unet(target_time=True), batch(), rng())),
     Case("flow-matching-coupled", lambda: flow_matching_loss(unet(), batch(), rng(), coupling_size=B)),
     Case("diffusion-masked", lambda: diffusion_loss(

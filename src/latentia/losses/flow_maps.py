@@ -16,12 +16,10 @@ from latentia.errors import Count, Finite, Positive, Share, Size, UsageError, We
 from latentia.functional.continuous_flow import directional_derivative
 from latentia.functional.precision import full_precision
 from latentia.losses.conditions import Conditions, dropped_conditions, item_of
-from latentia.losses.flow_matching import coupled_noise
+from latentia.losses.flow_matching import Teacher, coupled_noise
 from latentia.losses.networks import config_of, unwrap
 from latentia.losses.times import sample_times, times_at
 from latentia.rng import Rng
-
-Teacher = Callable[[Tensor, Tensor, Conditions], Tensor]
 
 
 @check_arguments
