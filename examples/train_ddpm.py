@@ -12,14 +12,13 @@ network sees a conditioning image beside the noise, or with --control_from a bra
 
 from dataclasses import dataclass
 
-import torch
-
 from latentia import UnconditionalDiffusionPipeline, UNet2D
 from latentia.data import PairedImages
 from latentia.errors import Share, UsageError
 from latentia.models.control import Controlled
 from latentia.runs.arguments import ClassArguments, NetworkArguments, RunArguments, network_arguments
 from latentia.runs.command_line import run_script
+from latentia.runs.compilation import fast_layout
 from latentia.runs.control import (
     BranchArguments,
     ConditionImageArguments,
@@ -85,7 +84,7 @@ def main(args: Arguments) -> int:
     shape = {**run.image, **args.model, "patch_size": patch, "target_time": chosen.few_steps is not None}
     shape |= condition_arguments(pairs, run.image["sample_size"])
     network = UNet2D(**shape, out_channels=channels, num_class_embeds=run.num_classes)
-    unet = run.prepare("unet", network.to(memory_format=torch.channels_last))
+    unet = run.prepare("unet", fast_layout(network, args, run.device))
     variance = "learned_range" if chosen.learned_variance else "fixed_small"
     noise, sampling = schedulers(chosen, run.device, clip_sample=True, variance_type=variance)
     loss = objective(unet.network, noise, chosen, chosen.class_dropout)

@@ -25,6 +25,7 @@ from latentia.pipelines.likelihood import rectified_velocity
 from latentia.pipelines.texts import embed_texts, max_tokens, text_fingerprint
 from latentia.runs.arguments import ClassArguments, OptimizationArguments, RunArguments, check_unused
 from latentia.runs.command_line import run_script
+from latentia.runs.compilation import fast_layout
 from latentia.runs.diffusion import FEW_STEPS, DiffusionEvaluationArguments, LatentArguments, latents_of
 from latentia.runs.run import Run
 
@@ -145,8 +146,8 @@ def main(args: Arguments) -> int:
     straight = chosen.method == "reflow"
     student = UNet2D(**config | {"out_channels": config["in_channels"], "target_time": not straight})
     student.load_state_dict({**student.state_dict(), **matching(pipe.unet, student)})
-    unet = run.prepare("unet", student.to(memory_format=torch.channels_last))
-    pipe.unet.requires_grad_(False).to(run.device, memory_format=torch.channels_last)
+    unet = run.prepare("unet", fast_layout(student, args, run.device))
+    fast_layout(pipe.unet.requires_grad_(False).to(run.device), args, run.device)
     loss = partial(
         reflow_loss if straight else FEW_STEPS[chosen.method],
         unet.network,

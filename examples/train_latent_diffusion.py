@@ -12,14 +12,13 @@ autoencoder is that of the trained pipeline.
 
 from dataclasses import dataclass, replace
 
-import torch
-
 from latentia import LatentDiffusionPipeline, UNet2D
 from latentia.data import PairedImages
 from latentia.errors import Share, UsageError
 from latentia.models.control import Controlled
 from latentia.runs.arguments import NetworkArguments, RunArguments, network_arguments
 from latentia.runs.command_line import run_script
+from latentia.runs.compilation import fast_layout
 from latentia.runs.control import (
     BranchArguments,
     ConditionImageArguments,
@@ -83,9 +82,11 @@ def main(args: Arguments) -> int:
         run.inputs = LatentPairs(run.inputs, pairs)
     run.seed()
     few = args.diffusion.few_steps is not None
+    network = UNet2D(**run.image, **args.model, num_class_embeds=run.num_classes, target_time=few)
+    unet = run.prepare("unet", fast_layout(network, args, run.device))
     more = condition_arguments(pairs, run.image["sample_size"])
     network = UNet2D(**run.image, **args.model, **more, num_class_embeds=run.num_classes, target_time=few)
-    unet = run.prepare("unet", network.to(memory_format=torch.channels_last))
+    unet = run.prepare("unet", fast_layout(network, args, run.device))
     noise, sampling = schedulers(args.diffusion, run.device)
     loss = objective(unet.network, noise, args.diffusion, args.condition.class_dropout)
 

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-import torch
-
 from latentia import TextToImagePipeline, UNet2D
 from latentia.data import cached_captions
 from latentia.errors import Finite, Rate, UsageError
 from latentia.pipelines.texts import embed_texts, load_text_encoder, max_tokens, text_fingerprint
 from latentia.runs.arguments import NetworkArguments, RunArguments, network_arguments
 from latentia.runs.command_line import run_script
+from latentia.runs.compilation import fast_layout
 from latentia.runs.diffusion import (
     DiffusionArguments,
     DiffusionEvaluationArguments,
@@ -120,7 +119,7 @@ def main(args: Arguments) -> int:
     chosen = {**args.model, "target_time": args.diffusion.few_steps is not None}
     chosen["attention_stages"] = args.model.attention_stages or (True,) * len(args.model.block_out_channels)
     network = UNet2D(**run.image, **chosen, cross_attention_dim=run.inputs.text_shape[1])
-    unet = run.prepare("unet", network.to(memory_format=torch.channels_last))
+    unet = run.prepare("unet", fast_layout(network, args, run.device))
     noise, sampling = schedulers(args.diffusion, run.device, clip_sample=vae is None)
     empty = tuple(part.to(run.device) for part in run.inputs.empty)
     loss = objective(unet.network, noise, args.diffusion, dropout, empty)

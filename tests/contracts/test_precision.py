@@ -50,7 +50,7 @@ def traced(log: str, env: dict[str, str], script: str, argv: list[str]) -> None:
     """Traced forwards and backwards as `torch.compile` does, but without generating code."""
     enter(log, env)
     real = torch.nn.Module.compile
-    torch.nn.Module.compile = lambda self: real(self, backend="aot_eager")
+    torch.nn.Module.compile = lambda self, **options: real(self, **options | {"backend": "aot_eager"})
     run_example(script, argv)
 
 

@@ -5,7 +5,6 @@ vae = run.prepare("vae", VAE(**run.image, **args.model))
 return run.train([vae.phase(lambda batch, rng: elbo_loss(vae.network, batch, rng))], VAEPipeline)
 """
 
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,10 +19,11 @@ from latentia.errors import DataError, NumericsError, UsageError
 from latentia.files.writing import write_json
 from latentia.rng import Rng
 from latentia.runs.command_line import flat_values, run_identity
+from latentia.runs.compilation import can_compile, compile_network, uncompiled, uncompiled_hook
 from latentia.runs.export import INTERRUPTED, check_push, component_names, export_run, write_summary
 from latentia.runs.initial import load_initial_weights
 from latentia.runs.pace import expected_end, only_measures, timed
-from latentia.runs.start import checkpoint_gradients, load_data, start
+from latentia.runs.start import check_room, checkpoint_gradients, load_data, start
 from latentia.runs.validation import Sampler, Validation, sampler
 from latentia.training.ema import EMA
 from latentia.training.loop import Hook, Phase, Result, learning_rate_schedule, train
@@ -104,7 +104,7 @@ class Run:
         self.args, self.family, self.pipeline_tag, self.unused = args, family, pipeline_tag, {*unused}
         self.folder = Path(args.output.output_dir)
         self.accelerator = start(args)
-        self.device = self.accelerator.device
+        self.device, self.compiles = self.accelerator.device, can_compile(args, self.accelerator)
         self.data: Dataset = load_data(args.data) if data is None else data
         self.inputs: Dataset = self.data  # what the networks see: a script may set latents or codes
         options = args.optimization
@@ -187,8 +187,8 @@ class Run:
         average = EMA(module, flags.ema_decay, flags.ema_warmup) if ema and flags.use_ema else None
         if options.gradient_checkpointing:
             self.checkpointed |= checkpoint_gradients(module)
-        if options.compile and compiled:
-            module.compile()
+        if self.compiles and compiled:
+            compile_network(module)
         chosen = list(module.parameters() if parameters is None else parameters)
         made = self.adamw(chosen, learning_rate) if optimizer is None else optimizer(chosen)
         network, prepared_optimizer = self.accelerator.prepare(module, made)
@@ -253,7 +253,8 @@ class Run:
         validation.trackers = self.accelerator.trackers
         whole = self.accelerator.is_main_process and not self.accelerator.is_fsdp2  # a shard cannot sample
         if whole and not only_measures(self.args):
-            validation.check()
+            with uncompiled(self.compiles):
+                validation.check()
         self.claim(component_names(pipeline))
         result = self.fit(phases, hooks=[*validation.hooks(), *hooks])
         return self.finish(result, partial(pipeline, weights.final), validation, limits)
@@ -278,7 +279,7 @@ class Run:
         if only_measures(self.args):
             if folder is not None:  # a part, with steps of its own
                 return Result("finished", Progress(), None, 0.0, 0.0)
-            phases, hooks = timed(phases, self.device), ()
+            phases, hooks = timed(phases, self.device), []
         elif folder is None:
             self._announce()
         else:
@@ -294,7 +295,7 @@ class Run:
                 batch_size=options.train_batch_size,
                 accumulate=options.gradient_accumulation_steps,
                 seed=options.seed,
-                hooks=hooks,
+                hooks=[uncompiled_hook(hook) for hook in hooks] if self.compiles else hooks,
                 checkpoint_every=None if only_measures(self.args) else output.checkpointing_steps,
                 checkpoints_limit=output.checkpoints_total_limit,
                 resume=output.resume_from_checkpoint,
@@ -335,7 +336,7 @@ class Run:
         self.accelerator.end_training()
         interrupted = result.status == "interrupted"
         if self.accelerator.is_main_process:
-            with disk_errors(self.folder):
+            with disk_errors(self.folder), uncompiled(self.compiles):
                 if interrupted:
                     write_summary(self, result)
                     step = result.progress.step
@@ -371,14 +372,7 @@ class Run:
                 raise UsageError(f"init_from {options.init_from} holds no {names}. Name a pipeline of this family.")
             self.accelerator.print(f"Initial weights of {options.init_from}: {', '.join(sorted(self.initial))}")
         parameters = [p for network in networks for p in network.parameters()]
-        size = sum(p.numel() * p.element_size() for p in parameters)
-        need = 4 * size * (max(self.args.output.checkpoints_total_limit or 10, 2) + 1)  # weights, average, two moments
-        free = shutil.disk_usage(self.folder).free
-        if free < need:
-            raise UsageError(
-                f"output_dir {self.folder} has {free / 2**20:.0f} MB free, but its checkpoints need "
-                f"{need / 2**20:.0f} MB. Free space or lower checkpoints_total_limit."
-            )
+        check_room(self.folder, parameters, self.args.output.checkpoints_total_limit)
         if isinstance(self.data, StreamedImages):
             self.accelerator.print(
                 "A stream goes on at-least-once: it is read again up to where the run stands, so all is as without the "

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +42,14 @@ def start(args: Any) -> Accelerator:
 
     Raises:
         UsageError: a flag is out of its range, `output_dir` is a file or cannot be written, a tracker is not known or
-            not installed, or fp16 was asked for without a GPU.
+            not installed, or fp16 was asked for without a GPU, or bf16 with one that has none.
     """
     options = args.optimization
     check_ranges(args)
     if options.allow_tf32:
         torch.set_float32_matmul_precision("high")
     _use_all_cores()
+    _check_bfloat16(options.mixed_precision)
     folder = Path(args.output.output_dir)
     _check_tracker(args.output.report_to)
     accelerator = ShardingAccelerator(
@@ -92,6 +95,16 @@ def _use_all_cores() -> None:
         if hasattr(os, "sched_getaffinity"):  # a job may be limited to a part of them
             cores = min(cores, len(os.sched_getaffinity(0)))
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def _check_bfloat16(mixed_precision: str) -> None:
+    """UsageError where bfloat16 is asked for on a GPU that can only emulate it."""
+    on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in ("true", "1")
+    if mixed_precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UsageError(
+            f"mixed_precision bf16 needs a GPU with bfloat16, which NVIDIA's have from compute capability 8.0 on; got "
+            f"{torch.cuda.get_device_name()}. Use fp16 or no."
+        )
 
 
 def _check_tracker(name: str | None) -> None:
@@ -171,6 +184,18 @@ def data_options(args: DataArguments) -> dict[str, Any]:
         "cache_dir": args.cache_dir,
         "num_workers": args.dataloader_num_workers,
     }
+
+
+def check_room(folder: Path, parameters: Sequence[nn.Parameter], checkpoints: int | None) -> None:
+    """UsageError unless the disk has room for as many checkpoints: weights, average and two moments each."""
+    size = sum(p.numel() * p.element_size() for p in parameters)
+    need = 4 * size * (max(checkpoints or 10, 2) + 1)
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise UsageError(
+            f"output_dir {folder} has {free / 2**20:.0f} MB free, but its checkpoints need {need / 2**20:.0f} MB. Free "
+            "space or lower checkpoints_total_limit."
+        )
 
 
 def checkpoint_gradients(network: nn.Module) -> bool:

@@ -12,7 +12,9 @@ from latentia.errors import UsageError
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm in the precision of its weights: its bfloat16 kernel on CPUs is many times slower than float32's.
+    """Group norm in the precision of its weights on CPUs, whose bfloat16 kernel is many times slower than float32's; on
+    accelerators in the precision of its input, with sums in float32. There autocast would cast the input to float32,
+    and the next convolution would cast it back.
 
     Example:
         >>> GroupNorm(group_count(8), 8)(torch.randn(2, 8, 4, 4)).shape
@@ -20,7 +22,29 @@ class GroupNorm(nn.GroupNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype))
+        if x.device.type == "cpu":
+            return super().forward(x.to(self.weight.dtype))
+        return group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """Group norm in the precision of its input, whatever autocast is active.
+
+    Args:
+        x: (B, C, ...).
+        groups: divides C.
+        weight, bias: (C,).
+        eps: added to the variance. Default 1e-5.
+
+    Example:
+        >>> x = torch.randn(2, 8, 4, 4, dtype=torch.bfloat16)
+        >>> group_norm(x, 2, torch.ones(8), torch.zeros(8)).dtype
+        torch.bfloat16
+    """
+    scale, shift = weight.to(x.dtype), bias.to(x.dtype)
+    pixels = x[0, 0].numel()
+    # `F.group_norm` is in autocast's list of float32; the operator below it is not.
+    return torch.native_group_norm(x.contiguous(), scale, shift, len(x), x.shape[1], pixels, groups, eps)[0]
 
 
 class InstanceNorm2d(nn.InstanceNorm2d):
