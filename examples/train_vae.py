@@ -166,6 +166,12 @@ def check(args: Arguments) -> None:
             raise UsageError(
                 f"--{name} is of --categories, and none are given; got {getattr(chosen, name)}. Leave it out."
             )
+    if (args.model.categories or args.model.posterior != "gaussian") and "temperature" not in objective.options:
+        flag, value = ("categories", args.model.categories) if args.model.categories else ("posterior", "gamma")
+        raise UsageError(
+            f"--{flag} must be left out with --objective {chosen.chosen}{meant}, which is of Gaussian latents; got "
+            f"{value}. Other latents are trained by --objective elbo."
+        )
     if args.model.likelihood == "none":
         raise UsageError("--likelihood must be a density of pixels; got none, which a VAE-GAN has: see train_vae_gan.")
     if args.model.latent_dim == ():

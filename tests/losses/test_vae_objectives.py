@@ -344,6 +344,8 @@ def test_the_script_gives_each_loss_its_options(name):
         (["--objective", "elbo", "--importance_samples", "5"], ["--importance_samples", "iwae", "5"]),
         (["--discriminator_hidden_sizes", "8"], ["--discriminator_hidden_sizes", "factor", "elbo"]),
         (["--objective", "piwae", "--compile"], ["--objective piwae", "--compile"]),
+        (["--objective", "swae", "--categories", "3"], ["--categories", "swae", "(3,)", "elbo"]),
+        (["--importance_samples", "2", "--posterior", "gamma"], ["--posterior", "iwae", "gamma", "elbo"]),
     ],
 )
 def test_flags_of_another_objective_are_refused(flags, words, tmp_path):
