@@ -12,9 +12,9 @@ from latentia.functional.distributions import log_normal
 from latentia.functional.tabular import draw_row, row_log_likelihood, split_row
 from latentia.models.mlp_gan import MLPGenerator
 from latentia.models.table_vae import TableVAE
-from latentia.pipelines.arguments import Generators, check_call, draw_noise, draw_uniform, image_generators
+from latentia.pipelines.arguments import Generators, draw_noise, draw_uniform, image_generators
 from latentia.pipelines.capabilities import Likelihood
-from latentia.pipelines.tables import CHUNK, TableOutput, TablePipeline, Where, answer, check_width
+from latentia.pipelines.tables import CHUNK, TablePipeline, check_width
 
 
 class TableVAEPipeline(TablePipeline):
@@ -51,35 +51,6 @@ class TableVAEPipeline(TablePipeline):
     def likelihood(self) -> Likelihood:
         """A lower bound, of rows."""
         return Likelihood("lower bound", "rows")
-
-    @check_call
-    @torch.no_grad()
-    def __call__(
-        self,
-        batch_size: int | None = None,
-        *,
-        where: Where = None,
-        generator: Generators = None,
-        output_type: str = "pandas",
-        return_dict: bool = True,
-    ) -> TableOutput | tuple:
-        """Sample rows: z ~ N(0, I), then p(x|z).
-
-        Args:
-            batch_size: number of rows; `None` (default): 1.
-            where: conditions by column, such as {"region": "north", "age": (20, 30)}, or as a text "region=north,
-                age=20..30": rows are drawn until they meet them. `None` (default): none.
-            generator: one `torch.Generator` or one per row. The same seed gives the same rows whatever the batch.
-            output_type: "pandas" (default), "np", a dict of arrays by column, or "latent", encoded rows (B, D).
-            return_dict: `False` returns the tuple `(rows,)`.
-
-        Returns:
-            `.rows`.
-
-        Raises:
-            UsageError: a column or category that is not known, or conditions that the model hardly ever meets.
-        """
-        return answer(self._sample(batch_size, where, generator, output_type), return_dict)
 
     def _draw(self, generators: list[torch.Generator], labels: Tensor | None, **options: Any) -> Tensor:
         device, config = self._execution_device, self.vae.config
@@ -181,35 +152,6 @@ class TableFlowPipeline(TablePipeline):
         """A likelihood."""
         return ("log_likelihood",)
 
-    @check_call
-    @torch.no_grad()
-    def __call__(
-        self,
-        batch_size: int | None = None,
-        *,
-        where: Where = None,
-        generator: Generators = None,
-        output_type: str = "pandas",
-        return_dict: bool = True,
-    ) -> TableOutput | tuple:
-        """Sample rows from the density.
-
-        Args:
-            batch_size: number of rows; `None` (default): 1.
-            where: conditions by column, such as {"region": "north", "age": (20, 30)}, or as a text "region=north,
-                age=20..30": rows are drawn until they meet them. `None` (default): none.
-            generator: one `torch.Generator` or one per row. The same seed gives the same rows whatever the batch.
-            output_type: "pandas" (default), "np", a dict of arrays by column, or "latent", encoded rows (B, D).
-            return_dict: `False` returns the tuple `(rows,)`.
-
-        Returns:
-            `.rows`.
-
-        Raises:
-            UsageError: a column or category that is not known, or conditions that the model hardly ever meets.
-        """
-        return answer(self._sample(batch_size, where, generator, output_type), return_dict)
-
     def _draw(self, generators: list[torch.Generator], labels: Tensor | None, **options: Any) -> Tensor:
         return self.flow.sample(len(generators), generators).float()
 
@@ -272,36 +214,6 @@ class TableGANPipeline(TablePipeline):
     def num_classes(self) -> None:
         """None: rows are conditioned by `where`."""
         return None
-
-    @check_call
-    @torch.no_grad()
-    def __call__(
-        self,
-        batch_size: int | None = None,
-        *,
-        where: Where = None,
-        generator: Generators = None,
-        output_type: str = "pandas",
-        return_dict: bool = True,
-    ) -> TableOutput | tuple:
-        """Sample rows.
-
-        Args:
-            batch_size: number of rows; `None` (default): 1.
-            where: conditions by column, such as {"region": "north", "age": (20, 30)}, or as a text "region=north,
-                age=20..30". The network is conditioned on the first category among them, and rows are drawn until they
-                meet all. `None` (default): none.
-            generator: one `torch.Generator` or one per row. The same seed gives the same rows whatever the batch.
-            output_type: "pandas" (default), "np", a dict of arrays by column, or "latent", encoded rows (B, D).
-            return_dict: `False` returns the tuple `(rows,)`.
-
-        Returns:
-            `.rows`.
-
-        Raises:
-            UsageError: a column or category that is not known, or conditions that the model hardly ever meets.
-        """
-        return answer(self._sample(batch_size, where, generator, output_type), return_dict)
 
     def _labels(self, generators: list[torch.Generator], tests: Any) -> Tensor | None:
         if self.generator.config.num_class_embeds is None:

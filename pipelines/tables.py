@@ -14,7 +14,7 @@ from latentia.data.table_columns import TableColumn
 from latentia.errors import UsageError, check_choice, did_you_mean
 from latentia.functional.interpolation import interpolate
 from latentia.models.table_encoder import TableEncoder
-from latentia.pipelines.arguments import Generators, count_images, image_generators
+from latentia.pipelines.arguments import Generators, check_call, count_images, image_generators
 from latentia.pipelines.base import DiffusionPipeline
 
 OUTPUT_TYPES = ("pandas", "np", "latent")
@@ -58,6 +58,35 @@ class TablePipeline(DiffusionPipeline):
     def _labels(self, generators: list[torch.Generator], tests: Mapping[str, Any]) -> Tensor | None:
         """Of each row the category that it is conditioned on; None for a network that has none."""
         return None
+
+    @check_call
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int | None = None,
+        *,
+        where: Where = None,
+        generator: Generators = None,
+        output_type: str = "pandas",
+        return_dict: bool = True,
+    ) -> TableOutput | tuple:
+        """Sample rows.
+
+        Args:
+            batch_size: number of rows; `None` (default): 1.
+            where: conditions by column, such as {"region": "north", "age": (20, 30)}, or as a text "region=north,
+                age=20..30": rows are drawn until they meet them. `None` (default): none.
+            generator: one `torch.Generator` or one per row. The same seed gives the same rows whatever the batch.
+            output_type: "pandas" (default), "np", a dict of arrays by column, or "latent", encoded rows (B, D).
+            return_dict: `False` returns the tuple `(rows,)`.
+
+        Returns:
+            `.rows`.
+
+        Raises:
+            UsageError: a column or category that is not known, or conditions that the model hardly ever meets.
+        """
+        return answer(self._sample(batch_size, where, generator, output_type), return_dict)
 
     # ------------------------------------------------------------ what calls and words are made of
 
