@@ -187,7 +187,7 @@ FLAGS = """
     use_ema ema_decay ema_warmup
     validation_steps eval_steps eval_num_samples eval_metrics num_inference_steps
     output_dir overwrite_output_dir checkpointing_steps checkpoints_total_limit resume_from_checkpoint report_to
-    logging_dir tracker_project_name logging_steps
+    logging_dir tracker_project_name logging_steps profile
     push_to_hub hub_model_id hub_private_repo hub_license
 """.split()
 

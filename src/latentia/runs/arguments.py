@@ -163,6 +163,8 @@ class OutputArguments:
     """Project name in the tracker."""
     logging_steps: Count = 10
     """Steps between lines of metrics.jsonl."""
+    profile: bool = False
+    """Trace a few steps, and write the largest operators and what bounds the run into output_dir/profile."""
 
 
 @dataclass(frozen=True)

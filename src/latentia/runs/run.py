@@ -18,6 +18,7 @@ from latentia.data import Dataset, StreamedImages
 from latentia.errors import DataError, NumericsError, UsageError
 from latentia.files.writing import write_json
 from latentia.rng import Rng
+from latentia.runs import profiling
 from latentia.runs.command_line import flat_values, run_identity
 from latentia.runs.compilation import can_compile, compile_network, uncompiled, uncompiled_hook
 from latentia.runs.export import INTERRUPTED, check_push, component_names, export_run, write_summary
@@ -285,11 +286,16 @@ class Run:
         else:
             self.claim([folder.name])
             folder.mkdir(parents=True, exist_ok=True)
+        data: Any = self.inputs
+        if output.profile and self.accelerator.is_main_process and not only_measures(self.args):
+            self.claim([profiling.FOLDER])
+            where, batches = self.folder / profiling.FOLDER, options.gradient_accumulation_steps
+            data = profiling.ProfiledData(data, batches, where, self.device, self.accelerator.print)
         try:
             result = train(
                 self.accelerator,
                 phases,
-                self.inputs,
+                data,
                 output_dir=self.folder if folder is None else folder,
                 max_steps=self.steps if steps is None else steps,
                 batch_size=options.train_batch_size,
@@ -307,6 +313,8 @@ class Run:
             if result.status != "interrupted":  # else nothing is made of the weights
                 networks = [self.accelerator.unwrap_model(phase.trains) for phase in phases]
                 make_whole(networks + [phase.ema.module for phase in phases if phase.ema is not None])
+            if data is not self.inputs:
+                data.close()
             return result
         except (NumericsError, DataError) as error:  # of the run itself, not of a folder that may be another run's
             if self.accelerator.is_main_process:

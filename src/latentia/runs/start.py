@@ -28,6 +28,7 @@ FILES = ("README.md", "loss.png", "model_index.json", "run_summary.json")
 FOLDERS = ("samples", ".export")
 WRITTEN = (  # below them
     *("samples/step-*.png", "samples/grid.png", "samples/reconstructions.png", "samples/*-labels.txt"),
+    *("profile/trace.json", "profile/operators.txt"),
     *("samples/step-*.txt", "samples/samples.txt"),
     *("logs/*/events.out.tfevents.*", "logs/*/hparams.yml", "logs/*/*/events.out.tfevents.*"),
 )
