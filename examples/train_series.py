@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from latentia import SeriesPipeline, SeriesScaler, UNet1D
 from latentia.data import ScaledSeries
 from latentia.errors import Share, UsageError
+from latentia.evaluation.series_metrics import check_series_metrics
 from latentia.runs.arguments import (
     ClassArguments,
     EMAArguments,
@@ -25,7 +26,14 @@ from latentia.runs.arguments import (
 from latentia.runs.command_line import run_script
 from latentia.runs.diffusion import DiffusionArguments, check_objective, evaluation_steps, objective, schedulers
 from latentia.runs.run import Run
-from latentia.runs.series import SeriesArguments, SeriesEvaluationArguments, SeriesValidation, open_series
+from latentia.runs.series import (
+    SeriesArguments,
+    SeriesEvaluationArguments,
+    open_series,
+    score_series,
+    series_figure,
+)
+from latentia.runs.signals import SignalValidation
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,7 @@ class Arguments:
 def main(args: Arguments) -> int:
     chosen = args.diffusion
     check_objective(chosen, args.optimization.train_batch_size)
+    check_series_metrics(args.evaluation.eval_metrics)
     train, held_out = open_series(args.data).parts(args.data.held_out_share)
     scaler = SeriesScaler.fit(train.describe_channels(), train.values, train.lengths)
     data = ScaledSeries(train, scaler)
@@ -80,7 +89,9 @@ def main(args: Arguments) -> int:
         return SeriesPipeline(scaler, weights, sampling, run.label_names, unconditional=chosen.class_dropout > 0)
 
     evaluations = evaluation_steps(chosen, args.evaluation)
-    validation = SeriesValidation(args, train, held_out, pipeline, unet.final, evaluations)
+    validation = SignalValidation(
+        args, train, held_out, pipeline, unet.final, evaluations, draw=series_figure, score=score_series
+    )
     return run.train([unet.phase(loss)], pipeline, validation=validation)
 
 

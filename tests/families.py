@@ -307,6 +307,15 @@ FAMILIES = [
         at_night=True,
     ),
     Family(
+        "sound",
+        "train_sound.py",
+        f"{UNET} --attention_head_dim 8 --num_mels 8 --class_conditional --dropout 0.1",
+        data=("--dataset_name", "tones", *SERIES[2:]),
+        scored=(*SCORED[:5], "log_spectral", *SCORED[6:]),
+        same=NO_DROPOUT,
+        at_night=True,
+    ),
+    Family(
         "vq_prior",
         "train_vq_prior.py",
         "--vqvae {parts} --width 32 --layers 1 --dropout 0 --class_conditional",

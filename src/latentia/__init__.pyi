@@ -18,6 +18,7 @@ from .models.dcgan import (
 from .models.flow import NormalizingFlow as NormalizingFlow
 from .models.inception import InceptionV3 as InceptionV3
 from .models.latent_vae import LatentVAE as LatentVAE
+from .models.log_mel import LogMel as LogMel
 from .models.made import MADE as MADE
 from .models.mlp_denoiser import MLPDenoiser as MLPDenoiser
 from .models.mlp_gan import MLPDiscriminator as MLPDiscriminator
@@ -48,6 +49,7 @@ from .pipelines.gan import GANPipeline as GANPipeline
 from .pipelines.latent_diffusion import LatentDiffusionPipeline as LatentDiffusionPipeline
 from .pipelines.recurrent_autoencoder import RecurrentAutoencoderPipeline as RecurrentAutoencoderPipeline
 from .pipelines.series import SeriesPipeline as SeriesPipeline
+from .pipelines.sound import SoundPipeline as SoundPipeline
 from .pipelines.table_diffusion import TableDiffusionPipeline as TableDiffusionPipeline
 from .pipelines.table_families import TableFlowPipeline as TableFlowPipeline
 from .pipelines.table_families import TableGANPipeline as TableGANPipeline

@@ -76,7 +76,11 @@ def test_what_makes_no_sense_of_series_is_refused(saved, tmp_path):
         (lambda: evaluate(saved), UsageError, "data is missing.*sines_ar2"),
         (lambda: evaluate(saved, DATA, likelihood_images=5), UsageError, "likelihood_images must be left out"),
         (lambda: evaluate(saved, DATA, metrics=["fd"]), UsageError, "metrics of series are"),
-        (lambda: evaluate(str(tmp_path / "other.csv"), DATA), DataError, "has 1 channel, .*the data have"),
+        (
+            lambda: evaluate(str(tmp_path / "other.csv"), DATA),
+            DataError,
+            "channels a, .* the channels value",
+        ),
         (lambda: evaluate("ar2", DATA.take(slice(20))), UsageError, "held_out_share must leave at least 12|n must be"),
         (lambda: evaluate("ar2", DATA, n=5), UsageError, "n must be from 12"),
         (lambda: compare([f"a={saved}", "ar2"], "sines_ar2"), UsageError, "one by one"),

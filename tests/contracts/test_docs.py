@@ -200,6 +200,8 @@ SEARCHED = {  # a term of the field -> the page that must be found by it, in its
     "outlier detection": "anomalies.md",
     "synthetic": "tables.md",
     "time series": "series.md",
+    "WAV": "sound.md",
+    "spectrograms": "sound.md",
     "DDPM": "diffusion.md",
     "CLIP": "text-encoders.md",
     "text-to-image": "text-to-image.md",

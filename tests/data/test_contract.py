@@ -12,7 +12,7 @@ import torch
 from devices import separate_device
 from PIL import Image
 
-from latentia import SeriesScaler
+from latentia import LogMel, SeriesScaler
 from latentia.data import (
     CaptionData,
     Dataset,
@@ -22,6 +22,8 @@ from latentia.data import (
     PairedImages,
     PlaneData,
     ScaledSeries,
+    SoundFrames,
+    Sounds,
     StreamedImages,
     TableData,
     TextData,
@@ -88,6 +90,12 @@ def series(**options) -> ScaledSeries:
     columns = dict(zip(("series", "time", "u", "v", "label"), zip(*steps)))
     found = load_series(columns, **options)
     return ScaledSeries(found, SeriesScaler.fit(found.describe_channels(), found.values, found.lengths))
+
+
+def sounds(seed: int = 0) -> SoundFrames:
+    waves = torch.rand(N, 1024, generator=torch.Generator().manual_seed(seed)) - 0.5
+    found = Sounds(waves.numpy(), 8000, torch.tensor(LABELS).numpy(), ["a", "b", "c"])
+    return SoundFrames(found, LogMel.fit(waves, num_mels=6))
 
 
 @dataclass
@@ -171,6 +179,7 @@ DATA_SETS = {
     "series": Entry(
         lambda path: series(), lambda path: series(drop_columns=["v"]), (2, 5), captions=False,
     ),
+    "sounds": Entry(lambda path: sounds(), lambda path: sounds(1), (6, 9), captions=False),
     "text": Entry(
         lambda path: TextData(LINES, 8), lambda path: TextData(LINES[::-1], 8), (8,), labels=False, captions=False,
         random=True,
@@ -302,7 +311,8 @@ def test_all_fingerprints_differ(tmp_path):
 
 def test_the_description_is_json_and_says_what_the_data_are(entry, data):
     about = json.loads(json.dumps(data.describe()))
-    assert about["modality"] == data.modality in ("image", "latent", "point", "table row", "text window", "sequence")
+    known = ("image", "latent", "point", "table row", "text window", "sequence", "clip")
+    assert about["modality"] == data.modality in known
     assert about["shape"] == [*entry.shape] and about["fingerprint"] == data.fingerprint
     assert about["label_names"] == data.label_names and about["captions"] == entry.captions
     assert about["kind"]

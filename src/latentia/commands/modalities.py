@@ -11,13 +11,19 @@ import torch
 from latentia.commands.sources import modality_of
 from latentia.data.series import Series, load_series
 from latentia.data.shipped_series import SHIPPED_SERIES, simulate_ar2
+from latentia.data.shipped_sounds import SHIPPED_SOUNDS
+from latentia.data.sounds import Sounds, load_sounds, wav_bytes
 from latentia.evaluation.report.curves import draw_series, save_series_figures
 from latentia.evaluation.report.signal_report import SignalReport
+from latentia.evaluation.report.spectrograms import draw_spectrograms, save_sound_figures
 from latentia.evaluation.series_metrics import autocorrelation
-from latentia.files.writing import write_image, write_text
+from latentia.files.writing import write_bytes, write_image, write_text
 from latentia.functional.autoregression import fit_ar2
+from latentia.models.log_mel import LogMel
 from latentia.rng import seed_from
 from latentia.runs.series import SeriesArguments, open_series, score_series, set_of
+from latentia.runs.sounds import SoundArguments, open_sounds, score_sounds
+from latentia.runs.sounds import set_of as set_of_sounds
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Modality:
         score: (made, train, held_out, n=, metrics=, seed=, fingerprint=) -> report.
         figures: (folder, real, made): writes the figures of a page.
         write: (folder, signals) -> the files that `generate` writes.
+        form: what two sets of signals must have in common to be compared, in words.
     """
 
     word: str
@@ -49,6 +56,7 @@ class Modality:
     score: Callable[..., SignalReport]
     figures: Callable[[Path, Any, Any], None]
     write: Callable[[Path, Any], list[Path]]
+    form: Callable[[Any], str]
 
 
 def ar2_series(train: Series, count: int, seed: int = 0) -> Series:
@@ -84,6 +92,38 @@ def _figures_of_series(folder: Path, real: Series, made: Series) -> None:
     save_series_figures(folder, set_of(real), set_of(made), real.channels)
 
 
+def resynthesised_sounds(train: Sounds, count: int, seed: int = 0) -> Sounds:
+    """Real clips through log-mel frames and back by Griffin-Lim: what the frames lose, the baseline "griffin_lim".
+
+    Args:
+        train: clips, of which the first `count` are taken.
+        count: how many.
+        seed: not looked at: nothing is random.
+
+    Example:
+        >>> resynthesised_sounds(load_sounds("tones", max_samples=4), 2).waves.shape
+        (2, 4096)
+    """
+    real = train.take(slice(count))
+    codec = LogMel.fit(torch.from_numpy(train.waves), train.sampling_rate)
+    waves = codec.decode(codec.encode(torch.from_numpy(real.waves))).numpy()
+    return Sounds(waves, real.sampling_rate, real.labels, real.label_names)
+
+
+def _write_sounds(folder: Path, sounds: Sounds) -> list[Path]:
+    paths = [folder / f"{i:05d}.wav" for i in range(len(sounds))]
+    for path, one in zip(paths, sounds.waves):
+        write_bytes(path, wav_bytes(one, sounds.sampling_rate), durable=False)
+    drawn = draw_spectrograms({"generated": set_of_sounds(sounds)}, sounds.label_names, max(1, min(10, len(sounds))))
+    write_image(folder / "signals.png", drawn)
+    return [folder, folder / "signals.png"]
+
+
+def _figures_of_sounds(folder: Path, real: Sounds, made: Sounds) -> None:
+    names = real.label_names if made.labels is not None else None
+    save_sound_figures(folder, set_of_sounds(real), set_of_sounds(made), names)
+
+
 MODALITIES: dict[str, Modality] = {
     "series": Modality(
         word="series",
@@ -97,6 +137,21 @@ MODALITIES: dict[str, Modality] = {
         score=score_series,
         figures=_figures_of_series,
         write=_write_series,
+        form=lambda series: f"the channels {', '.join(series.channels)}",
+    ),
+    "sound": Modality(
+        word="sounds",
+        shipped=tuple(SHIPPED_SOUNDS),
+        baselines={"griffin_lim": (resynthesised_sounds, "real clips, by way of log-mel frames and Griffin-Lim")},
+        arguments=SoundArguments,
+        from_flags=open_sounds,
+        load=load_sounds,
+        fits=lambda source: isinstance(source, Sounds),
+        settings=("max_train_samples",),
+        score=score_sounds,
+        figures=_figures_of_sounds,
+        write=_write_sounds,
+        form=lambda sounds: f"clips of {sounds.waves.shape[1]} samples at {sounds.sampling_rate} Hz",
     ),
 }
 

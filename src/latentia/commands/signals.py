@@ -13,7 +13,8 @@ from latentia.commands.modalities import MODALITIES, Modality
 from latentia.commands.output import open_output
 from latentia.commands.reference import CONFIG
 from latentia.commands.sources import load_pipeline
-from latentia.errors import DataError, UsageError, counted
+from latentia.data.order import class_labels_like
+from latentia.errors import DataError, UsageError
 from latentia.evaluation.report.page import write_page
 from latentia.evaluation.report.signal_report import SignalReport
 from latentia.evaluation.report.table import text_table
@@ -235,8 +236,9 @@ def _real(how: Modality, source: Any, data: Any, settings: Mapping[str, Any]) ->
         limit = given.pop("max_train_samples", None)
         return how.load(data, max_samples=limit, **given), share
     if run is None:
+        shown = source if isinstance(source, str | Path) else type(source).__name__
         raise UsageError(
-            f"data is missing: {source} is no folder of a run, with a {CONFIG} that names {how.word}. Give a file, or "
+            f"data is missing: {shown} is no folder of a run, with a {CONFIG} that names {how.word}. Give a file, or "
             f"one of {', '.join(how.shipped)}."
         )
     try:
@@ -281,7 +283,9 @@ def _made(
                 raise UsageError(f"source must make {how.word}; {source} is a {type(pipe).__name__}.")
     if pipe is None:
         if steps is not None:
-            raise UsageError(f"num_inference_steps must be left out: {source} holds its {how.word}. Got {steps}.")
+            raise UsageError(
+                f"num_inference_steps must be left out: {how.word} of a file are not sampled. Got {steps}."
+            )
         made = source if how.fits(source) else how.load(source)
         name = folder.stem if folder is not None else str(made.source["name"])
         _check_alike(how, name, made, train)
@@ -289,7 +293,7 @@ def _made(
     pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     options: dict[str, Any] = {} if steps is None else {"num_inference_steps": steps}
     if pipe.num_classes and train.labels is not None:  # classes as often as in the data
-        options["class_labels"] = [int(train.labels[i * len(train) // count % len(train)]) for i in range(count)]
+        options["class_labels"] = class_labels_like(train.labels, count)
     recipe = {"class": type(pipe).__name__}
     made = generate_signals(pipe, count, seed_from(seed, modality) % 2**62, recipe, **options).signals
     _check_alike(how, name, made, train)
@@ -306,10 +310,9 @@ def _made(
 
 
 def _check_alike(how: Modality, name: str, made: Any, train: Any) -> None:
-    if made.channels != train.channels:
+    if how.form(made) != how.form(train):
         raise DataError(
-            f"{name} has {counted(len(made.channels), 'channel')}, {list(made.channels)[:8]}, and the data have "
-            f"{list(train.channels)[:8]}. Give {how.word} of the same channels."
+            f"{name} has {how.form(made)}, and the data have {how.form(train)}. Give {how.word} of the same form."
         )
 
 

@@ -21,6 +21,9 @@ from .plane import gaussian_mixture as gaussian_mixture
 from .series import ScaledSeries as ScaledSeries
 from .series import Series as Series
 from .series import load_series as load_series
+from .sounds import SoundFrames as SoundFrames
+from .sounds import Sounds as Sounds
+from .sounds import load_sounds as load_sounds
 from .stacked import stacked_images as stacked_images
 from .streaming import StreamedImages as StreamedImages
 from .tables import TableData as TableData

@@ -23,7 +23,8 @@ class Dataset(Protocol):
     Nothing is dropped at the end of an epoch.
 
     Attributes:
-        modality: what an element is: "image", "latent", "point", "table row", "text window" or "sequence".
+        modality: what an element is: "image", "latent", "point", "table row", "text window", "sequence" or
+            "clip".
         shape: of one element, without the batch dimension: (C, H, W) of images, (D,) of points and rows.
         fingerprint: changes with the content; a checkpoint is resumed only on data of the same fingerprint.
         endless: whether the data have no length: a stream, or samples from a distribution.

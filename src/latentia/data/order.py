@@ -112,3 +112,13 @@ def in_proportion(shares: Sequence[float]) -> Numbers:
         return series[start:stop]
 
     return classes
+
+
+def class_labels_like(labels: Sequence[int] | np.ndarray | None, count: int) -> list[int] | None:
+    """`count` labels, spread evenly over those of a data set; None of none.
+
+    Example:
+        >>> class_labels_like([0, 0, 1, 2], 2)
+        [0, 1]
+    """
+    return None if labels is None else [int(labels[i * len(labels) // count]) for i in range(count)]

@@ -23,6 +23,7 @@ _PRIORS = {  # a density fitted to latents or codes, which samples are drawn fro
 }
 _SIGNALS = {  # modality -> a line that samples, with the class that is asked for, and what the figure shows
     "series": ('pipe(10, {}output_type="pandas").series.to_csv("series.csv")', "Real and generated series"),
+    "sound": ('wav = pipe(1, {}output_type="wav").sound[0]', "Spectrograms of real and generated clips"),
 }
 _LIMITS = {
     "samples": "It makes images like those of {} and knows nothing else.",

@@ -1,11 +1,9 @@
 """Runs on time series: flags of the data, the series to train on and those held out, figures and scores on the way."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
-
-import torch
 
 from latentia.data.series import HELD_OUT, Series, load_series
 from latentia.data.shipped_series import SHIPPED_SERIES
@@ -13,12 +11,7 @@ from latentia.errors import Count, Natural, Range, Size, UsageError
 from latentia.evaluation.report.curves import draw_series
 from latentia.evaluation.report.signal_report import SignalReport, score_signals
 from latentia.evaluation.series_metrics import SeriesPair, SeriesSet, check_series_metrics
-from latentia.files.writing import make_folder, write_image
-from latentia.pipelines.threads import evaluating
-from latentia.training.loop import Hook
-from latentia.training.progress import Progress
-
-FEWEST = 12  # series of a part that are scored
+from latentia.runs.signals import FEWEST
 
 
 @dataclass(frozen=True)
@@ -149,73 +142,6 @@ def score_series(
     )
 
 
-class SeriesValidation:
-    """Figures and scores of a run on time series, from its pipeline; what `Validation` is for images.
-
-    Args:
-        args: has the groups `output`, `optimization`, `evaluation` and `condition`.
-        train, held_out: the series that are trained on, and those that are not.
-        pipeline: weights -> pipeline.
-        weights: the network that is sampled, put in evaluation mode meanwhile.
-        steps: network evaluations per sample.
-    """
-
-    trackers: Sequence[Any] = ()
-    pipelines: tuple[str, ...] = ()  # samplers of images: none
-
-    def __init__(
-        self, args: Any, train: Series, held_out: Series, pipeline: Callable[[Any], Any], weights: Any, steps: int
-    ):
-        self.args, self.train, self.held_out = args, train, held_out
-        self.pipeline, self.weights, self.steps = pipeline, weights, steps
-        self.folder = Path(args.output.output_dir)
-        self.report: SignalReport | None = None
-        check_series_metrics(args.evaluation.eval_metrics)
-
-    def hooks(self) -> list[Hook]:
-        return [
-            Hook(self.args.evaluation.validation_steps, self.draw),
-            Hook(self.args.evaluation.eval_steps, self.score),
-        ]
-
-    def check(self) -> None:
-        """Sample a few series: a setting that fails there does so before training."""
-        self.sample(2, 0)
-
-    def sample(self, count: int, seed: int) -> Series:
-        """Series of the pipeline as it is now, classes as often as in the data."""
-        labels = None
-        if self.args.condition.class_conditional and self.train.labels is not None:
-            labels = [int(self.train.labels[i * len(self.train) // count % len(self.train)]) for i in range(count)]
-        with evaluating(self.weights):
-            pipe = self.pipeline(self.weights)
-            pipe.set_progress_bar_config(disable=True)
-            generator = torch.Generator().manual_seed(seed)
-            options = {"num_inference_steps": self.steps, "generator": generator, "output_type": "series"}
-            return pipe(count, class_labels=labels, **options).series
-
-    def draw(self, progress: Progress) -> None:
-        """Save a figure of samples beside real series."""
-        make_folder(self.folder / "samples")
-        write_image(self.folder / "samples" / f"step-{progress.step:06d}.png", self._figure())
-
-    def finish(self, step: int) -> dict[str, Any]:
-        """Write the last figure as grid.png, which the model card shows."""
-        make_folder(self.folder / "samples")
-        write_image(self.folder / "samples" / "grid.png", self._figure())
-        return {}
-
-    def score(self, progress: Progress) -> dict[str, float]:
-        """The metrics of `--eval_metrics`, each with that of held-out series."""
-        count = self.args.evaluation.eval_num_samples
-        if min(count, len(self.train), len(self.held_out)) < FEWEST:
-            return {}
-        made = self.sample(count, 1)
-        self.report = score_series(made, self.train, self.held_out, metrics=self.args.evaluation.eval_metrics)
-        values = {f"eval/{key}": found.value for key, found in self.report.scores.items()}
-        return values | {f"eval/{key}_real": found.real for key, found in self.report.scores.items()}
-
-    def _figure(self) -> Any:
-        made = self.sample(6, self.args.optimization.seed)
-        sides = {"real": set_of(self.train.take(slice(6))), "generated": set_of(made)}
-        return draw_series(sides, self.train.channels)
+def series_figure(real: Series, made: Series) -> Any:
+    """A figure of generated series beside real ones."""
+    return draw_series({"real": set_of(real), "generated": set_of(made)}, real.channels)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from latentia.evaluation.metrics import METRICS
 from latentia.evaluation.series_metrics import SERIES_METRICS
+from latentia.evaluation.sound_metrics import SOUND_METRICS
 from latentia.evaluation.table_metrics import TABLE_METRICS
 from latentia.evaluation.translation import SCORES
 
@@ -80,6 +81,9 @@ class Row(NamedTuple):
     headline: bool = False
 
 
+_KNOWN = {**METRICS, **TABLE_METRICS, **SERIES_METRICS, **SOUND_METRICS}
+
+
 def columns(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Columns of the table: name to its results, several where they are runs of one model."""
     found: dict[str, list[dict[str, Any]]] = {}
@@ -97,7 +101,10 @@ def table(results: Sequence[dict[str, Any]]) -> list[Row]:
     rows, shown = [], list(columns(results).values())
     for key in dict.fromkeys(key for result in results for key in result["scores"]):
         scores = [[run["scores"][key] for run in runs if key in run["scores"]] for runs in shown]
-        one, metric = next(found[0] for found in scores if found), {**METRICS, **TABLE_METRICS, **SERIES_METRICS}[key]
+        one, metric = (
+            next(found[0] for found in scores if found),
+            _KNOWN[key],
+        )
         real = _measured(one["real"], one["real_low"], one["real_high"])
         cells = [
             _measured(s[0]["value"], s[0]["low"], s[0]["high"]) if len(s) == 1 else _mean([x["value"] for x in s])
