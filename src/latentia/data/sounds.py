@@ -259,7 +259,7 @@ def wav_bytes(samples: np.ndarray, sampling_rate: int) -> bytes:
         (b'RIFF', 52)
     """
     target = io.BytesIO()
-    with wave.open(target, "wb") as file:
+    with wave.Wave_write(target) as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(sampling_rate)
