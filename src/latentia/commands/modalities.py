@@ -42,6 +42,7 @@ class Modality:
         score: (made, train, held_out, n=, metrics=, seed=, fingerprint=) -> report.
         figures: (folder, real, made): writes the figures of a page.
         write: (folder, signals) -> the files that `generate` writes.
+        many: whether a metric takes as many generated signals as were trained on.
         form: what two sets of signals must have in common to be compared, in words.
     """
 
@@ -57,6 +58,7 @@ class Modality:
     figures: Callable[[Path, Any, Any], None]
     write: Callable[[Path, Any], list[Path]]
     form: Callable[[Any], str]
+    many: bool
 
 
 def ar2_series(train: Series, count: int, seed: int = 0) -> Series:
@@ -137,6 +139,7 @@ MODALITIES: dict[str, Modality] = {
         score=score_series,
         figures=_figures_of_series,
         write=_write_series,
+        many=True,
         form=lambda series: f"the channels {', '.join(series.channels)}",
     ),
     "sound": Modality(
@@ -151,6 +154,7 @@ MODALITIES: dict[str, Modality] = {
         score=score_sounds,
         figures=_figures_of_sounds,
         write=_write_sounds,
+        many=False,
         form=lambda sounds: f"clips of {sounds.waves.shape[1]} samples at {sounds.sampling_rate} Hz",
     ),
 }

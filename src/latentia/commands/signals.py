@@ -204,7 +204,7 @@ def evaluate_signals(
     settings = _settings(how, unused or {})
     real, share = _real(how, source, data, settings)
     train, held_out = real.parts(share)
-    count = min(_MOST, max(len(train), n or 0))
+    count = min(_MOST, max(len(train) if how.many else len(held_out), n or 0))
     name, about, made, card = _made(modality, source, train, count, seed, num_inference_steps, revision, device)
     fingerprint = key_of(
         [modality, real.source["name"], len(real), np.ascontiguousarray(real.values[:64]).tobytes().hex()]
