@@ -49,6 +49,20 @@ def test_partners_are_found_by_name_whatever_the_suffix(tmp_path):
     assert torch.equal(data.conditions(torch.tensor([2, 0])), from_uint8(data.images[[2, 0]]))
 
 
+def test_pairs_of_other_proportions_are_named(tmp_path):
+    for place, sizes in (("in", [(8, 8), (16, 12), (9, 6)]), ("out", [(16, 16), (8, 6), (6, 9)])):
+        (tmp_path / place).mkdir()
+        for i, size in enumerate(sizes):
+            Image.new("L", size, 9 * i).save(tmp_path / place / f"{i}.png")
+    with pytest.raises(DataError, match=r"2 is 9 x 6 as an input and 6 x 9 as a target. Crop them alike first"):
+        load_pairs(tmp_path / "in", tmp_path / "out", resolution=4)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("L", (6, 9)).save(tmp_path / "in" / "2.png", exif=turned)
+    Image.new("L", (18, 12)).save(tmp_path / "out" / "2.png")
+    assert len(load_pairs(tmp_path / "in", tmp_path / "out", resolution=4)) == 3
+
+
 def test_images_without_a_partner_are_named(tmp_path):
     images = ramps(4)
     write(tmp_path / "in", {f"{i}.png": image for i, image in enumerate(images)})
@@ -67,13 +81,15 @@ def test_images_without_a_partner_are_named(tmp_path):
 
 def test_sizes_that_differ_are_refused_with_a_way_out(tmp_path):
     write(tmp_path / "in", {"0.png": ramps(1)[0], "1.png": ramps(1)[0]})
-    write(tmp_path / "out", {"0.png": ramps(1, 9, 9)[0], "1.png": ramps(1, 9, 9)[0]})
+    write(tmp_path / "out", {"0.png": ramps(1, 18, 24)[0], "1.png": ramps(1, 18, 24)[0]})
     where = {"cache_dir": tmp_path / "cache"}
-    with pytest.raises(DataError, match="inputs are 12 x 9, targets 9 x 9"):
+    with pytest.raises(DataError, match="inputs are 12 x 9, targets 24 x 18"):
         load_pairs(tmp_path / "in", tmp_path / "out", **where)
     assert load_pairs(tmp_path / "in", tmp_path / "out", resolution=8, **where).shape == (1, 8, 8)
+    write(tmp_path / "square", {"0.png": ramps(1, 9, 9)[0], "1.png": ramps(1, 9, 9)[0]})
+    crops = (load_images(tmp_path / name, resolution=8, center_crop=False, **where) for name in ("in", "square"))
     with pytest.raises(DataError, match="must have one size to be cropped at the same random place"):
-        load_pairs(tmp_path / "in", tmp_path / "out", resolution=8, center_crop=False, **where)
+        PairedImages(*crops)
 
 
 def test_two_columns_of_one_table_are_pairs():

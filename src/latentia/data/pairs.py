@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from latentia.data.base import require
@@ -17,12 +18,15 @@ from latentia.data.loading import load_images, parse_split
 from latentia.data.sources import find_source
 from latentia.errors import DataError, UsageError, check_choice, check_range, counted
 from latentia.files.cache import key_of
+from latentia.files.reading import open_file
 from latentia.functional.degradation import edges, hole, larger, luminance, masked, smaller
 from latentia.functional.pixels import from_uint8
 from latentia.rng import Rng, seed_from
 
 # Name of a degradation -> its usual strength; None: it has none.
 STRENGTHS: dict[str, float | None] = {"grey": None, "edges": None, "smaller": 2.0, "masked": 0.25, "noised": 0.5}
+_MEASURED = 1000  # pairs of files whose sizes are compared
+_ORIENTATION = 0x0112  # of EXIF; 5 to 8 are turned by 90 degrees
 Degrade = Literal["grey", "edges", "smaller", "masked", "noised"]
 
 
@@ -316,10 +320,16 @@ def _check_partners(inputs: Any, targets: Any, options: dict[str, Any]) -> None:
     names = ("split", "config_name", "revision", "cache_dir")
     chosen = {name: options[name] for name in names if name in options}
     chosen["split"], _ = parse_split(chosen.get("split", "train"))
-    files = [_names(find_source(source, **chosen)) for source in (inputs, targets)]
+    files = [_files(find_source(source, **chosen)) for source in (inputs, targets)]
     if files[0] is None or files[1] is None:
         return
-    ends = [(files[0], inputs), (files[1], targets)]
+    _check_names([name for name, _ in files[0]], [name for name, _ in files[1]], inputs, targets)
+    if options.get("resolution") is not None:  # without, images of other sizes than the first are refused
+        _check_proportions(dict(files[0]), dict(files[1]))
+
+
+def _check_names(one: list[str], two: list[str], inputs: Any, targets: Any) -> None:
+    ends = [(one, inputs), (two, targets)]
     for (own, here), (other, there) in (ends, ends[::-1]):
         if twice := [name for name, count in Counter(own).items() if count > 1]:
             raise DataError(f"{here} holds two images named {twice[0]}, with two suffixes; keep one of them.")
@@ -329,13 +339,38 @@ def _check_partners(inputs: Any, targets: Any, options: dict[str, Any]) -> None:
                 f"{counted(len(alone), 'image')} of {here} must have a partner of the same name in {there}: {shown}. "
                 "Add or remove images; suffixes may differ. Of images without pairs learns `latentia train cycle`."
             )
-    if files[0] != files[1]:
+    if one != two:
         raise DataError(f"{inputs} and {targets} list their images in another order; give all files one suffix.")
 
 
-def _names(source: Source) -> Sequence[str] | None:
-    """Names of the images of a folder, without suffixes, in its order; None of what is no folder of images."""
+def _check_proportions(inputs: dict[str, Path], targets: dict[str, Path]) -> None:
+    """DataError for a pair whose images have other proportions, of at most 1000 pairs that are spread evenly.
+
+    Each image would be cropped to a square at its own centre, and the two would show different parts.
+    """
+    names = [*inputs]
+    for name in names[:: -(-len(names) // _MEASURED)]:
+        (width, height), (wide, high) = (_size(files[name]) for files in (inputs, targets))
+        if abs(width * high - wide * height) > max(width, height, wide, high):
+            raise DataError(
+                f"The two images of a pair must have the same proportions, up to a pixel; {name} is {width} x {height} "
+                f"as an input and {wide} x {high} as a target. Crop them alike first."
+            )
+
+
+def _size(file: Path) -> tuple[int, int]:
+    """Width and height of an image as it is seen, from its header; (1, 1) of one that loading will refuse."""
+    try:
+        with open_file(file, error=DataError) as opened, Image.open(opened) as image:
+            turned = image.getexif().get(_ORIENTATION, 1) > 4
+            return (image.height, image.width) if turned else image.size
+    except (OSError, ValueError, SyntaxError):  # of Pillow, and DataError
+        return 1, 1
+
+
+def _files(source: Source) -> list[tuple[str, Path]] | None:
+    """The images of a folder, (name without suffix, file), in its order; None of what is no folder of images."""
     if source.about.get("kind") != "image folder":
         return None
     rows: Callable[[Sequence[str]], Any] = source.open().rows
-    return [str(PurePosixPath(where).with_suffix("")) for where, _ in rows(["image"])]
+    return [(str(PurePosixPath(where).with_suffix("")), file) for where, (file,) in rows(["image"])]
