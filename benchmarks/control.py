@@ -1,15 +1,16 @@
 """Diffusion that is conditioned on images: edges, holes, colours and enlargement, beside the baselines of each task.
 
-    python benchmarks/control.py --mnist data/mnist
+    python benchmarks/control.py
 
-Emoji of 32 x 32 pixels come with the package; `--mnist` is a folder of parquet files of MNIST. Each network trains by
-the training script itself. Settings of sampling, of this library's networks and of the replacement method alike, are
-chosen on the last 500 training images, which no network is trained on, and scores are of test images.
+Digits of 8 x 8 and emoji, here of 16 x 16 pixels, come with the package; with `--mnist`, a folder of parquet files, the
+digits are those of MNIST. Each network trains by the training script itself. Settings of sampling, of this library's
+networks and of the replacement method alike, are chosen on training images that no network is trained on, and scores
+are of test images.
 
 `edges`: an unconditional network of digits, a control branch on it, and a network that sees the edges as one more
 channel; intersection over union of the edges of the result and of the control. `inpainting`: a network that was trained
 with holes, the replacement method with the unconditional network, and mean fill; PSNR inside of the hole. `colour`:
-CIEDE2000 of emoji coloured from grey. `enlarge`: digits from 14 x 14 to 28 x 28. `--parts` runs some and adds them to
+CIEDE2000 of emoji coloured from grey. `enlarge`: digits to twice their sides. `--parts` runs some and adds them to
 the results that are there.
 """
 
@@ -40,12 +41,12 @@ import train_ddpm  # noqa: E402
 SMALL = {"block_out_channels": (32, 64), "train_batch_size": 32}
 # Name of a run -> flags of the training script and whether it is of digits.
 RUNS: dict[str, tuple[dict[str, Any], bool]] = {
-    "unconditional": ({**SMALL, "max_train_steps": 1500}, True),
-    "branch": ({"train_batch_size": 32, "degrade": "edges", "max_train_steps": 800}, True),
-    "edges": ({**SMALL, "degrade": "edges", "max_train_steps": 800}, True),
-    "holes": ({**SMALL, "degrade": "masked", "max_train_steps": 1200}, True),
-    "enlarge": ({**SMALL, "degrade": "smaller", "max_train_steps": 800}, True),
-    "colour": ({**SMALL, "degrade": "grey", "max_train_steps": 1000}, False),
+    "unconditional": ({**SMALL, "max_train_steps": 1200}, True),
+    "branch": ({"train_batch_size": 32, "degrade": "edges", "max_train_steps": 600}, True),
+    "edges": ({**SMALL, "degrade": "edges", "max_train_steps": 600}, True),
+    "holes": ({**SMALL, "degrade": "masked", "max_train_steps": 1000}, True),
+    "enlarge": ({**SMALL, "degrade": "smaller", "max_train_steps": 600}, True),
+    "colour": ({**SMALL, "degrade": "grey", "max_train_steps": 800, "resolution": 16}, False),
 }
 PARTS = ("edges", "inpainting", "enlarge", "colour")
 LINE = 0.0  # above it a pixel is of an edge, half of the strongest
@@ -53,13 +54,28 @@ STEPS = (5, 10, 25)
 HELD_OUT = 500
 
 
+def source_of(args: argparse.Namespace, digits: bool) -> Any:
+    """What data are read from."""
+    return (Path(args.mnist) if args.mnist else "digits") if digits else "emoji"
+
+
+def splits_of(args: argparse.Namespace, digits: bool) -> tuple[str, str, str]:
+    """The parts to train on, to choose settings on and to score on."""
+    if not digits:
+        return "train[:90%]", "train[90%:]", "test"
+    return (
+        ("train[:59500]", "train[59500:]", "test") if args.mnist else ("train[:70%]", "train[70%:85%]", "train[85%:]")
+    )
+
+
 def trained(name: str, args: argparse.Namespace) -> tuple[Any, float]:
     """The pipeline of a run, trained unless its folder is there, and its seconds of training."""
     folder = Path(args.runs) / name
     if not (folder / "model_index.json").is_file():
         flags, digits = RUNS[name]
-        data = {"train_data_dir": str(args.mnist)} if digits else {"dataset_name": "emoji"}
-        split = {"split": "train[:59500]"} if digits else {"split": "train[:90%]"}
+        source = source_of(args, digits)
+        data = {"train_data_dir": str(source)} if isinstance(source, Path) else {"dataset_name": source}
+        split = {"split": splits_of(args, digits)[0]}
         fixed = {"output_dir": str(folder), "eval_num_samples": 0, "checkpointing_steps": 100_000, "seed": 0}
         base = {"control_from": str(Path(args.runs) / "unconditional")} if name == "branch" else {}
         steps = {"max_train_steps": args.steps} if args.steps else {}
@@ -78,17 +94,11 @@ def sample(pipe: Any, count: int, **options: Any) -> Tensor:
 
 def pairs_of(degrade: str | None, args: argparse.Namespace, split: str, digits: bool = True) -> tuple[Tensor, Tensor]:
     """Conditioning images and targets of a split, at most `--n`; without a degradation the targets twice."""
-    source = Path(args.mnist) if digits else "emoji"
-    if degrade is None:
-        data: Any = load_images(source, split=split)
-    else:
-        data = load_pairs(source, split=split, degrade=degrade)
+    source, options = source_of(args, digits), {"split": split, "resolution": None if digits else 16}
+    data: Any = load_images(source, **options) if degrade is None else load_pairs(source, degrade=degrade, **options)
     rows = torch.linspace(0, len(data) - 1, min(args.n, len(data))).long()
     targets = from_uint8(data.images[rows])
     return (targets if degrade is None else data.conditions(rows)), targets
-
-
-SPLITS = {True: ("train[59500:]", "test"), False: ("train[90%:]", "test")}
 
 
 def draw(args: argparse.Namespace, name: str, rows: dict[str, Tensor]) -> None:
@@ -112,7 +122,7 @@ def iou(images: Tensor, control: Tensor) -> float:
 
 
 def edge_control(args: argparse.Namespace) -> dict[str, Any]:
-    (known, _), (control, truth) = (pairs_of("edges", args, split) for split in SPLITS[True])
+    (known, _), (control, truth) = (pairs_of("edges", args, split) for split in splits_of(args, True)[1:])
     found: dict[str, Any] = {"n": len(control), "iou": {}, "seconds": {}, "steps": {}}
     rows = {"edges": control}
     for name in ("unconditional", "branch", "edges"):
@@ -137,7 +147,7 @@ def psnr_inside(images: Tensor, truth: Tensor, mask: Tensor) -> float:
 
 def inpainting(args: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {"psnr_inside_db": {}, "chosen": {}, "outside_changed": {}, "seconds": {}}
-    (known, known_truth), (condition, truth) = (pairs_of("masked", args, split) for split in SPLITS[True])
+    (known, known_truth), (condition, truth) = (pairs_of("masked", args, split) for split in splits_of(args, True)[1:])
     masks = [(x[:, -1:] > 0).float() for x in (known, condition)]
     rows = {"input": condition[:, :-1]}
     for name, run in (("replacement", "unconditional"), ("trained with holes", "holes")):
@@ -163,8 +173,8 @@ def inpainting(args: argparse.Namespace) -> dict[str, Any]:
 def restored(args: argparse.Namespace, run: str, degrade: str, digits: bool) -> dict[str, Any]:
     """Scores of colours or enlarged images, and of the baselines of the task."""
     pipe, seconds = trained(run, args)
-    known, test = (pairs_of(degrade, args, split, digits) for split in SPLITS[digits])
-    fitted = pairs_of(degrade, argparse.Namespace(**{**vars(args), "n": 2000}), "train[:80%]", digits)
+    known, test = (pairs_of(degrade, args, split, digits) for split in splits_of(args, digits)[1:])
+    fitted = pairs_of(degrade, argparse.Namespace(**{**vars(args), "n": 2000}), splits_of(args, digits)[0], digits)
 
     def restore(inputs: Tensor, targets: Tensor, count: int) -> Tensor:
         if degrade == "smaller":  # the small images are exact in the targets
@@ -172,7 +182,7 @@ def restored(args: argparse.Namespace, run: str, degrade: str, digits: bool) -> 
             return sample(pipe, len(targets), low_resolution=small, num_inference_steps=count)
         return sample(pipe, len(inputs), control_image=inputs, num_inference_steps=count)
 
-    extractor = load_extractor("mnist" if digits else "emoji")
+    extractor = load_extractor("mnist" if args.mnist else "digits") if digits else None
     key = "psnr" if degrade == "smaller" else "ciede2000"
 
     def score(outputs: dict[str, Tensor], targets: Tensor) -> Any:
@@ -203,7 +213,7 @@ def restored(args: argparse.Namespace, run: str, degrade: str, digits: bool) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mnist", default="mnist", help="folder of parquet files of MNIST")
+    parser.add_argument("--mnist", help="folder of parquet files of MNIST, for its digits")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--n", type=int, default=500, help="test images, and images that settings are chosen on")
     parser.add_argument("--steps", type=int, help="of every training, in place of the recipe's")
@@ -221,7 +231,13 @@ def main() -> None:
             found = inpainting(args)
         else:
             found = restored(args, part, {"enlarge": "smaller", "colour": "grey"}[part], part == "enlarge")
-        results[part] = {**rounded(found), "wall_seconds": round(time.perf_counter() - began), **environment()}
+        data = str(source_of(args, part != "colour"))
+        results[part] = {
+            "data": Path(data).name,
+            **rounded(found),
+            "wall_seconds": round(time.perf_counter() - began),
+            **environment(),
+        }
         print(json.dumps({part: results[part]}, indent=1))
         path.write_text(json.dumps(results, indent=1) + "\n")
 

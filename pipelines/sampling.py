@@ -307,7 +307,7 @@ def sample_ode(
     unet: Any, scheduler: Any, x: Tensor, conditioning: Conditioning | None, num_inference_steps: int
 ) -> Tensor:
     """Samples of the deterministic sampler from noise x: DDIM without clipping, or Euler's method for a flow."""
-    run = _deterministic(scheduler, num_inference_steps, x.device)
+    run = deterministic_scheduler(scheduler, num_inference_steps, x.device)
     for i, t in enumerate(run.timesteps):
         output = predict(unet, x, t, conditioning, target=step_end(unet, run, run.timesteps, i))
         x = run.step(output, t, x).prev_sample
@@ -326,7 +326,7 @@ def invert_ode(
 
     Each step is implicit and is solved by `refinements` evaluations of the network (Pan et al., 2023, 2309.04907).
     """
-    run = _deterministic(scheduler, num_inference_steps, x.device)
+    run = deterministic_scheduler(scheduler, num_inference_steps, x.device)
     flow = is_flow(run)
     for i in reversed(range(len(run.timesteps))):
         t = run.timesteps[i]
@@ -342,7 +342,7 @@ def invert_ode(
     return x
 
 
-def _deterministic(scheduler: Any, num_inference_steps: int, device: torch.device) -> Any:
+def deterministic_scheduler(scheduler: Any, num_inference_steps: int, device: torch.device) -> Any:
     """DDIM over the same noise schedule, without clipping, which could not be undone; or Euler's method of a flow."""
     check_steps(scheduler, num_inference_steps)
     run: Any
@@ -354,6 +354,13 @@ def _deterministic(scheduler: Any, num_inference_steps: int, device: torch.devic
         run = noise_schedule(scheduler, DDIMScheduler, clip_sample=False, thresholding=False)
     run.set_timesteps(num_inference_steps, device=device, **_equal_steps(run, num_inference_steps))
     return run
+
+
+def deterministic_step(run: Any, i: int, output: Tensor, x: Tensor) -> Tensor:
+    """The i-th step of a `deterministic_scheduler`, which may be asked for in any order."""
+    if is_flow(run):
+        return x + (run.sigmas[i + 1] - run.sigmas[i]).to(x) * output
+    return run.step(output, run.timesteps[i], x).prev_sample
 
 
 def noise_schedule(scheduler: Any, kind: Any, **changes: Any) -> Any:

@@ -189,6 +189,8 @@ SEARCHED = {  # a term of the field -> the page that must be found by it, in its
     "VQ-VAE": "vqvae.md",
     "normalizing flow": "flows.md",
     "ControlNet": "control.md",
+    "DDIM inversion": "editing.md",
+    "pix2pix-zero": "editing.md",
     "pix2pix": "translation.md",
     "CycleGAN": "translation.md",
     "colourisation": "translation.md",

@@ -8,7 +8,9 @@ from .card import card as card
 from .compare import compare as compare
 from .convert import convert as convert
 from .data import data as data
+from .directions import directions as directions
 from .doctor import doctor as doctor
+from .edit import edit as edit
 from .embed import embed as embed
 from .evaluate import evaluate as evaluate
 from .generate import generate as generate

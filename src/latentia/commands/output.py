@@ -21,6 +21,8 @@ WRITTEN = {
     "bounds": ("bounds.json", "bounds.png"),
     "evaluate": _EVALUATION,
     "compare": (*_COMPARISON, *(f"[0-9]*/{name}" for name in (MARK, *_EVALUATION))),
+    "directions": ("directions.safetensors", "directions.json", "strip-[0-9]*.png"),
+    "edit": ("[0-9][0-9][0-9][0-9][0-9]*.png", "edits.json", "edits_sheet.png"),
     "embed": ("latents.parquet", "embedding.json", "pca.png", "tsne.png"),
     "generate": (
         *(f"[0-9][0-9][0-9][0-9][0-9]*.{kind}" for kind in ("png", "txt", "wav")),

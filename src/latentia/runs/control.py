@@ -61,7 +61,9 @@ def condition_data(
         UsageError: flags that contradict each other, or a branch without conditioning images.
         DataError: data that cannot be read, or that are no pairs.
     """
-    given = (images.target_data_dir, images.target_column, images.degrade, images.strength)
+    given = (images.target_data_dir, images.target_column, images.degrade)
+    if images.strength is not None and images.degrade is None:
+        raise UsageError(f"--strength is of --degrade; give that, or leave it out. Got {images.strength:g}.")
     if any(value is not None for value in given):
         pairs = load_paired(data, images)
         if images.degrade == "grey" and pairs.shape[0] == 1:
