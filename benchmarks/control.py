@@ -10,8 +10,10 @@ are of test images.
 `edges`: an unconditional network of digits, a control branch on it, and a network that sees the edges as one more
 channel; intersection over union of the edges of the result and of the control. `inpainting`: a network that was trained
 with holes, the replacement method with the unconditional network, and mean fill; PSNR inside of the hole. `colour`:
-CIEDE2000 of emoji coloured from grey. `enlarge`: digits to twice their sides. `--parts` runs some and adds them to
-the results that are there.
+CIEDE2000 of emoji coloured from grey. `enlarge`: digits to twice their sides. `editing`: inversion of test emoji by
+the text-to-image pipeline of the repository, and swaps of the colour word in captions of training emoji, the weight
+chosen on half of the captions and scored on the other; the background is what is white before. `--parts` runs some and
+adds them to the results that are there.
 """
 
 import argparse
@@ -28,9 +30,19 @@ from torch import Tensor
 
 from latentia import DiffusionPipeline
 from latentia.data import load_images, load_pairs
-from latentia.evaluation import image_grid, load_extractor, translation_baselines, translation_scores
+from latentia.evaluation import (
+    color_word_accuracy,
+    image_grid,
+    load_extractor,
+    palette,
+    translation_baselines,
+    translation_scores,
+)
+from latentia.evaluation.color import color_word
 from latentia.functional.degradation import edges, luminance
 from latentia.functional.pixels import from_uint8, to_uint8
+from latentia.pipelines.editing import edit_images
+from latentia.pipelines.inversion import invert
 from latentia.runs.arguments import check_ranges
 from latentia.runs.command_line import with_values
 
@@ -48,7 +60,10 @@ RUNS: dict[str, tuple[dict[str, Any], bool]] = {
     "enlarge": ({**SMALL, "degrade": "smaller", "max_train_steps": 600}, True),
     "colour": ({**SMALL, "degrade": "grey", "max_train_steps": 800, "resolution": 16}, False),
 }
-PARTS = ("edges", "inpainting", "enlarge", "colour")
+PARTS = ("edges", "inpainting", "enlarge", "colour", "editing")
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "brown")
+OTHER_THINGS = ("person", "man", "hair", "dragon", "woman", "salad")  # the word is not of the whole image
+WEIGHTS = (0.01, 0.02, 0.03, 0.05)
 LINE = 0.0  # above it a pixel is of an edge, half of the strongest
 STEPS = (5, 10, 25)
 HELD_OUT = 500
@@ -211,6 +226,61 @@ def restored(args: argparse.Namespace, run: str, degrade: str, digits: bool) -> 
     return found
 
 
+# ------------------------------------------------------------ editing
+
+
+def swaps(args: argparse.Namespace) -> list[tuple[int, str, str, str]]:
+    """(row, caption, colour, other colour) of training emoji, two others for each caption."""
+    captions = load_images("emoji").captions or []
+    rows = [(i, text, color_word(text)) for i, text in enumerate(captions) if not any(x in text for x in OTHER_THINGS)]
+    found = []
+    for n, (i, text, color) in enumerate(row for row in rows if row[2] in COLORS):
+        others = [other for other in COLORS if other != color]
+        found += [(i, text, str(color), others[(n + shift) % len(others)]) for shift in (0, 3)]
+    return found[: args.n]
+
+
+def editing(args: argparse.Namespace) -> dict[str, Any]:
+    pipe = DiffusionPipeline.from_pretrained(HERE.parent / "pretrained" / "emoji", dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    train, test = load_images("emoji"), load_images("emoji", split="test")
+    rows = torch.linspace(0, len(test) - 1, min(48, args.n, len(test))).long()
+    held, captions = from_uint8(test.images[rows]), [(test.captions or [])[i] for i in rows.tolist()]
+    inversion: dict[str, Any] = {}
+    for method in ("ddim", "fixed_point", "coupled"):
+        found = invert(pipe, held, method=method, prompt=captions, num_inference_steps=25)
+        inversion[method] = float(found.psnr.mean())
+        inversion["autoencoder alone"] = float(found.autoencoder_psnr.mean())
+    images, jobs = from_uint8(train.images), swaps(args)
+    every = palette(images, train.captions or [])
+    colors = {word: every[word] for word in COLORS}
+
+    def score(part: list[tuple[int, str, str, str]], weight: float) -> tuple[dict[str, float], Tensor, Tensor]:
+        before, made = images[[i for i, *_ in part]], []
+        for i, text, color, other in part:
+            options = {"attention_weight": weight, "num_inference_steps": 25}
+            made.append(edit_images(pipe, images[i : i + 1], text, color, other, **options).images)
+        after = torch.cat(made)
+        background = (before.amin(1, keepdim=True) > 0.9).float()
+        change = (after - before).abs().mean(1, keepdim=True) * background
+        l1 = change.flatten(1).sum(1) / background.flatten(1).sum(1).clamp(min=1)
+        asked = [f"{other} thing" for *_, other in part]
+        values = {"color": color_word_accuracy(after, asked, colors), "background_l1": float(l1.mean())}
+        return values, before, after
+
+    known, part = jobs[0::4] + jobs[1::4], jobs[2::4] + jobs[3::4]  # two swaps of a caption stay together
+    tried = {weight: score(known, weight)[0] for weight in WEIGHTS}
+    right = [weight for weight in WEIGHTS if tried[weight]["color"] >= 0.75] or [WEIGHTS[0]]
+    best = min(right, key=lambda weight: tried[weight]["background_l1"])
+    edited, before, after = score(part, best)
+    plain, _, swapped = score(part, 0.0)
+    draw(args, "editing", {"before": before, "plain swap": swapped, "edited": after})
+    return {
+        "inversion_psnr_db": inversion, "attention_weight": best, "edited": edited, "plain_swap": plain,
+        "n": len(part), "chosen_on": len(known), "inverted": len(held),
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist", help="folder of parquet files of MNIST, for its digits")
@@ -229,9 +299,11 @@ def main() -> None:
             found = edge_control(args)
         elif part == "inpainting":
             found = inpainting(args)
+        elif part == "editing":
+            found = editing(args)
         else:
             found = restored(args, part, {"enlarge": "smaller", "colour": "grey"}[part], part == "enlarge")
-        data = str(source_of(args, part != "colour"))
+        data = str(source_of(args, part not in ("colour", "editing")))
         results[part] = {
             "data": Path(data).name,
             **rounded(found),
