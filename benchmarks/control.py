@@ -256,11 +256,9 @@ def editing(args: argparse.Namespace) -> dict[str, Any]:
     colors = {word: every[word] for word in COLORS}
 
     def score(part: list[tuple[int, str, str, str]], weight: float) -> tuple[dict[str, float], Tensor, Tensor]:
-        before, made = images[[i for i, *_ in part]], []
-        for i, text, color, other in part:
-            options = {"attention_weight": weight, "num_inference_steps": 25}
-            made.append(edit_images(pipe, images[i : i + 1], text, color, other, **options).images)
-        after = torch.cat(made)
+        before, (_, texts, words, others) = images[[i for i, *_ in part]], zip(*part)
+        options = {"attention_weight": weight, "num_inference_steps": 25}
+        after = edit_images(pipe, before, list(texts), list(words), list(others), **options).images
         background = (before.amin(1, keepdim=True) > 0.9).float()
         change = (after - before).abs().mean(1, keepdim=True) * background
         l1 = change.flatten(1).sum(1) / background.flatten(1).sum(1).clamp(min=1)

@@ -77,8 +77,8 @@ def edit_images(
     pipe: Any,
     images: Images,
     prompt: Texts,
-    word: str,
-    replacement: str,
+    word: Texts,
+    replacement: Texts,
     *,
     attention_weight: float = 0.03,
     sentences: Sequence[str] | None = None,
@@ -95,8 +95,8 @@ def edit_images(
         pipe: a `TextToImagePipeline` with a `UNet2D`.
         images: as for `from_input`.
         prompt: what they show, one text or one for each.
-        word: of the prompt, whole; in each of them, if there are several.
-        replacement: what stands in its place.
+        word: of the prompt, whole; one, or one for each image.
+        replacement: what stands in its place; one, or one for each image.
         attention_weight: from 0; large weights keep the colours too. Default 0.03.
         sentences: others with the word, whose mean edit direction is added to the prompt; `None` (default): each prompt
             itself, so that the direction leads to the prompt with the other word.
@@ -122,15 +122,27 @@ def edit_images(
     check_range("attention_weight", attention_weight, 0)
     if not pipe.is_text_conditional or not isinstance(getattr(pipe, "unet", None), UNet2D):
         raise UsageError(f"pipe must be a TextToImagePipeline with a UNet2D; got a {type(pipe).__name__}.")
-    prompts = listed("prompt", prompt)
-    swapped = [swap_word(text, word, replacement) for text in prompts]
-    found = invert(pipe, images, prompt=prompts, num_inference_steps=num_inference_steps, refinements=refinements)
+    texts = [listed("prompt", prompt), *([one] if isinstance(one, str) else list(one) for one in (word, replacement))]
+    count = max(map(len, texts))
+    if any(len(part) not in (1, count) for part in texts):
+        raise UsageError(f"prompt, word and replacement must be one, or one for each image; got {[*map(len, texts)]}.")
+    prompts, words, others = (part * count if len(part) == 1 else part for part in texts)
+    swapped = [swap_word(*row) for row in zip(prompts, words, others)]
+    found = invert(
+        pipe,
+        images,
+        prompt=prompts[:1] if count == 1 else prompts,
+        num_inference_steps=num_inference_steps,
+        refinements=refinements,
+    )
     count = len(found.images)
-    prompts, swapped = (texts * count if len(texts) == 1 else texts for texts in (prompts, swapped))
+    prompts, swapped = (part * count if len(part) == 1 else part for part in (prompts, swapped))
     hidden, mask = pipe._embedded("prompt", prompts)
     other, other_mask = pipe._embedded("prompt", swapped)
     if sentences is not None:
-        other = hidden + edit_direction(pipe, word, replacement, sentences)
+        if len({*words}) > 1 or len({*others}) > 1:
+            raise UsageError("sentences have one word and one replacement; got several. Edit them one after another.")
+        other = hidden + edit_direction(pipe, words[0], others[0], sentences)
     columns = [found.latents, hidden.to(found.latents), _mask(mask, hidden), other.to(found.latents)]
     columns.append(_mask(other_mask, other))
     device, channels = found.latents.device, found.latents.shape[1]

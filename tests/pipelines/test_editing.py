@@ -103,6 +103,12 @@ def test_the_gradient_keeps_the_maps_of_the_prompt():
     torch.testing.assert_close(plain.images, decoded.clamp(-1, 1), atol=1e-4, rtol=1e-4)
     alone = edit_images(pipe, images[1:2], prompts[1], "red", "green", attention_weight=0.5, **options)
     assert torch.equal(alone.images[0], kept.images[1])
+    several = edit_images(
+        pipe, images, prompts, ["red"] * 3, ["green", "green", "blue"], attention_weight=0.5, **options
+    )
+    assert torch.equal(several.images[:2], kept.images[:2]) and several.prompts[2][1] == "blue birds"
+    with pytest.raises(UsageError, match=r"must be one, or one for each image; got \[3, 2, 1\]"):
+        edit_images(pipe, images, prompts, ["red"] * 2, "green")
     same = edit_images(pipe, images, prompts, "red", "red", attention_weight=0.5, **options)
     torch.testing.assert_close(same.images, same.inversion.reconstruction, atol=1e-4, rtol=1e-4)
 
