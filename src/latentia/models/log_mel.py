@@ -1,13 +1,14 @@
 """LogMel: sounds as sequences of standardised log-mel frames, and back by Griffin-Lim."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from latentia.errors import Size, UsageError, check_arguments
+from latentia.errors import Range, Size, UsageError, check_arguments
 from latentia.functional.chunks import in_chunks
 from latentia.functional.spectrograms import FLOOR, griffin_lim, log_mel, mel_filters
 from latentia.models.modeling import ModelMixin
@@ -54,8 +55,8 @@ class LogMel(ModelMixin, ConfigMixin):
         self,
         sampling_rate: Size = 8000,
         samples: Size = 4096,
-        num_mels: Size = 40,
-        n_fft: Size = 512,
+        num_mels: Annotated[int, Range(1, most=512)] = 40,
+        n_fft: Annotated[int, Range(1, most=2**13)] = 512,
         hop_length: Size = 128,
     ):
         super().__init__()
