@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from latentia import (
     VAE,
@@ -14,15 +15,18 @@ from latentia import (
     CausalTransformer,
     DDIMScheduler,
     LatentMixture,
+    SeriesPipeline,
+    SeriesScaler,
     TableEncoder,
     TextPipeline,
     UnconditionalDiffusionPipeline,
+    UNet1D,
     UNet2D,
     VAEPipeline,
 )
 from latentia.commands import anomalies
 from latentia.commands.main import main
-from latentia.data import ImageData, load_images
+from latentia.data import ImageData, load_images, load_series
 from latentia.data.mixed import load_mixed_table
 from latentia.errors import DataError, NumericsError, UsageError
 from latentia.evaluation.anomalies import conformal_p_values, ranking_scores
@@ -141,6 +145,17 @@ def test_rows_and_texts_are_scored():
     found = anomalies(writer, texts)
     torch.testing.assert_close(found.scores, writer.bits_per_character(texts))
     assert found.about["unit"] == "bits per character" and "No p-values" in found.text()
+
+
+def test_time_series_are_scored():
+    torch.manual_seed(0)
+    series = load_series("sines_ar2", max_samples=6)
+    scaler = SeriesScaler.fit(series.describe_channels(), series.values, series.lengths)
+    unet = UNet1D(64, block_out_channels=(8, 8), attention_head_dim=8)
+    pipe = SeriesPipeline(scaler, unet, FlowMatchEulerDiscreteScheduler())
+    found = anomalies(pipe, series, num_inference_steps=2, normal_classes=["sines"], batch_size=4)
+    assert torch.equal(found.scores, anomalies(pipe, series, num_inference_steps=2).scores)
+    assert found.scores.shape == (6,) and 0 <= found.ranking["AUROC"] <= 1 and "series" in found.text()
 
 
 def test_a_run_is_scored_from_the_command_line(tmp_path, monkeypatch, capsys):

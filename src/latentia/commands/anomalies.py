@@ -190,7 +190,7 @@ def anomalies(
     device: str | None = None,
     **settings: Any,
 ) -> Anomalies:
-    """Find anomalies by the likelihood or reconstruction error of a model, in images, rows of a table, or texts.
+    """Find anomalies by the likelihood or reconstruction error of a model, in images, tables, texts or time series.
 
     Each element gets a score, the larger the less it is like the training data. The scores of held-out elements of the
     training data turn it into a conformal p-value: if a new element is of their distribution, its p-value is at most
@@ -201,7 +201,7 @@ def anomalies(
             GAN by inversion, flow, autoregressive model, diffusion. In Python also a pipeline.
         data: what is scored. Images: digits, emoji, factors, a folder, parquet, or a data set on the Hub; of a model of
             tables a CSV or parquet file; of one of texts a file (each line), a folder (each file) or a table (each
-            row). If not given, what the source was trained on, to find errors in it.
+            row); of one of time series a table. If not given, what the source was trained on, to find errors in it.
         score: "likelihood", negative log-likelihood, of texts in bits per character; "reconstruction", the squared
             error; or "relative_reconstruction", that error over the variance of the image, which does not grow with its
             contrast. If not given, the first that the model has.

@@ -1,4 +1,4 @@
-"""Elements of data that a command scores one by one: images, rows of a table or texts, with their names and labels."""
+"""Elements of data that a command scores one by one: images, rows, texts, series or sounds, with names and labels."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from latentia.commands.modalities import MODALITIES
 from latentia.commands.reference import CONFIG, find_reference, run_arguments
+from latentia.commands.signals import real_signals, run_of
 from latentia.commands.tables import held_out_rows, name_of_table
 from latentia.data import ImageData
 from latentia.data.loading import parse_split
@@ -22,10 +24,10 @@ from latentia.runs.start import load_data
 
 @dataclass(frozen=True)
 class Elements:
-    """Images, rows or texts.
+    """Images, rows, texts, series or sounds.
 
     Args:
-        inputs: uint8 images (N, C, H, W), a `MixedTable`, or a list of texts.
+        inputs: uint8 images (N, C, H, W), a list of texts, or a `MixedTable`, `Series` or `Sounds`.
         names: where each is found, N.
         labels: the name of the class of each, N, or None.
         data: name of the data.
@@ -45,7 +47,7 @@ class Elements:
         if isinstance(self.inputs, list):
             inputs: Any = [self.inputs[i] for i in rows]
         else:
-            inputs = self.inputs.take(np.asarray(rows)) if isinstance(self.inputs, MixedTable) else self.inputs[[*rows]]
+            inputs = self.inputs[[*rows]] if isinstance(self.inputs, Tensor) else self.inputs.take(np.asarray(rows))
         return Elements(inputs, [self.names[i] for i in rows], labels, self.data)
 
     def thin(self, most: int | None) -> "Elements":
@@ -186,8 +188,31 @@ def _text_of(source: Any) -> tuple[str | None, str | None]:
     return found.get("train_data_dir") or found.get("dataset_name"), found.get("text_column")
 
 
+def _signals(modality: str) -> Reader:
+    """The reader of time series or sounds."""
+    how = MODALITIES[modality]
+
+    def elements(signals: Any) -> Elements:
+        labels = None
+        if signals.labels is not None and signals.label_names is not None:
+            labels = [signals.label_names[i] for i in signals.labels]
+        names = [f"{modality} {i}" for i in range(len(signals))]
+        return Elements(signals, names, labels, str(signals.source["name"]))
+
+    def read(pipe: Any, source: Any, data: Any, settings: dict[str, Any]) -> Elements:
+        return elements(real_signals(how, source, data, settings)[0])
+
+    def held_out(source: Any) -> Elements | None:
+        run = run_of(how, source)
+        rest = None if run is None else how.from_flags(run).parts(run.held_out_share)[1]
+        return elements(rest) if rest is not None and len(rest) else None
+
+    return Reader(tuple(how.settings), read, held_out)
+
+
 READERS = {
     "image": Reader(None, _images, _held_out_images),
     "table": Reader(("label_column",), _rows, _held_out_rows),
     "text": Reader(("text_column",), _texts, _held_out_texts),
+    **{modality: _signals(modality) for modality in MODALITIES},
 }

@@ -158,7 +158,7 @@ def compare_signals(modality: str, sources: Sequence[Any], data: Any = None, **o
     """Measure several sources of signals against the same real ones; options as for `evaluate_signals`."""
     found = SignalComparison()
     if data is None:
-        data = next((s for s in sources if _run_of(MODALITIES[modality], s) is not None), None)
+        data = next((s for s in sources if run_of(MODALITIES[modality], s) is not None), None)
     names: list[str] = []
     for source in sources:
         one = evaluate_signals(modality, source, data, **options)
@@ -202,7 +202,7 @@ def evaluate_signals(
     """
     how = MODALITIES[modality]
     settings = _settings(how, unused or {})
-    real, share = _real(how, source, data, settings)
+    real, share = real_signals(how, source, data, settings)
     train, held_out = real.parts(share)
     count = min(_MOST, max(len(train) if how.many else len(held_out), n or 0))
     name, about, made, card = _made(modality, source, train, count, seed, num_inference_steps, revision, device)
@@ -224,13 +224,13 @@ def _settings(how: Modality, given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: given[name] for name in how.settings if given.get(name)}
 
 
-def _real(how: Modality, source: Any, data: Any, settings: Mapping[str, Any]) -> tuple[Any, float]:
+def real_signals(how: Modality, source: Any, data: Any, settings: Mapping[str, Any]) -> tuple[Any, float]:
     """The real signals, and the share of them that is held out."""
-    run = next((found for one in (data, source) if (found := _run_of(how, one)) is not None), None)
+    run = next((found for one in (data, source) if (found := run_of(how, one)) is not None), None)
     share = how.arguments().held_out_share if run is None else run.held_out_share
     if how.fits(data):
         return data, share
-    named = data is not None and _run_of(how, data) is None
+    named = data is not None and run_of(how, data) is None
     if named and not (run is not None and str(data) in (run.dataset_name, run.train_data_dir)):
         given = dict(settings)
         limit = given.pop("max_train_samples", None)
@@ -249,7 +249,7 @@ def _real(how: Modality, source: Any, data: Any, settings: Mapping[str, Any]) ->
         raise DataError(f"{error} The run was trained on it; if it lies elsewhere now, give data.") from error
 
 
-def _run_of(how: Modality, source: Any) -> Any:
+def run_of(how: Modality, source: Any) -> Any:
     """The flags of the data of a run, from its folder; None of anything else."""
     if not isinstance(source, str | Path) or not (user_path(source) / CONFIG).is_file():
         return None
