@@ -9,9 +9,10 @@ mixture of ten, and the density of the data where it has a closed form. `images`
 of each architecture, then the density of all test images under uniform dequantisation. `speed`: log_prob and samples of
 1024 points, ours over the faster of the two libraries, with networks of equal sizes, each the best of several rounds in
 turn. `stability`: ten seeds of Glow on the digits at the default rate and at three times it. `flow_gan`: one network
-trained by likelihood, adversarially and by both, on MNIST. `overhead`: processor time of the training loop, its start
-and end included, over that of a bare one, in turns: the same RealNVP of the digits, batches and optimizer. Each part
-replaces its own rows of the result alone.
+trained by likelihood, adversarially and by both, on MNIST; `flow_gan_weights`: the weights of the likelihood that were
+tried on a held-out fifth of the digits. `overhead`: processor time of the training loop, its start and end included,
+over that of a bare one, in turns: the same RealNVP of the digits, batches and optimizer. Each part replaces its own
+rows of the result alone.
 """
 
 import argparse
@@ -46,7 +47,7 @@ from latentia.training.loop import train as fit
 
 HERE = Path(__file__).resolve().parent
 SHAPES = ["moons", "circles", "2spirals", "checkerboard", "8gaussians", "ring", "grid"]
-PARTS = ("plane", "images", "speed", "stability", "flow_gan", "overhead")
+PARTS = ("plane", "images", "speed", "stability", "flow_gan", "flow_gan_weights", "overhead")
 
 
 def head() -> str:
@@ -193,33 +194,44 @@ def stability(args: argparse.Namespace) -> dict[str, Any]:
     return rows
 
 
-def flow_gan(args: argparse.Namespace) -> dict[str, Any]:
-    """NICE by likelihood, adversarially and by both: nats of test images and Inception score of samples."""
-    extractor, rows = load_extractor("mnist"), {}
-    modes = {"likelihood": [], "adversarial": ["--likelihood_weight", "0"], "both": ["--likelihood_weight", "1"]}
-    for name, flags in modes.items():
-        folder = args.folder / f"flow-gan-{name}"
-        options = ["--architecture", args.flow_gan_architecture, "--max_train_steps", str(args.flow_gan_steps)]
-        seconds = train("flow", folder, *options, "--train_data_dir", args.train_data_dir, *flags)
-        pipe = FlowPipeline.from_pretrained(folder)
-        pipe.set_progress_bar_config(disable=True)
-        bits, _ = test_bits(pipe, args.train_data_dir)
-        samples = pipe(2000, generator=torch.Generator().manual_seed(0), output_type="latent").images.clamp(-1, 1)
-        real = load_images(args.train_data_dir, split="test").images[:2000]
-        scores = {}
-        for key, x in (("samples", samples), ("real", from_uint8(real))):
-            logits = predict(x.split(500), extractor).logits
-            p = logits.double().softmax(1)
-            marginal = p.mean(0, keepdim=True)
-            scores[key] = float((p * (p.log() - marginal.log())).sum(1).mean().exp())
-        nats = bits * 784 * 0.6931471805599453 - 784 * 4.852030263919617  # of the density on [-1, 1]
-        rows[name] = {
-            "nats per image": round(nats, 1), "bits per dimension": round(bits, 4),
-            "inception score": round(scores["samples"], 3), "inception score of real": round(scores["real"], 3),
-            "processor minutes": round(seconds / 60, 1),
-        }  # fmt: skip
-        print(name, rows[name], flush=True)
+def scores_of(folder: Path, images: Tensor, name: str) -> dict[str, Any]:
+    """Negative log-likelihood of images, dequantised, and Inception scores of 2000 samples and of 2000 of them."""
+    pipe = FlowPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    nats = -torch.cat([pipe.log_likelihood(x) for x in dequantise(images, seed=0).values.split(500)])
+    samples = pipe(2000, generator=torch.Generator().manual_seed(0), output_type="latent").images.clamp(-1, 1)
+    scores = {}
+    for key, x in (("", samples), (" of real", from_uint8(images[:2000]))):
+        p = predict(x.split(500), load_extractor(name)).logits.double().softmax(1)
+        divergence = (p * (p.log() - p.mean(0, keepdim=True).log())).sum(1)
+        scores[f"inception score{key}"] = round(float(divergence.mean().exp()), 3)
+    return {"nats per image": round(nats.mean().item(), 2), **scores, "commit": head()}
+
+
+def weighted(args: argparse.Namespace, weights: list[str], images: Tensor, name: str, *data: str) -> dict[str, Any]:
+    """A row for each weight of the likelihood; "none": by likelihood alone."""
+    rows = {}
+    for weight in weights:
+        folder = args.folder / f"{name}-weight-{weight}"
+        flags = [] if weight == "none" else ["--likelihood_weight", weight]
+        options = ["--architecture", args.flow_gan_architecture, "--eval_num_samples", "0"]
+        seconds = train("flow", folder, *options, *data, *flags)
+        row = {"none": "likelihood", "0": "adversarial"}.get(weight, f"weight {weight}")
+        rows[row] = scores_of(folder, images, name) | {"processor minutes": round(seconds / 60, 1)}
+        print(row, rows[row], flush=True)
     return rows
+
+
+def flow_gan_weights(args: argparse.Namespace) -> dict[str, Any]:
+    held_out = load_images("digits", split="train[80%:]").images
+    data = ("--dataset_name", "digits", "--split", "train[:80%]", "--max_train_steps", "400")
+    return weighted(args, ["none", "3", "10", "30"], held_out, "digits", *data)
+
+
+def flow_gan(args: argparse.Namespace) -> dict[str, Any]:
+    test = load_images(args.train_data_dir, split="test").images
+    data = ("--train_data_dir", args.train_data_dir, "--max_train_steps", str(args.flow_gan_steps))
+    return weighted(args, args.flow_gan_weights, test, "mnist", *data)
 
 
 def overhead(args: argparse.Namespace) -> dict[str, Any]:
@@ -275,6 +287,7 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", type=int, default=[4000, 3500, 2000], help="of each architecture")
     parser.add_argument("--flow_gan_architecture", default="nice")
     parser.add_argument("--flow_gan_steps", type=int, default=1500)
+    parser.add_argument("--flow_gan_weights", nargs="+", default=["none", "0", "1", "30"], help="of the likelihood")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--overhead_rounds", type=int, default=9)
     parser.add_argument("--folder", type=Path, default=Path("outputs/flows"))
@@ -287,7 +300,7 @@ def main() -> None:
         rows = globals()[part](args)
         given = f" --train_data_dir {Path(args.train_data_dir).name}" if args.train_data_dir else ""
         found[part] = {
-            "rows": found.get(part, {}).get("rows", {}) | rows if part in ("plane", "images") else rows,
+            "rows": found.get(part, {}).get("rows", {}) | rows if part in ("plane", "images", "flow_gan") else rows,
             "command": f"python benchmarks/flows.py --parts {part}{given}",
             "commit": head(),
             "machine": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}",
