@@ -175,7 +175,7 @@ def test_what_makes_a_run_another_one():
 FLAGS = """
     dataset_name dataset_config_name dataset_revision train_data_dir split image_column label_column caption_column
     resolution channels center_crop random_flip max_train_samples streaming on_bad_image dataloader_num_workers
-    cache_dir coupling_size few_steps
+    cache_dir coupling_size few_steps degrade strength target_column target_data_dir control_from
     block_out_channels patch_size layers_per_block attention_head_dim dropout class_conditional learned_variance
     num_train_timesteps beta_schedule prediction_type time_sampling time_loc time_scale loss_weighting snr_gamma
     class_dropout

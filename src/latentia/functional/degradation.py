@@ -70,7 +70,8 @@ def edges(images: Tensor) -> Tensor:
         tensor([-1.])
     """
     grey = F.pad(luminance(images), (1, 1, 1, 1), mode="replicate")
-    smooth, slope = grey.new_tensor([1.0, 2.0, 1.0]), grey.new_tensor([-1.0, 0.0, 1.0])
+    parts = torch.tensor([[1.0, 2.0, 1.0], [-1.0, 0.0, 1.0]], dtype=grey.dtype)
+    smooth, slope = parts.to(grey.device, non_blocking=True)  # an accelerator would wait for `new_tensor`
     kernels = torch.stack([smooth[:, None] * slope, slope[:, None] * smooth])[:, None] / 8  # (2, 1, 3, 3)
     gradient = F.conv2d(grey, kernels)
     return (2 * gradient.square().sum(1, keepdim=True).sqrt()).clamp(max=2) - 1

@@ -65,7 +65,7 @@ class SignalValidation:
         """Signals of the pipeline as it is now, classes as often as in the data."""
         labels = class_labels_like(self.train.labels if self.args.condition.class_conditional else None, count)
         with evaluating(self.weights):
-            pipe = self.pipeline(self.weights)
+            pipe = self.pipeline(self.weights).to(self.weights.device)
             pipe.set_progress_bar_config(disable=True)
             generator = torch.Generator().manual_seed(seed)
             options = {"num_inference_steps": self.steps, "generator": generator, "output_type": pipe.modality}

@@ -137,11 +137,12 @@ class TableValidation:
         training = self.weights.training
         self.weights.eval()
         try:
-            pipe = self.pipeline(self.weights)
+            pipe = self.pipeline(self.weights).to(self.weights.device)
             found = pipe(count, generator=torch.Generator().manual_seed(seed), output_type="latent").rows
             values = pipe.encoder.decode(found, within=True).cpu().numpy()
         finally:
             self.weights.train(training)
+            self.encoder.to("cpu")  # where the data encodes rows with it
         return Rows(self.train.columns, values, self.train.target)
 
     def draw(self, progress: Progress) -> None:
