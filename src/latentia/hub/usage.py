@@ -103,7 +103,8 @@ def pipeline_usage(kind: type, config: Mapping[str, Any], parts: Iterable[Mappin
         return Usage(tuple(code), ("PIL.Image",), "embeddings", _CAPTIONS["embeddings"])
     control = next((part for part in parts if part.get("condition_channels")), None)
     if control is not None and "control_image" in conditions:
-        return _control_usage(control, config.get("degradation") or {})
+        classes = _classes(config, merged) if "class_labels" in conditions else []
+        return _control_usage(control, config.get("degradation") or {}, classes, _named(config, classes))
     if getattr(kind, "needs_image", False) is True:
         masked = (config.get("degradation") or {}).get("name") == "masked"
         if masked:  # whose networks take the mask as one more channel
@@ -120,15 +121,24 @@ def pipeline_usage(kind: type, config: Mapping[str, Any], parts: Iterable[Mappin
     classes = _classes(config, merged) if "class_labels" in conditions else []
     words = []
     if classes:
-        named = config.get("label_names") and re.fullmatch(r"[\w .,'&()/+-]+", classes[0])
-        words.append(f'class_labels="{classes[0]}"' if named else "class_labels=0")
+        words.append(_named(config, classes))
     if "prompt" in conditions and {"tokenizer", "text_encoder"} & present.keys():
         words.append('prompt="a prompt"')
     caption = _PRIORS.get(present.get("prior", ""), "Samples")
     return Usage((f'pipe({", ".join(words)}).images[0].save("sample.png")',), caption=caption, classes=classes)
 
 
-def _control_usage(part: Mapping[str, Any], degradation: Mapping[str, Any]) -> Usage:
+def _named(config: Mapping[str, Any], classes: Sequence[str]) -> str:
+    """The argument that asks for the first class, by its name if it can be written; empty without classes."""
+    if not classes:
+        return ""
+    named = config.get("label_names") and re.fullmatch(r"[\w .,'&()/+-]+", classes[0])
+    return f'class_labels="{classes[0]}"' if named else "class_labels=0"
+
+
+def _control_usage(
+    part: Mapping[str, Any], degradation: Mapping[str, Any], classes: Sequence[str], first_class: str
+) -> Usage:
     """The usage of diffusion that is conditioned on images; `part` is the network that sees them."""
     name, size = degradation.get("name"), part["sample_size"]
     channels, scale = part["condition_channels"] - (name == "masked"), part.get("condition_scale") or 1
@@ -139,8 +149,9 @@ def _control_usage(part: Mapping[str, Any], degradation: Mapping[str, Any]) -> U
     code = _image({"in_channels": channels, "sample_size": sides})
     if name == "masked":
         code.append('mask = PIL.Image.open("mask.png").convert("L")')
-    code.append(f'pipe({argument}=image{", mask=mask" * (name == "masked")}).images[0].save("sample.png")')
-    return Usage(tuple(code), ("PIL.Image",), "translations", _CAPTIONS["translations"])
+    words = [f"{argument}=image", *(["mask=mask"] if name == "masked" else []), *([first_class] if first_class else [])]
+    code.append(f'pipe({", ".join(words)}).images[0].save("sample.png")')
+    return Usage(tuple(code), ("PIL.Image",), "translations", _CAPTIONS["translations"], classes)
 
 
 def saved_usage(folder: Path) -> Usage:
