@@ -80,7 +80,7 @@ def check_controlnet(unet: Any, controlnet: Any) -> None:
 def condition_config(unet: Any, controlnet: Any) -> tuple[int | None, int]:
     """Channels of the conditioning images, None without, and their sides over those of the sample."""
     config = (unet if controlnet is None else controlnet).config
-    return config.get("condition_channels"), config.get("condition_scale") or 1
+    return getattr(config, "condition_channels", None), getattr(config, "condition_scale", None) or 1
 
 
 def degradation_of(saved: Mapping[str, Any] | None) -> Degradation | None:

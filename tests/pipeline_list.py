@@ -46,7 +46,6 @@ from latentia import (
 )
 from latentia.models.clip import clip_towers
 from latentia.models.vq_prior import code_transformer
-from latentia.pipelines.images import to_output
 
 NAMES = ["cat", "dog", "owl"]
 STEPS = {"num_inference_steps": 2}
@@ -139,7 +138,7 @@ def with_control(n: int) -> dict[str, Any]:
 
 
 def control(n: int, channels: int = 1) -> dict[str, Any]:
-    return {"control_image": to_output(random_images(n, channels, 16, 16))}
+    return {"control_image": random_images(n, channels, 16, 16)}
 
 
 def guided(n: int) -> dict[str, Any]:

@@ -225,7 +225,7 @@ def test_flags_that_contradict_each_other_are_named(tmp_path):
     UnconditionalDiffusionPipeline(unet(3, 32), PIXELS).save_pretrained(tmp_path / "base")
     base = str(tmp_path / "base")
     for values, rule in (
-        ({"control_from": base}, "--control_from needs conditioning images: give --degrade"),
+        ({"control_from": base}, "control_from needs conditioning images: give degrade"),
         (
             {"control_from": base, "degrade": "edges", **TINY},
             "--block_out_channels is of the network of --control_from",
@@ -234,13 +234,13 @@ def test_flags_that_contradict_each_other_are_named(tmp_path):
             {"control_from": base, "degrade": "edges", "prediction_type": "epsilon"},
             "--prediction_type is of the network",
         ),
-        ({"control_from": base, "degrade": "edges", "class_conditional": True}, "--class_conditional must be left out"),
+        ({"control_from": base, "degrade": "edges", "class_conditional": True}, "class_conditional must be left out"),
         (
             {"control_from": base, "degrade": "edges", "resolution": 16},
             r"network of --control_from makes, \(3, 32, 32\)",
         ),
-        ({"degrade": "grey", "dataset_name": "digits"}, "--degrade grey needs colour images"),
-        ({"strength": 2.0}, "--strength is of --degrade"),
+        ({"degrade": "grey", "dataset_name": "digits"}, 'degrade "grey" needs colour images'),
+        ({"strength": 2.0}, "strength is of degrade"),
     ):
         example, args = small("ddpm", tmp_path / "run", **values)
         with pytest.raises(UsageError, match=rule):

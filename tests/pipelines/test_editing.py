@@ -159,7 +159,7 @@ def test_the_command_edits_files(tmp_path, capsys):
     about = json.loads((tmp_path / "out" / "edits.json").read_text())
     assert len(about["psnr"]) == 2 and about["images"][1]["name"] == "1.png"
     UnconditionalDiffusionPipeline(unet(1, 8), PIXELS).save_pretrained(tmp_path / "other")
-    with pytest.raises(UsageError, match=r"word must be given, as in --image heart.png"):
+    with pytest.raises(UsageError, match=r"word must be given, such as image heart.png"):
         edit(tmp_path / "saved", image=["a.png"], prompt="red heart")
     with pytest.raises(UsageError, match="source must be a text-to-image pipeline"):
         edit(tmp_path / "other", image=["a.png"], prompt="red", word="red", replacement="blue")

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from latentia.commands.image_files import described, image_files, opened
 from latentia.commands.output import open_output
 from latentia.commands.sources import load_pipeline
-from latentia.errors import Size, UsageError, Weight, check_arguments, counted
+from latentia.errors import Range, Size, UsageError, check_arguments, counted
 from latentia.evaluation import image_grid
 from latentia.files.writing import write_image, write_text
 from latentia.functional.settings import check_types
@@ -87,7 +87,7 @@ def edit(
     prompt: str = "",
     word: str = "",
     replacement: str = "",
-    attention_weight: Weight = 0.03,
+    attention_weight: Annotated[float, Range(0, most=1e6)] = 0.03,
     num_inference_steps: Size = 25,
     refinements: Size = 5,
     revision: str | None = None,
@@ -118,9 +118,7 @@ def edit(
     """
     for name, value in {"image": image, "prompt": prompt, "word": word}.items():
         if not value:
-            raise UsageError(
-                f'{name} must be given, as in --image heart.png --prompt "red heart" --word red; got none.'
-            )
+            raise UsageError(f'{name} must be given, such as image heart.png, prompt "red heart", word red; got none.')
     pipe = load_pipeline(source, revision)
     if "prompt" not in getattr(pipe, "conditions", ()) or not hasattr(pipe, "unet"):
         raise UsageError(f"source must be a text-to-image pipeline; {source} is a {type(pipe).__name__}.")

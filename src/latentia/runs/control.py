@@ -63,17 +63,15 @@ def condition_data(
     """
     given = (images.target_data_dir, images.target_column, images.degrade)
     if images.strength is not None and images.degrade is None:
-        raise UsageError(f"--strength is of --degrade; give that, or leave it out. Got {images.strength:g}.")
+        raise UsageError(f"strength is of degrade; give that, or leave it out. Got {images.strength:g}.")
     if any(value is not None for value in given):
         pairs = load_paired(data, images)
         if images.degrade == "grey" and pairs.shape[0] == 1:
-            raise UsageError(
-                "--degrade grey needs colour images, and these are grey; got 1 channel. Give --channels 3."
-            )
+            raise UsageError('degrade "grey" needs colour images, and these are grey; got 1 channel. Give 3 channels.')
         return pairs
     if branch.control_from is not None:
         raise UsageError(
-            "--control_from needs conditioning images: give --degrade, --target_column or --target_data_dir; got none."
+            "control_from needs conditioning images: give degrade, target_column or target_data_dir; got none."
         )
     return None
 
@@ -152,13 +150,13 @@ def load_base(source: str, kind: type, class_conditional: bool) -> Any:
     network, branch = (pipe.components.get(name) for name in ("unet", "controlnet"))
     if type(pipe) is not kind or not isinstance(network, UNet2D) or branch is not None:
         raise UsageError(
-            f"--control_from must be a {kind.__name__} with a UNet2D and no branch; {source} is a {type(pipe).__name__}"
+            f"control_from must be a {kind.__name__} with a UNet2D and no branch; {source} is a {type(pipe).__name__}"
             f"{' with a branch' if branch is not None else f' with {type(network).__name__}'}."
         )
     classes = network.config.num_class_embeds is not None
     if classes != class_conditional:
         raise UsageError(
-            f"--class_conditional must be {'given' if classes else 'left out'}, as the network of --control_from is "
+            f"class_conditional must be {'given' if classes else 'left out'}, as the network of control_from is "
             f"{'' if classes else 'not '}conditioned on classes."
         )
     return pipe
@@ -168,8 +166,7 @@ def check_shape(base: Any, shape: tuple[int, ...]) -> None:
     """UsageError unless the network of a trained pipeline makes (C, H, W) of this shape."""
     if (made := sample_shape(base.unet)) != tuple(shape):
         raise UsageError(
-            f"--resolution and --channels must make what the network of --control_from makes, {made}; got "
-            f"{tuple(shape)}."
+            f"resolution and channels must make what the network of control_from makes, {made}; got {tuple(shape)}."
         )
 
 
