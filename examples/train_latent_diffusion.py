@@ -82,8 +82,6 @@ def main(args: Arguments) -> int:
         run.inputs = LatentPairs(run.inputs, pairs)
     run.seed()
     few = args.diffusion.few_steps is not None
-    network = UNet2D(**run.image, **args.model, num_class_embeds=run.num_classes, target_time=few)
-    unet = run.prepare("unet", fast_layout(network, args, run.device))
     more = condition_arguments(pairs, run.image["sample_size"])
     network = UNet2D(**run.image, **args.model, **more, num_class_embeds=run.num_classes, target_time=few)
     unet = run.prepare("unet", fast_layout(network, args, run.device))

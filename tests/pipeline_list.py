@@ -138,7 +138,7 @@ def with_control(n: int) -> dict[str, Any]:
 
 
 def control(n: int, channels: int = 1) -> dict[str, Any]:
-    return {"control_image": random_images(n, channels, 16, 16)}
+    return {"control_image": to_output(random_images(n, channels, 16, 16))}
 
 
 def guided(n: int) -> dict[str, Any]:

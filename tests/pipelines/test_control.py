@@ -237,7 +237,7 @@ def test_flags_that_contradict_each_other_are_named(tmp_path):
         ({"control_from": base, "degrade": "edges", "class_conditional": True}, "class_conditional must be left out"),
         (
             {"control_from": base, "degrade": "edges", "resolution": 16},
-            r"network of --control_from makes, \(3, 32, 32\)",
+            r"network of control_from makes, \(3, 32, 32\)",
         ),
         ({"degrade": "grey", "dataset_name": "digits"}, 'degrade "grey" needs colour images'),
         ({"strength": 2.0}, "strength is of degrade"),

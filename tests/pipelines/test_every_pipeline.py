@@ -416,19 +416,30 @@ def test_what_makes_no_sense_is_refused(entry):
 
 FRESH = """
 import hashlib, json, sys
-import diffusers, torch
+import diffusers, numpy as np, torch
+from PIL import Image
 torch.set_num_threads(1)
 def drawn(pipe, asked):
     pipe.set_progress_bar_config(disable=True)
     images = pipe(**asked, generator=torch.Generator().manual_seed(7), output_type="latent").images
     return hashlib.sha256(images.numpy().tobytes()).hexdigest()
-jobs = json.load(open(sys.argv[1]), object_hook=lambda x: torch.tensor(x["tensor"]) if {*x} == {"tensor"} else x)
+def restored(x):
+    if {*x} == {"image"}:
+        return Image.fromarray(np.array(x["image"], dtype=np.uint8))
+    return torch.tensor(x["tensor"]) if {*x} == {"tensor"} else x
+jobs = json.load(open(sys.argv[1]), object_hook=restored)
 theirs = [drawn(diffusers.DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline", trust_remote_code=True),
                 asked) for folder, asked in jobs]
 import latentia
 ours = [drawn(latentia.DiffusionPipeline.from_pretrained(folder), asked) for folder, asked in jobs]
 print("\\n" + json.dumps([ours, theirs]))
 """
+
+
+def _plain(value):
+    """A tensor or an image of a call as JSON."""
+    key = "tensor" if isinstance(value, torch.Tensor) else "image"
+    return {key: np.asarray(value).tolist()}
 
 
 @pytest.fixture(scope="session")
@@ -442,7 +453,7 @@ def saved(make_once):
             BUILT[entry.name].save_pretrained(folder)
             (folder / "pipeline.py").write_text(diffusers_pipeline(read_index(folder), str(folder)))
         jobs = [(str(root / entry.name), entry.ask(2)) for entry in asked]
-        (root / "jobs.json").write_text(json.dumps(jobs, default=lambda tensor: {"tensor": tensor.tolist()}))
+        (root / "jobs.json").write_text(json.dumps(jobs, default=_plain))
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(root / "modules")}
         command = [sys.executable, "-W", "ignore", "-c", FRESH, str(root / "jobs.json")]
         done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
