@@ -46,6 +46,7 @@ from latentia import (
 )
 from latentia.models.clip import clip_towers
 from latentia.models.vq_prior import code_transformer
+from latentia.pipelines.images import to_output
 
 NAMES = ["cat", "dog", "owl"]
 STEPS = {"num_inference_steps": 2}
