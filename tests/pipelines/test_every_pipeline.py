@@ -424,8 +424,8 @@ def drawn(pipe, asked):
     images = pipe(**asked, generator=torch.Generator().manual_seed(7), output_type="latent").images
     return hashlib.sha256(images.numpy().tobytes()).hexdigest()
 def restored(x):
-    if {*x} == {"image"}:
-        return Image.fromarray(np.array(x["image"], dtype=np.uint8))
+    if {*x} == {"PIL"}:
+        return Image.fromarray(np.array(x["PIL"], dtype=np.uint8))
     return torch.tensor(x["tensor"]) if {*x} == {"tensor"} else x
 jobs = json.load(open(sys.argv[1]), object_hook=restored)
 theirs = [drawn(diffusers.DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline", trust_remote_code=True),
@@ -438,7 +438,7 @@ print("\\n" + json.dumps([ours, theirs]))
 
 def _plain(value):
     """A tensor or an image of a call as JSON."""
-    key = "tensor" if isinstance(value, torch.Tensor) else "image"
+    key = "PIL" if isinstance(value, Image.Image) else "tensor"
     return {key: np.asarray(value).tolist()}
 
 
