@@ -1,7 +1,7 @@
 """Training and sampling on a GPU, in one call of at most seven minutes: how far the card is used, beside diffusers.
 
     python benchmarks/gpu.py --output $OUT/gpu.json --commit $(git rev-parse HEAD)
-    python benchmarks/gpu.py --tiny --output /tmp/gpu.json      # the same parts in seconds, on a CPU
+    python benchmarks/gpu.py --tiny --output outputs/gpu.json    # the same parts in seconds, on a CPU
 
 `peak`: a large matrix product. `networks`: a training step (forward, backward, fused AdamW, bfloat16 autocast) of our
 UNet2D and of diffusers' UNet2DModel with as many parameters at 28, 32 and 64 pixels, with its share of the peak by

@@ -166,8 +166,8 @@ def test_resumed_around_a_late_skip_the_end_is_the_same(tmp_path, late, call):
         run(tmp_path / "part", 7, killer(make(), call), **options)
     result = run(tmp_path / "part", 7, make(), **options)
     assert held(tmp_path / "part", 7) == held(tmp_path / "whole", 7) and result.progress.skipped == 2
-    told = [[(row["images"], row.get("skipped")) for row in rows(tmp_path / name)] for name in ("whole", "part")]
-    assert told[0] == told[1]
+    written = [[(row["images"], row.get("skipped")) for row in rows(tmp_path / name)] for name in ("whole", "part")]
+    assert written[0] == written[1]
 
 
 def test_asked_to_stop_before_the_flags_are_read(tmp_path, late):

@@ -650,8 +650,8 @@ def test_resumed_around_a_skipped_step_the_end_is_the_same(tmp_path, step):
         run(tmp_path / "part", 6, phases=killer(make(), step + 3), **options)
     _, result = run(tmp_path / "part", 6, phases=make(), **options)
     assert held(tmp_path / "part", 6) == held(tmp_path / "whole", 6) and result.progress.skipped == 3
-    told = [[(row["images"], row.get("skipped")) for row in lines(tmp_path / name)] for name in ("whole", "part")]
-    assert told[0] == told[1]
+    logged = [[(row["images"], row.get("skipped")) for row in lines(tmp_path / name)] for name in ("whole", "part")]
+    assert logged[0] == logged[1]
 
 
 def test_asked_to_stop_while_a_step_is_passed_over(tmp_path):
