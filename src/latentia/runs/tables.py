@@ -142,7 +142,7 @@ class TableValidation:
             values = pipe.encoder.decode(found, within=True).cpu().numpy()
         finally:
             self.weights.train(training)
-            self.encoder.to("cpu")  # where the data encodes rows with it
+            self.encoder.cpu()  # where the data encodes rows with it
         return Rows(self.train.columns, values, self.train.target)
 
     def draw(self, progress: Progress) -> None:
