@@ -50,7 +50,7 @@ class SoundPipeline(DiffusionPipeline):
     Example:
         >>> from latentia import DDIMScheduler, LogMel, UNet1D
         >>> log_mel = LogMel(samples=1024)
-        >>> unet = UNet1D(9, 40, block_out_channels=(8, 16), attention_head_dim=8)
+        >>> unet = UNet1D(5, 80, block_out_channels=(8, 16), attention_head_dim=8)
         >>> pipe = SoundPipeline(log_mel, unet, DDIMScheduler(clip_sample=False))
         >>> pipe.set_progress_bar_config(disable=True)
         >>> pipe(3, num_inference_steps=2, output_type="np").sound.shape

@@ -1,5 +1,7 @@
 """Sounds: WAV and FLAC files, what is decided in reading them and said, what is refused by its place, and frames."""
 
+import re
+
 import numpy as np
 import pytest
 import soundfile
@@ -119,7 +121,7 @@ def test_tones_have_their_pitch_and_vowels_their_formants():
 
 def test_frames_are_standardised_and_griffin_lim_is_near():
     sounds = load_sounds("vowels", max_samples=40)
-    codec = LogMel.fit(torch.from_numpy(sounds.waves), sounds.sampling_rate)
+    codec = LogMel.fit(torch.from_numpy(sounds.waves), sounds.sampling_rate, num_mels=40, n_fft=512, hop_length=128)
     data = SoundFrames(sounds, codec)
     x = data.batch(0, 40)["x"]
     assert (
@@ -139,9 +141,21 @@ def test_a_louder_clip_is_shifted_by_its_logarithm():
     torch.testing.assert_close(shift, torch.full_like(shift, float(np.log(2))))
     for call, text in (
         (lambda: codec.encode(torch.zeros(1, 99)), r"waves must be floats \(B, 1024\)"),
-        (lambda: codec.decode(torch.zeros(1, 40, 3)), r"sequences must be \(B, 40, 9\)"),
-        (lambda: LogMel(hop_length=400), "hop_length must be at most half of n_fft"),
+        (lambda: codec.decode(torch.zeros(1, 80, 3)), r"sequences must be \(B, 80, 5\)"),
+        (lambda: LogMel(hop_length=600), "hop_length must be at most half of n_fft"),
+        (lambda: LogMel(samples=500), "n_fft must be at most the samples of a clip, 500.* such as n_fft=500"),
         (lambda: LogMel(num_mels=400), "num_mels must be so few"),
     ):
         with pytest.raises(UsageError, match=text):
             call()
+
+
+@pytest.mark.parametrize("rate", [100, 1000, 8000, 44100, 96000])
+def test_default_bands_fit_or_an_error_says_how_many_do(rate):
+    try:
+        LogMel(rate, samples=1024)
+    except UsageError as error:
+        most = int(re.search(r"at most (\d+) num_mels", str(error)).group(1))
+        assert rate == 96000 and LogMel(rate, samples=1024, num_mels=most).shape == (most, 5)
+        with pytest.raises(UsageError, match="num_mels"):
+            LogMel(rate, samples=1024, num_mels=most + 1)

@@ -29,7 +29,7 @@ SHORT = {"num_inference_steps": 2, "iterations": 4}
 def build(scheduler=None, classes=5):
     torch.manual_seed(0)
     log_mel = LogMel.fit(torch.from_numpy(SOUNDS.waves), SOUNDS.sampling_rate, num_mels=12)
-    unet = UNet1D(33, 12, block_out_channels=(8, 16), attention_head_dim=8, num_class_embeds=classes)
+    unet = UNet1D(17, 12, block_out_channels=(8, 16), attention_head_dim=8, num_class_embeds=classes)
     with torch.no_grad():
         for parameter in unet.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
@@ -99,7 +99,7 @@ def test_decode_inverts_encode_up_to_the_phases():
     expected = pipe.log_mel.encode(torch.from_numpy(SOUNDS.waves[:2]))
     assert (frames - expected).abs().max() < 0.05 * expected.std()
     path = pipe.interpolate(SOUNDS.waves[:1], SOUNDS.waves[1:2], 3, num_inference_steps=2, output_type="latent")
-    assert path.shape == (3, 12, 33)
+    assert path.shape == (3, 12, 17)
 
 
 def test_what_makes_no_sense_is_refused():
@@ -112,7 +112,7 @@ def test_what_makes_no_sense_is_refused():
         (lambda: pipe(class_labels=["H"]), "H"),
         (lambda: pipe.encode(faster), "must have 8000 samples per second, as in training; got 16000"),
         (lambda: pipe.encode(2 * torch.ones(1, 4096)), r"waves in \[-1, 1\]"),
-        (lambda: SoundPipeline(pipe.log_mel, UNet1D(8), pipe.scheduler), "unet must be of 12 bands and 33 frames"),
+        (lambda: SoundPipeline(pipe.log_mel, UNet1D(8), pipe.scheduler), "unet must be of 12 bands and 17 frames"),
         (lambda: SoundPipeline(pipe.unet, pipe.unet, pipe.scheduler), "log_mel must be a LogMel; got UNet1D"),
     ):
         with pytest.raises(UsageError, match=text):

@@ -279,7 +279,7 @@ class SoundFrames:
         >>> sounds = load_sounds("tones", max_samples=20)
         >>> log_mel = LogMel.fit(torch.from_numpy(sounds.waves), sounds.sampling_rate)
         >>> SoundFrames(sounds, log_mel).batch(0, 8)["x"].shape
-        torch.Size([8, 40, 33])
+        torch.Size([8, 80, 17])
     """
 
     modality = "clip"

@@ -30,18 +30,24 @@ def mel_filters(num_mels: int, n_fft: int, sampling_rate: int) -> Tensor:
         >>> mel_filters(8, 256, 8000).sum(1).round(decimals=3).tolist() == [1.0] * 8
         True
     """
+    filters = _triangles(num_mels, n_fft, sampling_rate)
+    if bool((filters.sum(1) == 0).any()):
+        fewer = (n for n in range(num_mels - 1, 0, -1) if bool(_triangles(n, n_fft, sampling_rate).any(1).all()))
+        raise UsageError(
+            f"num_mels must be so few that each filter covers a frequency of n_fft={n_fft}; got {num_mels}. Take a "
+            f"larger n_fft or at most {next(fewer, 1)} num_mels at {sampling_rate} samples per second."
+        )
+    return (filters / filters.sum(1, keepdim=True)).float()
+
+
+def _triangles(num_mels: int, n_fft: int, sampling_rate: int) -> Tensor:
+    """The filters before they are scaled, float64."""
     top = 2595 * math.log10(1 + sampling_rate / 2 / 700)
     edges = 700 * (10 ** (torch.linspace(0, top, num_mels + 2, dtype=torch.float64, device="cpu") / 2595) - 1)
     frequencies = torch.linspace(0, sampling_rate / 2, n_fft // 2 + 1, dtype=torch.float64, device="cpu")
     rise = (frequencies - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     fall = (edges[2:, None] - frequencies) / (edges[2:] - edges[1:-1])[:, None]
-    filters = torch.minimum(rise, fall).clamp(min=0)
-    if bool((filters.sum(1) == 0).any()):
-        raise UsageError(
-            f"num_mels must be so few that each filter covers a frequency of n_fft={n_fft}; got {num_mels}. Take a "
-            "larger n_fft or fewer num_mels."
-        )
-    return (filters / filters.sum(1, keepdim=True)).float()
+    return torch.minimum(rise, fall).clamp(min=0)
 
 
 def magnitudes(waves: Tensor, n_fft: int, hop_length: int) -> Tensor:

@@ -32,9 +32,9 @@ class LogMel(ModelMixin, ConfigMixin):
     Args:
         sampling_rate: samples per second. Default 8000.
         samples: T, of a clip. Default 4096.
-        num_mels: bands, from 0 Hz to half the sampling rate. Default 40.
-        n_fft: samples of a frame. Default 512.
-        hop_length: samples from a frame to the next, at most half of n_fft. Default 128.
+        num_mels: bands, from 0 Hz to half the sampling rate. Default 80.
+        n_fft: samples of a frame. Default 1024.
+        hop_length: samples from a frame to the next, at most half of n_fft. Default 256.
 
     Raises:
         UsageError: a hop or a clip that does not fit a frame, more bands than frequencies, or clips of another length.
@@ -43,7 +43,7 @@ class LogMel(ModelMixin, ConfigMixin):
         >>> codec = LogMel.fit(0.1 * torch.randn(4, 4096))
         >>> x = codec.encode(torch.sin(0.5 * torch.arange(4096.0))[None])
         >>> x.shape, codec.decode(x).shape
-        (torch.Size([1, 40, 33]), torch.Size([1, 4096]))
+        (torch.Size([1, 80, 17]), torch.Size([1, 4096]))
     """
 
     scale: Tensor
@@ -55,15 +55,20 @@ class LogMel(ModelMixin, ConfigMixin):
         self,
         sampling_rate: Size = 8000,
         samples: Size = 4096,
-        num_mels: Annotated[int, Range(1, most=512)] = 40,
-        n_fft: Annotated[int, Range(1, most=2**13)] = 512,
-        hop_length: Size = 128,
+        num_mels: Annotated[int, Range(1, most=512)] = 80,
+        n_fft: Annotated[int, Range(1, most=2**13)] = 1024,
+        hop_length: Size = 256,
     ):
         super().__init__()
-        if 2 * hop_length > n_fft or n_fft % 2 or samples < n_fft:
+        if samples < n_fft:
             raise UsageError(
-                f"hop_length must be at most half of n_fft, which must be even and at most the samples of a clip, "
-                f"{samples}; got hop_length={hop_length} and n_fft={n_fft}."
+                f"n_fft must be at most the samples of a clip, {samples}; got {n_fft}. Take longer clips, or such as "
+                f"n_fft={samples // 2 * 2} and hop_length={samples // 4}, with fewer num_mels."
+            )
+        if 2 * hop_length > n_fft or n_fft % 2:
+            raise UsageError(
+                f"hop_length must be at most half of n_fft, which must be even; got hop_length={hop_length} and "
+                f"n_fft={n_fft}."
             )
         self._filters = mel_filters(num_mels, n_fft, sampling_rate)
         self._inverse = torch.linalg.pinv(self._filters.double()).float()
@@ -73,7 +78,7 @@ class LogMel(ModelMixin, ConfigMixin):
 
     @classmethod
     def fit(
-        cls, waves: Tensor, sampling_rate: int = 8000, num_mels: int = 40, n_fft: int = 512, hop_length: int = 128
+        cls, waves: Tensor, sampling_rate: int = 8000, num_mels: int = 80, n_fft: int = 1024, hop_length: int = 256
     ) -> "LogMel":
         """The encoding fitted to clips (N, T): mean and deviation of each band."""
         codec = cls(sampling_rate, waves.shape[1], num_mels, n_fft, hop_length)
