@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from latentia.errors import NumericsError, UsageError, did_you_mean, format_number
+from latentia.errors import NumericsError, UsageError, counted, did_you_mean, format_number
 from latentia.functional.pixels import from_uint8
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -139,7 +139,7 @@ def from_input(
         raise UsageError(f"images must be uint8 or floating point, got {x.dtype}.")
     if channels is not None and x.shape[1] != channels:
         hint = f' Convert them first: image.convert("{_MODES[channels]}").' if channels in _MODES else ""
-        raise UsageError(f"images must have {channels} channels, got {x.shape[1]}.{hint}")
+        raise UsageError(f"images must have {counted(channels, 'channel')}, got {x.shape[1]}.{hint}")
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
         if tuple(x.shape[-2:]) != (height, width):

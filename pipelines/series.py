@@ -10,7 +10,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from latentia.data.series import Series
-from latentia.errors import UsageError, check_choice, check_range
+from latentia.errors import UsageError, check_choice, check_range, counted
 from latentia.functional.masks import length_mask
 from latentia.models.series_scaler import SeriesScaler
 from latentia.pipelines.arguments import Generators, check_call, count_images, draw_uniform, image_generators
@@ -85,7 +85,9 @@ class SeriesPipeline(DiffusionPipeline):
         check_parts(unet, scheduler)
         shape, own = (len(scaler.config.channels), scaler.config.length), sequence_shape(unet)
         if shape != own:
-            raise UsageError(f"unet must be of {shape[0]} channels and {shape[1]} steps, as scaler; got {own}.")
+            raise UsageError(
+                f"unet must be of {counted(shape[0], 'channel')} and {counted(shape[1], 'step')}, as scaler; got {own}."
+            )
         self.register_modules(scaler=scaler, unet=unet, scheduler=scheduler)
         self._register_label_names(label_names)
         self.register_to_config(unconditional=unconditional)

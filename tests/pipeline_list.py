@@ -343,7 +343,7 @@ PIPELINES = [
             (lambda pipe: pipe(), 'control_image must be given, as this network was trained with degrade "edges"'),
             (
                 lambda pipe: pipe(control_image=random_images(1, 3, 16, 16)),
-                r'control_image must have 1 channels, got 3. Convert them first: image.convert\("L"\)',
+                r'control_image must have 1 channel, got 3. Convert them first: image.convert\("L"\)',
             ),
         ),
     ),
@@ -476,7 +476,7 @@ PIPELINES = [
         inputs,
         refusals=(
             (lambda pipe: pipe(), "image is missing: TranslationPipeline makes images from images"),
-            (lambda pipe: pipe(random_images(1, 3, 16, 16)), r'must have 1 channels, got 3.*convert\("L"\)'),
+            (lambda pipe: pipe(random_images(1, 3, 16, 16)), r'must have 1 channel, got 3.*convert\("L"\)'),
             (lambda pipe: pipe(random_images(1, 1, 2, 16)), "at least 4 pixels each way"),
             (lambda pipe: pipe(**holed(1) | inputs(1)), "mask must be left out. This network was trained without"),
             (lambda pipe: pipe(**inputs(2), batch_size=3), "batch_size is 3, but image are given for 2"),

@@ -134,7 +134,7 @@ def test_sources_that_cannot_be_used_say_why(digits, tmp_path, monkeypatch):
         evaluate(lambda count, seed: [], digits, n=10)
     with pytest.raises(DataError, match="returned 7 images where 10 were asked for"):
         evaluate(lambda count, seed: real_digits(7, seed), digits, n=10)
-    with pytest.raises(UsageError, match="1 channels, got 3"):
+    with pytest.raises(UsageError, match="1 channel, got 3"):
         evaluate(lambda count, seed: torch.zeros(count, 3, 8, 8), digits, n=10)
     with pytest.raises(UsageError, match=r"must lie in \[-1, 1\]"):
         evaluate(lambda count, seed: torch.full((count, 1, 8, 8), 3.0), digits, n=10)

@@ -91,3 +91,9 @@ def test_the_rule_of_dashes_forbids():
     wrong = 'raise UsageError(f"{a} is too large. Lower --learning_rate.")'
     right = 'raise UsageError(f"{a} has no card. Write one: latentia card {a} --write")'
     assert [bool(re.search("--[a-z]", text)) for _, text in raised_texts(f"{wrong}\n{right}")] == [True, False]
+
+
+def test_one_channel_is_not_called_channels():
+    """Numbers of channels are written by `counted`, as grey images have one."""
+    plural = re.compile(r"\{[^{}]+\} channels\b")
+    assert not [(path.name, line) for path in LIBRARY for line in path.read_text().splitlines() if plural.search(line)]

@@ -477,7 +477,7 @@ WRONG = {
     "negative array": (np.full((4, 4, 1), -0.5), r"\[0, 1\]"),
     "wide tensor": (torch.full((1, 1, 4, 4), 1.5), r"\[-1, 1\], got values from 1.5"),
     "not a number": (torch.full((1, 1, 4, 4), float("nan")), "1 of 1 hold NaN"),
-    "colour": (torch.zeros(1, 3, 4, 4), r'1 channels, got 3.*convert\("L"\)'),
+    "colour": (torch.zeros(1, 3, 4, 4), r'1 channel, got 3.*convert\("L"\)'),
     "size": (torch.zeros(1, 1, 4, 5), r"4 high and 4 wide, got 4 by 5.*resize\(\(4, 4\)\)"),
 }
 

@@ -93,7 +93,7 @@ def test_the_result_depends_on_the_conditioning_image():
     pipe = over_pixels({"name": "edges"}, 1)
     made = pipe(control_image=random_images(2, 1, 16, 16), generator=[seeded(0), seeded(0)], **SHORT).images
     assert not torch.allclose(made[0], made[1], atol=1e-3)
-    with pytest.raises(UsageError, match=r"control_image must have 1 channels, got 3.*convert\(\"L\"\)"):
+    with pytest.raises(UsageError, match=r"control_image must have 1 channel, got 3.*convert\(\"L\"\)"):
         pipe(control_image=random_images(1, 3, 16, 16))
     plain = quiet(UnconditionalDiffusionPipeline(unet(3, 16), PIXELS))
     with pytest.raises(UsageError, match=r"control_image must be left out: .* latentia train ddpm --degrade edges"):

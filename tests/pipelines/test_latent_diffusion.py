@@ -231,7 +231,7 @@ def test_what_does_not_fit_says_so():
         (lambda: pipe(latents=torch.zeros(2, 3, 8, 8)), r"\(B, 4, h, w\).*got \(2, 3, 8, 8\)"),
         (lambda: pipe.decode(torch.zeros(4, 8, 8)), r"\(B, 4, h, w\)"),
         (lambda: pipe.encode(torch.zeros(1, 1, 32, 32)), r"\(4, 8, 8\).*32 by 32 have \(4, 16, 16\)"),
-        (lambda: pipe.encode(torch.zeros(1, 3, 16, 16)), "1 channels, got 3"),
+        (lambda: pipe.encode(torch.zeros(1, 3, 16, 16)), "1 channel, got 3"),
         (lambda: pipe(class_labels=1), "trained without classes"),
         (lambda: pipe(num_inference_steps=0), "1 to 1000"),
         (lambda: pipe.log_likelihood(torch.zeros(1, 1, 16, 16)), "no log_likelihood"),
@@ -407,7 +407,7 @@ def test_another_autoencoder_and_contradicting_flags_are_refused(example, autoen
         ("prediction_type.*Did you mean", ("--prediction_type", "flows"), UsageError),
         ("loss_weighting must be none", ("--prediction_type", "flow", "--loss_weighting", "min_snr"), UsageError),
         ("must hold an autoencoder", ("--autoencoder", nothing), UsageError),
-        ("must have 1 channels.*got 3", ("--dataset_name", "emoji", "--resolution", "8"), UsageError),
+        ("must have 1 channel.*got 3", ("--dataset_name", "emoji", "--resolution", "8"), UsageError),
         (r"resolution must.*\(1, 9, 9\).*\(1, 8, 8\)", ("--resolution", "9"), UsageError),
         ("StreamedImages.*without streaming", ("--streaming", "--max_train_steps", 2), UsageError),
     ]:

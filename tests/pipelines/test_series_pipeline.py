@@ -157,7 +157,7 @@ def test_what_makes_no_sense_is_refused():
         (lambda: BUILT["unequal"].log_likelihood(UNEQUAL), "must all be of one length for a likelihood"),
         (lambda: SeriesPipeline(pipe.scaler, latentia.UNet2D(8), pipe.scheduler), "unet must be a UNet1D; got UNet2D"),
         (lambda: SeriesPipeline(pipe.unet, pipe.unet, pipe.scheduler), "scaler must be a SeriesScaler; got UNet1D"),
-        (lambda: SeriesPipeline(pipe.scaler, UNet1D(8), pipe.scheduler), r"of 1 channels and 16 steps, as scaler; got"),
+        (lambda: SeriesPipeline(pipe.scaler, UNet1D(8), pipe.scheduler), r"of 1 channel and 16 steps, as scaler; got"),
         (lambda: SeriesPipeline(pipe.scaler, pipe.unet, DDIMScheduler()), "scheduler must have clip_sample=False"),
         (lambda: UNet1D(kernel_size=4), "kernel_size must be odd.*Take 5"),
         (lambda: UNet1D(masked=True, target_time=True), "target_time must be False with masked"),

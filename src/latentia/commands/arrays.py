@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from latentia.errors import DataError, UsageError
+from latentia.errors import DataError, UsageError, counted
 from latentia.files.reading import open_file
 
 _UNFOLDED, _RATIO = 2**30, 20  # bytes of the arrays of an .npz file, or as many times as the file has
@@ -72,5 +72,5 @@ def as_rows(images: np.ndarray, shape: Sequence[int], name: str) -> np.ndarray:
         return images.transpose(0, 2, 3, 1)
     raise UsageError(
         f"images must have the shape (N, {height}, {width}, {channels}) or (N, {channels}, {height}, {width}), of "
-        f"images {height} high and {width} wide in {channels} channels; {name} has {images.shape}."
+        f"images {height} high and {width} wide in {counted(channels, 'channel')}; {name} has {images.shape}."
     )

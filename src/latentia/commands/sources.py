@@ -17,7 +17,7 @@ from torch import Tensor
 
 from latentia.commands.arrays import as_rows, read_array
 from latentia.data import ImageData, load_images
-from latentia.errors import DataError, UsageError, did_you_mean
+from latentia.errors import DataError, UsageError, counted, did_you_mean
 from latentia.evaluation.baselines import KernelDensitySampler, PCASampler
 from latentia.files.reading import read_object, user_path
 from latentia.functional.pixels import from_uint8, to_uint8
@@ -258,8 +258,8 @@ def _translating(
     channels = pipe.input_channels
     if chosen.shape[1] != channels:
         raise UsageError(
-            f"data must be pairs with inputs of {channels} channels, as {type(pipe).__name__} was trained on; got "
-            f"{chosen.shape[1]}. Leave target_column, degrade and channels as they were in training."
+            f"data must be pairs with inputs of {counted(channels, 'channel')}, as {type(pipe).__name__} was trained "
+            f"on; got {chosen.shape[1]}. Leave target_column, degrade and channels as they were in training."
         )
 
     def translate(inputs: Tensor, **options: Any) -> Tensor:

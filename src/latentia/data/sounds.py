@@ -228,7 +228,8 @@ def _read(path: Path, decisions: dict[str, int]) -> tuple[np.ndarray, int]:
             about = soundfile.info(file)
             if about.frames * about.channels > _MAX_SAMPLES:
                 raise DataError(
-                    f"{path} has {about.frames} samples of {about.channels} channels, more than {_MAX_SAMPLES}."
+                    f"{path} has {about.frames} samples of {counted(about.channels, 'channel')}, more than "
+                    f"{_MAX_SAMPLES}."
                 )
             file.seek(0)
             samples, rate = soundfile.read(file, dtype="float32", always_2d=True)

@@ -3,7 +3,7 @@
 import torch
 
 from latentia.data.images import ImageData
-from latentia.errors import UsageError
+from latentia.errors import UsageError, counted
 from latentia.rng import seed_from
 
 
@@ -34,8 +34,8 @@ def stacked_images(source: ImageData, n: int = 128_000, seed: int = 0) -> ImageD
     if source.shape[0] != 1 or source.labels is None or source.label_names is None:
         labelled = "labels" if source.labels is not None else "no labels"
         raise UsageError(
-            f"`source` must hold grey images with labels. Got {source.shape[0]} channels and {labelled}; load it with "
-            "load_images(..., channels=1, label_column=...)."
+            f"`source` must hold grey images with labels. Got {counted(source.shape[0], 'channel')} and {labelled}; "
+            "load it with load_images(..., channels=1, label_column=...)."
         )
     if n < 1:
         raise UsageError(f"`n` must be at least 1. Got {n}.")

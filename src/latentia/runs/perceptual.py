@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentia.errors import UsageError
+from latentia.errors import UsageError, counted
 from latentia.evaluation import extractor_for, perceptual_loss
 
 
@@ -36,5 +36,7 @@ def perceptual_term(
     fallback = (3, 32, 32) if shape[0] == 3 else (shape[0], 28, 28)
     extractor: Any = extractor_for(shape, device) or extractor_for(fallback, device)  # a classifier, with its `model`
     if extractor is None:
-        raise UsageError(f"perceptual_weight must be 0 for images of {shape[0]} channels: no classifier fits them.")
+        raise UsageError(
+            f"perceptual_weight must be 0 for images of {counted(shape[0], 'channel')}: no classifier fits them."
+        )
     return partial(perceptual_loss, model=extractor.model.requires_grad_(False))
