@@ -7,9 +7,9 @@ Each row of the table has its value, what it is compared with, and the threshold
 it says so. "default" is the relativistic game with both penalties (R1, R2), "vanilla" the non-saturating game without
 any, on the same networks with the same optimizers for as many steps. Parts: `ring` and `grid` by the protocol of PacGAN
 (2500 samples), whose own numbers stand beside; `ganlab`, its four shapes; `n_critic`; `mnist`; `conditional`, with what
-the samples are worth as training data; `stacked`, the 1000 modes of Stacked MNIST; `captions`, a discriminator that is
-told the caption against one that is not; `overhead`, our loop against a plain one. A part that is run again takes the
-place of its old rows in the JSON.
+the samples are worth as training data; `arithmetic`, sums of latents and the middle of two;
+`stacked`, the 1000 modes of Stacked MNIST; `captions`, a discriminator that is told the caption against one that is
+not; `overhead`, our loop against a plain one. A part that is run again takes the place of its old rows in the JSON.
 """
 
 import argparse
@@ -57,6 +57,7 @@ from latentia.evaluation import (
 )
 from latentia.evaluation.modes import PLANE_SAMPLES, STACKED_SAMPLES
 from latentia.evaluation.plane import LAB_SAMPLES
+from latentia.functional.interpolation import lerp, slerp
 from latentia.losses.adversarial import gan_discriminator_loss, gan_generator_loss, gan_penalty_loss
 from latentia.training.ema import EMA
 from latentia.training.loop import Phase, learning_rate_schedule, train
@@ -346,6 +347,125 @@ def conditional(rows: Rows, args) -> None:
     )  # fmt: skip
 
 
+def small_gan(name: str, args, data: ImageData, **told):
+    """Networks of the part arithmetic, trained unless `--folder` has them."""
+    path = args.folder / f"arithmetic-{name}" if args.folder else None
+    if path and (path / "model_index.json").is_file():
+        pipe = GANPipeline.from_pretrained(path)
+    else:
+        g, d = players(data.shape, tuple(args.channels), **told)
+        pipe = GANPipeline(play(g, d, data, args.steps, mismatched="num_class_embeds" in told), d)
+        if path:
+            pipe.save_pretrained(path)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def slant(images: Tensor) -> Tensor:
+    """Shear of each digit to the right, of the second moments of its ink: columns per row going up."""
+    ink = (images[:, 0] + 1) / 2
+    y, x = torch.meshgrid(torch.arange(ink.shape[1]).flip(0), torch.arange(ink.shape[2]), indexing="ij")
+    total = ink.sum((1, 2)).clamp(min=1e-6)
+    mean_x, mean_y = (((ink * at).sum((1, 2)) / total).view(-1, 1, 1) for at in (x, y))
+    return (ink * (x - mean_x) * (y - mean_y)).sum((1, 2)) / (ink * (y - mean_y).square()).sum((1, 2)).clamp(min=1e-6)
+
+
+ATTRIBUTES = {"bold": lambda images: images.mean((1, 2, 3)), "slanted": slant}
+
+
+def sums(pipe, extractor, attribute: str, size: int) -> dict[str, float]:
+    """(a, with) - (a, without) + (b, without), means of so many latents: is it a b with the attribute?
+
+    With and without are the fifths of a class with the most and the least of it; a sum has it above the class's median.
+    A network with classes is asked for a and for b by their labels.
+    """
+    count, told = 6000, pipe.generator.config.num_class_embeds is not None
+    z = torch.randn(count, pipe.generator.config.latent_dim, generator=seeded(1))
+    asked = {"class_labels": (torch.arange(count) % 10).tolist()} if told else {}
+    images = pipe.decode(z, output_type="latent", **asked)
+    classes = torch.arange(count) % 10 if told else extractor(images).logits.argmax(1)
+    value, ends, median = ATTRIBUTES[attribute](images), {}, torch.zeros(10)
+    for k in classes.unique().tolist():
+        of = (classes == k).nonzero().flatten()
+        order, fifth = of[value[of].argsort()], len(of) // 5
+        ends[k], median[k] = (order[:fifth], order[len(of) - fifth :]), value[of].median()
+    draw, made, wanted = seeded(2), [], []
+    for a, b in itertools.permutations([k for k in ends if len(ends[k][0]) >= size], 2):
+        for _ in range(4):
+            parts = (ends[a][1], ends[a][0], ends[b][0])
+            mean = [z[of[torch.randperm(len(of), generator=draw)[:size]]].mean(0) for of in parts]
+            made.append(mean[0] - mean[1] + mean[2]), wanted.append(b)
+    if not made:  # after a few steps of training
+        return {"right": 0.0, "trials": 0}
+    asked = {"class_labels": wanted} if told else {}
+    images, target = pipe.decode(torch.stack(made), output_type="latent", **asked), torch.tensor(wanted)
+    is_b = extractor(images).logits.argmax(1) == target
+    has = ATTRIBUTES[attribute](images) > median[target]
+    shares = {"right": is_b & has, "is b": is_b, f"is {attribute}": has}
+    return {name: float(share.double().mean()) for name, share in shares.items()} | {"trials": len(made)}
+
+
+def midpoints(pipe, extractor, real: Tensor, count: int = 1000) -> dict[str, dict[str, float]]:
+    """Images halfway between two latents, by both paths, beside the means of the two images."""
+    ends = torch.randn(2, count, pipe.generator.config.latent_dim, generator=seeded(3))
+    half = torch.full((count, 1), 0.5)
+    halfway = {"slerp": slerp(*ends, half), "lerp": lerp(*ends, half)}
+    a, b = (pipe.decode(z, output_type="latent").clamp(-1, 1) for z in ends)
+    images = {name: pipe.decode(z, output_type="latent").clamp(-1, 1) for name, z in halfway.items()}
+    images |= {"pixel mix": (a + b) / 2, "ends": a}
+    features, found = extractor(real).features, {}
+    for name, made in images.items():
+        out = extractor(made)
+        found[name] = {"confidence": float(out.logits.softmax(1).amax(1).mean()),
+                       "FD": frechet_distance(out.features, features),
+                       "distance to the pixel mix": float((made - (a + b) / 2).square().mean().sqrt())}  # fmt: skip
+    for name, z in halfway.items():
+        found[name]["norm over that of the ends"] = float((z.norm(dim=1) / ends.norm(dim=2).mean(0)).mean())
+    return found
+
+
+def arithmetic(rows: Rows, args) -> None:
+    """D20 by attribute, with and without classes and with more latents; D21, the middle of two latents."""
+    data, test = sets(args)
+    extractor = extractor_for(data.shape)
+    plain = small_gan("plain", args, data)
+    classes = small_gan("classes", args, data, num_class_embeds=10)
+    for attribute in ATTRIBUTES:
+        found = {
+            f"{name}, means of {size}": sums(pipe, extractor, attribute, size)
+            for name, pipe in (("with classes", classes), ("without", plain)) for size in (3, 30)
+        }  # fmt: skip
+        right = found["with classes, means of 3"]["right"]
+        rows.put(
+            "D20", f"(a, {attribute}) - (a, not) + (b, not), means of 3, classes by label: a {attribute} b", right,
+            {name: one["right"] for name, one in found.items()} | {"steps": args.steps}, ">= 0.7", right >= 0.7,
+            shares=found,
+        )  # fmt: skip
+    found = midpoints(plain, extractor, as_floats(test)[:2000])
+    mix = found["pixel mix"]
+    better = all(found[m]["confidence"] > mix["confidence"] and found[m]["FD"] < mix["FD"] for m in ("slerp", "lerp"))
+    rows.put(
+        "D21", "confidence of the classifier in the middle of two latents, slerp", found["slerp"]["confidence"],
+        {"lerp": found["lerp"]["confidence"], "pixel mix": mix["confidence"],
+         **{f"FD, {name}": one["FD"] for name, one in found.items()}}, "both paths above the mix, FD below its",
+        better, scores=found,
+    )  # fmt: skip
+    draw_arithmetic(plain, classes, args)
+
+
+def draw_arithmetic(plain, classes, args) -> None:
+    """Rows: digits of each class, the same with the direction of boldness of class 8 added, and two ways halfway."""
+    z = torch.randn(2000, classes.generator.config.latent_dim, generator=seeded(1))
+    ink = ATTRIBUTES["bold"](classes.decode(z, class_labels=[8] * len(z), output_type="latent")).argsort()
+    labels, start = list(range(10)), torch.randn(10, z.shape[1], generator=seeded(4))
+    step = z[ink[-3:]].mean(0) - z[ink[:3]].mean(0)
+    shown = [classes.decode(at, class_labels=labels, output_type="latent") for at in (start, start + step)]
+    ends = torch.randn(2, 1, z.shape[1], generator=seeded(6))
+    shown += [plain.interpolate(*ends, 10, mode=mode, output_type="latent") for mode in ("slerp", "lerp")]
+    rows = ["digits", "+ bold 8 - thin 8", "slerp", "lerp"]
+    image_grid(torch.cat(shown).clamp(-1, 1), 10, row_labels=rows).save(args.pictures / "gan-arithmetic.png")
+
+
 def stacked(rows: Rows, args) -> None:
     data, extractor = stacked_images(load_images(args.train_data_dir), n=128_000), load_extractor("mnist")
     g = play(*players(data.shape, tuple(args.channels)), data, args.steps)
@@ -446,7 +566,8 @@ def overhead(rows: Rows, args) -> None:
 PARTS = {
     "ring": partial(modes, "ring"), "grid": partial(modes, "grid"), "ganlab": ganlab, "n_critic": critic_steps,
     "mnist": mnist,
-    "conditional": conditional, "stacked": stacked, "captions": captions, "overhead": overhead,
+    "conditional": conditional, "arithmetic": arithmetic, "stacked": stacked, "captions": captions,
+    "overhead": overhead,
 }  # fmt: skip
 
 
@@ -458,14 +579,16 @@ def main() -> None:
     parser.add_argument("--lab_seeds", type=int, default=5, help="of GAN Lab's shapes")
     parser.add_argument("--plane_steps", type=int, default=6000, help="of 128 points")
     parser.add_argument("--train_data_dir", help="MNIST with a test split; not given: the embedded digits")
-    parser.add_argument("--steps", type=int, default=8000, help="of 64 pictures: mnist, conditional, stacked")
+    parser.add_argument(
+        "--steps", type=int, default=8000, help="of 64 pictures: mnist, conditional, arithmetic, stacked"
+    )
     parser.add_argument("--small_steps", type=int, default=2000, help="the same: captions, on 8 x 8 digits")
     parser.add_argument(
         "--channels", type=int, nargs="+", default=[*GENERATOR.block_out_channels], help="of both networks"
     )
     parser.add_argument("--overhead_steps", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=9, help="of overhead")
-    parser.add_argument("--folder", type=Path, help="to keep the pipelines of mnist and conditional in")
+    parser.add_argument("--folder", type=Path, help="to keep the pipelines of mnist, conditional and arithmetic in")
     parser.add_argument("--pictures", type=Path, default=HERE.parent / "docs" / "images")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "lecture_gan.json")
     args = parser.parse_args()

@@ -36,6 +36,8 @@ class ObjectiveArguments:
 
     l1_weight: Weight = 100.0
     """Weight of the absolute differences of output and target."""
+    mse_weight: Weight = 0.0
+    """Weight of the squared differences of output and target; 0: none."""
     adversarial_weight: Weight = 1.0
     """Weight of the adversarial loss of pairs; 0: none."""
     objective: Objective = "non_saturating"
@@ -46,6 +48,9 @@ class ObjectiveArguments:
     """Weight of the distance in the layers of a shipped classifier; 0: none."""
     discriminator_learning_rate: Positive | None = None
     """Peak rate of the discriminator; not given: the learning_rate."""
+
+
+WEIGHTS = ("l1_weight", "mse_weight", "adversarial_weight", "feature_weight", "perceptual_weight")
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def check(args: Arguments) -> None:
         reason = "is of --adversarial_weight or --feature_weight, which are 0; leave it out"
         check_unused(args.discriminator, usual.discriminator, reason)
         check_unused(chosen, usual.objective, reason, ["objective", "discriminator_learning_rate"])
-    if not (chosen.l1_weight or chosen.adversarial_weight or chosen.feature_weight or chosen.perceptual_weight):
+    if not any(getattr(chosen, name) for name in WEIGHTS):
         raise UsageError("--l1_weight must be above 0 where all other weights are 0; got 0.")
 
 
@@ -118,6 +123,7 @@ def main(args: Arguments) -> int:
             discriminator=None if discriminator is None else discriminator.network,
             objective=chosen.objective,
             l1_weight=chosen.l1_weight,
+            mse_weight=chosen.mse_weight,
             adversarial_weight=chosen.adversarial_weight,
             feature_weight=chosen.feature_weight,
             perceptual=distance,

@@ -45,7 +45,8 @@ def test_l1_alone_is_the_mean_absolute_difference():
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_terms_add_up_with_their_weights_in_every_objective(objective):
-    weights = {"l1_weight": 3.0, "adversarial_weight": 0.5, "feature_weight": 2.0, "perceptual_weight": 4.0}
+    weights = {"l1_weight": 3.0, "mse_weight": 6.0, "adversarial_weight": 0.5, "feature_weight": 2.0}
+    weights["perceptual_weight"] = 4.0
     values = translation_loss(
         translator(), pairs(), RNG, discriminator=patches(), objective=objective,
         perceptual=lambda a, b: (a - b).square().flatten(1).mean(1), **weights,

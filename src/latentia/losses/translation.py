@@ -46,13 +46,17 @@ def translation_loss(
     discriminator: Any = None,
     objective: str = "non_saturating",
     l1_weight: float = 100.0,
+    mse_weight: float = 0.0,
     adversarial_weight: float = 1.0,
     feature_weight: float = 0.0,
     perceptual: Perceptual | None = None,
     perceptual_weight: float = 1.0,
     made: StepImages | None = None,
 ) -> dict[str, Tensor]:
-    r"""\(\lambda_1 \overline{|y - G(x)|} + \lambda_A L_G + \lambda_F L_F + \lambda_P\, d(y, G(x))\), input x, target y.
+    r"""L1, squared, adversarial, feature and perceptual terms of pairs of an input x and a target y.
+
+    \(\lambda_1 \overline{|y - G(x)|} + \lambda_2 \overline{(y - G(x))^2} + \lambda_A L_G + \lambda_F L_F +
+    \lambda_P\, d(y, G(x))\).
 
     Args:
         translator: `ImageTranslator`, may be wrapped for several processes.
@@ -62,6 +66,7 @@ def translation_loss(
             be wrapped; `None` (default): no adversarial term and no features.
         objective: one of `latentia.functional.adversarial.OBJECTIVES`. Default "non_saturating", as in pix2pix.
         l1_weight: lambda_1, at least 0. Default 100.
+        mse_weight: lambda_2, at least 0. Default 0.
         adversarial_weight: lambda_A. Default 1.
         feature_weight: lambda_F, of the mean absolute difference of the discriminator's activations. Default 0.
         perceptual: (targets, outputs) -> (B,), a distance with derivatives, such as
@@ -70,8 +75,8 @@ def translation_loss(
         made: gets the outputs, for `translation_discriminator_loss`; `None` (default): nobody does.
 
     Returns:
-        "loss"; "l1", mean absolute difference of values in [-1, 1]; "adversarial", "feature", "perceptual", before
-        their weights, where they are part of it.
+        "loss"; "l1", mean absolute difference of values in [-1, 1]; "mse", "adversarial", "feature", "perceptual",
+        before their weights, where they are part of it.
 
     Raises:
         UsageError: a negative weight, an unknown name, a weight of features without a discriminator.
@@ -87,6 +92,7 @@ def translation_loss(
     """
     weights = {
         "l1_weight": l1_weight,
+        "mse_weight": mse_weight,
         "adversarial_weight": adversarial_weight,
         "feature_weight": feature_weight,
         "perceptual_weight": perceptual_weight,
@@ -101,6 +107,9 @@ def translation_loss(
         made.put(rng, output)
     l1 = (output - y).abs().flatten(1).mean(1).mean()
     loss, values = l1_weight * l1, {"l1": l1}
+    if mse_weight:
+        values["mse"] = (output - y).square().flatten(1).mean(1).mean()
+        loss = loss + mse_weight * values["mse"]
     if discriminator is not None:
         fake_logits, real_logits, feature = _seen(discriminator, x, y, output, objective, bool(feature_weight))
         values["adversarial"] = generator_loss(fake_logits, real_logits, objective).mean()
