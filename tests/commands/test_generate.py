@@ -34,6 +34,7 @@ from latentia.commands.generate import generate
 from latentia.commands.main import main
 from latentia.models.clip import train_tokenizer
 from latentia.models.vq_prior import code_transformer
+from latentia.pipelines.optimizer import sample_by_optimizer
 
 
 def small_unet(channels=1, classes=None):
@@ -176,6 +177,7 @@ def test_a_flag_that_a_pipeline_does_not_take_is_named(tmp_path, capsys):
             ["--num_inference_steps must be left out", "VAEPipeline", "--class_labels"],
         ),
         ("vae", ("--sampler", "ddim"), ["--sampler must be saved"]),
+        ("diffusion", ("--sampler", "optimizer", "--eta", 0.5), ["--eta must be left out with sampler optimizer"]),
         ("vae", (), ["class_labels are missing", "3 classes"]),
         ("latent_flow", ("--prompt", "a cat"), ["--prompt must be left out", "--guidance_scale"]),
         ("latent_flow", ("--sampler", "dpm-solver++"), ["--sampler must be saved", "flow matching"]),
@@ -200,6 +202,19 @@ def test_images_do_not_depend_on_how_many_are_asked_for(tmp_path):
     whole = pipe(66, class_labels="cat", num_inference_steps=1, generator=torch.Generator().manual_seed(0)).images
     assert [p.tobytes() for p in many] == [p.tobytes() for p in whole]
     assert [p.tobytes() for p in few[:2]] == [p.tobytes() for p in many[:2]]
+
+
+def test_an_optimizer_samples_from_the_shell(tmp_path):
+    torch.manual_seed(0)
+    diffusion().save_pretrained(tmp_path / "saved")
+    flags = ("--num_inference_steps", 2, "--class_labels", "cat", "--sampler", "optimizer", "--num_images", 2)
+    made, recipes, _ = generated(tmp_path, *flags)
+    pipe = latentia.DiffusionPipeline.from_pretrained(tmp_path / "saved")
+    pipe.set_progress_bar_config(disable=True)
+    options = {"class_labels": "cat", "num_inference_steps": 2, "generator": torch.Generator().manual_seed(0)}
+    again = sample_by_optimizer(pipe, 2, **options)
+    assert [image.tobytes() for image in made] == [image.tobytes() for image in again]
+    assert recipes[0]["sampler"] == "optimizer"
 
 
 def test_a_pipeline_of_a_text_is_told_the_prompts(tmp_path, capsys):

@@ -31,7 +31,9 @@ from latentia.hub.load import INDEX_NAME, pipeline_class, read_index
 from latentia.pipelines.arguments import image_generators
 from latentia.pipelines.base import DiffusionPipeline
 from latentia.pipelines.capabilities import Option, call_options, capabilities
+from latentia.pipelines.diffusion import UnconditionalDiffusionPipeline
 from latentia.pipelines.images import from_input
+from latentia.pipelines.optimizer import sample_by_optimizer
 from latentia.pipelines.sampling import is_flow
 from latentia.safety import fetch
 from latentia.schedulers.ddim import DDIMScheduler
@@ -42,6 +44,7 @@ SAMPLERS = {
     "ddpm": DDPMScheduler,
     "dpm-solver++": diffusers.DPMSolverMultistepScheduler,
 }
+OPTIMIZER = "optimizer"
 _CHUNK = 64  # images at once
 _SHEET_PIXELS = 2**25
 # Conditions that are of each image, so that several are given out in turn: recipe key and type on a command line.
@@ -167,7 +170,7 @@ def generate(
     source: str | Path,
     num_images: Count | None = None,
     *,
-    sampler: Literal["saved", "ddim", "ddpm", "dpm-solver++"] = "saved",
+    sampler: Literal["saved", "ddim", "ddpm", "dpm-solver++", "optimizer"] = "saved",
     seed: Seed = 0,
     revision: str | None = None,
     **options: Any,
@@ -181,7 +184,8 @@ def generate(
         source: a saved pipeline, a folder or "user/name" on the Hub.
         num_images: how many images, texts or rows; several prompts, class labels or image files are given out in turn.
             None: 8, or one for each of several image files.
-        sampler: the saved scheduler, or another one over the same noise, for diffusion.
+        sampler: the saved scheduler, or another one over the same noise, for diffusion; "optimizer" for Adam on the
+            error of the network, `latentia.pipelines.optimizer.sample_by_optimizer`, over pixels.
         seed: the same seed gives the same images, however many are sampled.
         revision: branch, tag or commit on the Hub.
         **options: of the pipeline's call; images are files or folders of them, one or several. None and empty ones keep
@@ -199,7 +203,7 @@ def generate(
         >>> generate("outputs/demo", class_labels=[3]).save("outputs/threes")[0]  # doctest: +SKIP
         PosixPath('outputs/threes')
     """
-    check_choice("sampler", sampler, ["saved", *SAMPLERS])
+    check_choice("sampler", sampler, ["saved", *SAMPLERS, OPTIMIZER])
     pipe = load_pipeline(source, revision)
     able = capabilities(pipe)
     given = {key: value for key, value in options.items() if not _is_empty(value)}
@@ -223,7 +227,7 @@ def generate(
     shared = {key: value for key, value in given.items() if key not in files and key not in _OF_EACH}
     for key, paths in files.items():
         opened(key, paths[0])  # what cannot be read is said before networks are moved
-    _choose(pipe, sampler)
+    _choose(pipe, sampler, given)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 
     of_each = {
@@ -244,7 +248,10 @@ def generate(
                 # Of one generator diffusers' own pipelines draw a batch at once, and an image would depend on others.
                 own = isinstance(pipe, DiffusionPipeline)
                 drawn = generator if own else image_generators(generator, stop - start)
-                yield getattr(pipe(generator=drawn, **asked), made)
+                if sampler == OPTIMIZER:
+                    yield sample_by_optimizer(pipe, generator=drawn, **asked)
+                else:
+                    yield getattr(pipe(generator=drawn, **asked), made)
 
     defaults = {
         key: option.default
@@ -256,7 +263,7 @@ def generate(
         "pipeline": user_path(source).resolve().name if user_path(source).is_dir() else str(source),
         "class": type(pipe).__name__,
         "revision": revision,
-        "sampler": None if scheduler is None else type(scheduler).__name__,
+        "sampler": sampler if sampler == OPTIMIZER else None if scheduler is None else type(scheduler).__name__,
         "seed": seed,
         **defaults,
         **shared,
@@ -333,7 +340,7 @@ def _listed(value: Any) -> list[Any]:
     return [] if value is None else [value] if isinstance(value, str | int) else list(value)
 
 
-def _choose(pipe: Any, sampler: str) -> None:
+def _choose(pipe: Any, sampler: str, given: dict[str, Any]) -> None:
     """Put another scheduler over the same noise in the place of the saved one."""
     if sampler == "saved":
         return
@@ -341,6 +348,13 @@ def _choose(pipe: Any, sampler: str) -> None:
     if scheduler is None or is_flow(scheduler):
         why = "has no scheduler" if scheduler is None else "was trained by flow matching"
         raise UsageError(f"sampler must be saved, as {type(pipe).__name__} {why}; got {sampler}.")
+    if sampler == OPTIMIZER:
+        if not isinstance(pipe, UnconditionalDiffusionPipeline):
+            raise UsageError(f"sampler optimizer needs a pipeline of diffusion over pixels; got {type(pipe).__name__}.")
+        for name in given:
+            if name not in inspect.signature(sample_by_optimizer).parameters:
+                raise UsageError(f"{name} must be left out with sampler optimizer, which does not take it.")
+        return
     pipe.scheduler = SAMPLERS[sampler].from_config(scheduler.config)
 
 
