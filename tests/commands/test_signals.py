@@ -70,6 +70,28 @@ def test_series_of_a_file_and_the_baseline_are_compared(tmp_path):
     assert (tmp_path / "page" / "1" / "index.html").exists() and "real data" in compared.text()
 
 
+def test_tables_are_scored_as_series_where_they_say_so(tmp_path):
+    long, wide = DATA.frame(), pd.DataFrame(DATA.values[:, 0]).rename(columns=str)
+    odd = long.rename(columns={"series": "sensor"})
+    files = {"long": long, "wide": wide, "odd": odd, "rows": wide.assign(time=range(len(wide)))}
+    paths = {name: str(tmp_path / f"{name}.csv") for name in files}
+    for name, frame in files.items():
+        frame.to_csv(paths[name], index=False)
+    cases = [("long", "long", {}), ("long", "wide", {"layout": "wide"}), ("long", "odd", {"series_column": "sensor"})]
+    expected = evaluate(DATA, DATA, metrics=["spectrum"]).report["spectrum"].value
+    for source, data, settings in cases:
+        found = evaluate(paths[source], paths[data], metrics=["spectrum"], **settings)
+        assert found.modality == "series" and found.report["spectrum"].value == pytest.approx(expected, rel=1e-6)
+    assert evaluate(long, long, metrics=["spectrum"]).source == "DataFrame"
+    for source, data in (("long", "wide"), ("rows", "rows"), ("odd", "odd")):
+        with pytest.raises(UsageError, match=r'layout must be given.*"series" and "time".* has '):
+            evaluate(paths[source], paths[data])
+    with pytest.raises(UsageError, match="layout must be left out: there is no such argument"):
+        evaluate("pca", "digits", layout="long")
+    assert type(evaluate(wide, wide, metrics=["ks"])).__name__ == "TableEvaluation"
+    assert evaluate(paths["rows"], paths["rows"], metrics=["ks"], layout="rows").report["ks"].value == 0
+
+
 def test_what_makes_no_sense_of_series_is_refused(saved, tmp_path):
     pd.DataFrame({"series": [0, 0, 1, 1], "a": [1.0, 2.0, 0.0, 3.0]}).to_csv(tmp_path / "other.csv", index=False)
     for call, error, text in (

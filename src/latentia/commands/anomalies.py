@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from latentia.commands.elements import Elements, read_elements, reader_of
+from latentia.commands.modalities import signal_options
 from latentia.commands.output import open_output
 from latentia.commands.reference import data_options
 from latentia.commands.sources import load_pipeline
@@ -271,7 +272,7 @@ def anomalies(
 def options(words: Sequence[str]) -> dict[str, Option]:
     """The flags of the data, those of the training scripts, for the command line."""
     text_column = Option(str | None, None, "Column of a table that holds texts, of a model of texts.")
-    return {**data_options(), "text_column": text_column}
+    return {**data_options(), **signal_options(), "text_column": text_column}
 
 
 # ------------------------------------------------------------ parts

@@ -16,7 +16,7 @@ from latentia.commands.evaluate import (
     open_from,
 )
 from latentia.commands.measurement import check_options, find_extractor, measure_real
-from latentia.commands.modalities import signal_modality
+from latentia.commands.modalities import signal_modality, signal_options
 from latentia.commands.output import open_output
 from latentia.commands.reference import data_options, find_reference
 from latentia.commands.signals import compare_signals
@@ -127,7 +127,7 @@ def compare(
     runs = [(i, *run) for i, source in enumerate(sources) for run in _runs(source)]
     if len(runs) < 2:
         raise UsageError(f"sources must be at least two; got {len(runs)}. To measure one, use evaluate.")
-    if signals := next((kind for _, _, source in runs if (kind := signal_modality(source, data))), None):
+    if signals := next((kind for _, _, source in runs if (kind := signal_modality(source, data, settings))), None):
         of_images = {
             "extractor": extractor, "likelihood_images": likelihood_images, "latent_images": latent_images,
             "reconstruction_images": reconstruction_images, **settings,
@@ -187,7 +187,7 @@ def compare(
 
 def options(words: Sequence[str]) -> dict[str, Option]:
     """The flags of the data, those of the training scripts, for the command line."""
-    return data_options()
+    return {**data_options(), **signal_options()}
 
 
 def _names(columns: Sequence[tuple[int, str]]) -> dict[int, str]:

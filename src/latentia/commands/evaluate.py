@@ -28,7 +28,7 @@ from latentia.commands.measurement import (
     peak_memory,
     sample_and_measure,
 )
-from latentia.commands.modalities import signal_modality
+from latentia.commands.modalities import signal_modality, signal_options
 from latentia.commands.output import open_output
 from latentia.commands.reference import Reference, data_options, find_reference
 from latentia.commands.signals import evaluate_signals
@@ -257,7 +257,7 @@ def evaluate(
     }  # fmt: skip
     common: dict[str, Any] = {"n": n, "seed": seed, "device": device}
     found: Any
-    if (signals := signal_modality(source, data)) is not None:
+    if (signals := signal_modality(source, data, settings)) is not None:
         common |= {"metrics": metrics, "num_inference_steps": num_inference_steps, "revision": revision}
         found = evaluate_signals(signals, source, data, **common, unused=of_images)
         return found
@@ -289,7 +289,7 @@ def evaluate(
 
 def options(words: Sequence[str]) -> dict[str, Option]:
     """The flags of the data, those of the training scripts, for the command line."""
-    return data_options()
+    return {**data_options(), **signal_options()}
 
 
 def open_from(source: Any, reference: Reference, options: Mapping[str, Any]) -> Source:

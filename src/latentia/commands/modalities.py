@@ -3,27 +3,36 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from latentia.commands.reference import options_of
 from latentia.commands.sources import modality_of
 from latentia.data.series import Series, load_series
 from latentia.data.shipped_series import SHIPPED_SERIES, simulate_ar2
 from latentia.data.shipped_sounds import SHIPPED_SOUNDS
 from latentia.data.sounds import Sounds, load_sounds, wav_bytes
+from latentia.data.tables import SUFFIXES, is_table, read_columns
+from latentia.errors import UsageError
 from latentia.evaluation.report.curves import draw_series, save_series_figures
 from latentia.evaluation.report.signal_report import SignalReport
 from latentia.evaluation.report.spectrograms import draw_spectrograms, save_sound_figures
 from latentia.evaluation.series_metrics import autocorrelation
+from latentia.files.reading import user_path
 from latentia.files.writing import write_bytes, write_image, write_text
 from latentia.functional.autoregression import fit_ar2
 from latentia.models.log_mel import LogMel
+from latentia.pipelines.capabilities import Option
 from latentia.rng import seed_from
 from latentia.runs.series import SeriesArguments, open_series, score_series, set_of
 from latentia.runs.sounds import SoundArguments, open_sounds, score_sounds
 from latentia.runs.sounds import set_of as set_of_sounds
+
+# Those of a table of series, beside label_column; each but the last says that a file is one.
+SERIES_FLAGS = ("layout", "series_column", "time_column", "window", "drop_columns")
+LONG = {"series", "time"}  # of a long table, as `generate` writes it
 
 
 @dataclass(frozen=True)
@@ -135,7 +144,7 @@ MODALITIES: dict[str, Modality] = {
         from_flags=open_series,
         load=load_series,
         fits=lambda source: isinstance(source, Series),
-        settings=("label_column", "max_train_samples"),
+        settings=("label_column", "max_train_samples", *SERIES_FLAGS),
         score=score_series,
         figures=_figures_of_series,
         write=_write_series,
@@ -160,8 +169,19 @@ MODALITIES: dict[str, Modality] = {
 }
 
 
-def signal_modality(source: Any, data: Any = None) -> str | None:
+def signal_modality(source: Any, data: Any = None, settings: Mapping[str, Any] | None = None) -> str | None:
     """The modality of `MODALITIES` that a source, or the data, is of; None if it is none of them.
+
+    A file of a table, measured against another one, holds series if a flag of series is given, or if both have the
+    columns "series" and "time" that `generate` writes; and rows if neither has any of the two, or with layout "rows".
+
+    Args:
+        source: a name, file, folder, pipeline or signals.
+        data: the same, or None.
+        settings: how the data are read.
+
+    Raises:
+        UsageError: files of tables that may hold series or rows.
 
     Example:
         >>> signal_modality("ar2", "sines_ar2"), signal_modality("pca", "digits")
@@ -172,4 +192,49 @@ def signal_modality(source: Any, data: Any = None) -> str | None:
             named = isinstance(one, str) and one in (*modality.shipped, *modality.baselines)
             if named or modality.fits(one) or getattr(one, "modality", None) == name or modality_of(one) == name:
                 return name
-    return None
+    return "series" if _are_series([source] if data is None else [source, data], settings or {}) else None
+
+
+def signal_options() -> dict[str, Option]:
+    """The flags of tables of series for a command line: name to type, default and help, from `SeriesArguments`."""
+    layout = Option(
+        Literal["long", "wide", "rows"] | None,
+        None,
+        "What a table holds: long or wide series, or rows that are no series.",
+    )
+    return {**options_of(SeriesArguments, SERIES_FLAGS), "layout": layout}
+
+
+def _are_series(tables: Sequence[Any], settings: Mapping[str, Any]) -> bool:
+    """Whether tables that are measured against each other hold series."""
+    if not all(hasattr(one, "iloc") or (_is_file(one) and is_table(one)) for one in tables):
+        return False
+    if settings.get("layout") == "rows":
+        return False
+    if any(settings.get(name) for name in SERIES_FLAGS[:-1]):
+        return True
+    columns = [LONG & {*table_columns(one)} for one in tables]
+    if any(columns) and not all(found == LONG for found in columns):
+        has = "; ".join(
+            f"{_name(one)} has {' and '.join(sorted(found)) or 'neither'}" for one, found in zip(tables, columns)
+        )
+        raise UsageError(
+            f'layout must be given, as the columns "series" and "time" do not say what the tables hold: {has}. Take '
+            "long or wide for time series, or rows for the rows of a table."
+        )
+    return any(columns)
+
+
+def table_columns(table: Any) -> list[str]:
+    """Names of the columns of a DataFrame or a file of a table; none of anything else."""
+    if hasattr(table, "iloc"):
+        return [str(name) for name in table.columns]
+    return read_columns(user_path(table), every=True).column_names if _is_file(table) else []
+
+
+def _is_file(source: Any) -> bool:
+    return isinstance(source, str | Path) and str(source).lower().endswith(SUFFIXES)
+
+
+def _name(table: Any) -> str:
+    return str(table) if isinstance(table, str | Path) else type(table).__name__

@@ -234,10 +234,11 @@ def run_arguments(source: Any) -> DataArguments | None:
 @cache
 def data_options() -> dict[str, Option]:
     """The flags of the data for a command line: name to type, default and help, from `DataArguments`."""
-    return {name: option for kind in (DataArguments, PairArguments) for name, option in _options_of(kind).items()}
+    return {**options_of(DataArguments, _FLAGS), **options_of(PairArguments, _OF_PAIRS)}
 
 
-def _options_of(kind: type) -> dict[str, Option]:
+def options_of(kind: type, names: Sequence[str]) -> dict[str, Option]:
+    """Those of the flags of a group that have these names: name to type, default and help."""
     lines: Any = ast.parse(inspect.getsource(kind)).body[0]
     helps = {
         field.target.id: text.value.value  # type: ignore[union-attr, attr-defined] # a name, and a text below it
@@ -248,5 +249,5 @@ def _options_of(kind: type) -> dict[str, Option]:
     return {
         field.name: Option(hints[field.name], field.default, f"{helps[field.name]} Of the run if not given.")
         for field in fields(kind)
-        if field.name in (*_FLAGS, *_OF_PAIRS)
+        if field.name in names
     }

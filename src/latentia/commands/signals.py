@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from latentia.commands.modalities import MODALITIES, Modality
+from latentia.commands.modalities import LONG, MODALITIES, Modality, table_columns
 from latentia.commands.output import open_output
 from latentia.commands.reference import CONFIG
 from latentia.commands.sources import load_pipeline
@@ -205,7 +205,9 @@ def evaluate_signals(
     real, share = real_signals(how, source, data, settings)
     train, held_out = real.parts(share)
     count = min(_MOST, max(len(train) if how.many else len(held_out), n or 0))
-    name, about, made, card = _made(modality, source, train, count, seed, num_inference_steps, revision, device)
+    name, about, made, card = _made(
+        modality, source, train, count, seed, num_inference_steps, revision, device, settings
+    )
     fingerprint = key_of(
         [modality, real.source["name"], len(real), np.ascontiguousarray(real.values[:64]).tobytes().hex()]
     )
@@ -219,9 +221,27 @@ def _settings(how: Modality, given: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in given.items():
         if value and name not in how.settings:
             raise UsageError(
-                f"{name} must be left out: it is of images, and the source makes {how.word}. Got {value!r}."
+                f"{name} must be left out: it is not of {how.word}, which the source makes. Got {value!r}."
             )
     return {name: given[name] for name in how.settings if given.get(name)}
+
+
+def _own(how: Modality, source: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a file of generated signals is read by: those of the data, but for columns that it lacks.
+
+    A long table as `generate` writes it is read as one, whatever the layout of the data.
+    """
+    given = {name: value for name, value in settings.items() if name != "max_train_samples"}
+    named = [name for name in given if name.endswith(("_column", "_columns"))]
+    columns = table_columns(source) if given else []
+    if LONG <= {*columns}:
+        given.pop("layout", None)
+    for name in named:
+        value = given.pop(name)
+        kept = value if isinstance(value, str) else [one for one in value if one in columns]
+        if kept and (not isinstance(kept, str) or kept in columns):
+            given[name] = kept
+    return given
 
 
 def real_signals(how: Modality, source: Any, data: Any, settings: Mapping[str, Any]) -> tuple[Any, float]:
@@ -265,7 +285,15 @@ def run_of(how: Modality, source: Any) -> Any:
 
 
 def _made(
-    modality: str, source: Any, train: Any, count: int, seed: int, steps: int | None, revision: str | None, device: Any
+    modality: str,
+    source: Any,
+    train: Any,
+    count: int,
+    seed: int,
+    steps: int | None,
+    revision: str | None,
+    device: Any,
+    settings: Mapping[str, Any],
 ) -> tuple[str, dict[str, Any], Any, Path | None]:
     """Name, facts and signals of a source, and the card of a saved pipeline."""
     how = MODALITIES[modality]
@@ -286,7 +314,7 @@ def _made(
             raise UsageError(
                 f"num_inference_steps must be left out: {how.word} of a file are not sampled. Got {steps}."
             )
-        made = source if how.fits(source) else how.load(source)
+        made = source if how.fits(source) else how.load(source, **_own(how, source, settings))
         name = folder.stem if folder is not None else str(made.source["name"])
         _check_alike(how, name, made, train)
         return name, {"kind": "file", "class": f"{how.word} of a file", "path": None}, made, None

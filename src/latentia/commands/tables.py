@@ -220,8 +220,8 @@ def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the table among arguments of `evaluate`."""
     known = {"label_column", "max_train_samples"}
     for name, value in given.items():
-        if value and name not in known:
-            raise UsageError(f"{name} must be left out: it is of images, and the source makes rows. Got {value!r}.")
+        if value and name not in known and (name, value) != ("layout", "rows"):
+            raise UsageError(f"{name} must be left out: it is not of tables, and the source makes rows. Got {value!r}.")
     return {name: given[name] for name in known if given.get(name)}
 
 
@@ -305,7 +305,7 @@ def _rows(
     """Name, facts and rows of a source, and the card of a saved pipeline."""
     folder = user_path(source) if isinstance(source, str | Path) else None
     pipe: Any = None
-    if source == BASELINE:
+    if isinstance(source, str) and source == BASELINE:
         pipe, name = fit_copula(train), BASELINE
     elif getattr(source, "modality", None) == "table":
         pipe, name = source, type(source).__name__
