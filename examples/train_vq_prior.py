@@ -1,9 +1,10 @@
-"""Train a causal transformer over the codes of a VQ-VAE, so that images can be sampled: of a class, a text or at all.
+"""Train a causal transformer over the codes of a VQ-VAE to sample images, series or sounds: of a class, text or any.
 
     accelerate launch examples/train_vqvae.py --dataset_name digits --output_dir outputs/digits-vqvae
     accelerate launch examples/train_vq_prior.py --dataset_name digits --vqvae outputs/digits-vqvae \\
         --class_conditional --output_dir outputs/digits-prior
 
+Of a VQ-VAE of time series or sounds, give the flags of the data that it was trained on.
 The codes are computed once and cached. A run that was killed goes on when the same command is started again. The folder
 it leaves is a pipeline that holds the VQ-VAE too.
 """
@@ -19,12 +20,13 @@ from latentia.functional.quantisation import perplexity
 from latentia.losses.autoregressive import code_loss
 from latentia.models.clip import train_tokenizer
 from latentia.models.vq_prior import code_prefix, code_transformer
-from latentia.pipelines.latents import fingerprint, load_autoencoder
+from latentia.pipelines.codebook import encode_tensors, input_shape
+from latentia.pipelines.latents import fingerprint, load_autoencoder, load_codec
 from latentia.pipelines.vq_prior import text_tokens
-from latentia.pipelines.vqvae import VQVAEPipeline
 from latentia.runs.arguments import NetworkArguments, OptimizationArguments, RunArguments, network_arguments
 from latentia.runs.command_line import run_script
 from latentia.runs.run import Run
+from latentia.runs.signal_data import arguments_of, open_signals
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,6 @@ class Arguments(RunArguments):
 def check(args: Arguments, data) -> None:
     """Refuse flags that would fail later, or contradict each other."""
     condition = args.condition
-    if args.code.vqvae is None:
-        raise UsageError("--vqvae must name a trained one: latentia train vqvae")
     if condition.class_conditional and condition.caption:
         raise UsageError("--caption must be left out beside --class_conditional: an image has one condition.")
     if condition.caption and data.captions is None:
@@ -74,23 +74,25 @@ def check(args: Arguments, data) -> None:
 def main(args: Arguments) -> int:
     condition = args.condition
     tag = "text-to-image" if condition.caption else "unconditional-image-generation"
-    run = Run(args, family="vq_prior", pipeline_tag=tag)
+    if args.code.vqvae is None:
+        raise UsageError("--vqvae must name a trained one: latentia train vqvae")
+    signals = open_signals(args, load_codec(args.code.vqvae) if hasattr(args, "modality") else None)
+    run = Run(args, family="vq_prior", **({"pipeline_tag": tag} | (signals.run if signals else {})))
     check(args, run.data)
     vqvae = load_autoencoder(args.code.vqvae)
     if not isinstance(vqvae, VQVAE):
         raise UsageError(f"--vqvae must hold a VQVAE; {args.code.vqvae} holds a {type(vqvae).__name__}.")
-    taken = (vqvae.config.in_channels, *(2 ** len(vqvae.config.block_out_channels) * side for side in vqvae.code_shape))
-    if taken != tuple(run.data.shape):
+    if (taken := input_shape(vqvae)) != tuple(run.data.shape):
         raise UsageError(
-            f"--vqvae was trained on images of shape {taken}, and the data's have {tuple(run.data.shape)}."
+            f"--vqvae was trained on inputs of shape {taken}, and the data's have {tuple(run.data.shape)}."
         )
-    autoencoder = VQVAEPipeline(vqvae.requires_grad_(False).to(run.device))
+    vqvae.requires_grad_(False).to(run.device)
     run.inputs = cached_latents(
         run.data,
-        lambda images: (autoencoder.encode(images)[:, None], None),
-        f"codes of {fingerprint(vqvae)}",
+        lambda x: (encode_tensors(vqvae, x.to(run.device))[:, None], None),
+        f"codes of {fingerprint(vqvae)}{f' of {fingerprint(signals.codec)}' if signals else ''}",
         file=args.code.codes_file,
-        cache_dir=args.data.cache_dir,
+        cache_dir=getattr(args.data, "cache_dir", None),
     )
     size = vqvae.quantize.codebook_size
     unigram = math.log2(perplexity(run.inputs.mean.long(), size))
@@ -117,10 +119,12 @@ def main(args: Arguments) -> int:
         return code_loss(prior.network, {"prefix": prefix, "codes": codes}, rng)
 
     def pipeline(weights) -> VQPriorPipeline:
-        return VQPriorPipeline(vqvae, weights.eval(), tokenizer, label_names=run.label_names)
+        codec = signals.codec if signals else None
+        return VQPriorPipeline(vqvae, weights.eval(), tokenizer, label_names=run.label_names, codec=codec)
 
-    return run.train([prior.phase(loss)], pipeline)
+    validation = signals.validation(args, pipeline, prior.final) if signals else None
+    return run.train([prior.phase(loss)], pipeline, validation=validation)
 
 
 if __name__ == "__main__":
-    run_script(Arguments, main, __doc__.splitlines()[0])
+    run_script(arguments_of(Arguments), main, __doc__.splitlines()[0])

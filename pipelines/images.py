@@ -179,7 +179,10 @@ def reconstruction_error(pipe: Any, images: Any, options: dict[str, Any], *, rel
     errors = []
     for condition in [{"class_labels": c} for c in range(pipe.num_classes)] if by_class else [{}]:
         again = pipe.reconstruct(images, output_type="latent", **condition, **options).float()
-        x = from_input(images, channels=again.shape[1], size=(again.shape[2], again.shape[3]), device=again.device)
+        if hasattr(pipe, "form"):
+            x = pipe.form.tensors(images, again.device, again.dtype)
+        else:
+            x = from_input(images, channels=again.shape[1], size=(again.shape[2], again.shape[3]), device=again.device)
         errors.append((again - x).square().flatten(1).sum(1))
     error = torch.stack(errors).amin(0)
     if not relative:

@@ -166,6 +166,14 @@ def load_autoencoder(name: str) -> Any:
     return found.eval()
 
 
+def load_codec(name: str) -> Any:
+    """The codec of a saved pipeline of time series or sounds, a `SeriesScaler` or a `LogMel`; None of images."""
+    folder = user_path(name)
+    if (folder / "config.json").is_file() and not (folder / "model_index.json").exists():
+        return None
+    return DiffusionPipeline.from_pretrained(name).components.get("codec")
+
+
 def _load_alone(folder: Path) -> Any:
     kind: Any = saved_class(folder / "config.json")
     if not issubclass(kind, nn.Module) or not hasattr(kind, "decode"):

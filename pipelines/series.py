@@ -1,21 +1,18 @@
 """Diffusion and flow matching of time series: sampling, inversion and likelihood."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from latentia.data.series import Series
-from latentia.errors import UsageError, check_choice, check_range, counted
+from latentia.errors import UsageError, check_range, counted
 from latentia.functional.masks import length_mask
 from latentia.models.series_scaler import SeriesScaler
 from latentia.pipelines.arguments import Generators, check_call, count_images, draw_uniform, image_generators
 from latentia.pipelines.base import DiffusionPipeline, Labels
 from latentia.pipelines.capabilities import Likelihood
+from latentia.pipelines.forms import SeriesForm, SeriesOutput, class_names
 from latentia.pipelines.likelihood import ode_log_likelihood, rademacher
 from latentia.pipelines.sampling import class_conditioning
 from latentia.pipelines.signals import (
@@ -26,16 +23,6 @@ from latentia.pipelines.signals import (
     sequence_shape,
     sequences_of,
 )
-
-OUTPUT_TYPES = ("series", "pandas", "np", "latent")
-
-
-@dataclass
-class SeriesOutput(BaseOutput):
-    """`series`: what `output_type` asks for; `lengths`: steps of each series, int64 (B,)."""
-
-    series: Any
-    lengths: Any
 
 
 class SeriesPipeline(DiffusionPipeline):
@@ -95,7 +82,7 @@ class SeriesPipeline(DiffusionPipeline):
     @property
     def channels(self) -> tuple[str, ...]:
         """Names of the channels."""
-        return tuple(channel["name"] for channel in self.scaler.config.channels)
+        return self._form.channels
 
     @property
     def likelihood(self) -> Likelihood | None:
@@ -137,7 +124,7 @@ class SeriesPipeline(DiffusionPipeline):
         Raises:
             UsageError: an argument out of its range, or a class for a network that has none.
         """
-        check_choice("output_type", output_type, OUTPUT_TYPES)
+        self._form.check(output_type)
         check_range("length", length, 2, 2**16, integer=True)
         labels = self._class_indices(class_labels)
         count = count_images(batch_size, class_labels=labels)
@@ -158,8 +145,7 @@ class SeriesPipeline(DiffusionPipeline):
             eta=eta,
         )
         shown = None if labels is None else labels.expand(count).cpu()
-        found = self._output(x, lengths, output_type, shown)
-        return SeriesOutput(found, lengths) if return_dict else (found, lengths)
+        return self._form.answer(x, output_type, shown, return_dict, lengths)
 
     @torch.no_grad()
     def encode(
@@ -173,7 +159,7 @@ class SeriesPipeline(DiffusionPipeline):
             num_inference_steps: of the run that is inverted. Default 50.
             refinements: evaluations per step; each beyond the first solves the implicit step better. Default 2.
         """
-        x, lengths = self._input(series)
+        x, lengths = self._form.read(series)
         mask = self._mask(lengths, x.shape[2])
         return invert_sequences(self, x, mask, class_labels, num_inference_steps, refinements)
 
@@ -194,11 +180,11 @@ class SeriesPipeline(DiffusionPipeline):
             class_labels, num_inference_steps, output_type: as for sampling.
             lengths: steps of each series, (B,); `None` (default): L.
         """
-        check_choice("output_type", output_type, OUTPUT_TYPES)
+        self._form.check(output_type)
         steps = torch.full((len(latents),), latents.shape[-1]) if lengths is None else torch.as_tensor(lengths).cpu()
         x = sequences_of(self, latents, self._mask(steps, latents.shape[-1]), class_labels, num_inference_steps)
         labels = self._class_indices(class_labels, len(latents))
-        return self._output(x, steps, output_type, None if labels is None else labels.cpu())
+        return self._form.output(x, output_type, labels, steps)
 
     def interpolate(
         self,
@@ -243,7 +229,7 @@ class SeriesPipeline(DiffusionPipeline):
         check_range("probes", probes, 1, integer=True)
         check_range("num_inference_steps", num_inference_steps, 1, integer=True)
         check_range("tolerance", tolerance, 0, closed="neither")
-        x, _ = self._input(series)
+        x, _ = self._form.read(series)
         x = x.to(self._execution_device, self.unet.dtype)
         labels = self._class_indices(class_labels, len(x))
         conditioning = class_conditioning(self.unet, labels, len(x), unconditional=self.config.unconditional)
@@ -253,39 +239,13 @@ class SeriesPipeline(DiffusionPipeline):
         _, deviations = self.scaler.scale.view(torch.float64)
         return (density.double() - x.shape[2] * deviations.log().sum().to(density.device)).float()
 
+    @property
+    def _form(self) -> SeriesForm:
+        return SeriesForm(self.scaler, class_names(self))
+
     def _mask(self, lengths: Tensor, steps: int) -> Tensor | None:
         if not self.unet.config.masked:
             if bool((lengths != steps).any()):
                 raise UsageError(f"lengths must all be {steps}: this network was trained on series of one length.")
             return None
         return length_mask(lengths, steps).to(self._execution_device)
-
-    def _input(self, series: Any) -> tuple[Tensor, Tensor]:
-        """Scaled sequences (B, C, L), float64, 0 beyond the ends, and the lengths."""
-        values = series.values if isinstance(series, Series) else series
-        x = torch.as_tensor(values, dtype=torch.float64)
-        if x.ndim != 3 or x.shape[1] != sequence_shape(self.unet)[0] or not x.numel() or not bool(x.isfinite().all()):
-            raise UsageError(
-                f"series must be finite values (B, {sequence_shape(self.unet)[0]}, L), or a latentia.data.Series; got "
-                f"{tuple(x.shape)}."
-            )
-        lengths = torch.from_numpy(series.lengths) if isinstance(series, Series) else torch.full((len(x),), x.shape[2])
-        scaled = self.scaler.encode(x)
-        there = length_mask(lengths, x.shape[2]).to(scaled.device)
-        return torch.where(there[:, None], scaled, 0), lengths
-
-    def _output(self, x: Tensor, lengths: Tensor, output_type: str, labels: Tensor | None) -> Any:
-        if output_type == "latent":
-            return x
-        values = self.scaler.decode(x.float()).cpu().numpy()
-        there = length_mask(lengths, x.shape[2]).numpy()[:, None]
-        if output_type == "np":
-            return np.where(there, values, np.nan)
-        names = self.config.label_names and [self.config.label_names[str(i)] for i in range(self.num_classes or 0)]
-        known = None if labels is None else labels.numpy()
-        if known is not None and not names:
-            names = [str(i) for i in range(self.num_classes or 0)]
-        found = Series(
-            np.where(there, values, 0), lengths.numpy(), self.channels, known, names if known is not None else None
-        )
-        return found.frame() if output_type == "pandas" else found

@@ -1,19 +1,16 @@
 """Diffusion and flow matching of sounds: log-mel frames, and waves of them by Griffin-Lim."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from latentia.data.sounds import Sounds, wav_bytes
-from latentia.errors import UsageError, check_choice, check_range
+from latentia.errors import UsageError, check_range
 from latentia.models.log_mel import LogMel
 from latentia.pipelines.arguments import Generators, check_call, count_images, image_generators
 from latentia.pipelines.base import DiffusionPipeline, Labels
+from latentia.pipelines.forms import SoundForm, SoundOutput, class_names
 from latentia.pipelines.signals import (
     check_parts,
     invert_sequences,
@@ -22,16 +19,6 @@ from latentia.pipelines.signals import (
     sequence_shape,
     sequences_of,
 )
-
-OUTPUT_TYPES = ("sound", "wav", "np", "latent")
-
-
-@dataclass
-class SoundOutput(BaseOutput):
-    """`sound`: what `output_type` asks for; `sampling_rate`: samples per second."""
-
-    sound: Any
-    sampling_rate: int
 
 
 class SoundPipeline(DiffusionPipeline):
@@ -128,14 +115,14 @@ class SoundPipeline(DiffusionPipeline):
         Raises:
             UsageError: an argument out of its range, or a class for a network that has none.
         """
-        check_choice("output_type", output_type, OUTPUT_TYPES)
+        self._form.check(output_type)
         check_range("iterations", iterations, 0, 10_000, integer=True)
         labels = self._class_indices(class_labels)
         count = count_images(batch_size, class_labels=labels)
         generators = image_generators(generator, count)
         x = sample_sequences(self, generators, labels, num_inference_steps, guidance_scale=guidance_scale, eta=eta)
-        found = self._output(x, output_type, None if labels is None else labels.expand(count).cpu(), iterations)
-        return SoundOutput(found, self.sampling_rate) if return_dict else (found, self.sampling_rate)
+        shown = None if labels is None else labels.expand(count)
+        return self._form.answer(x, output_type, shown, return_dict, iterations)
 
     @torch.no_grad()
     def encode(
@@ -149,7 +136,7 @@ class SoundPipeline(DiffusionPipeline):
             num_inference_steps: of the run that is inverted. Default 50.
             refinements: evaluations per step; each beyond the first solves the implicit step better. Default 2.
         """
-        frames = self.log_mel.encode(self._waves(sounds))
+        frames = self.log_mel.encode(self._form.waves(sounds))
         return invert_sequences(self, frames, None, class_labels, num_inference_steps, refinements)
 
     @torch.no_grad()
@@ -168,10 +155,10 @@ class SoundPipeline(DiffusionPipeline):
             latents: noise, (B, num_mels, L).
             class_labels, num_inference_steps, iterations, output_type: as for sampling.
         """
-        check_choice("output_type", output_type, OUTPUT_TYPES)
+        self._form.check(output_type)
         x = sequences_of(self, latents, None, class_labels, num_inference_steps)
         labels = self._class_indices(class_labels, len(latents))
-        return self._output(x, output_type, None if labels is None else labels.cpu(), iterations)
+        return self._form.output(x, output_type, labels, iterations)
 
     def interpolate(
         self,
@@ -188,27 +175,6 @@ class SoundPipeline(DiffusionPipeline):
         path = path_between(self.encode(a, **options), self.encode(b, **options), steps)
         return self.decode(path, output_type=output_type, **options)
 
-    def _waves(self, sounds: Any) -> Tensor:
-        if isinstance(sounds, Sounds) and sounds.sampling_rate != self.sampling_rate:
-            raise UsageError(
-                f"sounds must have {self.sampling_rate} samples per second, as in training; got "
-                f"{sounds.sampling_rate}. Read them with that sampling_rate."
-            )
-        waves = torch.as_tensor(sounds.waves if isinstance(sounds, Sounds) else sounds)
-        if waves.is_floating_point() and not bool((waves.isfinite() & (waves.abs() <= 1)).all()):
-            raise UsageError("sounds must be waves in [-1, 1]; got values beyond or that are not finite.")
-        return waves
-
-    def _output(self, x: Tensor, output_type: str, labels: Tensor | None, iterations: int) -> Any:
-        if output_type == "latent":
-            return x
-        waves = self.log_mel.decode(x.float(), iterations).cpu().numpy()
-        if output_type == "np":
-            return waves
-        if output_type == "wav":
-            return [wav_bytes(one, self.sampling_rate) for one in waves]
-        classes = range(self.num_classes or 0)
-        named = self.config.label_names
-        names = [named[str(i)] if named else str(i) for i in classes] if labels is not None else None
-        known = None if labels is None else np.asarray(labels.numpy())
-        return Sounds(waves, self.sampling_rate, known, names)
+    @property
+    def _form(self) -> SoundForm:
+        return SoundForm(self.log_mel, class_names(self))

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
 from latentia.errors import UsageError
@@ -15,8 +14,15 @@ from latentia.models.vq_prior import code_prefix, condition_length
 from latentia.pipelines.arguments import Generators, check_call, count_images, draw_uniform, image_generators
 from latentia.pipelines.base import DiffusionPipeline, Labels
 from latentia.pipelines.capabilities import Likelihood
-from latentia.pipelines.codebook import codebook_size, decode_codes, encode_images, interpolate_images, is_quantised
-from latentia.pipelines.images import Images, check_output_type, to_output
+from latentia.pipelines.codebook import (
+    codebook_size,
+    decode_codes,
+    encode_tensors,
+    input_shape,
+    interpolate_tensors,
+    is_quantised,
+)
+from latentia.pipelines.forms import form_of
 from latentia.pipelines.texts import warn_of_cuts
 from latentia.pipelines.threads import tokenize
 from latentia.pipelines.tokens import inverse_cdf, make_processors
@@ -32,6 +38,9 @@ class VQPriorPipeline(DiffusionPipeline):
         transformer: from `latentia.models.vq_prior.code_transformer`, trained on its codes.
         tokenizer: of the texts that can be asked for; `None` (default): no texts.
         label_names: names of the classes, in the order of their indices; `None` (default): none.
+        codec: of a network of sequences, the `SeriesScaler` of time series or the `LogMel` of sounds. Where images are
+            named below, the pipeline then takes and gives what `SeriesPipeline` or `SoundPipeline` does. `None`
+            (default): of images.
 
     Raises:
         UsageError: a component of another class, or a transformer of another codebook, code shape or tokenizer.
@@ -50,21 +59,33 @@ class VQPriorPipeline(DiffusionPipeline):
     vqvae: Any
     transformer: Any
     tokenizer: Any
+    codec: Any
 
-    model_cpu_offload_seq = "transformer->vqvae"
-    _optional_components = ["tokenizer"]  # noqa: RUF012 (diffusers reads a list)
+    model_cpu_offload_seq = "transformer->vqvae->codec"
+    _optional_components = ["tokenizer", "codec"]  # noqa: RUF012 (diffusers reads a list)
 
     conditions = ("class_labels", "prompt")
     latents = "indices"
     likelihood = Likelihood("exact", "indices")
 
     def __init__(
-        self, vqvae, transformer, tokenizer=None, label_names: Sequence[str] | Mapping[str, str] | None = None
+        self,
+        vqvae,
+        transformer,
+        tokenizer=None,
+        label_names: Sequence[str] | Mapping[str, str] | None = None,
+        codec=None,
     ):
         super().__init__()
         _check(vqvae, transformer, tokenizer)
-        self.register_modules(vqvae=vqvae, transformer=transformer, tokenizer=tokenizer)
+        self.register_modules(vqvae=vqvae, transformer=transformer, tokenizer=tokenizer, codec=codec)
         self._register_label_names(label_names)
+        self.modality = self.form.modality
+
+    @property
+    def form(self) -> Any:
+        """What it takes and gives, see `latentia.pipelines.forms`."""
+        return form_of(self.codec, input_shape(self.vqvae), self)
 
     @check_call
     @torch.no_grad()
@@ -78,9 +99,9 @@ class VQPriorPipeline(DiffusionPipeline):
         top_k: int | None = None,
         top_p: float = 1.0,
         generator: Generators = None,
-        output_type: str = "pil",
+        output_type: str | None = None,
         return_dict: bool = True,
-    ) -> ImagePipelineOutput | tuple:
+    ) -> Any:
         r"""Sample images: one code after the other, then the decoder.
 
         Args:
@@ -93,18 +114,19 @@ class VQPriorPipeline(DiffusionPipeline):
             top_k: draw from the k likeliest codes, at least 1; `None` (default): from all.
             top_p: draw from the fewest codes that have this probability together, in (0, 1]. Default 1: from all.
             generator: one `torch.Generator` or one per image. The same seed gives the same images whatever the batch.
-            output_type: "pil", "np" ((B, H, W, C) in [0, 1]), "pt" ((B, C, H, W) in [0, 1]) or "latent" (raw).
+            output_type: "pil", "np" ((B, H, W, C) in [0, 1]), "pt" ((B, C, H, W) in [0, 1]) or "latent" (raw); of
+                series and sounds those of their pipelines. `None` (default): "pil", of series "pandas", of sounds "np".
             return_dict: `False` returns the tuple `(images,)`.
 
         Returns:
-            `.images`.
+            `.images`; of series `.series` and `.lengths`, of sounds `.sound` and `.sampling_rate`.
 
         Raises:
             UsageError: an argument out of its range, or a prompt or class that is missing, not expected or not known.
 
         The Curious Case of Neural Text Degeneration (Holtzman et al., 2019, 1904.09751), eq. 2, for `top_p`.
         """
-        check_output_type(output_type)
+        output_type = self.form.check(output_type)
         processors = make_processors(temperature, top_k, top_p)
         labels = self._class_indices(class_labels, required=True)
         count = count_images(batch_size, class_labels=labels, prompt=prompt or None)
@@ -115,30 +137,33 @@ class VQPriorPipeline(DiffusionPipeline):
         codes = in_chunks(
             lambda rows: self._draw(prefix[rows], uniform[rows], processors), torch.arange(count, device=prefix.device)
         )
-        images = self.decode(codes.view(count, *self.vqvae.code_shape), output_type=output_type)
+        x = decode_codes(self.vqvae, codes.view(count, *self.vqvae.code_shape), prefix.device)
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return self.form.answer(x, output_type, None if labels is None else labels.expand(count), return_dict)
 
-    def encode(self, images: Images, *, continuous: bool = False) -> Tensor:
+    def _tensors(self, images: Any) -> Tensor:
+        return self.form.tensors(images, self._execution_device, self.vqvae.dtype)
+
+    def encode(self, images: Any, *, continuous: bool = False) -> Tensor:
         """Codes of images, int64 (B, h, w); or latents before they are quantised, (B, D, h, w)."""
-        return encode_images(self.vqvae, images, self._execution_device, continuous)
+        return encode_tensors(self.vqvae, self._tensors(images), continuous)
 
-    def decode(self, codes: Tensor, *, output_type: str = "pil") -> Any:
+    def decode(self, codes: Tensor, *, output_type: str | None = None) -> Any:
         """Images of codes (B, h, w), integers; or of latents (B, D, h, w), which are quantised first."""
-        check_output_type(output_type)
-        return to_output(decode_codes(self.vqvae, codes, self._execution_device), output_type)
+        output_type = self.form.check(output_type)
+        return self.form.output(decode_codes(self.vqvae, codes, self._execution_device), output_type)
 
-    def interpolate(self, a: Images, b: Images, steps: int = 8, *, mode: str = "lerp", output_type: str = "pil") -> Any:
+    def interpolate(self, a: Any, b: Any, steps: int = 8, *, mode: str = "lerp", output_type: str | None = None) -> Any:
         """Interpolate two images through the latents before quantisation, both ends included; no transformer is used.
 
         `mode`: "lerp" (default), the straight line, or "slerp", the great circle.
         """
-        check_output_type(output_type)
-        images = interpolate_images(self.vqvae, a, b, steps, mode, self._execution_device)
-        return to_output(images, output_type)
+        output_type, ends = self.form.check(output_type), [self._tensors(end) for end in (a, b)]
+        x = interpolate_tensors(self.vqvae, ends[0], ends[1], steps, mode, self._execution_device)
+        return self.form.output(x, output_type)
 
     @torch.no_grad()
-    def log_likelihood(self, images: Images, *, prompt: Texts = None, class_labels: Labels = None) -> Tensor:
+    def log_likelihood(self, images: Any, *, prompt: Texts = None, class_labels: Labels = None) -> Tensor:
         r"""\(\log p(c \mid y)\), in nats per image, summed over the codes c that the encoder gives it.
 
         It is exact for the codes and says nothing of the pixels: many images share their codes, and no image has a
@@ -212,7 +237,7 @@ def _check(vqvae: Any, transformer: Any, tokenizer: Any) -> None:
     config, size, shape = transformer.config, codebook_size(vqvae), vqvae.code_shape
     for name, trained, now in (
         ("codes", config.codebook_size, size),
-        ("height and width", tuple(config.code_shape), tuple(shape)),
+        ("height and width" if len(shape) == 2 else "number", tuple(config.code_shape), tuple(shape)),
     ):
         if trained != now:
             raise UsageError(

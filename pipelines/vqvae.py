@@ -3,15 +3,14 @@
 from typing import Any
 
 import torch
-from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
 from latentia.errors import UsageError
 from latentia.models.priors import PositionPrior
 from latentia.pipelines.arguments import Generators, check_call, count_images, image_generators
 from latentia.pipelines.base import DiffusionPipeline
-from latentia.pipelines.codebook import codebook_size, decode_codes, encode_images, interpolate_images
-from latentia.pipelines.images import Images, check_output_type, to_output
+from latentia.pipelines.codebook import codebook_size, decode_codes, encode_tensors, input_shape, interpolate_tensors
+from latentia.pipelines.forms import form_of
 
 
 class VQVAEPipeline(DiffusionPipeline):
@@ -21,6 +20,9 @@ class VQVAEPipeline(DiffusionPipeline):
         vqvae: a `VQVAE`.
         prior: a `PositionPrior`, see `fit_prior`; `None` (default): none, and then there is nothing to sample from. For
             a transformer over the codes see `VQPriorPipeline`.
+        codec: of a network of sequences, the `SeriesScaler` of time series or the `LogMel` of sounds. Where images are
+            named below, the pipeline then takes and gives what `SeriesPipeline` or `SoundPipeline` does. `None`
+            (default): of images.
 
     Example:
         >>> from latentia import VQVAE
@@ -32,16 +34,23 @@ class VQVAEPipeline(DiffusionPipeline):
 
     vqvae: Any
     prior: Any
+    codec: Any
 
-    model_cpu_offload_seq = "prior->vqvae"
-    _optional_components = ["prior"]  # noqa: RUF012 (diffusers reads a list)
+    model_cpu_offload_seq = "prior->vqvae->codec"
+    _optional_components = ["prior", "codec"]  # noqa: RUF012 (diffusers reads a list)
 
     needs_prior = True
     latents = "indices"
 
-    def __init__(self, vqvae, prior=None):
+    def __init__(self, vqvae, prior=None, codec=None):
         super().__init__()
-        self.register_modules(vqvae=vqvae, prior=prior)
+        self.register_modules(vqvae=vqvae, prior=prior, codec=codec)
+        self.modality = self.form.modality
+
+    @property
+    def form(self) -> Any:
+        """What it takes and gives, see `latentia.pipelines.forms`."""
+        return form_of(self.codec, input_shape(self.vqvae))
 
     @check_call
     @torch.no_grad()
@@ -51,25 +60,26 @@ class VQVAEPipeline(DiffusionPipeline):
         *,
         generator: Generators = None,
         codes: Tensor | None = None,
-        output_type: str = "pil",
+        output_type: str | None = None,
         return_dict: bool = True,
-    ) -> ImagePipelineOutput | tuple:
+    ) -> Any:
         """Sample images: codes from the prior, decoded.
 
         Args:
             batch_size: number of images; `None` (default): as many as `codes`, else 1.
             generator: one `torch.Generator` or one per image. The same seed gives the same images whatever the batch.
             codes: decode these, (B, h, w), instead of drawing some.
-            output_type: "pil", "np" ((B, H, W, C) in [0, 1]), "pt" ((B, C, H, W) in [0, 1]) or "latent" (raw).
+            output_type: "pil", "np" ((B, H, W, C) in [0, 1]), "pt" ((B, C, H, W) in [0, 1]) or "latent" (raw); of
+                series and sounds those of their pipelines. `None` (default): "pil", of series "pandas", of sounds "np".
             return_dict: `False` returns the tuple `(images,)`.
 
         Returns:
-            `.images`.
+            `.images`; of series `.series` and `.lengths`, of sounds `.sound` and `.sampling_rate`.
 
         Raises:
             UsageError: there is no prior, or the number of images is below 1 or not that of `codes`.
         """
-        check_output_type(output_type)
+        output_type = self.form.check(output_type)
         batch_size = count_images(batch_size, {"codes": codes})
         if codes is None:
             if self.prior is None:
@@ -80,11 +90,14 @@ class VQVAEPipeline(DiffusionPipeline):
                     "    pipe = latentia.VQVAEPipeline(pipe.vqvae, prior=pipe.fit_prior(images))"
                 )
             codes = self.prior.sample(batch_size, image_generators(generator, batch_size))
-        images = self.decode(codes, output_type=output_type)
+        x = decode_codes(self.vqvae, codes, self._execution_device)
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return self.form.answer(x, output_type, None, return_dict)
 
-    def encode(self, images: Images, *, continuous: bool = False) -> Tensor:
+    def _tensors(self, images: Any) -> Tensor:
+        return self.form.tensors(images, self._execution_device, self.vqvae.dtype)
+
+    def encode(self, images: Any, *, continuous: bool = False) -> Tensor:
         """Codes of images, indices of the codebook.
 
         Args:
@@ -92,33 +105,33 @@ class VQVAEPipeline(DiffusionPipeline):
             continuous: give the latents before they are quantised instead, (B, D, h, w). Default False.
 
         Returns:
-            int64 (B, h, w), in [0, K).
+            int64 (B, h, w), of sequences (B, l), in [0, K).
         """
-        return encode_images(self.vqvae, images, self._execution_device, continuous)
+        return encode_tensors(self.vqvae, self._tensors(images), continuous)
 
-    def decode(self, codes: Tensor, *, output_type: str = "pil") -> Any:
+    def decode(self, codes: Tensor, *, output_type: str | None = None) -> Any:
         """Images of codes (B, h, w), integers; or of latents (B, D, h, w), which are quantised first.
 
         Raises:
             UsageError: codes of another shape, or that the codebook does not have.
         """
-        check_output_type(output_type)
-        return to_output(decode_codes(self.vqvae, codes, self._execution_device), output_type)
+        output_type = self.form.check(output_type)
+        return self.form.output(decode_codes(self.vqvae, codes, self._execution_device), output_type)
 
-    def reconstruct(self, images: Images, *, output_type: str = "pil") -> Any:
+    def reconstruct(self, images: Any, *, output_type: str | None = None) -> Any:
         """Reconstruct images: encode and decode."""
         return self.decode(self.encode(images), output_type=output_type)
 
-    def interpolate(self, a: Images, b: Images, steps: int = 8, *, mode: str = "lerp", output_type: str = "pil") -> Any:
+    def interpolate(self, a: Any, b: Any, steps: int = 8, *, mode: str = "lerp", output_type: str | None = None) -> Any:
         """Interpolate two images: `steps` images on the way through the latents before quantisation, ends included.
 
         `mode`: "lerp" (default), the straight line, or "slerp", the great circle.
         """
-        check_output_type(output_type)
-        images = interpolate_images(self.vqvae, a, b, steps, mode, self._execution_device)
-        return to_output(images, output_type)
+        output_type, ends = self.form.check(output_type), [self._tensors(end) for end in (a, b)]
+        x = interpolate_tensors(self.vqvae, ends[0], ends[1], steps, mode, self._execution_device)
+        return self.form.output(x, output_type)
 
-    def fit_prior(self, images: Images) -> PositionPrior:
+    def fit_prior(self, images: Any) -> PositionPrior:
         """Fit the prior that takes positions as independent to the codes of `images`; the pipeline stays as it is.
 
         Example:

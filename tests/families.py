@@ -116,6 +116,15 @@ FAMILIES = [
         "vqvae", "train_vqvae.py", "--block_out_channels 4 --codebook_size 6 --latent_channels 3", refuses=NO_BLOCKS
     ),
     Family(
+        "vqvae_series",
+        "train_vqvae.py",
+        "--block_out_channels 4 --codebook_size 6 --latent_channels 3 --window 16",
+        data=SERIES,
+        scored=SERIES_SCORED,
+        refuses=NO_BLOCKS,
+        at_night=True,
+    ),
+    Family(
         "autoencoder_kl",
         "train_autoencoder_kl.py",
         "--block_out_channels 4 4 --norm_num_groups 2 --latent_channels 2 --discriminator_channels 4 4 "

@@ -126,7 +126,7 @@ def _sequences(b: int) -> dict[str, Any]:
     return {"sequences": torch.randn(b, 6, 3), "mask": mask}
 
 
-def _vqvae(name: str, image: tuple[int, int, int], **config):
+def _vqvae(name: str, image: tuple[int, ...], **config):
     channels, *size = image
     config = {"codebook_size": 12, "latent_channels": 6} | config
     return Entry(
@@ -295,6 +295,7 @@ ZOO = [
     _autoencoder("resize", (1, 28, 28), latent_dim=7, block_out_channels=(8, 8), layers_per_block=2, upsample="resize"),
     Entry("autoencoder-recurrent", lambda: RecurrentAutoencoder(3, 4, 8), _sequences, lambda b: (b, 6, 3)),
     _vqvae("ema", (1, 8, 8), block_out_channels=(8,), layers_per_block=1),
+    _vqvae("sequence", (2, 15), block_out_channels=(8,), layers_per_block=2, upsample="resize"),
     _vqvae("fsq", (3, 16, 24), block_out_channels=(4, 8), quantizer="fsq", levels=(5, 4, 3)),
     Entry("mixture", _mixture, lambda b: {"latents": torch.randn(b, 5, requires_grad=True)}, lambda b: (b,)),
     Entry("latent-vae", lambda: LatentVAE(5, (8,), 3), lambda b: {"latents": torch.randn(b, 5)}, lambda b: (b,)),

@@ -22,6 +22,7 @@ from latentia.commands.main import arguments
 from latentia.commands.reference import data_options
 from latentia.pipelines.capabilities import call_options
 from latentia.runs.command_line import flat_values, parse_arguments
+from latentia.runs.signal_data import arguments_of
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = [m.name for m in pkgutil.walk_packages(latentia.__path__, "latentia.")]
@@ -127,7 +128,7 @@ def test_printed_commands_are_found():
 def test_printed_training_commands_are_accepted(page, script, words):
     """Flags, types and values: all that is checked before data are read. `--config` files are another run's."""
     if "--config" not in words:
-        parse_arguments(load_example(script).Arguments, words, description="")
+        parse_arguments(arguments_of(load_example(script).Arguments, words), words, description="")
 
 
 def test_the_first_commands_of_the_readme_need_nothing_else():

@@ -95,7 +95,7 @@ def series(**options) -> ScaledSeries:
 def sounds(seed: int = 0) -> SoundFrames:
     waves = torch.rand(N, 1024, generator=torch.Generator().manual_seed(seed)) - 0.5
     found = Sounds(waves.numpy(), 8000, torch.tensor(LABELS).numpy(), ["a", "b", "c"])
-    return SoundFrames(found, LogMel.fit(waves, num_mels=6))
+    return SoundFrames(found, LogMel.fit(waves, num_mels=6, n_fft=512, hop_length=128))
 
 
 @dataclass

@@ -127,10 +127,10 @@ def test_frames_are_standardised_and_griffin_lim_is_near():
     assert (
         x.shape == (40, *codec.shape) and x.mean((0, 2)).abs().max() < 1e-3 and (x.std((0, 2)) - 1).abs().max() < 0.01
     )
-    again = codec.encode(codec.decode(data.frames[:8]))
-    assert (again - data.frames[:8]).square().mean().sqrt() < 0.4  # of standard deviations
+    again = codec.encode(codec.decode(data.inputs[:8]))
+    assert (again - data.inputs[:8]).square().mean().sqrt() < 0.4  # of standard deviations
     for count in (1, 3):  # a clip is the same whatever is decoded beside it
-        assert torch.equal(codec.decode(data.frames[:count]), codec.decode(data.frames[:8])[:count])
+        assert torch.equal(codec.decode(data.inputs[:count]), codec.decode(data.inputs[:8])[:count])
 
 
 def test_a_louder_clip_is_shifted_by_its_logarithm():

@@ -21,7 +21,7 @@ from latentia.errors import DataError, UsageError, counted, did_you_mean
 from latentia.evaluation.baselines import KernelDensitySampler, PCASampler
 from latentia.files.reading import read_object, user_path
 from latentia.functional.pixels import from_uint8, to_uint8
-from latentia.hub.load import INDEX_NAME, pipeline_class, read_index
+from latentia.hub.load import INDEX_NAME, component_class, components, pipeline_class, read_index
 from latentia.pipelines.base import DiffusionPipeline
 from latentia.pipelines.capabilities import Capabilities, capabilities
 from latentia.pipelines.images import from_input
@@ -155,7 +155,9 @@ def modality_of(source: Any, revision: str | None = None) -> str:
     folder = user_path(source)
     if not (folder / INDEX_NAME).is_file():
         return "image"
-    return getattr(pipeline_class(read_index(folder), str(folder / INDEX_NAME)), "modality", "image")
+    index, where = read_index(folder), str(folder / INDEX_NAME)
+    codec = components(index).get("codec")  # of time series or sounds
+    return getattr(component_class(*codec, where) if codec else pipeline_class(index, where), "modality", "image")
 
 
 def _pipeline(

@@ -1,4 +1,4 @@
-"""Latents of a data set of images: computed once by an autoencoder and cached on disk."""
+"""Latents of a data set of images, time series or sounds: computed once by an autoencoder and cached on disk."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +10,8 @@ from torch import Tensor
 from latentia.data.base import Dataset, annotate, description, require
 from latentia.data.images import ImageData, normalize
 from latentia.data.order import check_positions, flip_mask, indices
+from latentia.data.series import ScaledSeries
+from latentia.data.sounds import SoundFrames
 from latentia.errors import DataError, UsageError
 from latentia.files.cache import cached_tensors, key_of
 from latentia.files.logs import get_logger
@@ -39,7 +41,7 @@ class LatentData:
     modality = "latent"
     endless = False
 
-    def __init__(self, mean: Tensor, std: Tensor | None, data: ImageData, fingerprint: str):
+    def __init__(self, mean: Tensor, std: Tensor | None, data: Any, fingerprint: str):
         self.mean, self.std, self.data, self.fingerprint = mean, std, data, fingerprint
         self.shape: tuple[int, ...] = tuple(mean.shape[1:])
         self.labels, self.label_names, self.captions = data.labels, data.label_names, data.captions
@@ -72,7 +74,7 @@ class LatentData:
         check_positions(start, stop)
         index = indices(start, stop, len(self), seed)
         rows = index.clone()
-        if self.data.random_flip:
+        if getattr(self.data, "random_flip", False):
             rows[torch.from_numpy(flip_mask(start, stop, seed))] += len(self)
         z = self.mean[rows]
         if self.std is not None:
@@ -98,9 +100,9 @@ def cached_latents(
     with random flips, as the latents of a flipped image are not the flipped latents.
 
     Args:
-        data: the images, from `load_images`, without random crops.
-        encode: images (B, C, H, W) in [-1, 1], on the CPU -> mean and standard deviation of their scaled latents,
-            (B, D, h, w) both; the second None for an autoencoder that is not Gaussian.
+        data: the images, from `load_images`, without random crops; or a `ScaledSeries` or `SoundFrames`.
+        encode: images (B, C, H, W) in [-1, 1] or sequences (B, C, L), on the CPU -> mean and standard deviation of
+            their scaled latents, (B, D, h, w) both; the second None for an autoencoder that is not Gaussian.
         autoencoder: a text that changes with the weights, the configuration and the scaling behind `encode`.
         file: a safetensors file of this data and autoencoder, written if it is not there; `None` (default): one of
             the cache, under a name made of both.
@@ -120,7 +122,7 @@ def cached_latents(
         >>> latents.batch(0, 4)["x"].shape
         torch.Size([4, 1, 4, 4])
     """
-    if not isinstance(data, ImageData) or data.random_crop:
+    if getattr(data, "random_crop", False) or not isinstance(data, ImageData | ScaledSeries | SoundFrames):
         given = type(data).__name__ if not isinstance(data, ImageData) else "random crops"
         raise UsageError(
             f"data must be images that are the same in each epoch, as their latents are computed once; got {given}. "
@@ -128,7 +130,7 @@ def cached_latents(
         )
     made_of = {
         "format": FORMAT, "autoencoder": autoencoder, "data": data.fingerprint,
-        "mirrored too": str(data.random_flip),
+        "mirrored too": str(getattr(data, "random_flip", False)),
     }  # fmt: skip
     found = cached_tensors(
         lambda: _compute(data, encode, batch_size), made_of, "latents", cache_dir=cache_dir, file=file
@@ -137,12 +139,12 @@ def cached_latents(
 
 
 @torch.no_grad()
-def _compute(data: ImageData, encode, batch_size: int) -> dict[str, Tensor]:
-    logger.info("computing the latents of %d images", len(data))
+def _compute(data: ImageData | ScaledSeries | SoundFrames, encode, batch_size: int) -> dict[str, Tensor]:
+    logger.info("computing the latents of %d elements", len(data))
     parts = []
-    for flipped in (False, True) if data.random_flip else (False,):
-        for pixels in data.images.split(batch_size):
-            images = normalize(pixels.numpy(), None, _CPU)
+    for flipped in (False, True) if getattr(data, "random_flip", False) else (False,):
+        for part in (data.images if isinstance(data, ImageData) else data.inputs).split(batch_size):
+            images = normalize(part.numpy(), None, _CPU) if isinstance(data, ImageData) else part
             parts.append(encode(images.flip(-1) if flipped else images))
     columns = dict(zip(("mean", "std"), zip(*parts)))
     tensors = {

@@ -326,7 +326,7 @@ class ScaledSeries:
         there = torch.from_numpy(series.mask)
         self.mask = None if bool(there.all()) else length_mask(torch.from_numpy(series.lengths), self.shape[1])
         scaled = scaler.encode(torch.from_numpy(series.values))
-        self.values = torch.where(there[:, None], scaled, 0).float()
+        self.inputs = torch.where(there[:, None], scaled, 0).float()  # all in order, as networks take them
         self.labels: Tensor | None = None if series.labels is None else torch.from_numpy(series.labels).long()
         self.label_names = series.label_names
 
@@ -363,7 +363,7 @@ class ScaledSeries:
         """
         check_positions(start, stop)
         rows = indices(start, stop, len(self), seed)
-        found = {"x": self.values[rows].to(device, non_blocking=True)}
+        found = {"x": self.inputs[rows].to(device, non_blocking=True)}
         if self.mask is not None:
             found["step_mask"] = self.mask[rows].to(device, non_blocking=True)
         return annotate(found, self, rows, device)

@@ -290,8 +290,8 @@ class SoundFrames:
 
     def __init__(self, sounds: Sounds, log_mel: Any):
         self.sounds, self.log_mel = sounds, log_mel
-        self.frames = log_mel.encode(torch.from_numpy(sounds.waves))
-        self.shape: tuple[int, ...] = tuple(self.frames.shape[1:])
+        self.inputs = log_mel.encode(torch.from_numpy(sounds.waves))  # all in order, as networks take them
+        self.shape: tuple[int, ...] = tuple(self.inputs.shape[1:])
         self.labels: Tensor | None = None if sounds.labels is None else torch.from_numpy(sounds.labels).long()
         self.label_names = sounds.label_names
 
@@ -326,4 +326,4 @@ class SoundFrames:
         """
         check_positions(start, stop)
         rows = indices(start, stop, len(self), seed)
-        return annotate({"x": self.frames[rows].to(device, non_blocking=True)}, self, rows, device)
+        return annotate({"x": self.inputs[rows].to(device, non_blocking=True)}, self, rows, device)

@@ -25,6 +25,7 @@ _SIGNALS = {  # modality -> a line that samples, with the class that is asked fo
     "series": ('pipe(10, {}output_type="pandas").series.to_csv("series.csv")', "Real and generated series"),
     "sound": ('wav = pipe(1, {}output_type="wav").sound[0]', "Spectrograms of real and generated clips"),
 }
+_CODECS = {"SeriesScaler": "series", "LogMel": "sound"}  # what a pipeline with this component makes
 _LIMITS = {
     "samples": "It makes images like those of {} and knows nothing else.",
     "reconstructions": "It encodes and decodes images like those of {}, and has nothing to sample new ones from.",
@@ -93,8 +94,9 @@ def pipeline_usage(kind: type, config: Mapping[str, Any], parts: Iterable[Mappin
     if getattr(kind, "modality", None) == "table":
         lines = ("rows = pipe(1000).rows", 'rows.to_csv("rows.csv", index=False)')
         return Usage(lines, gives="rows", caption="Columns of real and of generated rows")
-    if getattr(kind, "modality", None) in _SIGNALS:
-        line, caption = _SIGNALS[kind.modality]  # type: ignore[attr-defined]  # it was just read
+    modality = _CODECS.get(present.get("codec", ""), getattr(kind, "modality", "image"))
+    if modality in _SIGNALS:
+        line, caption = _SIGNALS[modality]
         classes = _classes(config, merged)
         asked = f"class_labels={classes[0]!r}, " if classes and config.get("label_names") else ""
         return Usage((line.format(asked),), gives="signals", caption=caption, classes=classes)

@@ -115,7 +115,7 @@ class CodebookUpdate:
     def collect(self, output: Any, rng: Rng) -> None:
         """Note the latents of a micro-batch. Given the same one again, as after an fp16 overflow, the last counts."""
         size = self.quantizer.codebook_size
-        z = output.latents.detach().movedim(1, -1).flatten(0, 2).to(self.quantizer.sums.dtype)  # (n, D)
+        z = output.latents.detach().movedim(1, -1).flatten(0, -2).to(self.quantizer.sums.dtype)  # (n, D)
         codes = output.codes.flatten()
         counts, sums = codebook_sums(z, codes, size)
         area = output.codes[0].numel()

@@ -46,6 +46,7 @@ class LogMel(ModelMixin, ConfigMixin):
         (torch.Size([1, 80, 17]), torch.Size([1, 4096]))
     """
 
+    modality = "sound"  # what a pipeline with it makes
     scale: Tensor
     unit: Tensor
 

@@ -171,7 +171,7 @@ class PositionPrior(ModelMixin, ConfigMixin):
 
     Args:
         codebook_size: K. Default 512.
-        code_shape: height and width of the grid of codes, (h, w). Default (7, 7).
+        code_shape: height and width of the grid of codes, (h, w), or the codes of a sequence, (l,). Default (7, 7).
 
     Example:
         >>> prior = PositionPrior.fit(torch.tensor([[[0, 3]], [[0, 2]]]), codebook_size=4)
@@ -182,7 +182,7 @@ class PositionPrior(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
-    def __init__(self, codebook_size: int = 512, code_shape: tuple[int, int] = (7, 7)):
+    def __init__(self, codebook_size: int = 512, code_shape: tuple[int, ...] = (7, 7)):
         super().__init__()
         check_range("codebook_size", codebook_size, 1)
         check_range("code_shape", code_shape, 1)
@@ -193,16 +193,18 @@ class PositionPrior(ModelMixin, ConfigMixin):
         """The most likely one, after one more image whose codes are spread evenly, so that nothing is impossible.
 
         Args:
-            codes: int64 (N, h, w) in [0, K), such as `pipe.encode(images)`.
+            codes: int64 (N, h, w) or (N, l) in [0, K), such as `pipe.encode(images)`.
             codebook_size: K.
 
         Raises:
             UsageError: codes of another shape or range, or none.
         """
-        if codes.ndim != 3 or not codes.numel() or codes.is_floating_point():
-            raise UsageError(f"codes must be integers (N, h, w), N >= 1; got {codes.dtype} {tuple(codes.shape)}.")
+        if codes.ndim not in (2, 3) or not codes.numel() or codes.is_floating_point():
+            raise UsageError(
+                f"codes must be integers (N, h, w) or (N, l), N >= 1; got {codes.dtype} {tuple(codes.shape)}."
+            )
         check_indices("codes", codes, codebook_size)
-        prior = cls(codebook_size, (codes.shape[1], codes.shape[2]))
+        prior = cls(codebook_size, tuple(codes.shape[1:]))
         positions = codes.cpu().flatten(1).T  # (h * w, N)
         counts = torch.zeros(len(positions), codebook_size).scatter_add_(1, positions, torch.ones(positions.shape))
         with torch.no_grad():
@@ -211,7 +213,7 @@ class PositionPrior(ModelMixin, ConfigMixin):
 
     def forward(self, codes: Tensor, return_dict: bool = True) -> PositionPriorOutput | tuple[Tensor]:
         """log p(codes) in nats, (B,), of codes, int64 (B, h, w); `return_dict=False`: a tuple."""
-        log_p = self.logits.log_softmax(-1).expand(len(codes), -1, -1, -1).gather(-1, codes[..., None])
+        log_p = self.logits.log_softmax(-1).expand(len(codes), *self.logits.shape).gather(-1, codes[..., None])
         log_prob = log_p.flatten(1).sum(1)
         return PositionPriorOutput(log_prob=log_prob) if return_dict else (log_prob,)
 
@@ -227,10 +229,10 @@ class PositionPrior(ModelMixin, ConfigMixin):
             UsageError: another number of generators.
         """
         check_generators(n, generators)
-        p = self.logits.float().softmax(-1).flatten(0, 1)  # (h * w, K)
+        p = self.logits.float().softmax(-1).flatten(0, -2)  # (h * w, K)
         drawn = [torch.multinomial(p.to(g.device), 1, generator=g).to(p.device) for g in generators]
         return (
-            torch.stack(drawn).view(n, *self.logits.shape[:2]) if n else p.new_zeros(0, *self.logits.shape[:2]).long()
+            torch.stack(drawn).view(n, *self.logits.shape[:-1]) if n else p.new_zeros(0, *self.logits.shape[:-1]).long()
         )
 
 

@@ -44,6 +44,7 @@ class SeriesScaler(ModelMixin, ConfigMixin):
         True
     """
 
+    modality = "series"  # what a pipeline with it makes
     scale: Tensor
     counts: Tensor
     unit: Tensor

@@ -1,5 +1,6 @@
 """An autoregressive prior of codes: a transformer over a condition and the codes of an image, one vocabulary."""
 
+import math
 from typing import Annotated, Any
 
 import torch
@@ -11,7 +12,7 @@ from latentia.errors import Range, Rate, Size, UsageError, check_arguments
 @check_arguments
 def code_transformer(
     codebook_size: Annotated[int, Range(2, most=2**20)],
-    code_shape: tuple[int, int],
+    code_shape: tuple[int, ...],
     *,
     num_classes: Size | None = None,
     tokenizer: Any = None,
@@ -27,7 +28,7 @@ def code_transformer(
 
     Args:
         codebook_size: K of the `VQVAE`, `vqvae.quantize.codebook_size`.
-        code_shape: height and width of its grid of codes, `vqvae.code_shape`.
+        code_shape: height and width of its grid of codes, or the codes of a sequence, `vqvae.code_shape`.
         num_classes: number of classes of the condition; `None` (default): none.
         tokenizer: of the texts of the condition, from `train_tokenizer`; `None` (default): no texts. Each text takes
             `tokenizer.model_max_length` positions, padding included.
@@ -63,7 +64,7 @@ def code_transformer(
     }  # fmt: skip
     config = GPT2Config(
         vocab_size=codebook_size + 1 + words,
-        n_positions=condition_length(num_classes, tokenizer) + 1 + code_shape[0] * code_shape[1],
+        n_positions=condition_length(num_classes, tokenizer) + 1 + math.prod(code_shape),
         n_embd=width,
         n_layer=layers,
         n_head=width // 32,

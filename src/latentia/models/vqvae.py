@@ -1,4 +1,4 @@
-"""VQVAE: autoencoders with discrete codes, by vector quantisation or finite scalar quantisation."""
+"""VQVAE: autoencoders of images and sequences with discrete codes, by vector or finite scalar quantisation."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -8,7 +8,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from latentia.errors import Range, Size, UsageError, check_arguments, check_choice
-from latentia.models.layers.convolution import Decoder, Encoder, feature_size
+from latentia.models.layers.convolution import Decoder, Encoder, feature_size, is_sequence
 from latentia.models.layers.quantizers import FiniteScalarQuantizer, VectorQuantizer
 from latentia.models.modeling import ModelMixin
 from latentia.models.outputs import UNSET
@@ -19,7 +19,7 @@ CODEBOOK_UPDATES = ("ema", "gradient")
 
 @dataclass
 class VQVAEOutput(BaseOutput):
-    """What an objective needs.
+    """What an objective needs; of sequences, L and l are in place of H, W and h, w.
 
     Attributes:
         reconstruction: (B, in_channels, H, W).
@@ -35,12 +35,14 @@ class VQVAEOutput(BaseOutput):
 
 
 class VQVAE(ModelMixin, ConfigMixin):
-    r"""A VQ-VAE: images to a grid of codes, integers, and back.
+    r"""A VQ-VAE: images to a grid of codes, integers, and back; or sequences, such as time series, to a row of codes.
 
     Args:
-        sample_size: height and width of the image in pixels, an integer or (H, W), each divisible by 2^stages.
-        in_channels: channels of the image. Default 3.
-        block_out_channels: channels of each stage from fine to coarse; each stage halves the image. Default (64, 128).
+        sample_size: height and width of the image in pixels, an integer or (H, W), each divisible by 2^stages; or (L,),
+            steps of a sequence, of any number.
+        in_channels: channels of the image or sequence. Default 3.
+        block_out_channels: channels of each stage from fine to coarse; each stage halves the image or sequence. Default
+            (64, 128).
         layers_per_block: convolutions of each stage. Default 2.
         quantizer: "vq" (default; `VectorQuantizer`) or "fsq" (`FiniteScalarQuantizer`).
         codebook_size: rows K of the codebook of "vq", at least 2. Default 512.
@@ -61,13 +63,15 @@ class VQVAE(ModelMixin, ConfigMixin):
         >>> out = vqvae(torch.zeros(2, 1, 28, 28))
         >>> out.reconstruction.shape, out.codes.shape
         (torch.Size([2, 1, 28, 28]), torch.Size([2, 7, 7]))
+        >>> VQVAE(sample_size=(30,), in_channels=2)(torch.zeros(3, 2, 30)).codes.shape
+        torch.Size([3, 8])
     """
 
     @register_to_config
     @check_arguments
     def __init__(
         self,
-        sample_size: int | tuple[int, int] = 32,
+        sample_size: int | tuple[int, int] | tuple[int] = 32,
         in_channels: Size = 3,
         block_out_channels: tuple[Size, ...] = (64, 128),
         layers_per_block: Size = 2,
@@ -92,16 +96,17 @@ class VQVAE(ModelMixin, ConfigMixin):
         dim = len(levels) if levels else latent_channels
         self.encoder = Encoder(in_channels, *stages)
         features = block_out_channels[-1]
-        self.quant_conv = nn.Conv2d(features, dim, 1)
+        convolution = nn.Conv1d if is_sequence(sample_size) else nn.Conv2d
+        self.quant_conv = convolution(features, dim, 1)
         self.quantize: VectorQuantizer | FiniteScalarQuantizer = (
             FiniteScalarQuantizer(levels) if levels else VectorQuantizer(codebook_size, dim, codebook_update)
         )
-        self.post_quant_conv = nn.Conv2d(dim, features, 3, padding=1)
+        self.post_quant_conv = convolution(dim, features, 3, padding=1)
         self.decoder = Decoder(in_channels, *stages, upsample=upsample)
 
     @property
-    def code_shape(self) -> tuple[int, int]:
-        """Height and width of the grid of codes."""
+    def code_shape(self) -> tuple[int, ...]:
+        """Height and width of the grid of codes, (h, w); of sequences their number, (l,)."""
         return feature_size(self.config.sample_size, self.config.block_out_channels)
 
     def encode(self, images: Tensor) -> Tensor:

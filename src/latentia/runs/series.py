@@ -43,7 +43,7 @@ class SeriesArguments:
 
 
 @dataclass(frozen=True)
-class SeriesEvaluationArguments:
+class SeriesScoreArguments:
     """Figures and scores on the way."""
 
     identifies: ClassVar[bool] = False
@@ -56,6 +56,12 @@ class SeriesEvaluationArguments:
     """Series to sample for a score; 0: no score."""
     eval_metrics: tuple[str, ...] = ("autocorrelation", "spectrum", "discriminative", "predictive")
     """What a score holds, as `latentia evaluate` lists it."""
+
+
+@dataclass(frozen=True)
+class SeriesEvaluationArguments(SeriesScoreArguments):
+    """Figures and scores on the way, of samples by diffusion."""
+
     num_inference_steps: Size | None = None
     """Network evaluations per sample; not given: 25, and 4 of a network that was trained for few steps."""
 

@@ -21,11 +21,11 @@ class SignalValidation:
     """Figures and scores of a run on time series or sounds, from its pipeline; what `Validation` is for images.
 
     Args:
-        args: has the groups `output`, `optimization`, `evaluation` and `condition`.
+        args: has the groups `output`, `optimization` and `evaluation`, and `condition` of a model of classes.
         train, held_out: the signals that are trained on, and those that are not.
         pipeline: weights -> pipeline.
         weights: the network that is sampled, put in evaluation mode meanwhile.
-        steps: network evaluations per sample.
+        steps: network evaluations per sample; `None` (default): of a pipeline that samples in one pass.
         draw: (real, made) -> figure.
         score: (made, train, held_out, metrics=) -> report.
     """
@@ -40,7 +40,7 @@ class SignalValidation:
         held_out: Any,
         pipeline: Callable[[Any], Any],
         weights: Any,
-        steps: int,
+        steps: int | None = None,
         *,
         draw: Callable[[Any, Any], Any],
         score: Callable[..., SignalReport],
@@ -63,13 +63,17 @@ class SignalValidation:
 
     def sample(self, count: int, seed: int) -> Any:
         """Signals of the pipeline as it is now, classes as often as in the data."""
-        labels = class_labels_like(self.train.labels if self.args.condition.class_conditional else None, count)
+        condition = getattr(self.args, "condition", None)
+        conditional = condition is not None and condition.class_conditional
+        labels = class_labels_like(self.train.labels if conditional else None, count)
         with evaluating(self.weights):
             pipe = self.pipeline(self.weights).to(self.weights.device)
             pipe.set_progress_bar_config(disable=True)
             generator = torch.Generator().manual_seed(seed)
-            options = {"num_inference_steps": self.steps, "generator": generator, "output_type": pipe.modality}
-            return getattr(pipe(count, class_labels=labels, **options), pipe.modality)
+            options: dict[str, Any] = {"generator": generator, "output_type": pipe.modality}
+            options |= {} if labels is None else {"class_labels": labels}
+            options |= {} if self.steps is None else {"num_inference_steps": self.steps}
+            return getattr(pipe(count, **options), pipe.modality)
 
     def draw(self, progress: Progress) -> None:
         """Save a figure of samples beside real signals."""

@@ -39,7 +39,7 @@ class SoundArguments:
 
 
 @dataclass(frozen=True)
-class SoundEvaluationArguments:
+class SoundScoreArguments:
     """Figures and scores on the way."""
 
     identifies: ClassVar[bool] = False
@@ -52,6 +52,12 @@ class SoundEvaluationArguments:
     """Clips to sample for a score; 0: no score."""
     eval_metrics: tuple[str, ...] = ("log_spectral", "class_accuracy", "sound_frechet")
     """What a score holds, as `latentia evaluate` lists it; those of labels only with --class_conditional."""
+
+
+@dataclass(frozen=True)
+class SoundEvaluationArguments(SoundScoreArguments):
+    """Figures and scores on the way, of samples by diffusion."""
+
     num_inference_steps: Size | None = None
     """Network evaluations per sample; not given: 25, and 4 of a network that was trained for few steps."""
 

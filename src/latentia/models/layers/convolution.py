@@ -1,6 +1,7 @@
-"""Convolutional encoders and decoders: each stage halves the image on the way in and doubles it back."""
+"""Convolutional encoders and decoders of images and sequences: each stage halves on the way in and doubles back."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,6 +31,31 @@ def image_size(sample_size: int | Sequence[int]) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
+def is_sequence(sample_size: int | Sequence[int]) -> bool:
+    """Whether a `sample_size` is that of sequences, (L,), and not of images.
+
+    Example:
+        >>> is_sequence((64,)), is_sequence(28), is_sequence((28, 32))
+        (True, False, False)
+    """
+    return not isinstance(sample_size, int) and len(sample_size) == 1
+
+
+def sample_shape(sample_size: int | Sequence[int]) -> tuple[int, ...]:
+    """(H, W) of images, or (L,) of sequences.
+
+    Raises:
+        UsageError: another number of sides, or one below 1.
+
+    Example:
+        >>> sample_shape(28), sample_shape((64,))
+        ((28, 28), (64,))
+    """
+    if not isinstance(sample_size, int) and is_sequence(sample_size) and sample_size[0] >= 1:
+        return (sample_size[0],)
+    return image_size(sample_size)
+
+
 def nearest_multiples(side: int, factor: int) -> str:
     """The multiples of `factor` next to `side`, for an error.
 
@@ -55,11 +81,11 @@ def check_stages(block_out_channels: Sequence[int]) -> None:
         )
 
 
-def feature_size(sample_size: int | Sequence[int], block_out_channels: Sequence[int]) -> tuple[int, int]:
-    """Height and width after the last stage, of an image that each stage halves exactly.
+def feature_size(sample_size: int | Sequence[int], block_out_channels: Sequence[int]) -> tuple[int, ...]:
+    """Height and width after the last stage, of an image that each stage halves exactly; or the steps of a sequence.
 
     Args:
-        sample_size: of the image in pixels, an integer or (H, W).
+        sample_size: of the image in pixels, an integer or (H, W); of sequences (L,), which is rounded up.
         block_out_channels: channels of each stage, which must not decrease: space is halved, channels are raised.
 
     Raises:
@@ -67,11 +93,13 @@ def feature_size(sample_size: int | Sequence[int], block_out_channels: Sequence[
             decrease or are below 1.
 
     Example:
-        >>> feature_size((28, 32), (16, 32))
-        (7, 8)
+        >>> feature_size((28, 32), (16, 32)), feature_size((30,), (16, 32))
+        ((7, 8), (8,))
     """
     check_stages(block_out_channels)
     stages, factor = len(block_out_channels), 2 ** len(block_out_channels)
+    if is_sequence(sample_size):
+        return (-(-sample_shape(sample_size)[0] // factor),)
     sides = image_size(sample_size)
     for side in sides:
         if side % factor:
@@ -118,7 +146,7 @@ def paddings(kernel_size: int, size: tuple[int, int]) -> tuple[tuple[int, int], 
 
 
 class Residual(nn.Module):
-    """x + conv(act(norm(x))): the further layers of a stage, which keep its size.
+    """x + conv(act(norm(x))): the further layers of a stage, which keep its size; of sequences as maps (B, C, 1, L).
 
     Example:
         >>> import torch
@@ -126,10 +154,10 @@ class Residual(nn.Module):
         torch.Size([2, 8, 4, 4])
     """
 
-    def __init__(self, channels: int, norm: str, activation: str):
+    def __init__(self, channels: int, norm: str, activation: str, sequence: bool = False):
         super().__init__()
         self.norm, self.activation = make_norm(norm, channels), make_activation(activation)
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = nn.Conv2d(channels, channels, _sides(sequence, 3, 1), padding=_sides(sequence, 1, 0))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv(self.activation(self.norm(x)))
@@ -144,24 +172,27 @@ class ResizeConv(nn.Module):
         torch.Size([2, 3, 8, 8])
     """
 
-    def __init__(self, in_channels: int, out_channels: int):
+    def __init__(self, in_channels: int, out_channels: int, sequence: bool = False):
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv = nn.Conv2d(in_channels, out_channels, _sides(sequence, 3, 1), padding=_sides(sequence, 1, 0))
+        self.scale = (1.0, 2.0) if sequence else (2.0, 2.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(F.interpolate(x, scale_factor=self.scale, mode="nearest"))
 
 
 class Encoder(nn.Module):
     """Images (B, in_channels, H, W) to features (B, C_last, H / 2^L, W / 2^L), C_last = block_out_channels[-1].
 
-    Each of the L stages is a convolution of stride 2 (kernel 4), a norm and an activation, then residual layers.
+    Sequences (B, in_channels, T) of any length become features (B, C_last, T / 2^L), T / 2^L rounded up: they are
+    filled up with zeros at their end, and convolutions are along the steps. Each of the L stages is a convolution of
+    stride 2 (kernel 4), a norm and an activation, then residual layers.
 
     Args:
         in_channels: channels of the image.
         block_out_channels: channels of each stage from fine to coarse; its length L is the number of halvings.
         sample_size: of the image in pixels, an integer or (H, W), each side divisible by 2^L. The network runs on
-            other divisible sizes too.
+            other divisible sizes too. Of sequences (T,).
         layers_per_block: convolutions of each stage; the first is the strided one, the others keep the size and are
             residual. Default 1.
         norm: "none", "group" (default) or "batch" (over all processes).
@@ -187,24 +218,28 @@ class Encoder(nn.Module):
     ):
         super().__init__()
         _check(sample_size, block_out_channels, layers_per_block, norm, activation)
+        self.sequence = sequence = is_sequence(sample_size)
+        halving = _halving(sequence)
         self.down_blocks, channels = nn.ModuleList(), in_channels
         for out in block_out_channels:
-            down = [nn.Conv2d(channels, out, 4, STRIDE, padding=1), make_norm(norm, out), make_activation(activation)]
-            further = [Residual(out, norm, activation) for _ in range(layers_per_block - 1)]
+            down = [nn.Conv2d(channels, out, **halving), make_norm(norm, out), make_activation(activation)]
+            further = [Residual(out, norm, activation, sequence) for _ in range(layers_per_block - 1)]
             self.down_blocks.append(nn.Sequential(*down, *further))
             channels = out
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.sequence:
+            x = F.pad(x, (0, -x.shape[2] % STRIDE ** len(self.down_blocks)))[:, :, None]
         for block in self.down_blocks:
             x = block(x)
-        return x
+        return x[:, :, 0] if self.sequence else x
 
 
 class Decoder(nn.Module):
     """The mirror of `Encoder`: features (B, C_last, h, w) to (B, out_channels, h 2^L, w 2^L), the last layer linear.
 
     Each stage is residual layers, then a norm, an activation and a step that doubles the image. So its input may be the
-    output of a linear layer.
+    output of a linear layer. Sequences are cut to the T steps of their `sample_size` again.
 
     Args:
         out_channels: channels of the output: those of the image, or more if it is a distribution's parameters.
@@ -235,19 +270,35 @@ class Decoder(nn.Module):
         super().__init__()
         _check(sample_size, block_out_channels, layers_per_block, norm, activation)
         check_choice("upsample", upsample, UPSAMPLES)
+        self.sequence = sequence = is_sequence(sample_size)
+        self.steps = sample_shape(sample_size)[-1]
+        halving = _halving(sequence)
         self.up_blocks = nn.ModuleList()
         for channels, out in zip(reversed(block_out_channels), [*reversed(block_out_channels[:-1]), out_channels]):
-            further = [Residual(channels, norm, activation) for _ in range(layers_per_block - 1)]
+            further = [Residual(channels, norm, activation, sequence) for _ in range(layers_per_block - 1)]
             if upsample == "transposed":
-                up: nn.Module = nn.ConvTranspose2d(channels, out, 4, STRIDE, padding=1)
+                up: nn.Module = nn.ConvTranspose2d(channels, out, **halving)
             else:
-                up = ResizeConv(channels, out)
+                up = ResizeConv(channels, out, sequence)
             self.up_blocks.append(nn.Sequential(*further, make_norm(norm, channels), make_activation(activation), up))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.sequence:
+            x = x[:, :, None]
         for block in self.up_blocks:
             x = block(x)
-        return x
+        return x[:, :, 0, : self.steps] if self.sequence else x
+
+
+def _sides(sequence: bool, along: int, across: int) -> tuple[int, int]:
+    """A size of both axes of a map: `along` alone for images, and with 1 row for sequences as maps (B, C, 1, L)."""
+    return (across, along) if sequence else (along, along)
+
+
+def _halving(sequence: bool) -> dict[str, Any]:
+    """The convolution of stride 2 whose kernel, 4, is a multiple of it."""
+    sides = {"kernel_size": (4, 1), "stride": (STRIDE, 1), "padding": (1, 0)}
+    return {name: _sides(sequence, *size) for name, size in sides.items()}
 
 
 def _check(
