@@ -23,6 +23,7 @@ from latentia.pipelines.control import (
     saved_degradation,
 )
 from latentia.pipelines.denoising import Callback, Steps
+from latentia.pipelines.guidance import check_guide, guided
 from latentia.pipelines.image_conditioning import source_image, super_resolution
 from latentia.pipelines.images import Images, check_output_type, from_input, to_output
 from latentia.pipelines.latents import check_latents, check_unet, latent_shape, sample_shape
@@ -57,6 +58,7 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
             them; `None` (default): none.
         degradation: what the images of training became conditioning images by, "name" and "strength" of
             `latentia.data.Degradation`; `None` (default): nothing, they were images of their own, or there were none.
+        guide: a weaker network of the same task, for autoguidance; `None` (default): none.
 
     Example:
         >>> from latentia import DDIMScheduler, UNet2D
@@ -70,9 +72,10 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
     unet: Any
     scheduler: Any
     controlnet: Any
+    guide: Any
 
-    model_cpu_offload_seq = "controlnet->unet"
-    _optional_components = ["controlnet"]  # noqa: RUF012 (diffusers adds lists)
+    model_cpu_offload_seq = "controlnet->guide->unet"
+    _optional_components = ["controlnet", "guide"]  # noqa: RUF012 (diffusers adds lists)
 
     conditions = ("class_labels", "image", "mask", "low_resolution", "control_image")
     latents = "continuous"
@@ -87,12 +90,14 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         unconditional: bool = True,
         controlnet=None,
         degradation: Mapping[str, Any] | None = None,
+        guide=None,
     ):
         super().__init__()
         check_unet(unet, "a UNet2D or UNet2DModel")
         check_scheduler(scheduler)
         check_controlnet(unet, controlnet)
-        self.register_modules(unet=unet, scheduler=scheduler, controlnet=controlnet)
+        check_guide(unet, guide, controlnet)
+        self.register_modules(unet=unet, scheduler=scheduler, controlnet=controlnet, guide=guide)
         self._register_label_names(label_names)
         self.register_to_config(unconditional=unconditional, degradation=saved_degradation(degradation))
 
@@ -124,6 +129,7 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         *,
         class_labels: Labels = None,
         guidance_scale: float = 1.0,
+        autoguidance_scale: float = 1.0,
         num_inference_steps: int = 50,
         timesteps: Sequence[int] | None = None,
         sigmas: Sequence[float] | None = None,
@@ -154,6 +160,8 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
             guidance_scale: classifier-free guidance: 0 ignores the class, 1 (default) follows it, more exaggerates it.
                 \(w\) of \(f_\varnothing + w (f_c - f_\varnothing)\) (Ho and Salimans, 2022, 2207.12598, eq. 6 with
                 w + 1).
+            autoguidance_scale: \(w\) of \(f_g + w (f - f_g)\), with `guide` as \(f_g\) (Karras et al., 2024,
+                2406.02507, eq. 3). Default 1: it is not called.
             num_inference_steps: from 1 to the number trained with. Default 50.
             timesteps, sigmas: a descending list of time steps, or of noise levels, in its place, for schedulers that
                 take one. Default none.
@@ -213,11 +221,9 @@ class UnconditionalDiffusionPipeline(DiffusionPipeline):
         steps = Steps(self, guidance_scale, callback_on_step_end, callback_on_step_end_tensor_inputs)
         scheduler = steps.scheduler  # of this call alone
         count = set_steps(scheduler, num_inference_steps, device, timesteps, sigmas)
-        options, with_variance = (
-            step_options(scheduler, generators, eta, use_clipped_model_output),
-            takes_variance(scheduler),
-        )
-        x, times, network = initial_sample(scheduler, noise), scheduler.timesteps, self._network
+        options = step_options(scheduler, generators, eta, use_clipped_model_output)
+        with_variance, network = takes_variance(scheduler), guided(self._network, self.guide, autoguidance_scale)
+        x, times = initial_sample(scheduler, noise), scheduler.timesteps
         if source is not None:  # img2img
             source = source.expand(batch_size)
             x, times = source.start(scheduler, noise, count)

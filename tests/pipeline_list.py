@@ -119,8 +119,9 @@ def pixel_diffusion(classes=None, scheduler=None):
     return UnconditionalDiffusionPipeline(unet(1, 16, classes), scheduler, names)
 
 
-def latent_diffusion(vae, scheduler, classes=3, **config):
-    return LatentDiffusionPipeline(vae(), unet(classes=classes, **config), scheduler, NAMES if classes else None)
+def latent_diffusion(vae, scheduler, classes=3, guide=None, **config):
+    network, names = unet(classes=classes, **config), NAMES if classes else None
+    return LatentDiffusionPipeline(vae(), network, scheduler, names, guide=guide and guide())
 
 
 def on_images(degradation=None, channels=3, scale=1, latent=False):
@@ -144,6 +145,10 @@ def control(n: int, channels: int = 1) -> dict[str, Any]:
 
 def guided(n: int) -> dict[str, Any]:
     return {"batch_size": n, **labels(n), **STEPS, "guidance_scale": 2.0}
+
+
+def guided_by_a_network(n: int) -> dict[str, Any]:
+    return guided(n) | {"autoguidance_scale": 1.5}
 
 
 def guided_by_text(n: int) -> dict[str, Any]:
@@ -300,10 +305,10 @@ PIPELINES = [
     ),
     Entry(
         "latent-diffusion",
-        seed(lambda: latent_diffusion(kl, DDIMScheduler(**COSINE))),
+        seed(lambda: latent_diffusion(kl, DDIMScheduler(**COSINE), guide=lambda: spread(unet(classes=3)))),
         GREY,
         (4, 8, 8),
-        guided,
+        guided_by_a_network,
         labels,
         short=STEPS,
     ),

@@ -3,6 +3,7 @@
 __all__: list[str]
 
 from .anomalies import anomalies as anomalies
+from .average import average as average
 from .bounds import bounds as bounds
 from .card import card as card
 from .compare import compare as compare

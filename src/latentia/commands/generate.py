@@ -19,6 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 from latentia.commands.image_files import batches_of, count_of, described, image_files, opened
 from latentia.commands.modalities import MODALITIES
 from latentia.commands.output import open_output
+from latentia.commands.samplers import OPTIMIZER, SAMPLERS, add_guide, choose_sampler
 from latentia.commands.signals import generate_signals
 from latentia.commands.sources import load_pipeline
 from latentia.commands.tables import GeneratedRows
@@ -31,20 +32,10 @@ from latentia.hub.load import INDEX_NAME, pipeline_class, read_index
 from latentia.pipelines.arguments import image_generators
 from latentia.pipelines.base import DiffusionPipeline
 from latentia.pipelines.capabilities import Option, call_options, capabilities
-from latentia.pipelines.diffusion import UnconditionalDiffusionPipeline
 from latentia.pipelines.images import from_input
 from latentia.pipelines.optimizer import sample_by_optimizer
-from latentia.pipelines.sampling import is_flow
 from latentia.safety import fetch
-from latentia.schedulers.ddim import DDIMScheduler
-from latentia.schedulers.ddpm import DDPMScheduler
 
-SAMPLERS = {
-    "ddim": DDIMScheduler,
-    "ddpm": DDPMScheduler,
-    "dpm-solver++": diffusers.DPMSolverMultistepScheduler,
-}
-OPTIMIZER = "optimizer"
 _CHUNK = 64  # images at once
 _SHEET_PIXELS = 2**25
 # Conditions that are of each image, so that several are given out in turn: recipe key and type on a command line.
@@ -172,6 +163,7 @@ def generate(
     *,
     sampler: Literal["saved", "ddim", "ddpm", "dpm-solver++", "optimizer"] = "saved",
     seed: Seed = 0,
+    guide: str | None = None,
     revision: str | None = None,
     **options: Any,
 ) -> Generated:
@@ -187,6 +179,8 @@ def generate(
         sampler: the saved scheduler, or another one over the same noise, for diffusion; "optimizer" for Adam on the
             error of the network, `latentia.pipelines.optimizer.sample_by_optimizer`, over pixels.
         seed: the same seed gives the same images, however many are sampled.
+        guide: a saved pipeline whose network guides this one, with autoguidance_scale above 1: of the same task, and
+            smaller or trained for fewer steps, such as `latentia average RUN --step 300` makes.
         revision: branch, tag or commit on the Hub.
         **options: of the pipeline's call; images are files or folders of them, one or several. None and empty ones keep
             the pipeline's own default. A text among class_labels is the name of a class, or, where there is none of
@@ -227,7 +221,9 @@ def generate(
     shared = {key: value for key, value in given.items() if key not in files and key not in _OF_EACH}
     for key, paths in files.items():
         opened(key, paths[0])  # what cannot be read is said before networks are moved
-    _choose(pipe, sampler, given)
+    choose_sampler(pipe, sampler, given)
+    if guide is not None:
+        add_guide(pipe, guide, given.get("autoguidance_scale"))
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 
     of_each = {
@@ -265,6 +261,7 @@ def generate(
         "revision": revision,
         "sampler": sampler if sampler == OPTIMIZER else None if scheduler is None else type(scheduler).__name__,
         "seed": seed,
+        **({} if guide is None else {"guide": guide}),
         **defaults,
         **shared,
         **{key: described(paths[0]) for key, paths in files.items() if len(paths) == 1},
@@ -338,24 +335,6 @@ def _is_empty(value: Any) -> bool:
 
 def _listed(value: Any) -> list[Any]:
     return [] if value is None else [value] if isinstance(value, str | int) else list(value)
-
-
-def _choose(pipe: Any, sampler: str, given: dict[str, Any]) -> None:
-    """Put another scheduler over the same noise in the place of the saved one."""
-    if sampler == "saved":
-        return
-    scheduler = getattr(pipe, "scheduler", None)
-    if scheduler is None or is_flow(scheduler):
-        why = "has no scheduler" if scheduler is None else "was trained by flow matching"
-        raise UsageError(f"sampler must be saved, as {type(pipe).__name__} {why}; got {sampler}.")
-    if sampler == OPTIMIZER:
-        if not isinstance(pipe, UnconditionalDiffusionPipeline):
-            raise UsageError(f"sampler optimizer needs a pipeline of diffusion over pixels; got {type(pipe).__name__}.")
-        for name in given:
-            if name not in inspect.signature(sample_by_optimizer).parameters:
-                raise UsageError(f"{name} must be left out with sampler optimizer, which does not take it.")
-        return
-    pipe.scheduler = SAMPLERS[sampler].from_config(scheduler.config)
 
 
 def _check_sheet(path: Path) -> None:

@@ -18,6 +18,10 @@ _COMPARISON = ("index.html", "comparison.json", "precision_recall.png")
 # What each command writes into its folder, as patterns of `ownership.delete`; with `overwrite` no other file goes.
 WRITTEN = {
     "anomalies": ("scores.csv", "anomalies.json", "scores.png", "anomalies.png"),
+    "average": (
+        *("README.md", "average.json", "model_index.json", "training_config.json"),
+        *("*/*.json", "*/*.safetensors", "*/*.txt"),
+    ),
     "bounds": ("bounds.json", "bounds.png"),
     "evaluate": _EVALUATION,
     "compare": (*_COMPARISON, *(f"[0-9]*/{name}" for name in (MARK, *_EVALUATION))),
