@@ -6,9 +6,12 @@
 `series`: sines_ar2, v-prediction, beside the AR(2) process of the Yule-Walker equations, whose spectrum in closed form
 is compared too; `flow`: the same by flow matching. `tones` and `vowels`: class accuracy of generated clips, beside real
 clips that went through log-mel frames and Griffin-Lim, with the error of their frames. `series_codes` and `tone_codes`:
-a VQ-VAE and a transformer over its codes, so many steps each, beside held-out signals that the VQ-VAE reconstructs. A
-fifth of the data is held out by each run and is the real-data score. Settings are the defaults of the scripts, but for
-the number of steps and the sizes of the VQ-VAEs; none was chosen by these scores. Seconds are of the processor, on one
+a VQ-VAE and a transformer over its codes, so many steps each, beside held-out signals that the VQ-VAE reconstructs.
+`autoencoders`: a convolutional and a recurrent one of 16 latents, beside as many principal components: the share of the
+variance of held-out series that is not reconstructed, the scores of samples of a Gaussian mixture of the latents, and
+the AUROC of AR(2) series by the error of autoencoders that are trained on the series of sines alone. A fifth of the
+data is held out by each run and is the real-data score. Settings are the defaults of the scripts, but for the number of
+steps and the sizes of VQ-VAEs and autoencoders; none was chosen by these scores. Seconds are of the processor, on one
 thread, with the start. Figures are drawn into docs/images.
 """
 
@@ -33,6 +36,7 @@ from latentia import DiffusionPipeline, LogMel
 from latentia.commands.evaluate import evaluate
 from latentia.data import load_sounds
 from latentia.data.series import load_series
+from latentia.evaluation.anomalies import ranking_scores
 from latentia.evaluation.report.curves import draw_second_order, draw_series
 from latentia.evaluation.report.spectrograms import draw_spectrograms
 from latentia.evaluation.series_metrics import autocorrelation, spectrum
@@ -54,6 +58,10 @@ CODES = {  # part -> data, flags of the VQ-VAE and of the transformer
     "series_codes": ("sines_ar2", "--block_out_channels 32 64 --codebook_size 256", "--width 128 --layers 2"),
     "tone_codes": ("tones", "--block_out_channels 128 --codebook_size 256", "--width 128 --layers 2"),
 }
+AUTOENCODERS = {
+    "autoencoder": "--latent_dim 16 --block_out_channels 32 64",
+    "recurrent_autoencoder": "--latent_dim 16 --learning_rate 2e-3",
+}
 
 
 def head() -> str:
@@ -62,7 +70,7 @@ def head() -> str:
 
 def train(family: str, flags: str, steps: int, folder: Path) -> float:
     """Run the script; processor seconds."""
-    quiet = QUIET if family != "vqvae" else QUIET.replace(" --class_conditional", "")
+    quiet = QUIET if family in ("series", "sound", "vq_prior") else QUIET.replace(" --class_conditional", "")
     words = [*flags.split(), *quiet.split(), "--max_train_steps", str(steps), "--output_dir", str(folder)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-m", "latentia", "train", family, *words], check=True)
@@ -141,9 +149,50 @@ def measure_codes(part: str, steps: int) -> dict[str, Any]:
     return row
 
 
+def measure_autoencoders(steps: int) -> dict[str, Any]:
+    """Autoencoders of series and principal components: reconstruction, samples and anomalies."""
+    known, held_out = load_series("sines_ar2").parts()
+    assert known.labels is not None
+    sines = known.take(known.labels == 0)
+
+    def components(train: Any, x: Any) -> np.ndarray:
+        """Squared error of each series by 16 principal components."""
+        a, b = train.values[:, 0], x.values[:, 0]
+        axes = np.linalg.svd(a - a.mean(0), full_matrices=False)[2][:16]
+        centred = b - a.mean(0)
+        return np.square(centred - centred @ axes.T @ axes).sum(1)
+
+    def auroc(errors: Any) -> float:
+        return ranking_scores(torch.as_tensor(errors), torch.from_numpy(held_out.labels == 1))["AUROC"]
+
+    centred = held_out.values[:, 0] - known.values[:, 0].mean()
+    row: dict[str, Any] = {
+        "flags": AUTOENCODERS, "steps": steps,
+        "pca": {"unexplained": components(known, held_out).sum() / np.square(centred).sum(),
+                "auroc": auroc(components(sines, held_out))},
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as place:
+        sines.frame().drop(columns="label").to_csv(Path(place) / "sines.csv", index=False)
+        for family, flags in AUTOENCODERS.items():
+            whole, normal = Path(place) / family, Path(place) / f"{family}-sines"
+            seconds = train(family, f"--dataset_name sines_ar2 {flags}", steps, whole)
+            train(family, f"--train_data_dir {place}/sines.csv --held_out_share 0 {flags}", steps, normal)
+            ours: Any = evaluate(str(whole))
+            pipe, of_sines = (DiffusionPipeline.from_pretrained(folder) for folder in (whole, normal))
+            variance = float((pipe.codec.scale.view(torch.float64)[1] ** 2).sum())
+            error = float(pipe.anomaly_score(held_out).double().sum()) * variance
+            row[family] = {
+                "training_seconds": round(seconds, 1), "unexplained": error / float(np.square(centred).sum()),
+                "auroc": auroc(of_sines.anomaly_score(held_out)),
+                **{key: {"generated": score.value, "real": score.real} for key, score in ours.report.scores.items()},
+            }  # fmt: skip
+    return row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", default=[*PARTS, *CODES], choices=[*PARTS, *CODES])
+    names = [*PARTS, *CODES, "autoencoders"]
+    parser.add_argument("--parts", nargs="+", default=names, choices=names)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--num_inference_steps", type=int, default=25)
     parser.add_argument("--output", type=Path, default=HERE / "results" / "series.json")
@@ -151,8 +200,12 @@ def main() -> None:
     torch.set_num_threads(1)
     found = json.loads(args.output.read_text()) if args.output.exists() else {}
     for part in args.parts:
-        codes = part in CODES
-        row = measure_codes(part, args.steps) if codes else measure(part, args.steps, args.num_inference_steps)
+        if part == "autoencoders":
+            row = measure_autoencoders(args.steps)
+        elif part in CODES:
+            row = measure_codes(part, args.steps)
+        else:
+            row = measure(part, args.steps, args.num_inference_steps)
         about = {
             "command": " ".join(["python", *sys.argv]), "commit": head(), "torch": torch.__version__,
             "cpu": platform.processor() or platform.machine(), "threads": os.environ.get("OMP_NUM_THREADS"),

@@ -1,6 +1,7 @@
-"""Train an autoencoder on images: linear, stacked or convolutional, plain, denoising or sparse.
+"""Train an autoencoder on images, series or sounds: linear, stacked or convolutional, plain, denoising or sparse.
 
     accelerate launch examples/train_autoencoder.py --dataset_name digits --latent_dim 8 --output_dir outputs/digits-ae
+    latentia train autoencoder --train_data_dir sensors.csv --window 64 --hidden_sizes 64 --output_dir outputs/ae
 
 At the end a Gaussian mixture is fitted to the latents, so that the pipeline it leaves samples too:
 `latentia.DiffusionPipeline.from_pretrained("outputs/digits-ae")`. A run that was killed goes on when the same command
@@ -12,13 +13,14 @@ from dataclasses import dataclass
 import torch
 
 from latentia import Autoencoder, AutoencoderPipeline, LatentMixture
-from latentia.errors import Natural, Size
+from latentia.errors import Natural, Size, UsageError
 from latentia.functional.chunks import in_chunks
 from latentia.losses.reconstruction import autoencoder_loss
 from latentia.models.autoencoder import outer_layers
 from latentia.runs.arguments import NetworkArguments, RunArguments, network_arguments
 from latentia.runs.command_line import run_script
 from latentia.runs.run import Prepared, Run
+from latentia.runs.signal_data import arguments_of, open_signals
 from latentia.runs.validation import reconstructor, sampler
 from latentia.training.loop import Phase
 
@@ -50,7 +52,12 @@ class Arguments(RunArguments):
 
 
 def main(args: Arguments) -> int:
-    run = Run(args, family="autoencoder")
+    signals = open_signals(args)
+    if signals and args.objective.corruption == "masking":
+        raise UsageError(
+            "--corruption must be gaussian or none for series and sounds, which have no pixels; got masking."
+        )
+    run = Run(args, family="autoencoder", **(signals.run if signals else {}))
     stages = args.stages
     autoencoder = Autoencoder(**run.image, **args.model)
 
@@ -81,8 +88,11 @@ def main(args: Arguments) -> int:
         with torch.no_grad():
             latents = in_chunks(weights.encode, images)
         prior = LatentMixture.fit(latents, stages.prior_components).to(weights.device)
-        return AutoencoderPipeline(weights, prior=prior)
+        return AutoencoderPipeline(weights, prior, signals.codec if signals else None)
 
+    if signals:
+        validation = signals.validation(args, pipeline, whole.final)
+        return run.train([phase(whole)], pipeline, weights=whole, validation=validation)
     pairs = reconstructor(AutoencoderPipeline, whole.final, run.data)
     return run.train(
         [phase(whole)],
@@ -93,4 +103,4 @@ def main(args: Arguments) -> int:
 
 
 if __name__ == "__main__":
-    run_script(Arguments, main, __doc__.splitlines()[0])
+    run_script(arguments_of(Arguments), main, __doc__.splitlines()[0])

@@ -3,15 +3,16 @@
 from typing import Any, NamedTuple
 
 import torch
-from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
 from latentia.errors import UsageError
 from latentia.functional.chunks import in_chunks
 from latentia.functional.interpolation import interpolate
+from latentia.models.layers.convolution import sample_shape
 from latentia.pipelines.arguments import Generators, check_call, count_images, image_generators
 from latentia.pipelines.base import DiffusionPipeline
-from latentia.pipelines.images import Images, check_output_type, from_input, to_output
+from latentia.pipelines.forms import form_of
+from latentia.pipelines.images import Images
 
 
 class Memorisation(NamedTuple):
@@ -30,6 +31,9 @@ class AutoencoderPipeline(DiffusionPipeline):
         autoencoder: an `Autoencoder`.
         prior: a density of its latents, such as `LatentMixture.fit(pipe.encode(images))`; `None` (default): none, and
             then there is nothing to sample from.
+        codec: of a network of sequences, the `SeriesScaler` of time series or the `LogMel` of sounds. Where images are
+            named below, the pipeline then takes and gives what `SeriesPipeline` or `SoundPipeline` does. `None`
+            (default): of images.
 
     Example:
         >>> from latentia import Autoencoder
@@ -41,16 +45,24 @@ class AutoencoderPipeline(DiffusionPipeline):
 
     autoencoder: Any
     prior: Any
+    codec: Any
 
-    model_cpu_offload_seq = "autoencoder"
-    _optional_components = ["prior"]  # noqa: RUF012 (diffusers reads a list)
+    model_cpu_offload_seq = "autoencoder->codec"
+    _optional_components = ["prior", "codec"]  # noqa: RUF012 (diffusers reads a list)
 
     needs_prior = True
     latents = "continuous"
 
-    def __init__(self, autoencoder, prior=None):
+    def __init__(self, autoencoder, prior=None, codec=None):
         super().__init__()
-        self.register_modules(autoencoder=autoencoder, prior=prior)
+        self.register_modules(autoencoder=autoencoder, prior=prior, codec=codec)
+        self.modality = self.form.modality
+
+    @property
+    def form(self) -> Any:
+        """What it takes and gives, see `latentia.pipelines.forms`."""
+        config = self.autoencoder.config
+        return form_of(self.codec, (config.in_channels, *sample_shape(config.sample_size)))
 
     @check_call
     @torch.no_grad()
@@ -60,25 +72,26 @@ class AutoencoderPipeline(DiffusionPipeline):
         *,
         generator: Generators = None,
         latents: Tensor | None = None,
-        output_type: str = "pil",
+        output_type: str | None = None,
         return_dict: bool = True,
-    ) -> ImagePipelineOutput | tuple:
+    ) -> Any:
         """Sample images: latents from the prior, decoded.
 
         Args:
             batch_size: number of images; `None` (default): as many as `latents`, else 1.
             generator: one `torch.Generator` or one per image. The same seed gives the same images whatever the batch.
             latents: decode these, (B, latent_dim), instead of drawing some.
-            output_type: "pil", "np" ((B, H, W, C) in [0, 1]), "pt" ((B, C, H, W) in [0, 1]) or "latent" (raw).
+            output_type: "pil", "np" ((B, H, W, C) in [0, 1]), "pt" ((B, C, H, W) in [0, 1]) or "latent" (raw); of
+                series and sounds those of their pipelines. `None` (default): "pil", of series "pandas", of sounds "np".
             return_dict: `False` returns the tuple `(images,)`.
 
         Returns:
-            `.images`.
+            `.images`; of series `.series` and `.lengths`, of sounds `.sound` and `.sampling_rate`.
 
         Raises:
             UsageError: there is no prior, or the number of images is below 1 or not that of `latents`.
         """
-        check_output_type(output_type)
+        output_type = self.form.check(output_type)
         batch_size = count_images(batch_size, {"latents": latents})
         if latents is None:
             if self.prior is None:
@@ -89,9 +102,9 @@ class AutoencoderPipeline(DiffusionPipeline):
                     "    pipe = latentia.AutoencoderPipeline(pipe.autoencoder, prior=prior)"
                 )
             latents = self.prior.sample(batch_size, image_generators(generator, batch_size))
-        images = self.decode(latents, output_type=output_type)
+        x = self._decoded(latents)
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return self.form.answer(x, output_type, None, return_dict)
 
     @torch.no_grad()
     def encode(self, images: Images) -> Tensor:
@@ -99,18 +112,17 @@ class AutoencoderPipeline(DiffusionPipeline):
         return in_chunks(self.autoencoder.encode, self._tensor(images))
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, *, output_type: str = "pil") -> Any:
+    def decode(self, latents: Tensor, *, output_type: str | None = None) -> Any:
         """Images of latents (B, latent_dim)."""
-        check_output_type(output_type)
-        latents = latents.to(self._execution_device, self.autoencoder.dtype)
-        return to_output(in_chunks(self.autoencoder.decode, latents), output_type)
+        output_type = self.form.check(output_type)
+        return self.form.output(self._decoded(latents), output_type)
 
-    def reconstruct(self, images: Images, *, output_type: str = "pil") -> Any:
+    def reconstruct(self, images: Images, *, output_type: str | None = None) -> Any:
         """Reconstruct images: encode and decode."""
         return self.decode(self.encode(images), output_type=output_type)
 
     @torch.no_grad()
-    def denoise(self, images: Images, *, output_type: str = "pil") -> Any:
+    def denoise(self, images: Images, *, output_type: str | None = None) -> Any:
         """Denoise corrupted images with an autoencoder that was trained with `corruption`.
 
         Args:
@@ -120,7 +132,7 @@ class AutoencoderPipeline(DiffusionPipeline):
         Raises:
             UsageError: another shape, or values that are not finite.
         """
-        if isinstance(images, Tensor) and images.is_floating_point():
+        if self.codec is None and isinstance(images, Tensor) and images.is_floating_point():
             if not images.isfinite().all():
                 raise UsageError("images must be finite to be denoised; some values are not.")
             within = self._tensor(images.clamp(-1, 1))  # checks the shape
@@ -128,7 +140,9 @@ class AutoencoderPipeline(DiffusionPipeline):
             return self.decode(in_chunks(self.autoencoder.encode, images), output_type=output_type)
         return self.reconstruct(images, output_type=output_type)
 
-    def interpolate(self, a: Images, b: Images, steps: int = 8, *, mode: str = "lerp", output_type: str = "pil") -> Any:
+    def interpolate(
+        self, a: Images, b: Images, steps: int = 8, *, mode: str = "lerp", output_type: str | None = None
+    ) -> Any:
         """Interpolate two images in the latent space: `steps` images, both ends included.
 
         Args:
@@ -138,7 +152,7 @@ class AutoencoderPipeline(DiffusionPipeline):
                 are not spread like Gaussian noise, so a line is the better guess for them.
             output_type: as for sampling.
         """
-        check_output_type(output_type)
+        self.form.check(output_type)
         ends = [self.encode(image) for image in (a, b)]
         for name, latents in zip("ab", ends):
             if len(latents) != 1:
@@ -168,11 +182,8 @@ class AutoencoderPipeline(DiffusionPipeline):
         return Memorisation(seen, new, ratio, ratio >= threshold)
 
     def _tensor(self, images: Images) -> Tensor:
-        config = self.autoencoder.config
-        return from_input(
-            images,
-            channels=config.in_channels,
-            size=config.sample_size,
-            device=self._execution_device,
-            dtype=self.autoencoder.dtype,
-        )
+        return self.form.tensors(images, self._execution_device, self.autoencoder.dtype)
+
+    @torch.no_grad()
+    def _decoded(self, latents: Tensor) -> Tensor:
+        return in_chunks(self.autoencoder.decode, latents.to(self._execution_device, self.autoencoder.dtype))

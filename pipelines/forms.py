@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils import BaseOutput
 from torch import Tensor
@@ -76,17 +77,19 @@ class SeriesForm:
     Args:
         scaler: their `SeriesScaler`.
         names: of the classes.
+        unequal: whether the network takes series of unequal lengths, up to that of the longest in training.
     """
 
     scaler: Any
     names: tuple[str, ...] = ()
+    unequal: bool = False
     modality = "series"
     default = "pandas"
 
     @property
     def shape(self) -> tuple[int, int]:
         """(C, L) of a series."""
-        return len(self.scaler.config.channels), self.scaler.config.length
+        return self.scaler.shape
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -113,14 +116,15 @@ class SeriesForm:
         return torch.where(there[:, None], scaled, 0), lengths
 
     def tensors(self, series: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Scaled sequences (B, C, L) of series that are all as long as in training."""
+        """Scaled sequences (B, C, L) of series that are as long as in training, or filled up with zeros to be so."""
         x, lengths = self.read(series)
-        if bool((lengths != self.shape[1]).any()):
+        steps, most = self.shape[1], int(lengths.max())
+        if most > steps or (not self.unequal and bool((lengths != steps).any())):
             raise UsageError(
-                f"series must have {self.shape[1]} steps each, as in training; got {int(lengths.min())} to "
-                f"{int(lengths.max())}. Cut them with window={self.shape[1]}."
+                f"series must have {'at most ' * self.unequal}{steps} steps each, as in training; got "
+                f"{int(lengths.min())} to {most}. Cut them with window={steps}."
             )
-        return x.to(device, dtype)
+        return F.pad(x[:, :, :steps], (0, steps - x[:, :, :steps].shape[2])).to(device, dtype)
 
     def output(self, x: Tensor, output_type: str, labels: Tensor | None = None, lengths: Tensor | None = None) -> Any:
         """Series of scaled sequences (B, C, L); `lengths` (B,), all L by default."""
@@ -215,13 +219,16 @@ class SoundForm:
         return SoundOutput(found, self.sampling_rate) if return_dict else (found, self.sampling_rate)
 
 
-def form_of(codec: Any, shape: tuple[int, ...], pipe: Any = None) -> ImageForm | SeriesForm | SoundForm:
+def form_of(
+    codec: Any, shape: tuple[int, ...], pipe: Any = None, *, unequal: bool = False
+) -> ImageForm | SeriesForm | SoundForm:
     """What a network of inputs of a shape is of: time series or sounds by their codec, or images without one.
 
     Args:
         codec: a `SeriesScaler`, a `LogMel` or None.
         shape: (C, H, W) of images, (C, L) of sequences.
         pipe: the pipeline, whose classes have names; `None` (default): no classes.
+        unequal: whether the network takes series of unequal lengths. Default False.
 
     Raises:
         UsageError: another codec, or inputs of another shape than its own.
@@ -237,7 +244,7 @@ def form_of(codec: Any, shape: tuple[int, ...], pipe: Any = None) -> ImageForm |
     if not isinstance(codec, SeriesScaler | LogMel):
         raise UsageError(f"codec must be a SeriesScaler, a LogMel or None; got {type(codec).__name__}.")
     names = class_names(pipe)
-    form = SeriesForm(codec, names) if isinstance(codec, SeriesScaler) else SoundForm(codec, names)
+    form = SeriesForm(codec, names, unequal) if isinstance(codec, SeriesScaler) else SoundForm(codec, names)
     if tuple(shape) != tuple(form.shape):
         raise UsageError(f"codec must be of sequences of the shape {tuple(shape)} of the network; got {form.shape}.")
     return form

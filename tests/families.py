@@ -103,6 +103,15 @@ FAMILIES = [
         refuses=NO_BLOCKS,
         at_night=True,
     ),
+    Family(
+        "recurrent_autoencoder_series",
+        "train_recurrent_autoencoder.py",
+        "--latent_dim 3 --hidden_size 8 --min_rows 4 --prior_components 2 --window 16",
+        data=SERIES,
+        scored=SERIES_SCORED,
+        refuses=NO_BLOCKS,
+        at_night=True,
+    ),
     Family("vae", "train_vae.py", "--latent_dim 2 --hidden_sizes 8", refuses=NO_BLOCKS),
     Family(
         "vae_factor",

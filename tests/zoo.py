@@ -111,7 +111,7 @@ def _inception() -> InceptionV3:
     return network
 
 
-def _autoencoder(name: str, image: tuple[int, int, int], **config):
+def _autoencoder(name: str, image: tuple[int, ...], **config):
     channels, *size = image
     return Entry(
         f"autoencoder-{name}",
@@ -289,6 +289,7 @@ ZOO = [
         for size in (8, 28)
     ),
     Entry("inception", _inception, lambda b: {"images": torch.rand(b, 3, 75, 75) * 2 - 1}, lambda b: (b, 1008)),
+    _autoencoder("sequence", (2, 15), latent_dim=5, block_out_channels=(4, 8), layers_per_block=2),
     _autoencoder("linear", (1, 8, 8), latent_dim=5),
     _autoencoder("tied", (1, 8, 8), latent_dim=5, hidden_sizes=(16, 8), tie_weights=True, latent_activation="sigmoid"),
     _autoencoder("pyramid", (3, 32, 16), latent_dim=7, hidden_sizes=(12,), block_out_channels=(4, 8)),

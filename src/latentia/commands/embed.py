@@ -1,4 +1,4 @@
-"""Write the latents of images or of a table as parquet, with PCA and t-SNE maps and their scores."""
+"""Write the latents of images, series, sounds or a table as parquet, with PCA and t-SNE maps and their scores."""
 
 import json
 from collections.abc import Sequence
@@ -13,8 +13,10 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
+from latentia.commands.modalities import MODALITIES, signal_modality, signal_options
 from latentia.commands.output import open_output
 from latentia.commands.reference import data_options, find_reference
+from latentia.commands.signals import real_signals, signal_settings
 from latentia.commands.sources import load_pipeline
 from latentia.data import load_table
 from latentia.data.tables import is_table
@@ -133,7 +135,7 @@ def embed(
     revision: str | None = None,
     **settings: Any,
 ) -> Embedding:
-    """Write the latents of images or of a table as parquet, with PCA and t-SNE maps and their scores.
+    """Write the latents of images, series, sounds or a table as parquet, with PCA and t-SNE maps and their scores.
 
     The maps are a PCA of the latents, and t-SNE of them (after a PCA to 50 dimensions, if they have more).
 
@@ -142,8 +144,9 @@ def embed(
             or "pca", their first principal components. In Python also a pipeline.
         data: images: digits, emoji, factors, a folder, parquet, or a data set on the Hub; or a table: a .csv, .tsv or
             .parquet file without images, of which all columns of numbers but the label are taken. For the baselines
-            each column of a table gets mean 0 and variance 1; a pipeline gets a row as an image of one line. If not
-            given, the images that the source was trained on, read as its run read them.
+            each column of a table gets mean 0 and variance 1; a pipeline gets a row as an image of one line. Of a
+            pipeline of time series or sounds a table of series, a folder of clips or a shipped set. If not given, what
+            the source was trained on, read as its run read it.
         components: of "pca".
         max_samples: use at most so many, spread evenly; all if not given.
         points: at most so many, chosen at random, are in the maps and scored.
@@ -166,9 +169,17 @@ def embed(
         >>> found.latents.shape, found.maps["t-SNE"].shape
         (torch.Size([60, 8]), torch.Size([60, 2]))
     """
-    table = data is not None and is_table(data)
+    signals = signal_modality(source, data, settings)
+    table = signals is None and data is not None and is_table(data)
     left_out: list[str] = []
-    if data is not None and table:
+    if signals is not None:
+        how = MODALITIES[signals]
+        given = signal_settings(how, settings | {"max_train_samples": max_samples})
+        inputs, _ = real_signals(how, source, data, given)
+        about_data, names = str(inputs.source["name"]), inputs.label_names
+        labels = None if inputs.labels is None else torch.from_numpy(np.asarray(inputs.labels)).long()
+        flat = torch.from_numpy(np.asarray(inputs.values)).float().flatten(1)
+    elif data is not None and table:
         if other := next((key for key in settings if key != "label_column"), None):
             raise UsageError(f"{other} must be left out: {data} is a table, of which only label_column is taken.")
         about_data = Path(data).name
@@ -213,13 +224,13 @@ def embed(
 
 def options(words: Sequence[str]) -> dict[str, Option]:
     """The flags of the data, those of the training scripts, for the command line."""
-    return data_options()
+    return {**data_options(), **signal_options()}
 
 
 # ------------------------------------------------------------ latents
 
 
-def _encode(source: Any, inputs: Tensor, labels: Tensor | None, is_table: bool, size: int, revision: str | None):
+def _encode(source: Any, inputs: Any, labels: Tensor | None, is_table: bool, size: int, revision: str | None):
     """Latents (N, D) of a pipeline; those before quantisation, if it can give them."""
     pipe = source
     if isinstance(source, str | Path):
@@ -240,8 +251,11 @@ def _encode(source: Any, inputs: Tensor, labels: Tensor | None, is_table: bool, 
     by_class = labels if "class_labels" in able.latent_conditions else None
     parts = []
     for i in range(0, len(inputs), size):
-        rows = inputs[i : i + size]
-        images = rows.float()[:, None, None] if is_table else from_uint8(rows)
+        if not isinstance(inputs, Tensor):  # time series or sounds
+            images = inputs.take(slice(i, i + size))
+        else:
+            rows = inputs[i : i + size]
+            images = rows.float()[:, None, None] if is_table else from_uint8(rows)
         if by_class is not None:
             options["class_labels"] = by_class[i : i + size]
         parts.append(pipe.encode(images, **options).flatten(1).float().cpu())

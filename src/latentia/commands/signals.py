@@ -201,7 +201,7 @@ def evaluate_signals(
         DataError: signals of other channels or of another sampling rate.
     """
     how = MODALITIES[modality]
-    settings = _settings(how, unused or {})
+    settings = signal_settings(how, unused or {})
     real, share = real_signals(how, source, data, settings)
     train, held_out = real.parts(share)
     count = min(_MOST, max(len(train) if how.many else len(held_out), n or 0))
@@ -216,7 +216,7 @@ def evaluate_signals(
     return SignalEvaluation(name, about, facts, report, made, train, modality, card)
 
 
-def _settings(how: Modality, given: Mapping[str, Any]) -> dict[str, Any]:
+def signal_settings(how: Modality, given: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the data among arguments of `evaluate`."""
     for name, value in given.items():
         if value and name not in how.settings:

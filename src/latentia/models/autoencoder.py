@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from latentia.errors import Size, UsageError, check_arguments, check_range
 from latentia.functional.checks import is_false
-from latentia.models.layers.convolution import Decoder, Encoder, feature_size, image_size
+from latentia.models.layers.convolution import Decoder, Encoder, feature_size, sample_shape
 from latentia.models.layers.mlp import make_activation
 from latentia.models.modeling import ModelMixin
 from latentia.models.outputs import UNSET
@@ -53,8 +53,8 @@ class Autoencoder(ModelMixin, ConfigMixin):
 
     Args:
         sample_size: height and width of the image in pixels, an integer or (H, W). With convolutions each must be
-            divisible by `2 ** len(block_out_channels)`. Default 28.
-        in_channels: channels of the image. Default 1.
+            divisible by `2 ** len(block_out_channels)`. Or (L,), steps of a sequence, of any number. Default 28.
+        in_channels: channels of the image or sequence. Default 1.
         latent_dim: M, the number of latents. Default 32.
         hidden_sizes: widths of the dense layers between input (or convolutions) and latents. Default none.
         block_out_channels: channels of the convolutional stages from fine to coarse, each of which halves the image;
@@ -79,6 +79,9 @@ class Autoencoder(ModelMixin, ConfigMixin):
         >>> out = network(torch.rand(2, 1, 28, 28) * 2 - 1)
         >>> out.latents.shape, out.reconstruction.shape
         (torch.Size([2, 8]), torch.Size([2, 1, 28, 28]))
+        >>> series = Autoencoder(sample_size=(30,), in_channels=2, block_out_channels=(8, 16))
+        >>> series(torch.randn(3, 2, 30)).reconstruction.shape
+        torch.Size([3, 2, 30])
     """
 
     _skip_layerwise_casting_patterns: Any = ("encoder_mlp",)  # whose weights the decoder may be tied to
@@ -87,7 +90,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
     @check_arguments
     def __init__(
         self,
-        sample_size: int | tuple[int, int] = 28,
+        sample_size: int | tuple[int, int] | tuple[int] = 28,
         in_channels: Size = 1,
         latent_dim: Size = 32,
         hidden_sizes: tuple[Size, ...] = (),
@@ -101,7 +104,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
         overcomplete: bool = False,
     ):
         super().__init__()
-        self.image_shape = (in_channels, *image_size(sample_size))
+        self.image_shape = (in_channels, *sample_shape(sample_size))
         values = math.prod(self.image_shape)
         if latent_dim > values and not overcomplete:
             raise UsageError(
@@ -138,7 +141,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
         return [_weight_of(layer) for layer in self.decoder_mlp]
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images (B, in_channels, H, W) in [-1, 1] to latents (B, latent_dim)."""
+        """Images (B, in_channels, H, W) in [-1, 1], or sequences (B, in_channels, L), to latents (B, latent_dim)."""
         if tuple(images.shape[1:]) != self.image_shape:
             raise UsageError(
                 f"images must have shape (B, {', '.join(map(str, self.image_shape))}), as this network was built for "

@@ -95,6 +95,11 @@ class SeriesScaler(ModelMixin, ConfigMixin):
         return scaler.eval()
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """(C, L) of a sequence."""
+        return len(self.config.channels), self.config.length
+
+    @property
     def equal_lengths(self) -> bool:
         """Whether all series that it was fitted to have L steps."""
         return bool(self.counts[:-1].sum() == 0)
