@@ -454,15 +454,17 @@ def arithmetic(rows: Rows, args) -> None:
 
 
 def draw_arithmetic(plain, classes, args) -> None:
-    """Rows: digits of each class, the same with the direction of boldness of class 8 added, and two ways halfway."""
-    z = torch.randn(2000, classes.generator.config.latent_dim, generator=seeded(1))
-    ink = ATTRIBUTES["bold"](classes.decode(z, class_labels=[8] * len(z), output_type="latent")).argsort()
-    labels, start = list(range(10)), torch.randn(10, z.shape[1], generator=seeded(4))
-    step = z[ink[-3:]].mean(0) - z[ink[:3]].mean(0)
-    shown = [classes.decode(at, class_labels=labels, output_type="latent") for at in (start, start + step)]
-    ends = torch.randn(2, 1, z.shape[1], generator=seeded(6))
-    shown += [plain.interpolate(*ends, 10, mode=mode, output_type="latent") for mode in ("slerp", "lerp")]
-    rows = ["digits", "+ bold 8 - thin 8", "slerp", "lerp"]
+    """Rows: means of 3 thin digits of each class, the same with bold and less thin 8 added, and two ways halfway."""
+    z, ends = torch.randn(300, classes.generator.config.latent_dim, generator=seeded(1)), {}
+    for k in range(10):
+        ink = ATTRIBUTES["bold"](classes.decode(z, class_labels=[k] * len(z), output_type="latent")).argsort()
+        ends[k] = z[ink[:60]][:3].mean(0), z[ink[-60:]][:3].mean(0)  # of the lightest and of the heaviest fifth
+    labels, thin = list(range(10)), torch.stack([ends[k][0] for k in range(10)])
+    summed = thin + ends[8][1] - ends[8][0]
+    shown = [classes.decode(at, class_labels=labels, output_type="latent") for at in (thin, summed)]
+    between = torch.randn(2, 1, z.shape[1], generator=seeded(7))
+    shown += [plain.interpolate(*between, 10, mode=mode, output_type="latent") for mode in ("slerp", "lerp")]
+    rows = ["thin", "+ bold 8 - thin 8", "slerp", "lerp"]
     image_grid(torch.cat(shown).clamp(-1, 1), 10, row_labels=rows).save(args.pictures / "gan-arithmetic.png")
 
 
