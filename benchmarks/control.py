@@ -139,7 +139,7 @@ def iou(images: Tensor, control: Tensor) -> float:
 def edge_control(args: argparse.Namespace) -> dict[str, Any]:
     (known, _), (control, truth) = (pairs_of("edges", args, split) for split in splits_of(args, True)[1:])
     found: dict[str, Any] = {"n": len(control), "iou": {}, "seconds": {}, "steps": {}}
-    rows = {"edges": control}
+    rows = {"control": control}
     for name in ("unconditional", "branch", "edges"):
         pipe, found["seconds"][name] = trained(name, args)
         options = [{"num_inference_steps": count} for count in STEPS]

@@ -87,7 +87,7 @@ def test_one_component_has_the_closed_form():
 
 def test_the_density_integrates_to_one():
     torch.manual_seed(1)
-    mixture = LatentMixture.fit(torch.randn(60, 2) * torch.tensor([1.0, 0.4]), num_components=4)
+    mixture = LatentMixture.fit(torch.randn(600, 2) * torch.tensor([1.0, 0.4]), num_components=4)
     axis = torch.linspace(-8, 8, 401, dtype=torch.float64)
     points = torch.cartesian_prod(axis, axis)
     assert float(mixture.log_prob(points).exp().sum() * (16 / 400) ** 2) == pytest.approx(1, abs=1e-3)

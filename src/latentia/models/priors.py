@@ -15,6 +15,7 @@ from torch import Tensor
 
 from latentia.errors import NumericsError, UsageError, check_range
 from latentia.functional.checks import check_indices
+from latentia.inference.mixture import fit_mixture
 from latentia.models.modeling import ModelMixin
 from latentia.models.outputs import UNSET
 
@@ -84,25 +85,20 @@ class LatentMixture(ModelMixin, ConfigMixin):
             seed: of k-means. Default 0.
 
         Raises:
-            UsageError: fewer latents than components, or all of them equal.
+            UsageError: fewer different latents than components.
             NumericsError: a latent is not finite.
         """
-        from sklearn.mixture import GaussianMixture
-
         if not 1 <= num_components <= len(latents):
             raise UsageError(
                 f"num_components must be from 1 to the number of latents, {len(latents)}; got {num_components}. Fit to "
                 "more images."
             )
         z = check_latents(latents)
-        spread = z.var(0, correction=0).mean().sqrt()
-        found = GaussianMixture(num_components, reg_covar=1e-6, random_state=seed, max_iter=300).fit(
-            (z / spread).numpy()
-        )
+        found = fit_mixture(z, num_components, tolerance=1e-3, max_iterations=300, seed=seed).model
         mixture = cls(z.shape[1], num_components)
-        mixture.weights.copy_(torch.from_numpy(found.weights_))
-        mixture.means.copy_(torch.from_numpy(found.means_) * spread)
-        mixture.scale_tril.copy_(torch.linalg.cholesky(torch.from_numpy(found.covariances_)) * spread)
+        mixture.weights.copy_(found.weights)
+        mixture.means.copy_(found.means)
+        mixture.scale_tril.copy_(torch.linalg.cholesky(found.covariances))
         return mixture.eval()
 
     @classmethod
