@@ -5,9 +5,10 @@
 
 All are class-conditional and trained by `latentia train`: a diffusion model, which samples by DDIM and by DPM-Solver++,
 and a flow-matching model for `--steps` each; three students of the diffusion model, which learn its guidance, for twice
-as many, but reflow for as many, as each of its steps solves the teacher's ODE; and a mean flow from scratch for twice
-as many. The Frechet distance is of 2000 samples to the training images, at each number of network evaluations; a guided
-evaluation counts as one.
+as many, but reflow for as many, as each of its steps solves the teacher's ODE; the student by mean flow for as many
+more against a discriminator; and a mean flow from scratch for twice as many. `--only` names those that are trained and
+measured anew, beside the results that are there. The Frechet distance is of 2000 samples to the training images, at
+each number of network evaluations; a guided evaluation counts as one.
 """
 
 import argparse
@@ -32,6 +33,17 @@ from latentia.functional.pixels import from_uint8, to_uint8
 HERE = Path(__file__).resolve().parent
 EVALUATIONS = (1, 2, 4, 8, 16, 50)
 GUIDANCE = 1.5
+# Name of a method -> the run that samples it and whether it samples with guidance.
+METHODS = {
+    "DDIM": ("diffusion", True),
+    "DPM-Solver++": ("diffusion", True),
+    "flow matching": ("flow", True),
+    "mean flow, distilled": ("mean_flow", False),
+    "shortcut, distilled": ("shortcut", False),
+    "reflow, distilled": ("reflow", False),
+    "mean flow, adversarial finish": ("finish", False),
+    "mean flow, from scratch": ("scratch", True),
+}
 SAMPLES = 2000
 
 
@@ -75,6 +87,7 @@ def main() -> None:
     parser.add_argument("--block_out_channels", nargs="+", default=["32", "64"])
     parser.add_argument("--folder", type=Path, default=Path("outputs/few-steps"))
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=[*METHODS])
     parser.add_argument("--output", type=Path, default=HERE / "results" / "few_steps.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -87,49 +100,50 @@ def main() -> None:
     flow, teacher = ("--prediction_type", "flow"), args.folder / "diffusion"
     guided = (*source, "--teacher", str(teacher), "--guidance_scale", str(GUIDANCE))
     student, straight = (*guided, *twice), (*guided, *once, "--method", "reflow", "--teacher_steps", "4")
-    seconds = {
-        "diffusion": train("ddpm", teacher, *source, *once, *network),
-        "flow": train("ddpm", args.folder / "flow", *source, *once, *network, *flow),
-        "scratch": train("ddpm", args.folder / "scratch", *source, *twice, *network, *flow, "--few_steps", "mean_flow"),
-        "mean_flow": train("distillation", args.folder / "mean_flow", *student, "--method", "mean_flow"),
-        "shortcut": train("distillation", args.folder / "shortcut", *student),
-        "reflow": train("distillation", args.folder / "reflow", *straight),
+    finish = ("--init_from", str(args.folder / "mean_flow"), "--adversarial_weight", "0.1", "--learning_rate", "1e-4")
+    runs = {
+        "diffusion": ("ddpm", *source, *once, *network),
+        "flow": ("ddpm", *source, *once, *network, *flow),
+        "scratch": ("ddpm", *source, *twice, *network, *flow, "--few_steps", "mean_flow"),
+        "mean_flow": ("distillation", *student, "--method", "mean_flow"),
+        "shortcut": ("distillation", *student),
+        "reflow": ("distillation", *straight),
+        "finish": ("distillation", *guided, *once, "--method", "mean_flow", *finish),
     }
-    solver = load(teacher)
-    solver.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(solver.scheduler.config)
-    methods = {
-        "DDIM": (load(teacher), GUIDANCE, "diffusion"),
-        "DPM-Solver++": (solver, GUIDANCE, "diffusion"),
-        "flow matching": (load(args.folder / "flow"), GUIDANCE, "flow"),
-        "mean flow, distilled": (load(args.folder / "mean_flow"), 1.0, "mean_flow"),
-        "shortcut, distilled": (load(args.folder / "shortcut"), 1.0, "shortcut"),
-        "reflow, distilled": (load(args.folder / "reflow"), 1.0, "reflow"),
-        "mean flow, from scratch": (load(args.folder / "scratch"), GUIDANCE, "scratch"),
-    }
-    rows, shown = {}, {}
-    for name, (pipe, guidance, training) in methods.items():
-        row: dict[str, float] = {}
+    wanted = {METHODS[name][0] for name in args.only}
+    seconds = {run: train(kind, args.folder / run, *flags) for run, (kind, *flags) in runs.items() if run in wanted}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
+    found = json.loads(args.output.read_text()) if args.output.exists() else {}
+    rows = found.get(args.extractor, {}).get("rows", {})
+    shown = {}
+    for name, (run, guides) in METHODS.items():
+        if not (args.folder / run / "model_index.json").is_file():
+            continue
+        pipe = load(args.folder / run)
+        if name == "DPM-Solver++":
+            pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+        row: dict[str, Any] = {}
         shown[name] = []
         for count in EVALUATIONS:
             x = pipe(
-                class_labels=[i % 10 for i in range(SAMPLES)], guidance_scale=guidance, num_inference_steps=count,
+                class_labels=[i % 10 for i in range(SAMPLES if name in args.only else 10)],
+                guidance_scale=GUIDANCE if guides else 1.0, num_inference_steps=count,
                 generator=torch.Generator().manual_seed(0), output_type="pt",
             ).images * 2 - 1  # fmt: skip
-            features = predict(from_uint8(to_uint8(x)).split(500), extractor).features
-            row[str(count)] = round(float(frechet_distance(features, real)), 2)
             shown[name].append(x[:10])
-        rows[name] = row | {"processor seconds of training": round(seconds[training])}
-        print(name, rows[name], flush=True)
+            if name in args.only:
+                features = predict(from_uint8(to_uint8(x)).split(500), extractor).features
+                row[str(count)] = round(float(frechet_distance(features, real)), 2)
+        if name in args.only:
+            rows[name] = row | {"processor seconds of training": round(seconds[run]), "commit": commit}
+            print(name, rows[name], flush=True)
     if args.picture:
         draw(shown, args.picture)
     given = f" --train_data_dir {Path(args.train_data_dir).name}" if args.train_data_dir else ""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
-    found = json.loads(args.output.read_text()) if args.output.exists() else {}
     found[args.extractor] = {
         "rows": rows,
         "teacher at 50 evaluations": rows["DDIM"]["50"],
         "command": f"python benchmarks/few_steps.py --extractor {args.extractor} --steps {args.steps}{given}",
-        "commit": commit,
         "machine": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}",
         "threads": 1,
         "versions": {"torch": torch.__version__, "latentia": version("latentia"), "diffusers": diffusers.__version__},

@@ -5,8 +5,9 @@
         --teacher outputs/digits --guidance_scale 2 --output_dir outputs/digits-few-steps
 
 The student starts from the weights of the teacher, in pixels or latents, with its classes or texts, and learns the mean
-velocity of the teacher's probability-flow ODE over a step, guidance included. The folder it leaves is a pipeline of the
-same class, to be called with `num_inference_steps` of 1 to 8 and without guidance.
+velocity of the teacher's probability-flow ODE over a step, guidance included. With `--adversarial_weight` its one-step
+samples are also trained against a discriminator. The folder it leaves is a pipeline of the same class, to be called
+with `num_inference_steps` of 1 to 8 and without guidance.
 """
 
 from dataclasses import dataclass
@@ -17,13 +18,23 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from latentia import DiffusionPipeline, UNet2D
+from latentia import DCGANDiscriminator, DiffusionPipeline, UNet2D
 from latentia.data import cached_captions
-from latentia.errors import Finite, Share, Size, UsageError
+from latentia.errors import Finite, Positive, Share, Size, UsageError, Weight
+from latentia.functional.adversarial import Objective
+from latentia.losses.adversarial import gan_discriminator_loss, gan_generator_loss
+from latentia.losses.flow_maps import OneStepGenerator
 from latentia.losses.flow_matching import reflow_loss
 from latentia.pipelines.likelihood import rectified_velocity
 from latentia.pipelines.texts import embed_texts, max_tokens, text_fingerprint
-from latentia.runs.arguments import ClassArguments, OptimizationArguments, RunArguments, check_unused
+from latentia.runs.arguments import (
+    ClassArguments,
+    NetworkArguments,
+    OptimizationArguments,
+    RunArguments,
+    check_unused,
+    network_arguments,
+)
 from latentia.runs.command_line import run_script
 from latentia.runs.compilation import fast_layout
 from latentia.runs.diffusion import FEW_STEPS, DiffusionEvaluationArguments, LatentArguments, latents_of
@@ -49,11 +60,51 @@ class DistillationArguments:
 
 
 @dataclass(frozen=True)
+class AdversarialArguments:
+    """A discriminator of the student's one-step samples, beside the distillation."""
+
+    adversarial_weight: Weight = 0.0
+    """Weight of the adversarial loss of one-step samples; 0: none."""
+    objective: Objective = "relativistic"
+    """Adversarial objective."""
+    r1: Weight = 1.0
+    """Weight of the discriminator's squared gradient at real images; 0: none."""
+    r2: Weight = 1.0
+    """The same at generated images."""
+    discriminator_learning_rate: Positive | None = None
+    """Peak rate of the discriminator; not given: the learning_rate, which is the student's."""
+
+
+@dataclass(frozen=True)
 class Arguments(RunArguments):
     distillation: DistillationArguments = DistillationArguments()
+    adversarial: AdversarialArguments = AdversarialArguments()
+    discriminator: NetworkArguments = network_arguments(
+        DCGANDiscriminator,
+        "block_out_channels minibatch_std",
+        flags={"block_out_channels": "discriminator_block_out_channels"},
+        block_out_channels=(32, 64),
+        minibatch_std=None,
+    )
     condition: ClassArguments = ClassArguments()
     optimization: OptimizationArguments = OptimizationArguments(learning_rate=5e-4)
     evaluation: DiffusionEvaluationArguments = DiffusionEvaluationArguments(num_inference_steps=4)
+
+
+def check(args: Arguments) -> None:
+    """Refuse flags that another one leaves unused."""
+    chosen, usual = args.distillation, Arguments()
+    unused = ["flow_share"] if chosen.method == "reflow" else ["teacher_steps"]
+    check_unused(chosen, usual.distillation, f"is not of --method {chosen.method}; leave it out", unused)
+    if not args.adversarial.adversarial_weight:
+        reason = "is of --adversarial_weight above 0; give that, or leave it out"
+        check_unused(args.adversarial, usual.adversarial, reason)
+        check_unused(args.discriminator, usual.discriminator, reason)
+    elif args.optimization.compile:
+        raise UsageError(
+            "--compile must be left out with --adversarial_weight: the discriminator's penalties need second "
+            "derivatives, which compiled networks do not have."
+        )
 
 
 def load_teacher(args: Arguments) -> Any:
@@ -124,12 +175,15 @@ def teacher_velocity(pipe: Any, guidance_scale: float, empty: tuple[Tensor, Tens
 
 
 def main(args: Arguments) -> int:
-    chosen, usual = args.distillation, DistillationArguments()
-    unused = ["flow_share"] if chosen.method == "reflow" else ["teacher_steps"]
-    check_unused(chosen, usual, f"is not of --method {chosen.method}; leave it out", unused)
+    check(args)
+    chosen, adversarial = args.distillation, args.adversarial
     pipe = load_teacher(args)
     vae, encoder = pipe.components.get("vae"), pipe.components.get("text_encoder")
-    run = Run(args, family="distillation", **({} if encoder is None else {"pipeline_tag": "text-to-image"}))
+    if encoder is not None and adversarial.adversarial_weight:
+        raise UsageError("--adversarial_weight must be 0 for a teacher that is conditioned on texts; got another.")
+    without = () if adversarial.adversarial_weight else ("adversarial", "discriminator")
+    tag = {} if encoder is None else {"pipeline_tag": "text-to-image"}
+    run = Run(args, family="distillation", unused=without, **tag)
     empty = None
     if vae is not None:
         _, run.inputs = latents_of(run, LatentArguments(autoencoder=chosen.teacher))
@@ -167,7 +221,27 @@ def main(args: Arguments) -> int:
         return type(pipe)(**{**pipe.components, "unet": weights, "scheduler": scheduler}, **options)
 
     steps = args.evaluation.num_inference_steps
-    return run.train([unet.phase(loss)], pipeline, num_inference_steps=steps)
+    if not adversarial.adversarial_weight:
+        return run.train([unet.phase(loss)], pipeline, num_inference_steps=steps)
+
+    size = {**run.image, "norm": "none", "num_class_embeds": run.num_classes}
+    rate = adversarial.discriminator_learning_rate
+    critic = DCGANDiscriminator(**size, **args.discriminator)
+    discriminator = run.prepare("discriminator", critic, ema=False, learning_rate=rate)
+    against, generator = {"objective": adversarial.objective}, OneStepGenerator(unet.network, UNIT)
+
+    def discriminator_loss(batch, rng):
+        penalties = {"r1": adversarial.r1, "r2": adversarial.r2}
+        return gan_discriminator_loss(discriminator.network, generator, batch, rng, **against, **penalties)
+
+    def both(batch, rng):
+        distilled = loss(batch, rng)
+        fooled = gan_generator_loss(discriminator.network, generator, batch, rng, **against)
+        total = distilled["loss"] + adversarial.adversarial_weight * fooled["loss"]
+        return {**fooled, **distilled, "distillation": distilled["loss"].detach(), "loss": total}
+
+    phases = [discriminator.phase(discriminator_loss), unet.phase(both)]
+    return run.train(phases, pipeline, weights=unet, num_inference_steps=steps)
 
 
 def matching(teacher: UNet2D, student: UNet2D) -> dict[str, Tensor]:

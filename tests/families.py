@@ -248,7 +248,8 @@ FAMILIES = [
     Family(
         "distillation",
         "train_distillation.py",
-        "--teacher {parts}/teacher --class_conditional --guidance_scale 2 --num_inference_steps 1",
+        "--teacher {parts}/teacher --class_conditional --guidance_scale 2 --num_inference_steps 1 "
+        "--adversarial_weight 0.1 --discriminator_block_out_channels 8",
         at_night=True,
     ),
     Family(

@@ -7,10 +7,10 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from latentia import UNet2D
+from latentia import UnconditionalDiffusionPipeline, UNet2D
 from latentia.errors import UsageError
 from latentia.functional.continuous_flow import directional_derivative
-from latentia.losses.flow_maps import mean_flow_loss, shortcut_loss
+from latentia.losses.flow_maps import OneStepGenerator, mean_flow_loss, shortcut_loss
 from latentia.losses.flow_matching import reflow_loss
 from latentia.pipelines.sampling import invert_ode, sample_ode
 from latentia.rng import Rng
@@ -181,3 +181,20 @@ def test_what_cannot_be_is_refused():
         shortcut_loss(Exact(), batch(), Rng(0, 0, N, 0, N), most_steps=12)
     with pytest.raises(UsageError, match=r"flow_share must be .* got 1.5"):
         mean_flow_loss(Exact(), batch(), Rng(0, 0, N, 0, N), flow_share=1.5)
+
+
+@pytest.mark.parametrize("target_time", [True, False])
+def test_a_generator_of_one_step_makes_what_the_pipeline_makes(target_time):
+    torch.manual_seed(0)
+    config = {"sample_size": (8, 4), "in_channels": 2, "block_out_channels": (8,), "attention_head_dim": 8}
+    unet = UNet2D(**config, num_class_embeds=3, target_time=target_time).eval()
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    generator, noise, labels = OneStepGenerator(unet), torch.randn(3, 64), torch.tensor([0, 2, 1])
+    with torch.no_grad():
+        found = generator(noise, class_labels=labels).sample
+    assert generator.config.latent_dim == 64 and generator.config.num_class_embeds == 3
+    pipe = UnconditionalDiffusionPipeline(unet, FlowMatchEulerDiscreteScheduler(1000), unconditional=False)
+    pipe.set_progress_bar_config(disable=True)
+    made = pipe(class_labels=labels, latents=noise.view(3, 2, 8, 4), num_inference_steps=1, output_type="latent").images
+    torch.testing.assert_close(found, made, atol=1e-5, rtol=1e-5)

@@ -6,6 +6,7 @@ of flow matching. The network is a `UNet2D` with `target_time`, and `FlowMatchEu
 """
 
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -169,6 +170,38 @@ def shortcut_loss(
             second = velocity(between, middle, torch.where(shortest, middle, end), some)
             target[jumps] = (first + second) / 2
     return {"loss": F.mse_loss(_velocity(unet, num_train_timesteps)(x_t, t, r, conditions), target)}
+
+
+class OneStepGenerator:
+    r"""A network of velocities as the generator of a GAN, by one step of Euler's method.
+
+    \(x_0 = \epsilon - u(\epsilon, 1, 0)\). The losses of `latentia.losses.adversarial` take it, for the
+    adversarial finish of a few-step model (after Sauer et al., 2023, 2311.17042).
+
+    Args:
+        unet: as for `mean_flow_loss`, with `target_time` or without; may be wrapped for several processes.
+        num_train_timesteps: the scheduler's unit of time. Default 1000.
+
+    Example:
+        >>> from latentia import UNet2D
+        >>> unet = UNet2D(sample_size=8, in_channels=1, block_out_channels=(32,), target_time=True)
+        >>> OneStepGenerator(unet)(torch.randn(3, 64)).sample.shape
+        torch.Size([3, 1, 8, 8])
+    """
+
+    def __init__(self, unet: Any, num_train_timesteps: int = 1000):
+        self.unet, self.unit, config = unet, num_train_timesteps, config_of(unet)
+        size = config.sample_size
+        self.shape = (config.in_channels, *((size, size) if isinstance(size, int) else size))
+        self.target_time = config.target_time
+        latent_dim = self.shape[0] * self.shape[1] * self.shape[2]
+        self.config = SimpleNamespace(latent_dim=latent_dim, num_class_embeds=config.num_class_embeds)
+
+    def __call__(self, latents: Tensor, **conditions: Tensor) -> SimpleNamespace:
+        noise = latents.reshape(-1, *self.shape)
+        time = torch.full((len(noise),), float(self.unit), device=noise.device)
+        end = {"target_timestep": torch.zeros_like(time)} if self.target_time else {}
+        return SimpleNamespace(sample=noise - self.unet(noise, time, **end, **conditions).sample)
 
 
 def _start(
