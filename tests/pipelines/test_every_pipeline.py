@@ -403,7 +403,7 @@ def test_what_makes_no_sense_is_refused(entry):
     wrong = torch.zeros(1, channels + 1, height, width)
     calls = [*entry.refusals]
     if {"encode", "log_likelihood"} & {*pipe.words}:
-        calls.append((lambda p: read(entry, p, wrong), "must have .* channels"))
+        calls.append((lambda p: read(entry, p, wrong), "must have .* channel"))
     if entry.ask and "batch_size" in inspect.signature(type(pipe).__call__).parameters:
         calls.append((lambda p: p(**entry.ask(1) | {"batch_size": 0}), "batch_size must be at least 1; got 0"))
     for call, text in calls:
