@@ -50,7 +50,7 @@ SMALL = {  # what makes a first step quick
     "pixelcnn": {"hidden_channels": 4, "layers": 1, "first_kernel_size": 3},
     "recurrent_autoencoder": {"latent_dim": 2, "hidden_size": 4, "prior_samples": 40, "prior_components": 2},
     "series": {"dataset_name": "sines_ar2", "block_out_channels": [8], "attention_head_dim": 8},
-    "sound": {"dataset_name": "tones", "max_train_samples": 40, "block_out_channels": [8], "attention_head_dim": 8},
+    "sound": {"dataset_name": "tones", "max_train_samples": 10, "block_out_channels": [8], "attention_head_dim": 8},
     "text": {"dataset_name": "moby_dick", "context_length": 8, "width": 8, "layers": 1, "eval_characters": 0},
     "table": {"dataset_name": "iris", "hidden_sizes": [4], "components": 2},
     "text_encoder": {"dataset_name": "emoji", "width": 32, "text_layers": 1, "image_layers": 1},

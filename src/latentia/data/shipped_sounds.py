@@ -1,11 +1,13 @@
 """Sounds that come with the package, drawn from stated processes: tones of five pitch classes, and five vowels."""
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 
 from latentia.rng import seed_from
 
+Shipped = tuple[np.ndarray, np.ndarray, list[str], int]
 RATE, SAMPLES = 8000, 4096  # samples per second, and of a clip: about half a second
 PITCHES = {"C": 261.63, "D": 293.66, "E": 329.63, "G": 392.0, "A": 440.0}  # Hz, of the fourth octave
 # Mean formants of men in Hz: Peterson and Barney, 1952, doi:10.1121/1.1906875, table II
@@ -96,8 +98,19 @@ def _levelled(wave: np.ndarray) -> np.ndarray:
     return _LOUD * wave / np.abs(wave).max()
 
 
+@cache
+def _drawn(draw: Callable[[], tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """The clips of a process, drawn once: it takes a second."""
+    return draw()
+
+
+def _shipped(draw: Callable[[], tuple[np.ndarray, np.ndarray]], names: list[str]) -> Shipped:
+    waves, labels = _drawn(draw)
+    return waves.copy(), labels.copy(), names, RATE
+
+
 # name -> () -> waves (N, T), labels (N,), names of the classes, samples per second
-SHIPPED_SOUNDS: dict[str, Callable[[], tuple[np.ndarray, np.ndarray, list[str], int]]] = {
-    "tones": lambda: (*tones(), [*PITCHES], RATE),
-    "vowels": lambda: (*vowels(), [*FORMANTS], RATE),
+SHIPPED_SOUNDS: dict[str, Callable[[], Shipped]] = {
+    "tones": lambda: _shipped(tones, [*PITCHES]),
+    "vowels": lambda: _shipped(vowels, [*FORMANTS]),
 }
