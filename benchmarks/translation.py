@@ -48,7 +48,7 @@ PLAIN = {"adversarial_weight": 0.0}
 STYLES = {"image_column": "noto", "target_column": "twemoji"}
 CYCLE = {"architecture": "unet", "block_out_channels": (16, 32), "norm": "none", "discriminator_channels": (8, 16),
          "pool_size": 64, "cycle_weight": 20.0, "learning_rate": 1e-3}  # fmt: skip
-DENOISE = {"degrade": "noised", "strength": 0.5, "block_out_channels": (16, 32, 64), "l1_weight": 0.0, **PLAIN,
+DENOISE = {"degrade": "noised", "strength": 1.5, "block_out_channels": (16, 32, 64), "l1_weight": 0.0, **PLAIN,
            "mse_weight": 100.0, "max_train_samples": 20_000, "max_train_steps": 500}  # fmt: skip
 # Task -> model -> flags of the training script. The data are added to them.
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
@@ -63,7 +63,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "colour": {"L1": {"image_column": "noto", "degrade": "grey", **PLAIN, "max_train_steps": 1200}},
     "noised": {
         name: {**DENOISE, "perceptual_weight": weight} for name, weight in
-        (("MSE", 0.0), ("MSE and perceptual, 1", 1.0), ("MSE and perceptual, 5", 5.0))
+        (("MSE", 0.0), ("MSE and perceptual, 10", 10.0), ("MSE and perceptual, 50", 50.0))
     },
     "inverted": {"CycleGAN": {**CYCLE, "max_train_steps": 700}},
     "coloured": {"CycleGAN": {**CYCLE, "max_train_steps": 700}},
