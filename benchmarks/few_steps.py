@@ -5,7 +5,7 @@
 
 All are class-conditional and trained by `latentia train`: a diffusion model, which samples by DDIM and by DPM-Solver++,
 and a flow-matching model for `--steps` each; three students of the diffusion model, which learn its guidance, for twice
-as many, but reflow for as many, as each of its steps solves the teacher's ODE; the student by mean flow for as many
+as many, but reflow for as many, as each of its steps solves the teacher's ODE; the student by shortcut for as many
 more against a discriminator; and a mean flow from scratch for twice as many. `--only` names those that are trained and
 measured anew, beside the results that are there. The Frechet distance is of 2000 samples to the training images, at
 each number of network evaluations; a guided evaluation counts as one.
@@ -41,7 +41,7 @@ METHODS = {
     "mean flow, distilled": ("mean_flow", False),
     "shortcut, distilled": ("shortcut", False),
     "reflow, distilled": ("reflow", False),
-    "mean flow, adversarial finish": ("finish", False),
+    "shortcut, adversarial finish": ("finish", False),
     "mean flow, from scratch": ("scratch", True),
 }
 SAMPLES = 2000
@@ -100,7 +100,7 @@ def main() -> None:
     flow, teacher = ("--prediction_type", "flow"), args.folder / "diffusion"
     guided = (*source, "--teacher", str(teacher), "--guidance_scale", str(GUIDANCE))
     student, straight = (*guided, *twice), (*guided, *once, "--method", "reflow", "--teacher_steps", "4")
-    finish = ("--init_from", str(args.folder / "mean_flow"), "--adversarial_weight", "0.1", "--learning_rate", "1e-4")
+    finish = ("--init_from", str(args.folder / "shortcut"), "--adversarial_weight", "0.1", "--learning_rate", "1e-4")
     runs = {
         "diffusion": ("ddpm", *source, *once, *network),
         "flow": ("ddpm", *source, *once, *network, *flow),
@@ -108,7 +108,7 @@ def main() -> None:
         "mean_flow": ("distillation", *student, "--method", "mean_flow"),
         "shortcut": ("distillation", *student),
         "reflow": ("distillation", *straight),
-        "finish": ("distillation", *guided, *once, "--method", "mean_flow", *finish),
+        "finish": ("distillation", *guided, *once, *finish),
     }
     wanted = {METHODS[name][0] for name in args.only}
     seconds = {run: train(kind, args.folder / run, *flags) for run, (kind, *flags) in runs.items() if run in wanted}

@@ -37,6 +37,7 @@ from latentia.runs.diffusion import (
     DiffusionEvaluationArguments,
     check_objective,
     evaluation_steps,
+    flow_map_settings,
     objective,
     schedulers,
 )
@@ -81,7 +82,7 @@ def main(args: Arguments) -> int:
     channels = run.image["in_channels"] * (2 if chosen.learned_variance else 1)
     side = min(run.image["sample_size"])
     patch = args.model.patch_size or (1 if side < 24 else 2 if side < 64 else 4)
-    shape = {**run.image, **args.model, "patch_size": patch, "target_time": chosen.few_steps is not None}
+    shape = {**run.image, **args.model, "patch_size": patch, **flow_map_settings(chosen.few_steps)}
     shape |= condition_arguments(pairs, run.image["sample_size"])
     network = UNet2D(**shape, out_channels=channels, num_class_embeds=run.num_classes)
     unet = run.prepare("unet", fast_layout(network, args, run.device))

@@ -37,7 +37,13 @@ from latentia.runs.arguments import (
 )
 from latentia.runs.command_line import run_script
 from latentia.runs.compilation import fast_layout
-from latentia.runs.diffusion import FEW_STEPS, DiffusionEvaluationArguments, LatentArguments, latents_of
+from latentia.runs.diffusion import (
+    FEW_STEPS,
+    DiffusionEvaluationArguments,
+    LatentArguments,
+    flow_map_settings,
+    latents_of,
+)
 from latentia.runs.run import Run
 
 UNIT = 1000  # of the time of the student, as FlowMatchEulerDiscreteScheduler counts it
@@ -198,7 +204,9 @@ def main(args: Arguments) -> int:
     run.seed()
     config = {key: value for key, value in pipe.unet.config.items() if not key.startswith("_")}
     straight = chosen.method == "reflow"
-    student = UNet2D(**config | {"out_channels": config["in_channels"], "target_time": not straight})
+    settings = {"out_channels": config["in_channels"], **flow_map_settings(None if straight else chosen.method)}
+    settings["smooth_time"] |= config.get("smooth_time", False)  # as the weights of the teacher were trained
+    student = UNet2D(**config | settings)
     student.load_state_dict({**student.state_dict(), **matching(pipe.unet, student)})
     unet = run.prepare("unet", fast_layout(student, args, run.device))
     fast_layout(pipe.unet.requires_grad_(False).to(run.device), args, run.device)

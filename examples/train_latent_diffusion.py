@@ -39,6 +39,7 @@ from latentia.runs.diffusion import (
     LatentArguments,
     check_objective,
     evaluation_steps,
+    flow_map_settings,
     latents_of,
     objective,
     schedulers,
@@ -81,9 +82,9 @@ def main(args: Arguments) -> int:
     if pairs is not None:
         run.inputs = LatentPairs(run.inputs, pairs)
     run.seed()
-    few = args.diffusion.few_steps is not None
+    few = flow_map_settings(args.diffusion.few_steps)
     more = condition_arguments(pairs, run.image["sample_size"])
-    network = UNet2D(**run.image, **args.model, **more, num_class_embeds=run.num_classes, target_time=few)
+    network = UNet2D(**run.image, **args.model, **more, num_class_embeds=run.num_classes, **few)
     unet = run.prepare("unet", fast_layout(network, args, run.device))
     noise, sampling = schedulers(args.diffusion, run.device)
     loss = objective(unet.network, noise, args.diffusion, args.condition.class_dropout)

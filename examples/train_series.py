@@ -24,7 +24,14 @@ from latentia.runs.arguments import (
     network_arguments,
 )
 from latentia.runs.command_line import run_script
-from latentia.runs.diffusion import DiffusionArguments, check_objective, evaluation_steps, objective, schedulers
+from latentia.runs.diffusion import (
+    DiffusionArguments,
+    check_objective,
+    evaluation_steps,
+    flow_map_settings,
+    objective,
+    schedulers,
+)
 from latentia.runs.run import Run
 from latentia.runs.series import (
     SeriesArguments,
@@ -77,7 +84,7 @@ def main(args: Arguments) -> int:
         steps,
         channels,
         num_class_embeds=run.num_classes,
-        target_time=chosen.few_steps is not None,
+        **flow_map_settings(chosen.few_steps),
         masked=data.mask is not None,
         **args.model,
     )

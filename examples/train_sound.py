@@ -26,7 +26,14 @@ from latentia.runs.arguments import (
     network_arguments,
 )
 from latentia.runs.command_line import run_script
-from latentia.runs.diffusion import DiffusionArguments, check_objective, evaluation_steps, objective, schedulers
+from latentia.runs.diffusion import (
+    DiffusionArguments,
+    check_objective,
+    evaluation_steps,
+    flow_map_settings,
+    objective,
+    schedulers,
+)
 from latentia.runs.run import Run
 from latentia.runs.signals import SignalValidation
 from latentia.runs.sounds import SoundArguments, SoundEvaluationArguments, open_sounds, score_of_run, sound_figure
@@ -68,7 +75,7 @@ def main(args: Arguments) -> int:
     run = Run(args, family="sound-diffusion", pipeline_tag="other", data=SoundFrames(train, log_mel))
     bands, frames = log_mel.shape
     network = UNet1D(
-        frames, bands, num_class_embeds=run.num_classes, target_time=chosen.few_steps is not None, **args.model
+        frames, bands, num_class_embeds=run.num_classes, **flow_map_settings(chosen.few_steps), **args.model
     )
     unet = run.prepare("unet", network)
     noise, sampling = schedulers(chosen, run.device)

@@ -26,6 +26,7 @@ from latentia.runs.diffusion import (
     LatentArguments,
     check_objective,
     evaluation_steps,
+    flow_map_settings,
     latents_of,
     objective,
     schedulers,
@@ -116,7 +117,7 @@ def main(args: Arguments) -> int:
         cache_dir=args.data.cache_dir,
     )
     run.seed()
-    chosen = {**args.model, "target_time": args.diffusion.few_steps is not None}
+    chosen = {**args.model, **flow_map_settings(args.diffusion.few_steps)}
     chosen["attention_stages"] = args.model.attention_stages or (True,) * len(args.model.block_out_channels)
     network = UNet2D(**run.image, **chosen, cross_attention_dim=run.inputs.text_shape[1])
     unet = run.prepare("unet", fast_layout(network, args, run.device))

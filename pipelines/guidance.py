@@ -8,7 +8,7 @@ from torch import Tensor
 from latentia.errors import UsageError, check_range
 from latentia.models.unet import UNet2DOutput
 
-_SHARED = ("in_channels", "num_class_embeds", "condition_channels", "condition_scale", "target_time")
+_SHARED = ("in_channels", "num_class_embeds", "condition_channels", "condition_scale", "target_time", "smooth_time")
 
 
 class Guided:
@@ -70,6 +70,7 @@ def guided(unet: Any, guide: Any, scale: float) -> Any:
     if guide is None:
         raise UsageError(
             f"autoguidance_scale must be 1 for a pipeline without a guide, a weaker version of its network; got "
-            f"{scale}. Give it one: pipe.register_modules(guide=other.unet)."
+            f"{scale}. Give it one, the network of another pipeline: guide of latentia generate, or "
+            "pipe.register_modules(guide=other.unet)."
         )
     return Guided(unet, guide, scale)

@@ -187,7 +187,7 @@ ROWS = [
     Row("a camera's raw image", TWO | {"2.nef": encoded(2, "TIFF")}, said=("1 x .nef .*: a camera's raw image",)),
     Row("other kinds", TWO | {"a.txt": b"", "b.txt": b"", "c.mp4": b"", "d.svg": b"<svg/>"},
         said=(r"2 x .txt \(a.txt, b.txt\): a text", "1 x .mp4 .*: a video", "1 x .svg .*: an image of a format")),
-    Row("no images", {"a.wav": b"", "b.wav": b""}, error=r"holds no image \(2 x .wav\).*trained on images only"),
+    Row("no images", {"a.wav": b"", "b.wav": b""}, error=r"holds no image \(2 x .wav\).*latentia train sound"),
     Row("nothing but hidden", {".git/0.png": b""}, error=r"holds no image \(1 x hidden .png\)"),
     Row("hidden", TWO | {".2.png": b"", ".thumbs/3.png": b"", "__MACOSX/4.png": b"", ".git/config": b""},
         said=("3 x .png .*: hidden",)),

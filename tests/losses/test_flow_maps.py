@@ -198,3 +198,21 @@ def test_a_generator_of_one_step_makes_what_the_pipeline_makes(target_time):
     pipe.set_progress_bar_config(disable=True)
     made = pipe(class_labels=labels, latents=noise.view(3, 2, 8, 4), num_inference_steps=1, output_type="latent").images
     torch.testing.assert_close(found, made, atol=1e-5, rtol=1e-5)
+
+
+def sample_at(net, x, t):
+    return net(x, t, target_timestep=torch.zeros(len(t))).sample
+
+
+def test_smooth_time_bounds_the_derivative_by_time():
+    """Of an untrained network: fast oscillations of the encoding rule it, which mean flow cannot follow."""
+    slopes = {}
+    for smooth in (False, True):
+        torch.manual_seed(0)
+        net = UNet2D(8, 1, block_out_channels=(64,), target_time=True, smooth_time=smooth).eval()
+        for parameter in net.parameters():
+            parameter.data.add_(0.05 * torch.randn_like(parameter))
+        x, t = torch.randn(4, 1, 8, 8), torch.full((4,), 500.0)
+        by_time = partial(sample_at, net, x)
+        slopes[smooth] = 1000 * directional_derivative(by_time, (t,), (torch.ones(4),)).norm() / by_time(t).norm()
+    assert slopes[True] < 0.1 * slopes[False]

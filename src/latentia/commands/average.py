@@ -107,7 +107,8 @@ def average(
     folder = user_path(run)
     found = {number: path for number, path in numbered(folder / "checkpoints")}
     if not found:
-        raise CheckpointError(f"{folder} holds no checkpoints. Give the output folder of a run of latentia train.")
+        what = "holds no checkpoints" if folder.is_dir() else "is not there"
+        raise CheckpointError(f"{folder} {what}. Give the output folder of a run of latentia train.")
     end = max(found) if step is None else step
     if end not in found:
         there = ", ".join(map(str, found))

@@ -66,7 +66,8 @@ def add_guide(pipe: Any, source: str, scale: float | None) -> None:
             f"guide must be left out: {type(pipe).__name__} takes none; pipelines of ddpm and latent_diffusion do."
         )
     if scale in (None, 1):
-        raise UsageError(f"autoguidance_scale must be given with guide, such as 1.5; got {scale}.")
+        got = "none" if scale is None else "1, at which it is not called"
+        raise UsageError(f"autoguidance_scale must be given with guide, such as 1.5; got {got}.")
     other = getattr(load_pipeline(source), "unet", None)
     if other is None:
         raise UsageError(f"guide must be a pipeline of diffusion or flow matching with a unet; {source} has none.")

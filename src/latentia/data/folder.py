@@ -29,6 +29,9 @@ _KINDS = {
     "a file of arrays": ".h5 .mat .npy .npz .pt .safetensors",
 }
 _OTHER_IMAGES = (".ai", ".dds", ".eps", ".exr", ".hdr", ".ico", ".j2k", ".jp2", ".jxl", ".psd", ".svg", ".tga", ".xcf")
+_TABLES = "Tables are trained on by latentia train table, and time series in them by latentia train series"
+_SOUNDS, _TEXTS = "Sounds are trained on by latentia train sound", "Texts are trained on by latentia train text"
+_TAKEN_BY = {".csv": _TABLES, ".tsv": _TABLES, ".wav": _SOUNDS, ".flac": _SOUNDS, ".txt": _TEXTS}
 _KIND_OF = {suffix: kind for kind, suffixes in _KINDS.items() for suffix in suffixes.split()}
 
 
@@ -40,6 +43,17 @@ def kind_of(path: Path) -> str | None:
         'a video'
     """
     return _KIND_OF.get(path.suffix.lower())
+
+
+def of_others(suffix: str) -> str:
+    """Which command takes files of a suffix that no image has, as a sentence; empty if none does.
+
+    Example:
+        >>> of_others(".wav")
+        ' Sounds are trained on by latentia train sound.'
+    """
+    way = _TAKEN_BY.get(suffix.lower())
+    return f" {way}." if way else ""
 
 
 @dataclass
@@ -165,7 +179,7 @@ def folder_source(text: str, path: Path, split: str) -> Source:
     if not found.images:
         seen = Counter(f"hidden {kind}" if why == "hidden" else kind for _, kind, why in found.others).most_common(5)
         shown = ", ".join(f"{count} x {kind}" for kind, count in seen) or "no file"
-        only = " latentia is trained on images only." if any(kind_of(file) for file, _, _ in found.others) else ""
+        only = next((way for file, _, _ in found.others if (way := of_others(file.suffix))), "")
         if (root / "state.json").is_file() and (root / "dataset_info.json").is_file():
             only = " It was written by save_to_disk: give datasets.load_from_disk of it in Python, or write it anew by "
             only += "to_parquet."

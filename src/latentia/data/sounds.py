@@ -146,13 +146,17 @@ def _read_all(path: Path, source: Any, rate: int | None, seconds: float | None, 
     files = _files(path, source)
     clips, classes, of = [], [], []
     decisions: dict[str, int] = {}
+
+    def shown(file: Path) -> str:
+        return file.relative_to(path).as_posix() if path.is_dir() else file.name
+
     first: tuple[Path, int, int] | None = None  # whose rate and length all others must have
     for number, file in enumerate(files):
         wave, own = _read(file, decisions)
         if rate is None and first is not None and own != first[1]:
             raise DataError(
-                f"files must have one sampling rate: {first[0].name} has {first[1]} Hz and {file.name} {own} Hz. Give "
-                f"sampling_rate={min(own, first[1])} to resample all."
+                f"files must have one sampling rate: {shown(first[0])} has {first[1]} Hz and {shown(file)} {own} Hz. "
+                f"Give sampling_rate={min(own, first[1])} to resample all."
             )
         if rate is not None and own != rate:
             wave = _resampled(wave, own, rate)
@@ -161,12 +165,12 @@ def _read_all(path: Path, source: Any, rate: int | None, seconds: float | None, 
         length = len(wave) if seconds is None else round(seconds * own)
         if seconds is None and first is not None and length != first[2]:
             raise DataError(
-                f"files must have one length: {first[0].name} has {first[2]} samples and {file.name} {length}. Give "
-                f"clip_seconds, such as {min(length, first[2]) / own:g}, to cut all."
+                f"files must have one length: {shown(first[0])} has {first[2]} samples and {shown(file)} {length}. "
+                "Give clip_seconds, at most the length of the shortest file, to cut all, such as clip_seconds=0.25."
             )
         if len(wave) < length:
             raise DataError(
-                f"{file.name} has {len(wave) / own:g} s, less than a clip of clip_seconds={seconds:g}. Leave it out, "
+                f"{shown(file)} has {len(wave) / own:g} s, less than a clip of clip_seconds={seconds:g}. Leave it out, "
                 "or take shorter clips."
             )
         first = first or (file, own, length)
@@ -177,8 +181,8 @@ def _read_all(path: Path, source: Any, rate: int | None, seconds: float | None, 
             if np.sqrt(np.square(piece, dtype=np.float64).mean()) < SILENT:
                 if not skip:
                     raise DataError(
-                        f"{file.name} is silent from {k * length / own:g} s to {(k + 1) * length / own:g} s, below -60 "
-                        'dB. Leave it out, or leave silent clips out by on_silence="skip".'
+                        f"{shown(file)} is silent from {k * length / own:g} s to {(k + 1) * length / own:g} s, below "
+                        '-60 dB. Leave it out, or leave silent clips out by on_silence="skip".'
                     )
                 decisions["silent"] = decisions.get("silent", 0) + 1
                 continue

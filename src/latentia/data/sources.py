@@ -13,7 +13,7 @@ import numpy as np
 from latentia.data.builtin import BUILTIN, builtin_source
 from latentia.data.columns import Column, Source, Table
 from latentia.data.decode import SUFFIXES
-from latentia.data.folder import folder_source, kind_of
+from latentia.data.folder import folder_source, kind_of, of_others
 from latentia.data.names import is_unicode
 from latentia.data.parquet import of_split, parquet_source
 from latentia.errors import DataError, MissingSplitError, UsageError, did_you_mean
@@ -48,10 +48,9 @@ def find_source(
             raise UsageError(f"{text} is one image; give the folder that holds the images.")
         if path.suffix.lower() != ".parquet":
             kind = f", but {kind_of(path)}" if kind_of(path) else ""
-            table = " `latentia embed` takes a table of numbers." if path.suffix.lower() in (".csv", ".tsv") else ""
             raise UsageError(
-                f"{text} is neither a folder nor a .parquet file{kind}. latentia is trained on images only; give the "
-                f"folder that holds them.{table}"
+                f"{text} is neither a folder nor a .parquet file{kind}, and images are asked for here; give the folder "
+                f"that holds them.{of_others(path.suffix)}"
             )
         return parquet_source(text, [path] if split == "train" else of_split([path], split, text), split)
     if path.is_dir():

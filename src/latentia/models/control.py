@@ -91,7 +91,7 @@ class ControlNet2D(ModelMixin, ConfigMixin):
         """
         if not isinstance(unet, UNet2D):
             raise UsageError(f"unet must be a UNet2D; got {type(unet).__name__}.")
-        for name in ("condition_channels", "cross_attention_dim", "target_time"):
+        for name in ("condition_channels", "cross_attention_dim", "target_time", "smooth_time"):
             if unet.config[name]:
                 raise UsageError(f"unet must have no {name} for a control branch; got {unet.config[name]}.")
         config = {name: unet.config[name] for name in _SHARED}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from latentia.errors import Rate, Size, UsageError, check_arguments
 from latentia.models.layers.attention import AttentionBlock
-from latentia.models.layers.conditioning import check_rows, sinusoidal_embedding
+from latentia.models.layers.conditioning import SMOOTH, check_rows, sinusoidal_embedding
 from latentia.models.layers.convolution import image_size, nearest_multiples
 from latentia.models.layers.norm import GroupNorm, group_count
 from latentia.models.layers.residual import ResidualBlock, zero_init
@@ -87,6 +87,8 @@ class UNet2D(ModelMixin, ConfigMixin):
             none.
         condition_scale: sides of the conditioning image over those of the sample, as of pixels over latents; its pixels
             become channels. Default 1.
+        smooth_time: encode times without frequencies above .03 per step, as mean flow needs, whose derivative by time
+            they would rule. Default False.
 
     Raises:
         UsageError: a size that cannot be halved often enough, heads that do not divide, numbers out of their range,
@@ -125,6 +127,7 @@ class UNet2D(ModelMixin, ConfigMixin):
         target_time: bool = False,
         condition_channels: Size | None = None,
         condition_scale: Size = 1,
+        smooth_time: bool = False,
     ):
         super().__init__()
         stages = len(block_out_channels)
@@ -227,7 +230,8 @@ class UNet2D(ModelMixin, ConfigMixin):
         """Times and class as one vector, (1 or B, emb_dim). One shared time step is embedded once."""
 
         def encoded(t: Tensor) -> Tensor:
-            return sinusoidal_embedding(t, self.config.block_out_channels[0]).to(sample.dtype)
+            highest = SMOOTH if self.config.smooth_time else 1.0
+            return sinusoidal_embedding(t, self.config.block_out_channels[0], highest=highest).to(sample.dtype)
 
         t = torch.as_tensor(timestep, device=sample.device).reshape(-1)
         emb = self.time_embedding(encoded(t))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from latentia.errors import Rate, Size, UsageError, check_arguments
 from latentia.models.layers.attention import AttentionBlock
-from latentia.models.layers.conditioning import check_rows, sinusoidal_embedding
+from latentia.models.layers.conditioning import SMOOTH, check_rows, sinusoidal_embedding
 from latentia.models.layers.norm import GroupNorm, group_count
 from latentia.models.layers.residual import ResidualBlock, zero_init
 from latentia.models.modeling import ModelMixin
@@ -61,6 +61,7 @@ class UNet1D(ModelMixin, ConfigMixin):
             few steps. Default False.
         masked: whether sequences may be shorter than L: the network then takes `step_mask` as one more channel, sees 0
             where no step is, and predicts 0 there. Default False.
+        smooth_time: as of `UNet2D`. Default False.
 
     Raises:
         UsageError: heads that do not divide, an even kernel, numbers out of their range, other channels, labels or a
@@ -96,6 +97,7 @@ class UNet1D(ModelMixin, ConfigMixin):
         dropout: Rate = 0.0,
         target_time: bool = False,
         masked: bool = False,
+        smooth_time: bool = False,
     ):
         super().__init__()
         stages = len(block_out_channels)
@@ -189,7 +191,8 @@ class UNet1D(ModelMixin, ConfigMixin):
         """Times and class as one vector, (1 or B, emb_dim). One shared time step is embedded once."""
 
         def encoded(t: Tensor) -> Tensor:
-            return sinusoidal_embedding(t, self.config.block_out_channels[0]).to(sample.dtype)
+            highest = SMOOTH if self.config.smooth_time else 1.0
+            return sinusoidal_embedding(t, self.config.block_out_channels[0], highest=highest).to(sample.dtype)
 
         t = torch.as_tensor(timestep, device=sample.device).reshape(-1)
         emb = self.time_embedding(encoded(t))

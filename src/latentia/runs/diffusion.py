@@ -25,6 +25,16 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")
 FEW_STEPS: dict[str, Callable[..., dict[str, Tensor]]] = {"mean_flow": mean_flow_loss, "shortcut": shortcut_loss}
 
 
+def flow_map_settings(method: str | None) -> dict[str, bool]:
+    """What the network of a few-step model is built with: a name of `FEW_STEPS`, or None for any other model.
+
+    Example:
+        >>> flow_map_settings("shortcut")
+        {'target_time': True, 'smooth_time': False}
+    """
+    return {"target_time": method is not None, "smooth_time": method == "mean_flow"}
+
+
 @dataclass(frozen=True)
 class DiffusionEvaluationArguments(EvaluationArguments):
     """Images and scores on the way."""

@@ -17,6 +17,8 @@ _MOST_CHANNELS = 6
 def draw_series(sides: dict[str, SeriesSet], channels: Any, count: int = 6) -> Image.Image:
     """The first series of each side, a column for each side and a line of panels for each series.
 
+    Several channels are drawn in units of the deviation of the first side from its mean, as their scales may differ.
+
     Args:
         sides: name -> series, one or two: real first.
         channels: their names; at most 6 are drawn.
@@ -27,15 +29,17 @@ def draw_series(sides: dict[str, SeriesSet], channels: Any, count: int = 6) -> I
     count = min(count, *(len(side) for side in sides.values()))
     figure = Figure(figsize=(4.6 * len(sides), 1.1 * count + 0.5), layout="constrained")
     panels = np.array(figure.subplots(count, len(sides), sharex=True, sharey=True)).reshape(count, len(sides))
+    centres = next(iter(sides.values())).centres()
     for column, (name, side) in enumerate(sides.items()):
+        values = side.scaled(*centres).values if len(channels) > 1 else side.values
         for row in range(count):
             steps = int(side.lengths[row])
             for c, channel in enumerate(channels[:_MOST_CHANNELS]):
                 color = (_REAL if column == 0 and len(sides) == 2 else _MADE) if len(channels) == 1 else f"C{c}"
                 label = plain_text(channel) if row == 0 else None
-                panels[row, column].plot(side.values[row, c, :steps], color=color, lw=1, label=label)
+                panels[row, column].plot(values[row, c, :steps], color=color, lw=1, label=label)
             panels[row, column].tick_params(labelsize=6)
-        panels[0, column].set_title(name, fontsize=9)
+        panels[0, column].set_title(name + ", standardised" * (len(channels) > 1), fontsize=9)
     if len(channels) > 1:
         panels[0, 0].legend(fontsize=6, ncols=3)
     return figure_image(figure)

@@ -32,8 +32,9 @@ def draw_spectrograms(sides: dict[str, SoundSet], names: list[str] | None = None
     for row, (name, side) in enumerate(sides.items()):
         chosen = range(min(count, len(side)))
         if side.labels is not None and names is not None:
-            firsts = [np.flatnonzero(side.labels == k) for k in range(min(count, len(names)))]
-            chosen = [int(found[0]) for found in firsts if len(found)]  # type: ignore[assignment] # of indices too
+            _, firsts = np.unique(side.labels, return_index=True)  # one of each class, then others
+            others = np.setdiff1d(np.arange(len(side)), firsts)
+            chosen = [int(i) for i in (*firsts, *others)][:count]  # type: ignore[assignment] # of indices too
         for panel, i in zip(panels[row], chosen):
             power = magnitudes(torch.from_numpy(side.waves[i : i + 1]).float(), 512, 128)[0]
             loud = 20 * power.clamp(min=1e-6).log10()

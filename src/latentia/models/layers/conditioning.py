@@ -9,15 +9,17 @@ from latentia.errors import UsageError, check_range
 from latentia.functional.checks import check_indices
 
 CONDITION_WIDTH = 64  # of the embedding of a label or caption
+SMOOTH = 0.03  # highest frequency per time step of networks with `smooth_time`
 
 
-def sinusoidal_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+def sinusoidal_embedding(t: Tensor, dim: int, max_period: float = 10_000.0, highest: float = 1.0) -> Tensor:
     r"""Time encoding \(\cos(\omega_i t), \sin(\omega_i t)\) with \(\omega_i = P^{-i/(d/2)}\).
 
     Args:
         t: time steps, shape (B,), any real dtype.
         dim: even width d of the encoding.
         max_period: P, the longest wavelength over 2 pi. Default 10 000.
+        highest: entries of frequencies above it are 0. Default 1, so none.
 
     Returns:
         float32 of shape (B, dim).
@@ -30,7 +32,8 @@ def sinusoidal_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> T
     """
     omega = torch.exp(-math.log(max_period) / (dim // 2) * torch.arange(dim // 2, device=t.device))
     angle = t[:, None].float() * omega
-    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+    waves = torch.cat([angle.cos(), angle.sin()], dim=-1)
+    return waves if highest >= 1 else waves * (omega <= highest).repeat(2)
 
 
 def check_class_labels(class_labels: Tensor | None, num_class_embeds: int | None) -> None:
