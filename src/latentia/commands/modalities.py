@@ -10,9 +10,11 @@ import torch
 
 from latentia.commands.reference import options_of
 from latentia.commands.sources import modality_of
+from latentia.data.decode import SUFFIXES as IMAGE_FILES
 from latentia.data.series import Series, load_series
 from latentia.data.shipped_series import SHIPPED_SERIES, simulate_ar2
 from latentia.data.shipped_sounds import SHIPPED_SOUNDS
+from latentia.data.sounds import SUFFIXES as SOUND_FILES
 from latentia.data.sounds import Sounds, load_sounds, wav_bytes
 from latentia.data.tables import SUFFIXES, is_table, read_columns
 from latentia.errors import UsageError
@@ -23,6 +25,7 @@ from latentia.evaluation.series_metrics import autocorrelation
 from latentia.files.reading import user_path
 from latentia.files.writing import write_bytes, write_image, write_text
 from latentia.functional.autoregression import fit_ar2
+from latentia.hub.load import INDEX_NAME
 from latentia.models.log_mel import LogMel
 from latentia.pipelines.capabilities import Option
 from latentia.rng import seed_from
@@ -32,6 +35,7 @@ from latentia.runs.sounds import set_of as set_of_sounds
 
 # Those of a table of series, beside label_column; each but the last says that a file is one.
 SERIES_FLAGS = ("layout", "series_column", "time_column", "window", "drop_columns")
+SOUND_FLAGS = ("sampling_rate", "clip_seconds", "on_silence")
 LONG = {"series", "time"}  # of a long table, as `generate` writes it
 
 
@@ -159,7 +163,7 @@ MODALITIES: dict[str, Modality] = {
         from_flags=open_sounds,
         load=load_sounds,
         fits=lambda source: isinstance(source, Sounds),
-        settings=("max_train_samples",),
+        settings=("max_train_samples", *SOUND_FLAGS),
         score=score_sounds,
         figures=_figures_of_sounds,
         write=_write_sounds,
@@ -174,6 +178,7 @@ def signal_modality(source: Any, data: Any = None, settings: Mapping[str, Any] |
 
     A file of a table, measured against another one, holds series if a flag of series is given, or if both have the
     columns "series" and "time" that `generate` writes; and rows if neither has any of the two, or with layout "rows".
+    A folder of sound files without images holds sounds.
 
     Args:
         source: a name, file, folder, pipeline or signals.
@@ -192,17 +197,35 @@ def signal_modality(source: Any, data: Any = None, settings: Mapping[str, Any] |
             named = isinstance(one, str) and one in (*modality.shipped, *modality.baselines)
             if named or modality.fits(one) or getattr(one, "modality", None) == name or modality_of(one) == name:
                 return name
+    if any(_holds_sounds(one) for one in (source, data)):
+        return "sound"
     return "series" if _are_series([source] if data is None else [source, data], settings or {}) else None
 
 
 def signal_options() -> dict[str, Option]:
-    """The flags of tables of series for a command line: name to type, default and help, from `SeriesArguments`."""
+    """The flags of tables of series and of sound files for a command line: name to type, default and help."""
     layout = Option(
         Literal["long", "wide", "rows"] | None,
         None,
         "What a table holds: long or wide series, or rows that are no series.",
     )
-    return {**options_of(SeriesArguments, SERIES_FLAGS), "layout": layout}
+    series = {**options_of(SeriesArguments, SERIES_FLAGS), "layout": layout}
+    silence = Option(Literal["raise", "skip"] | None, None, "What to do with clips of sounds below -60 dB.")
+    return {**series, **options_of(SoundArguments, SOUND_FLAGS), "on_silence": silence}
+
+
+def _holds_sounds(source: Any) -> bool:
+    """Whether a source is a sound file, or a folder of such without an image."""
+    if not isinstance(source, str | Path):
+        return False
+    path, found = user_path(source), False
+    if not path.is_dir() or (path / INDEX_NAME).is_file():
+        return path.is_file() and path.suffix.lower() in SOUND_FILES
+    for file in path.rglob("*"):
+        if file.suffix.lower() in IMAGE_FILES:
+            return False
+        found = found or file.suffix.lower() in SOUND_FILES
+    return found
 
 
 def _are_series(tables: Sequence[Any], settings: Mapping[str, Any]) -> bool:

@@ -20,7 +20,8 @@ WRITTEN = {
     "anomalies": ("scores.csv", "anomalies.json", "scores.png", "anomalies.png"),
     "average": (
         *("README.md", "average.json", "model_index.json", "training_config.json"),
-        *("*/*.json", "*/*.safetensors", "*/*.txt"),
+        *("*/config.json", "*/*_config.json", "*/*.index.json", "*/*.safetensors"),
+        *("*/tokenizer.json", "*/vocab.json", "*/special_tokens_map.json", "*/merges.txt"),
     ),
     "bounds": ("bounds.json", "bounds.png"),
     "evaluate": _EVALUATION,

@@ -162,7 +162,8 @@ def check_kept(kind: Any, index: dict[str, Any], where: str) -> None:
         CheckpointError: naming the components, and the class that was saved; or what is no component.
     """
     for name, argument in inspect.signature(kind.__init__).parameters.items():
-        if name in index and argument.default is argument.empty and not isinstance(index[name], list):
+        is_component = argument.default is argument.empty or name in kind._optional_components
+        if is_component and not isinstance(index.get(name, []), list):
             raise CheckpointError(f"{name} in {where} must be [library, class], got {str(index[name])[:200]!r}.")
     lost = left_without(kind, components(index))
     if lost:
