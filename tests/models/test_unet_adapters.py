@@ -58,6 +58,7 @@ def test_a_network_wrapped_by_peft_samples_in_a_pipeline():
     assert pipe.decode(noise, num_inference_steps=2, output_type="latent").isfinite().all()
 
 
+@pytest.mark.nightly  # blocks of two stages compile by day, in the battery of networks
 def test_blocks_of_four_stages_compile_alone():
     """Each stage has widths of its own, more shapes than torch compiles of one function by default."""
     unet = network(sample_size=32, block_out_channels=(8, 16, 24, 32), layers_per_block=2)

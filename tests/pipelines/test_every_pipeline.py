@@ -36,6 +36,7 @@ def over(able=lambda entry: True):
 every = over()
 THREADS_AT_NIGHT = {  # which share their pipeline with another entry
     *("diffusion-classes", "diffusion-ode", "latent-flow", "text-to-image-pixels", "vae-without-likelihood"),
+    *("flow", "latent-diffusion-control", "diffusion-edges"),
     *("vae-prior", "vae-gamma", "vae-categories", "gan-classes", "normalizing-flow", "vqvae-fsq", "vq-prior-classes"),
 }
 samplers = over(lambda entry: entry.ask)

@@ -97,8 +97,8 @@ def average(
         The pipeline with the average in place of that of the run.
 
     Raises:
-        UsageError: a run that keeps no averages (`--use_ema`), a step without a checkpoint, a length that cannot be made
-            of them.
+        UsageError: a run that keeps no averages (`--use_ema`), a step without a checkpoint, a length that cannot be
+            made of them.
         CheckpointError: no checkpoints, a damaged one, or the run has left no pipeline.
 
     Example:
