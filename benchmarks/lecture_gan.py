@@ -347,14 +347,14 @@ def conditional(rows: Rows, args) -> None:
     )  # fmt: skip
 
 
-def small_gan(name: str, args, data: ImageData, **told):
+def small_gan(name: str, args, data: ImageData, **conditions):
     """Networks of the part arithmetic, trained unless `--folder` has them."""
     path = args.folder / f"arithmetic-{name}" if args.folder else None
     if path and (path / "model_index.json").is_file():
         pipe = GANPipeline.from_pretrained(path)
     else:
-        g, d = players(data.shape, tuple(args.channels), **told)
-        pipe = GANPipeline(play(g, d, data, args.steps, mismatched="num_class_embeds" in told), d)
+        g, d = players(data.shape, tuple(args.channels), **conditions)
+        pipe = GANPipeline(play(g, d, data, args.steps, mismatched="num_class_embeds" in conditions), d)
         if path:
             pipe.save_pretrained(path)
     pipe.set_progress_bar_config(disable=True)
@@ -379,11 +379,11 @@ def sums(pipe, extractor, attribute: str, size: int) -> dict[str, float]:
     With and without are the fifths of a class with the most and the least of it; a sum has it above the class's median.
     A network with classes is asked for a and for b by their labels.
     """
-    count, told = 6000, pipe.generator.config.num_class_embeds is not None
+    count, conditional = 6000, pipe.generator.config.num_class_embeds is not None
     z = torch.randn(count, pipe.generator.config.latent_dim, generator=seeded(1))
-    asked = {"class_labels": (torch.arange(count) % 10).tolist()} if told else {}
+    asked = {"class_labels": (torch.arange(count) % 10).tolist()} if conditional else {}
     images = pipe.decode(z, output_type="latent", **asked)
-    classes = torch.arange(count) % 10 if told else extractor(images).logits.argmax(1)
+    classes = torch.arange(count) % 10 if conditional else extractor(images).logits.argmax(1)
     value, ends, median = ATTRIBUTES[attribute](images), {}, torch.zeros(10)
     for k in classes.unique().tolist():
         of = (classes == k).nonzero().flatten()
@@ -397,7 +397,7 @@ def sums(pipe, extractor, attribute: str, size: int) -> dict[str, float]:
             made.append(mean[0] - mean[1] + mean[2]), wanted.append(b)
     if not made:  # after a few steps of training
         return {"right": 0.0, "trials": 0}
-    asked = {"class_labels": wanted} if told else {}
+    asked = {"class_labels": wanted} if conditional else {}
     images, target = pipe.decode(torch.stack(made), output_type="latent", **asked), torch.tensor(wanted)
     is_b = extractor(images).logits.argmax(1) == target
     has = ATTRIBUTES[attribute](images) > median[target]

@@ -1,12 +1,11 @@
 """Average the weights of a run over another length than in training, from its checkpoints (post-hoc EMA)."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from torch import Tensor, nn
 
 from latentia.commands.output import open_output
@@ -114,42 +113,37 @@ def average(
         there = ", ".join(map(str, found))
         raise UsageError(f"step must be that of a checkpoint of {folder}, {there}; got {step}.")
     pipe = load_pipeline(folder)
-    saved = {number: load_checkpoint(path) for number, path in found.items() if number <= end}
-    averages = {number: _averages(state) for number, (state, _) in saved.items()}
-    names = [name for name in averages[end] if all(name in kept for kept in averages.values())]
+    updates, about = {}, dict[str, Any]()  # of each checkpoint and each of its averages; one is in memory at a time
+    for number in (number for number in found if number <= end):
+        state, manifest = load_checkpoint(found[number], ".ema")
+        updates[number] = {name: int(part["steps"]) for name, part in state.items() if int(part["steps"])}
+        about = manifest["config"]
+    names = [name for name in updates[end] if all(name in counts for counts in updates.values())]
     if not names:
         raise UsageError(f"run {folder} keeps no averages of its weights to make others of. Train with use_ema.")
-    replaced, shares, difference = [], {}, 0.0
+    replaced, shares, difference = [], dict[str, float](), 0.0
     for name in names:
-        about: Any = saved[end][1]["config"]
-        ends = [int(kept[name]["steps"]) for kept in averages.values()]
+        ends = [counts[name] for counts in updates.values()]
         made = combine(ends, about["ema_decay"], about["ema_warmup"], length, ends[-1])
-        shares, difference = dict(zip(averages, made.shares)), max(difference, made.difference)
-        weights = _mean([kept[name]["module"] for kept in averages.values()], made.shares)
-        replaced += _replace(pipe, name, weights)
+        shares, difference = dict(zip(map(str, updates), made.shares)), max(difference, made.difference)
+        used = [(found[number], share) for number, share in zip(updates, made.shares) if share]
+        replaced += _replace(pipe, name.removesuffix(".ema"), _mean(name, used))
     if not replaced:
         raise CheckpointError(f"{folder}: the averages of its checkpoints, {', '.join(names)}, are of no component.")
-    kept = {str(number): share for number, share in shares.items()}
-    numbers = {"length": length, "step": end, "shares": kept, "difference": round(difference, 4)}
+    numbers = {"length": length, "step": end, "shares": shares, "difference": round(difference, 4)}
     return Averaged(pipe, {"run": str(run), **numbers, "components": replaced})
 
 
-def _averages(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The averages of a checkpoint by the name of what was trained, those that were updated."""
-    found = {name.removesuffix(".ema"): part for name, part in state.items() if name.endswith(".ema")}
-    return {name: part for name, part in found.items() if int(part["steps"]) > 0}
-
-
-def _mean(states: list[Mapping[str, Tensor]], shares: list[float]) -> dict[str, Tensor]:
-    """The mean of states in float64; of integers, which are not averaged, the last ones."""
-    mean = {}
-    for key, last in states[-1].items():
-        if not last.is_floating_point():
-            mean[key] = last
-            continue
-        parts = [share * state[key].double() for state, share in zip(states, shares) if share]
-        mean[key] = torch.stack(parts).sum(0).to(last.dtype)
-    return mean
+def _mean(name: str, used: Sequence[tuple[Path, float]]) -> dict[str, Tensor]:
+    """The mean of the averages of checkpoints by their shares, in float64; of integers the last ones."""
+    total: dict[str, Tensor] = {}
+    last: dict[str, Tensor] = {}
+    for path, share in used:
+        last = load_checkpoint(path, name)[0][name]["module"]
+        for key, value in last.items():
+            if value.is_floating_point():
+                total[key] = total.get(key, 0) + share * value.double()
+    return {key: total[key].to(value.dtype) if key in total else value for key, value in last.items()}
 
 
 def _replace(pipe: Any, name: str, weights: Mapping[str, Tensor]) -> list[str]:

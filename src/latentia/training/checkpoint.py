@@ -256,8 +256,12 @@ def _is_list_of_files(files: Any) -> bool:
     )
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def load_checkpoint(path: Path, ending: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
     """Verify and read a checkpoint.
+
+    Args:
+        path: its folder.
+        ending: only state dicts whose names end so are read, such as ".ema". Default: all.
 
     Returns:
         (state, manifest): name -> state dict with tensors on the CPU, and the manifest.
@@ -268,7 +272,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     manifest = verify_checkpoint(path)
     state = {}
     for file in manifest["files"]:
-        if file.endswith(".json"):
+        if file.endswith(f"{ending}.json"):
             try:
                 tensors = load_file(path / f"{file[:-5]}.safetensors")
                 state[file[:-5]] = unflatten(json.loads((path / file).read_bytes()), tensors)
